@@ -1,0 +1,213 @@
+"""The command line. Faults of the user end with exit code 2, faults of a run with 1, both without a traceback."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from weaksam.errors import ConfigError, WeakSamError
+
+app = typer.Typer(
+    help="From image-level labels to boxes, masks and detectors, as batch jobs on Ray.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+ConfigPath = Annotated[str, typer.Argument(metavar="CONFIG", help="Run file (YAML).")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings laid over the file: steps.<step>.<key>=<value>, run=<uri>.")
+]
+
+
+def guarded(command: Callable[..., None]) -> Callable[..., None]:
+    """Turns the errors a user can act on into messages and exit codes."""
+
+    @functools.wraps(command)
+    def inner(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except ConfigError as error:
+            for fault in error.faults:
+                print(f"error: {fault}", file=sys.stderr)
+            raise typer.Exit(2) from None
+        except WeakSamError as error:
+            print(f"error: {error}", file=sys.stderr)
+            raise typer.Exit(1) from None
+        except KeyboardInterrupt:
+            print("interrupted: the same command goes on from here", file=sys.stderr)
+            raise typer.Exit(130) from None
+
+    return inner
+
+
+def set_up_logging() -> None:
+    """Our own lines to stderr with the time of day; other libraries only from warnings on."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    logger = logging.getLogger("weaksam")
+    logger.handlers, logger.propagate = [handler], False
+    logger.setLevel(logging.INFO)
+
+
+@app.command()
+@guarded
+def run(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    only: Annotated[list[str] | None, typer.Option(metavar="STEP", help="Run only this step; may be repeated.")] = None,
+) -> None:
+    """Run the steps of CONFIG. The same command again goes on where it stopped."""
+    run_pipeline(config, overrides or [], only=only or [])
+
+
+def run_pipeline(config: str, overrides: list[str], *, only: list[str] | None = None, stage: str | None = None) -> None:
+    """Checks everything, joins or starts Ray, runs the chosen steps.
+
+    Args:
+        config: path of the run file.
+        overrides: `key=value` texts.
+        only: names of the steps to run; all when empty.
+        stage: run only the steps of this stage.
+    """
+    from weaksam import pipeline
+
+    set_up_logging()
+    steps = pipeline.load(config, overrides)
+    if stage is not None:
+        only = [step.name for step in steps if step.stage.name == stage]
+        if not only:
+            raise ConfigError(f"{config}: no step has the stage '{stage}'")
+    chosen = pipeline.select(steps, only or [])
+    if any(step.manifest() is None for step in chosen):
+        from weaksam import runtime
+
+        runtime.connect()
+    pipeline.run_steps(chosen)
+
+
+def run_job(stage: str | None) -> None:
+    """Entry point of `python -m jobs.<stage> CONFIG [KEY=VALUE]...`; `stage` None runs every step."""
+    if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
+        what = f"the '{stage}' steps" if stage else "every step"
+        print(f"usage: python -m jobs.{stage or 'pipeline'} CONFIG [KEY=VALUE]...\nRuns {what} of a run file.")
+        sys.exit(0 if len(sys.argv) > 1 else 2)
+    try:
+        guarded(run_pipeline)(sys.argv[1], sys.argv[2:], stage=stage)
+    except typer.Exit as end:
+        sys.exit(end.exit_code)
+
+
+@app.command()
+@guarded
+def check(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Check CONFIG without running anything: every fault at once, then what each step would do."""
+    from weaksam import pipeline
+
+    table = Table("step", "stage", "reads", "state", "folder", box=None)
+    for step in pipeline.load(config, overrides or []):
+        reads = ", ".join(other.name for other in step.inputs.values())
+        state = "finished" if step.manifest() else "to do"
+        table.add_row(step.name, step.stage.name, reads, state, step.folder)
+    _console().print(table)
+
+
+@app.command()
+@guarded
+def status(run_uri: Annotated[str, typer.Argument(metavar="RUN", help="Folder of a run, any URI.")]) -> None:
+    """Show what is done in RUN. Reads its files only, so it needs no cluster."""
+    from weaksam import tables
+    from weaksam.storage import join, list_folders, read_json
+
+    table = Table("step", "state", "rows", "failed", "seconds", "rows/s", "folder", box=None)
+    found = 0
+    for name in list_folders(run_uri):
+        folder = join(run_uri, name)
+        try:
+            read_json(join(folder, "config.json"))
+        except FileNotFoundError:
+            continue
+        found += 1
+        step = name.rsplit("-", 1)[0]
+        try:
+            done = read_json(join(folder, "manifest.json"))
+        except FileNotFoundError:
+            rows = sum(tables.rows_in(part) for part in tables.list_parts(folder))
+            table.add_row(step, "unfinished", str(rows), "", "", "", folder)
+            continue
+        counts = [f"{done[key]:g}" for key in ("rows", "failed", "seconds", "rows_per_second")]
+        table.add_row(step, "finished", *counts, folder)
+    if not found:
+        raise ConfigError(f"{run_uri}: no step has been started there: check the folder, or run a config first")
+    _console().print(table)
+
+
+@app.command()
+@guarded
+def stages(name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="A stage; all when left out.")] = None) -> None:
+    """List the stages, or every key of one with type, default and meaning."""
+    from weaksam.stages import STAGES
+
+    if name is None:
+        table = Table("stage", "reads", "writes", "what it does", box=None)
+        for stage in STAGES.values():
+            table.add_row(stage.name, ", ".join(dict.fromkeys(stage.reads.values())), stage.writes, stage.summary)
+        _console().print(table)
+        return
+    if name not in STAGES:
+        raise ConfigError(f"there is no stage '{name}': stages are {', '.join(STAGES)}")
+    stage = STAGES[name]
+    console = _console()
+    console.print(f"[bold]{name}[/bold] -> {stage.writes}\n{(stage.config.__doc__ or '').strip()}\n", highlight=False)
+    table = Table("key", "type", "default", "meaning", box=None)
+    for row in settings_rows(stage.config):
+        table.add_row(*row)
+    console.print(table)
+
+
+def settings_rows(config: Any, prefix: str = "") -> list[tuple[str, str, str, str]]:
+    """(key, type, default, sentence) of every setting, nested ones as `outer.inner`."""
+    rows = []
+    for name, info in config.model_fields.items():
+        inner = info.annotation
+        if isinstance(inner, type) and hasattr(inner, "model_fields"):
+            rows += settings_rows(inner, f"{prefix}{name}.")
+            continue
+        kind = inner.__name__ if isinstance(inner, type) else str(inner).replace("typing.", "")
+        default = "required" if info.is_required() else repr(info.get_default(call_default_factory=True))
+        rows.append((prefix + name, kind, default, " ".join((info.description or "").split())))
+    return rows
+
+
+@app.command()
+@guarded
+def scenes(
+    out: Annotated[str, typer.Argument(metavar="OUT", help="Folder to write to.")],
+    images: Annotated[int, typer.Option(min=1, help="Number of scenes.")] = 300,
+    seed: Annotated[int, typer.Option(help="The same seed draws the same scenes.")] = 0,
+    format: Annotated[str, typer.Option(help="voc or coco.")] = "voc",
+) -> None:
+    """Draw the demo world: photograph-like scenes with labels, boxes and masks."""
+    from weaksam.data.scenes import write_scenes
+
+    if format not in ("voc", "coco"):
+        raise ConfigError(f"--format {format}: must be voc or coco")
+    set_up_logging()
+    write_scenes(out, images=images, seed=seed, format=format)
+
+
+def _console() -> Console:
+    # A pipe has no width: give tables room instead of folding them at 80 columns.
+    return Console(width=None if sys.stdout.isatty() else 200, soft_wrap=True)
+
+
+def main() -> None:
+    """The `weaksam` command."""
+    app()

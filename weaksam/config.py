@@ -1,0 +1,154 @@
+"""Settings classes and the run file: strict, frozen, each field documented by the sentence under it.
+
+A run file is YAML: `run`, the URI where everything of the run lives, and `steps`, a mapping of named steps.
+Reading one collects *every* fault, each named by its key, before anything starts.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import pydantic
+import yaml
+from pydantic import BaseModel, ConfigDict, Field
+
+from weaksam.errors import ConfigError
+
+
+class Settings(BaseModel):
+    """Base of every settings class: unknown keys and wrong types are faults, values never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+
+
+@dataclass(frozen=True)
+class Reads:
+    """Marks a field that names an earlier step, and what that step must write: `images`, `proposals`, ..."""
+
+    noun: str
+
+
+@dataclass(frozen=True)
+class OutsideFile:
+    """Marks a field that is the URI of a file made elsewhere: its identity is part of the fingerprint."""
+
+
+@dataclass(frozen=True)
+class NotInFingerprint:
+    """Marks a field that decides how a step runs or is judged, never what it computes. `resources` is one by name."""
+
+
+class StageConfig(Settings):
+    """Keys that every step has."""
+
+    max_failed: Annotated[float, NotInFingerprint()] = Field(0.001, ge=0, le=1)
+    """Share of rows that may fail (one row always may) before the step counts as failed."""
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML in which `2e-5` is a number and a key given twice is a fault."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.MarkedYAMLError(problem=f"key {key!r} is given twice", problem_mark=key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+0123456789."),
+)
+
+
+def load_run_file(path: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The raw content of a run file with `key.path=value` overrides laid over it; values are read as YAML.
+
+    Raises:
+        ConfigError: the file is missing or not YAML, or an override is not of that form.
+    """
+    try:
+        content = yaml.load(Path(path).read_text(), Loader=_Loader)  # noqa: S506  (a SafeLoader)
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file") from None
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise ConfigError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: must be a mapping with the keys 'run' and 'steps'")
+    faults = [fault for text in overrides if (fault := _apply_override(content, text))]
+    if faults:
+        raise ConfigError(*faults)
+    return content
+
+
+def _apply_override(content: dict[str, Any], text: str) -> str | None:
+    key, equals, value = text.partition("=")
+    parts = key.split(".")
+    if not equals or not all(parts):
+        return f"{text}: an override has the form steps.<step>.<key>=<value>"
+    target = content
+    for depth, part in enumerate(parts[:-1]):
+        target = target.setdefault(part, {})
+        if not isinstance(target, dict):
+            return f"{text}: '{'.'.join(parts[: depth + 1])}' is not a mapping"
+    if parts[0] == "steps" and len(parts) > 2 and "stage" not in content["steps"][parts[1]]:
+        return f"{text}: there is no step '{parts[1]}'"
+    try:
+        target[parts[-1]] = yaml.load(value, Loader=_Loader)  # noqa: S506
+    except yaml.YAMLError as error:
+        return f"{text}: the value is not YAML: {' '.join(str(error).split())}"
+    return None
+
+
+def parse_settings(config: type[Settings], raw: Any, *, where: str) -> tuple[Settings | None, list[str]]:
+    """`raw` as an instance of `config`, or None and one fault a key, each starting with its full key."""
+    if not isinstance(raw, dict):
+        return None, [f"{where}: must be a mapping of settings, got {raw!r}"]
+    try:
+        # Through JSON: strict about types, yet a YAML list may be a tuple.
+        return config.model_validate_json(json.dumps(raw, default=str)), []
+    except pydantic.ValidationError as error:
+        return None, [_fault(config, fault, where) for fault in error.errors(include_url=False)]
+
+
+def _fault(config: type[Settings], fault: Any, where: str) -> str:
+    key = ".".join([where, *(str(part) for part in fault["loc"])])
+    if fault["type"] == "extra_forbidden":
+        close = difflib.get_close_matches(str(fault["loc"][-1]), _names_at(config, fault["loc"][:-1]), n=1)
+        return f"{key}: unknown key" + (f": did you mean '{close[0]}'?" if close else "")
+    if fault["type"] == "missing":
+        return f"{key}: required: set it in the file or on the command line as {key}=..."
+    return f"{key}: {fault['msg'][0].lower()}{fault['msg'][1:]}, got {fault['input']!r}"
+
+
+def _names_at(config: type[BaseModel], location: tuple) -> list[str]:
+    """Field names of the settings class that `location` leads to."""
+    for part in location:
+        field = config.model_fields.get(str(part))
+        annotation = field.annotation if field else None
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return []
+        config = annotation
+    return list(config.model_fields)
+
+
+def result_settings(config: BaseModel) -> dict[str, Any]:
+    """The settings that change what a step computes, as plain JSON values; the stuff of a fingerprint."""
+    kept: dict[str, Any] = {}
+    values = config.model_dump(mode="json")
+    for name, info in type(config).model_fields.items():
+        if name == "resources" or any(isinstance(mark, NotInFingerprint) for mark in info.metadata):
+            continue
+        value = getattr(config, name)
+        kept[name] = result_settings(value) if isinstance(value, BaseModel) else values[name]
+    return kept

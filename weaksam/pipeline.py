@@ -1,0 +1,253 @@
+"""A run file becomes steps, and steps are run in order: finished ones are skipped, unfinished ones go on."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.metadata
+import logging
+import math
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+from typing import Any
+
+from weaksam import storage
+from weaksam.config import StageConfig, load_run_file, parse_settings
+from weaksam.errors import ConfigError, StageError, StorageError, WeakSamError
+from weaksam.stage import Outcome, Stage, Step, describe, resolve
+from weaksam.stages import STAGES
+
+log = logging.getLogger(__name__)
+
+_VERSIONED = ("weaksam", "ray", "torch", "torchvision", "segment-anything", "pyarrow", "numpy", "pillow")
+
+
+def load(path: str, overrides: Sequence[str] = ()) -> list[Step]:
+    """The steps of a run file, in an order in which they can run.
+
+    Reads outside files as far as fingerprints need them; starts nothing and writes nothing.
+
+    Raises:
+        ConfigError: with every fault of the file and the overrides, each named by its key.
+    """
+    content = load_run_file(path, overrides)
+    faults = [f"{key}: unknown key: a run file has 'run' and 'steps'" for key in content if key not in ("run", "steps")]
+    run, raw_steps = content.get("run"), content.get("steps")
+    if not isinstance(run, str) or not run:
+        faults.append("run: required: the URI where everything of this run lives")
+    if not isinstance(raw_steps, dict) or not raw_steps:
+        raise ConfigError(*faults, "steps: required: a mapping of step names to settings")
+    parsed = {}
+    for name, raw in raw_steps.items():
+        stage, config, step_faults = _parse_step(str(name), raw)
+        faults += step_faults
+        if stage is not None:
+            parsed[str(name)] = (stage, config)
+    faults += _reference_faults(parsed, raw_steps)
+    if faults:
+        raise ConfigError(*faults)
+    return _resolve_all(storage.absolute(str(run)), parsed)
+
+
+def _parse_step(name: str, raw: Any) -> tuple[Stage | None, StageConfig | None, list[str]]:
+    where = f"steps.{name}"
+    if not name.replace("_", "").isalnum() or not name.isascii():
+        return None, None, [f"{where}: a step's name has letters, digits and '_' only"]
+    if not isinstance(raw, dict) or "stage" not in raw:
+        return None, None, [f"{where}.stage: required: one of {', '.join(STAGES)}"]
+    stage = STAGES.get(str(raw["stage"]))
+    if stage is None:
+        close = difflib.get_close_matches(str(raw["stage"]), STAGES, n=1)
+        hint = f"did you mean '{close[0]}'?" if close else f"one of {', '.join(STAGES)}"
+        return None, None, [f"{where}.stage: there is no stage '{raw['stage']}': {hint}"]
+    settings = {key: value for key, value in raw.items() if key != "stage"}
+    config, faults = parse_settings(stage.config, settings, where=where)
+    return stage, config, faults  # type: ignore[return-value]  (parse_settings returns what it was asked for)
+
+
+def _reference_faults(parsed: Mapping[str, tuple[Stage, StageConfig | None]], raw_steps: Mapping[str, Any]) -> list[str]:
+    """Faults of references between steps: to nothing, to a step that writes something else, in a circle."""
+    faults, graph = [], {}
+    for name, (stage, _) in parsed.items():
+        graph[name] = []
+        for key, noun in stage.reads.items():
+            target = raw_steps[name].get(key)
+            if not isinstance(target, str):
+                continue  # left out, or a type fault that is reported already
+            if target not in raw_steps:
+                close = difflib.get_close_matches(target, raw_steps, n=1)
+                hint = f": did you mean '{close[0]}'?" if close else f": steps are {', '.join(map(str, raw_steps))}"
+                faults.append(f"steps.{name}.{key}: there is no step '{target}'{hint}")
+            elif target in parsed:
+                graph[name].append(target)
+                if (found := parsed[target][0].writes) != noun:
+                    faults.append(f"steps.{name}.{key}: needs a step that writes {noun}, '{target}' writes {found}")
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        faults.append(f"steps: {' -> '.join(error.args[1])}: the steps wait for each other")
+    return faults
+
+
+def _resolve_all(run: str, parsed: Mapping[str, tuple[Stage, Any]]) -> list[Step]:
+    graph = {
+        name: [target for key in stage.reads if (target := getattr(config, key))]
+        for name, (stage, config) in parsed.items()
+    }
+    steps: dict[str, Step] = {}
+    faults = []
+    for name in TopologicalSorter(graph).static_order():
+        stage, config = parsed[name]
+        if any(target not in steps for target in graph[name]):
+            continue  # its input has a fault, which is reported
+        inputs = {key: steps[target] for key in stage.reads if (target := getattr(config, key))}
+        try:
+            steps[name] = resolve(run, name, stage, config, inputs)
+        except (StorageError, ConfigError) as error:
+            faults.append(f"steps.{name}: {error}")
+    if faults:
+        raise ConfigError(*faults)
+    return list(steps.values())
+
+
+def select(steps: Sequence[Step], only: Sequence[str]) -> list[Step]:
+    """The steps named in `only` (all when empty), in order.
+
+    Raises:
+        ConfigError: a name is unknown, or a step left out is needed and not finished.
+    """
+    names = [step.name for step in steps]
+    faults = [f"--only {name}: there is no step '{name}': steps are {', '.join(names)}" for name in only if name not in names]
+    chosen = [step for step in steps if not only or step.name in only]
+    for step in chosen:
+        for key, needed in step.inputs.items():
+            if needed not in chosen and needed.manifest() is None:
+                faults.append(f"steps.{step.name}.{key}: step '{needed.name}' is not finished: run it first or name it too")
+    if faults:
+        raise ConfigError(*faults)
+    return chosen
+
+
+def run_steps(steps: Sequence[Step]) -> None:
+    """Runs steps in order; the ones that are finished are skipped and say so.
+
+    Raises:
+        WeakSamError: a step could not finish, or too many of its rows failed.
+    """
+    for step in steps:
+        manifest = step.manifest()
+        if manifest is not None:
+            log.info("%s: finished, skipped (%s)", step.name, step.folder)
+        else:
+            manifest = _run_step(step)
+        _check_failed(step, manifest)
+
+
+def _run_step(step: Step) -> dict[str, Any]:
+    _tell_what_changed(step)
+    config_uri = storage.join(step.folder, "config.json")
+    if not storage.exists(config_uri):
+        storage.write_json(config_uri, describe(step))
+    log.info("%s: %s -> %s", step.name, step.stage.name, step.folder)
+    started = time.time()
+    outcome = step.stage.run(step)
+    seconds = time.time() - started
+    manifest = _manifest(step, outcome, seconds)
+    storage.write_json(step.manifest_uri, manifest)
+    log.info("%s: %s in %.0f s%s", step.name, _counts(outcome), seconds, f": {outcome.summary}" if outcome.summary else "")
+    return manifest
+
+
+def _counts(outcome: Outcome) -> str:
+    return f"{outcome.rows} rows" + (f", {outcome.failed} failed" if outcome.failed else "")
+
+
+def _manifest(step: Step, outcome: Outcome, seconds: float) -> dict[str, Any]:
+    computed = outcome.rows if outcome.computed is None else outcome.computed
+    return {
+        "step": step.name,
+        "stage": step.stage.name,
+        "fingerprint": step.fingerprint,
+        "inputs": {key: other.fingerprint for key, other in step.inputs.items()},
+        "rows": outcome.rows,
+        "ok": outcome.rows - outcome.failed,
+        "failed": outcome.failed,
+        "failures": outcome.failures,
+        "seconds": round(seconds, 2),
+        "rows_computed": computed,  # by the run that finished it; earlier ones did the rest
+        "rows_per_second": round(computed / max(seconds, 1e-9), 2),
+        "versions": _versions(),
+        "git_commit": _git_commit(),
+        "parts": outcome.parts,
+        "excluded": outcome.excluded,
+    }
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in _VERSIONED:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _git_commit() -> str | None:
+    """The commit this code is at; `WEAKSAM_GIT_COMMIT` says it where the code travels without its repository."""
+    if told := os.environ.get("WEAKSAM_GIT_COMMIT"):
+        return told
+    try:
+        here = Path(__file__).parent
+        told = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return told.stdout.strip() or None if told.returncode == 0 else None
+
+
+def _check_failed(step: Step, manifest: Mapping[str, Any]) -> None:
+    allowed = math.ceil(step.config.max_failed * manifest["rows"])
+    if manifest["failed"] > allowed:
+        listed = "\n  ".join(manifest["failures"])
+        raise StageError(
+            f"step {step.name}: {manifest['failed']} of {manifest['rows']} rows failed, {allowed} may "
+            f"(steps.{step.name}.max_failed={step.config.max_failed:g}). The rows are kept in {step.folder}; "
+            f"raise max_failed to go on with them. The first:\n  {listed}"
+        )
+
+
+def _tell_what_changed(step: Step) -> None:
+    """Logs which keys differ from the newest other result of the same step name."""
+    run = step.folder.rsplit("/", 1)[0]
+    others = [name for name in storage.list_folders(run) if name.rsplit("-", 1)[0] == step.name]
+    if not others or storage.exists(storage.join(step.folder, "config.json")):
+        return
+    before = {}
+    for name in others:
+        try:
+            before[name] = storage.read_json(storage.join(run, name, "config.json"))
+        except (FileNotFoundError, WeakSamError):
+            continue
+    now = _flat(describe(step))
+    for name, config in before.items():
+        old = _flat(config)
+        keys = [k for k in sorted(now.keys() | old.keys()) if now.get(k) != old.get(k) and not _irrelevant(k)]
+        told = ", ".join(f"{key} {old.get(key)!r} -> {now.get(key)!r}" for key in keys)
+        log.info("%s: a new folder beside %s, because of %s", step.name, name, told or "another weaksam")
+
+
+def _irrelevant(key: str) -> bool:
+    return key == "fingerprint" or ".resources" in key or key == "settings.max_failed"
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {prefix: value}
+    flat: dict[str, Any] = {}
+    for key, inner in value.items():
+        flat |= _flat(inner, f"{prefix}.{key}" if prefix else str(key))
+    return flat

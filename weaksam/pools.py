@@ -1,0 +1,70 @@
+"""Actor pools: what a step asks for, fitted to the cluster before anything starts."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from pydantic import Field
+
+from weaksam.config import Settings
+from weaksam.errors import ConfigError
+
+TASK_CPUS = 0.25  # of a fetch or write task: they mostly wait
+
+
+class PoolResources(Settings):
+    """Where and how wide a stage runs; never what it computes."""
+
+    min_actors: int = Field(1, ge=1)
+    """Actors that are started at once."""
+    max_actors: int | None = Field(None, ge=1)
+    """Most actors the pool may grow to; as many as the cluster holds when left out."""
+    actor_cpus: float = Field(1.0, gt=0)
+    """CPUs reserved for one actor; its compute threads are this number rounded up."""
+    actor_gpus: float | None = Field(None, ge=0)
+    """GPUs reserved for one actor, fractions allowed; 1 on a cluster with GPUs, else 0, when left out."""
+    batch_size: int = Field(8, ge=1)
+    """Images handed to an actor at once."""
+    image_timeout_s: float = Field(600.0, gt=0)
+    """Longest time one image may take when it is run alone after a crash."""
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Pool resources fitted to a cluster."""
+
+    min_actors: int
+    max_actors: int
+    actor_cpus: float
+    actor_gpus: float
+    batch_size: int
+    image_timeout_s: float
+
+
+def fit_pool(resources: PoolResources, total: dict[str, float]) -> Pool:
+    """The pool for a cluster with `total` resources.
+
+    Raises:
+        ConfigError: `min_actors` would leave nothing for reading and writing, so the run could never move.
+    """
+    cpus, gpus = total.get("CPU", 0.0), total.get("GPU", 0.0)
+    actor_gpus = resources.actor_gpus if resources.actor_gpus is not None else min(1.0, gpus)
+    spare = 2 * TASK_CPUS  # one fetch and one write task
+    fits = math.floor((cpus - spare) / resources.actor_cpus + 1e-6)
+    if actor_gpus > 0:
+        fits = min(fits, math.floor(gpus / actor_gpus + 1e-6))
+    if fits < resources.min_actors:
+        raise ConfigError(
+            f"resources: {resources.min_actors} actor(s) of {resources.actor_cpus:g} CPU and {actor_gpus:g} GPU do not fit: "
+            f"the cluster has {cpus:g} CPU and {gpus:g} GPU, of which {spare:g} CPU stay free for reading and writing: "
+            "lower min_actors, actor_cpus or actor_gpus"
+        )
+    return Pool(
+        min_actors=resources.min_actors,
+        max_actors=max(resources.min_actors, min(resources.max_actors or fits, fits)),
+        actor_cpus=resources.actor_cpus,
+        actor_gpus=actor_gpus,
+        batch_size=resources.batch_size,
+        image_timeout_s=resources.image_timeout_s,
+    )

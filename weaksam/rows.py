@@ -1,0 +1,90 @@
+"""How images enter a callable and rows leave it: bytes fetched with a status, one part written a task.
+
+A callable is a plain class, `Callable(**kwargs)(batch) -> pa.Table`: `batch` has the source's columns and `data`
+(bytes or null), `status`, `message`; the result has the step's schema, a row an image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pyarrow as pa
+from ray.data import Datasink
+
+from weaksam import schemas, storage, tables
+from weaksam.errors import StorageError, WeakSamError
+
+_FETCH_THREADS = 8
+_FETCHED = (("data", pa.large_binary()), ("status", pa.string()), ("message", pa.string()))
+
+
+def failed_row(image_id: str, status: str, message: str) -> dict[str, Any]:
+    """The row of an image that could not be used; its other columns become null."""
+    return {"image_id": image_id, "status": status, "message": message[:500]}
+
+
+class Fetch:
+    """Adds `data`, `status`, `message` to rows with a `uri`.
+
+    A missing object is the image's own fault and becomes its status. Any other fault is the storage's: the row is
+    left out and so tried again by a later pass, or raised when `strict`.
+    """
+
+    def __init__(self, *, strict: bool = False) -> None:
+        self.strict = strict
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        with ThreadPoolExecutor(_FETCH_THREADS) as pool:
+            fetched = list(pool.map(self._fetch, batch.column("uri").to_pylist()))
+        for index, (name, kind) in enumerate(_FETCHED):
+            values = [None if row is None else row[index] for row in fetched]
+            batch = batch.append_column(name, pa.array(values, kind))
+        return batch.filter(pa.array([row is not None for row in fetched]))
+
+    def _fetch(self, uri: str) -> tuple[bytes | None, str, str] | None:
+        try:
+            return storage.read_bytes(uri), schemas.OK, ""
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+            return None, "not_found", f"{uri}: no such object"
+        except StorageError:
+            if self.strict:
+                raise
+            return None
+
+
+class Worker:
+    """Holds a callable in an actor; a user's fault in its constructor is raised by the first call instead.
+
+    Ray passes on only the text of what a constructor raises, a call's exception keeps its class.
+    """
+
+    def __init__(self, callable_class: type, kwargs: dict[str, Any]) -> None:
+        try:
+            self.callable = callable_class(**kwargs)
+        except WeakSamError as error:
+            self.callable = None
+            self.error = error
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        if self.callable is None:
+            raise self.error
+        return self.callable(batch)
+
+
+class PartSink(Datasink[int]):
+    """Writes the blocks of a task as one part; see `tables` for why this makes rows count once."""
+
+    def __init__(self, folder: str, schema: pa.Schema) -> None:
+        self.folder = folder
+        self.schema = schema
+
+    def write(self, blocks: Iterable[pa.Table], ctx: Any) -> int:
+        """Writes all rows of the task; nothing for a task without rows."""
+        parts = [pa.table(block).cast(self.schema) for block in blocks if block.num_rows]
+        if not parts:
+            return 0
+        table = pa.concat_tables(parts).replace_schema_metadata(self.schema.metadata)
+        tables.write_part(self.folder, table)
+        return table.num_rows

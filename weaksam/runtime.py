@@ -1,0 +1,190 @@
+"""Ray Data plumbing of every stage that maps images to rows: resume, pools, capacity, exactly-once.
+
+    todo = images - ids already in parts
+      > fetch (tasks): URIs become bytes, the only form in which images travel
+      > callable (actor pool): bytes become rows
+      > PartSink: one part a block, one atomic write a part
+    left-over images run again, then each alone; then every id is counted once.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from weaksam import schemas, tables
+from weaksam.errors import StageError, WeakSamError
+from weaksam.pools import TASK_CPUS, Pool, PoolResources, fit_pool
+from weaksam.stage import Outcome, Step
+
+# A killed driver's reservation in Ray Data's coordinator starves the next one until it expires (default 180 s).
+os.environ.setdefault("RAY_DATA_AUTOSCALING_REQUEST_EXPIRE_TIME_S", "30")
+os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+
+import ray  # noqa: E402  (the variables above are read at import)
+import ray.data  # noqa: E402
+from ray.data import ActorPoolStrategy  # noqa: E402
+
+from weaksam.isolation import find_user_error, run_alone  # noqa: E402
+from weaksam.rows import Fetch, PartSink, Worker  # noqa: E402
+
+log = logging.getLogger(__name__)
+
+ROWS_PER_BLOCK = 64  # Ray Data costs about 15 ms a block; a block is also what a crash loses
+
+
+def connect() -> None:
+    """Joins the cluster of `RAY_ADDRESS` (a submitted job has it set) or starts one on this machine."""
+    if not ray.is_initialized():
+        address = os.environ.get("RAY_ADDRESS", "local")
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR", configure_logging=False)
+
+
+def map_images(
+    step: Step, source: pa.Table, callable_class: type, kwargs: dict[str, Any], *, schema: pa.Schema, resources: PoolResources
+) -> Outcome:
+    """Runs `callable_class` over every image of `source` and accounts for each id exactly once.
+
+    Args:
+        step: whose folder receives the parts; parts that are there already are kept and not computed again.
+        source: (image_id, uri, ...), each id once.
+        callable_class: see the module docstring; `kwargs` are its constructor arguments.
+        schema: of the rows, with metadata.
+        resources: of the actor pool.
+
+    Raises:
+        StageError: images remain that are neither done nor at fault; the same command goes on from here.
+    """
+    pool = fit_pool(resources, ray.cluster_resources())
+    todo = _todo(step.folder, source)
+    computed = todo.num_rows
+    if source.num_rows > computed:
+        log.info("%s: %d of %d images are done, going on", step.name, source.num_rows - computed, source.num_rows)
+    with _progress(step, source.num_rows, source.num_rows - computed):
+        while todo.num_rows:
+            _run_pass(step, todo, callable_class, kwargs, schema, pool)
+            left = _todo(step.folder, source)
+            if left.num_rows > todo.num_rows // 2 or 0 < left.num_rows <= ROWS_PER_BLOCK:
+                log.warning("%s: %d images left after a pass, running each alone", step.name, left.num_rows)
+                run_alone(step, left, callable_class, kwargs, schema, pool)
+                left = _todo(step.folder, source)
+            todo = left
+    return _account(step, source, computed=computed)
+
+
+def _todo(folder: str, source: pa.Table) -> pa.Table:
+    done = [image_id for ids in tables.done_ids(folder).values() for image_id in ids]
+    return source.filter(pc.invert(pc.is_in(source.column("image_id"), pa.array(done, pa.string()))))
+
+
+def _run_pass(step: Step, todo: pa.Table, callable_class: type, kwargs: dict, schema: pa.Schema, pool: Pool) -> None:
+    """One streaming pass over `todo`. What a crash or an unexpected error loses is left for the caller.
+
+    Raises:
+        WeakSamError: a fault that is not an image's, such as storage or weights.
+    """
+    rows_per_block = max(1, min(ROWS_PER_BLOCK, math.ceil(todo.num_rows / (4 * pool.max_actors))))
+    blocks = math.ceil(todo.num_rows / rows_per_block)
+    context = ray.data.DataContext.get_current().copy()
+    context.max_errored_blocks = max(8, blocks // 20)
+    context.max_consecutive_actor_init_deaths = 3
+    context.execution_no_progress_timeout_s = 3600
+    context.target_max_block_size = 64 * 1024**2
+    with ray.data.DataContext.current(context):
+        dataset = (
+            ray.data.from_arrow(todo)
+            .repartition(target_num_rows_per_block=rows_per_block)
+            .map_batches(Fetch(), batch_format="pyarrow", batch_size=pool.batch_size, num_cpus=TASK_CPUS)
+            .map_batches(
+                Worker,
+                fn_constructor_kwargs={"callable_class": callable_class, "kwargs": kwargs},
+                batch_format="pyarrow",
+                batch_size=pool.batch_size,
+                num_cpus=pool.actor_cpus,
+                num_gpus=pool.actor_gpus,
+                # One block more waits at each actor while it works, so that it never idles.
+                compute=ActorPoolStrategy(
+                    min_size=pool.min_actors, max_size=pool.max_actors, max_tasks_in_flight_per_actor=2
+                ),
+                max_restarts=-1,
+                # Twice a block, then it is given up for this pass (the default retries a crash for ever).
+                max_task_retries=1,
+            )
+        )
+        try:
+            dataset.write_datasink(PartSink(step.folder, schema), ray_remote_args={"num_cpus": TASK_CPUS})
+        except Exception as error:
+            if found := find_user_error(error):
+                raise found from error
+            log.warning("%s: a pass ended early: %s", step.name, (str(error).strip().splitlines() or ["?"])[-1])
+
+
+@contextmanager
+def _progress(step: Step, total: int, done_before: int) -> Iterator[None]:
+    """Logs how many images are done every few seconds, read off the listing of the step's folder."""
+    finished = threading.Event()
+    started = time.monotonic()
+
+    def report() -> None:
+        last = done_before
+        while not finished.wait(5.0):
+            try:
+                done = sum(tables.rows_in(part) for part in tables.list_parts(step.folder))
+            except (WeakSamError, OSError) as error:  # progress must never stop the work
+                log.debug("%s: no progress line: %s", step.name, error)
+                continue
+            if done > last:
+                rate = (done - done_before) / (time.monotonic() - started)
+                left = (total - done) / rate
+                log.info("%s  %d/%d images  %.1f images/s  eta %s", step.name, done, total, rate, duration(left))
+                last = done
+
+    thread = threading.Thread(target=report, name=f"progress-{step.name}", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        finished.set()
+        thread.join()
+
+
+def duration(seconds: float) -> str:
+    """`42 s`, `7 min` or `3.5 h`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _account(step: Step, source: pa.Table, *, computed: int) -> Outcome:
+    """Checks that the ids of all parts are the ids of `source`, each once, and counts the failed rows."""
+    ids = tables.done_ids(step.folder)
+    excluded = tables.first_wins(ids)
+    found = {image_id for part in ids.values() for image_id in part}
+    wanted = set(source.column("image_id").to_pylist())
+    if found != wanted:
+        raise StageError(
+            f"step {step.name}: {len(wanted - found)} images have no row, {len(found - wanted)} rows have no image "
+            f"in {step.folder}: run the same command again; if this stays, another run writes to this folder"
+        )
+    if excluded:
+        log.warning("%s: %d rows were written twice, the first is kept", step.name, sum(map(len, excluded.values())))
+    manifest = {"parts": list(ids), "excluded": excluded}
+    status = tables.read_table(step.folder, manifest, columns=["status", "message"])
+    failed = status.filter(pc.not_equal(status.column("status"), schemas.OK)).to_pylist()
+    return Outcome(
+        rows=len(wanted),
+        failed=len(failed),
+        computed=computed,
+        failures=[f"{row['image_id']}: {row['status']}: {row['message']}" for row in failed[:10]],
+        parts=list(ids),
+        excluded=excluded,
+    )

@@ -1,0 +1,125 @@
+"""The tables of a run as Arrow schemas: one row per image, always.
+
+Axis legend: N boxes of an image, P points of an image.
+Boxes are xyxy, absolute pixels of the EXIF-transposed image, float32, right and bottom exclusive.
+Classes are 0-based. Masks are COCO compressed counts (bytes); their size is the row's (height, width).
+Lists of one row have equal length: N for boxes and what describes them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from weaksam.errors import DataError
+
+SCHEMA_VERSION = "1.0"  # major.minor: a reader refuses another major version
+
+OK = "ok"
+FAILED_STATUSES = ("not_found", "unreadable", "too_large", "oom", "timeout", "crash")
+
+# What a proposal was prompted by; the value of `proposals.source`.
+SOURCES = ("grid", "coarse", "fine", "cross")
+
+BOX = pa.list_(pa.float32(), 4)
+_BOXES = pa.list_(BOX)
+_FLOATS = pa.list_(pa.float32())
+_CLASSES = pa.list_(pa.int32())
+_MASKS = pa.list_(pa.large_binary())
+
+# x, y in pixels; label -1 = belongs to no class; kind indexes SOURCES.
+POINT = pa.struct(
+    [
+        ("x", pa.float32()),
+        ("y", pa.float32()),
+        ("label", pa.int32()),
+        ("score", pa.float32()),
+        ("kind", pa.uint8()),
+    ]
+)
+
+IMAGES = pa.schema(
+    [
+        ("image_id", pa.string()),  # the dataset's own id
+        ("uri", pa.string()),
+        ("height", pa.int32()),  # null: not known before the image is decoded
+        ("width", pa.int32()),
+        ("split", pa.string()),
+        ("labels", _CLASSES),  # image-level labels, sorted, each once; null: no labels known (a test split)
+        ("bytes", pa.int64()),
+    ]
+)
+
+GROUND_TRUTH = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("boxes", _BOXES),
+        ("classes", _CLASSES),
+        ("difficult", pa.list_(pa.bool_())),
+        ("crowd", pa.list_(pa.bool_())),
+        ("masks", _MASKS),  # an element is null where the dataset has no mask
+    ]
+)
+
+PROPOSALS = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("status", pa.string()),
+        ("message", pa.string()),
+        ("height", pa.int32()),  # of the decoded image; null when status is not ok
+        ("width", pa.int32()),
+        ("boxes", _BOXES),
+        ("predicted_iou", _FLOATS),
+        ("stability", _FLOATS),
+        ("source", pa.list_(pa.uint8())),  # index into SOURCES
+        ("masks", _MASKS),  # null unless masks were asked for
+        ("points", pa.list_(POINT)),  # class peaks that prompted SAM; the grid is not repeated here
+        ("labels", _CLASSES),  # predicted image-level labels; null when no classifier ran
+    ]
+)
+
+# Every table a stage may write. `ground_truth` lives in a folder of its own so that no training stage can read it.
+TABLES = {"images": IMAGES, "ground_truth": GROUND_TRUTH, "proposals": PROPOSALS}
+
+
+def with_metadata(schema: pa.Schema, *, fingerprint: str, class_names: Sequence[str]) -> pa.Schema:
+    """`schema` with what every part carries: schema version, run fingerprint and class names."""
+    return schema.with_metadata(
+        {
+            "weaksam.schema_version": SCHEMA_VERSION,
+            "weaksam.fingerprint": fingerprint,
+            "weaksam.class_names": json.dumps(list(class_names)),
+        }
+    )
+
+
+def class_names_of(schema: pa.Schema) -> list[str]:
+    """Class names carried by a table; empty when it carries none."""
+    return json.loads((schema.metadata or {}).get(b"weaksam.class_names", b"[]"))
+
+
+def check_version(schema: pa.Schema, *, where: str) -> None:
+    """Raises DataError when `schema` was written by another major version; `where` names the file."""
+    found = (schema.metadata or {}).get(b"weaksam.schema_version", b"none").decode()
+    if found.split(".")[0] != SCHEMA_VERSION.split(".")[0]:
+        raise DataError(
+            f"{where}: written with table version {found}, this weaksam reads {SCHEMA_VERSION.split('.')[0]}.x: "
+            "run the step again with this version, or read it with the weaksam that wrote it"
+        )
+
+
+def to_table(rows: Sequence[dict], schema: pa.Schema) -> pa.Table:
+    """Rows (dicts; missing keys become null) as a table of exactly `schema`.
+
+    Ray Data widens int32 to int64 and float32 to double when it is given lists, so every callable returns this.
+    """
+    columns = [pa.array([_plain(row.get(field.name)) for row in rows], type=field.type) for field in schema]
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, np.ndarray) and value.ndim > 1 else value  # Arrow takes rows one by one

@@ -1,0 +1,147 @@
+"""What a stage is, and what one step of a run knows: its settings, its folder and the steps it reads.
+
+A stage is declared once, `STAGE = Stage(...)` at the end of its file; command line help, validation,
+fingerprints and documentation all follow from that declaration.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from weaksam import storage
+from weaksam.config import OutsideFile, Reads, StageConfig, result_settings
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a stage's `run` gives back for the manifest.
+
+    `rows` counts what was asked for, `failed` what ended with a status other than ok; `computed` is how much of it
+    this process did (the rest was there already). `failures` are the first few, `id: status: message`.
+    """
+
+    rows: int
+    failed: int = 0
+    computed: int | None = None
+    failures: list[str] = field(default_factory=list)
+    parts: list[str] = field(default_factory=list)
+    excluded: dict[str, list[str]] = field(default_factory=dict)
+    summary: str = ""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A verb of the pipeline.
+
+    Args:
+        name: the word after `stage:` in a run file.
+        version: raised when the meaning of the result changes; part of the fingerprint.
+        config: settings class; its docstring is the stage's help, its `Reads` fields are the stage's inputs.
+        run: does the work of one step; called again after an interruption, it goes on where it stopped.
+        writes: what another step may read from it: `images`, `proposals`, `metrics`, ...
+        outside: identities of files outside the run that decide the result, by name.
+    """
+
+    name: str
+    version: int
+    config: type[StageConfig]
+    run: Callable[[Step], Outcome]
+    writes: str
+    outside: Callable[[Any], dict[str, str]] = lambda config: {}
+
+    @property
+    def reads(self) -> dict[str, str]:
+        """Field name -> what the step named there must write."""
+        return {
+            name: mark.noun
+            for name, info in self.config.model_fields.items()
+            for mark in info.metadata
+            if isinstance(mark, Reads)
+        }
+
+    @property
+    def summary(self) -> str:
+        """First line of the settings class's docstring."""
+        return (self.config.__doc__ or "").strip().splitlines()[0]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One resolved step of a run, ready to be worked on."""
+
+    name: str
+    stage: Stage
+    config: Any
+    inputs: Mapping[str, Step]
+    outside: Mapping[str, str]
+    fingerprint: str
+    folder: str
+
+    @property
+    def manifest_uri(self) -> str:
+        """Written last; a step without it is not finished."""
+        return storage.join(self.folder, "manifest.json")
+
+    def manifest(self) -> dict | None:
+        """The manifest, or None while the step is unfinished."""
+        try:
+            return storage.read_json(self.manifest_uri)
+        except FileNotFoundError:
+            return None
+
+
+def resolve(run: str, name: str, stage: Stage, config: StageConfig, inputs: Mapping[str, Step]) -> Step:
+    """A step with its fingerprint and folder; reads the identity of outside files."""
+    outside = {**_outside_files(config), **stage.outside(config)}
+    fingerprint = _fingerprint(stage, config, inputs, outside)
+    folder = storage.join(run, f"{name}-{fingerprint}")
+    return Step(name, stage, config, dict(inputs), outside, fingerprint, folder)
+
+
+def _outside_files(config: Any, prefix: str = "") -> dict[str, str]:
+    found: dict[str, str] = {}
+    for name, info in type(config).model_fields.items():
+        value = getattr(config, name)
+        if any(isinstance(mark, OutsideFile) for mark in info.metadata) and value is not None:
+            found[prefix + name] = storage.identity(value)
+        elif hasattr(type(value), "model_fields"):
+            found |= _outside_files(value, f"{prefix}{name}.")
+    return found
+
+
+def _fingerprint(stage: Stage, config: StageConfig, inputs: Mapping[str, Step], outside: Mapping[str, str]) -> str:
+    # A step is known by what its inputs *are*, not by their names in this file or where outside files lie.
+    settings = {key: value for key, value in result_settings(config).items() if key not in inputs}
+    for key in outside:
+        _forget(settings, key.split("."))
+    content = {
+        "stage": stage.name,
+        "version": stage.version,
+        "settings": settings,
+        "inputs": {key: step.fingerprint for key, step in inputs.items()},
+        "outside": dict(outside),
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _forget(settings: dict[str, Any], path: list[str]) -> None:
+    for part in path[:-1]:
+        settings = settings[part]
+    settings.pop(path[-1], None)
+
+
+def describe(step: Step) -> dict[str, Any]:
+    """The content of `config.json`: everything that makes the step what it is, and its resources."""
+    return {
+        "step": step.name,
+        "stage": step.stage.name,
+        "version": step.stage.version,
+        "fingerprint": step.fingerprint,
+        "settings": step.config.model_dump(mode="json"),
+        "inputs": {key: f"{other.name}-{other.fingerprint}" for key, other in step.inputs.items()},
+        "outside": dict(step.outside),
+    }

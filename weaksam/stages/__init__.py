@@ -1,0 +1,6 @@
+"""The catalogue: every stage, by name, in the order of the pipeline."""
+
+from weaksam.stage import Stage
+from weaksam.stages import evaluate, index, proposals
+
+STAGES: dict[str, Stage] = {module.STAGE.name: module.STAGE for module in (index, proposals, evaluate)}

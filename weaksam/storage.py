@@ -1,0 +1,276 @@
+"""One way to reach every URI: local paths, `file://`, `s3://`, `gs://`, `memory://` and whatever fsspec knows.
+
+A write is one atomic step (local: temporary file and rename; object store: one PUT), so a reader sees the
+whole object or none. Faults of network and permission raise `StorageError`; a missing object raises
+`FileNotFoundError`, because only the caller knows whether that is a fault.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import random
+import tempfile
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+# pyarrow's S3 client sends trailing checksums by default, which several S3 servers reject or store as data.
+os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
+
+from pyarrow import fs as pafs  # noqa: E402  (the variable above must be set before)
+
+from weaksam.errors import StorageError, WeightsError  # noqa: E402
+
+ATTEMPTS = 4
+_DENIED = ("access_denied", "accessdenied", "http status 403", "forbidden", "invalidaccesskeyid", "signaturedoesnotmatch")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    """One file of a listing: `path` is relative to the listed folder, `modified` is in seconds since 1970."""
+
+    uri: str
+    path: str
+    size: int
+    modified: float | None
+
+
+def is_local(uri: str) -> bool:
+    """Whether `uri` is a plain path or `file://`."""
+    return "://" not in uri or uri.startswith("file://")
+
+
+def local_path(uri: str) -> Path:
+    """The path of a local URI, absolute."""
+    return Path(os.path.abspath(os.path.expanduser(uri.removeprefix("file://"))))
+
+
+def absolute(uri: str) -> str:
+    """`uri` in a form that means the same in every process; no trailing slash."""
+    return str(local_path(uri)) if is_local(uri) else uri.rstrip("/")
+
+
+def join(uri: str, *parts: str) -> str:
+    """`uri` with path parts behind it."""
+    return "/".join([uri.rstrip("/"), *(part.strip("/") for part in parts)])
+
+
+@functools.lru_cache(maxsize=32)
+def _remote_filesystem(scheme: str, bucket: str) -> pafs.FileSystem:
+    if scheme in ("s3", "gs", "gcs"):
+        return pafs.FileSystem.from_uri(f"{scheme}://{bucket}")[0]
+    import fsspec
+
+    return pafs.PyFileSystem(pafs.FSSpecHandler(fsspec.filesystem(scheme)))
+
+
+def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
+    """The pyarrow filesystem of `uri` and the path inside it."""
+    if is_local(uri):
+        return pafs.LocalFileSystem(), str(local_path(uri))
+    scheme, _, rest = uri.partition("://")
+    try:
+        return _remote_filesystem(scheme, rest.split("/")[0]), rest.rstrip("/")
+    except (ImportError, ValueError, OSError) as error:
+        raise StorageError(f"{uri}: cannot be reached ({error}): check the URI and its scheme") from error
+
+
+def _retrying(action: Callable[[], T], uri: str, doing: str) -> T:
+    """Runs `action` up to ATTEMPTS times with jittered back-off; a missing object or right fails at once."""
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            return action()
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+            raise
+        except OSError as error:
+            denied = isinstance(error, PermissionError) or any(word in str(error).lower() for word in _DENIED)
+            if denied:
+                raise StorageError(f"{uri}: not allowed to {doing} ({error}): check the credentials") from error
+            if attempt == ATTEMPTS or is_local(uri):
+                raise StorageError(f"{uri}: could not {doing} after {attempt} tries ({error})") from error
+            time.sleep(random.uniform(0.5, 1.0) * 0.4 * 2**attempt)
+    raise AssertionError("unreachable")
+
+
+def read_bytes(uri: str, *, offset: int = 0, length: int | None = None) -> bytes:
+    """Content of an object, or `length` bytes of it from `offset`.
+
+    Raises:
+        FileNotFoundError: there is no such object.
+        StorageError: it could not be read.
+    """
+
+    def read() -> bytes:
+        files, path = filesystem(uri)
+        if offset == 0 and length is None:
+            with files.open_input_stream(path, compression=None) as stream:
+                return stream.read()
+        with files.open_input_file(path) as handle:
+            handle.seek(offset)
+            return handle.read(length) if length is not None else handle.read()
+
+    return _retrying(read, uri, "read")
+
+
+def write_bytes(uri: str, data: bytes) -> None:
+    """Writes an object in one atomic step, replacing what was there."""
+
+    def write() -> None:
+        files, path = filesystem(uri)
+        if is_local(uri):
+            return _write_local(Path(path), data)
+        with files.open_output_stream(path) as stream:
+            stream.write(data)
+
+    _retrying(write, uri, "write")
+
+
+def _write_local(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The dot keeps a file left by a killed process out of every listing.
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with open(temporary, "wb") as handle:
+            handle.write(data)
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_json(uri: str) -> dict:
+    """A JSON object; StorageError when the content is not JSON."""
+    try:
+        return json.loads(read_bytes(uri))
+    except ValueError as error:
+        raise StorageError(f"{uri}: not valid JSON ({error}): remove the file if it is damaged") from error
+
+
+def write_json(uri: str, value: dict) -> None:
+    """A dict as readable JSON, keys in the given order."""
+    write_bytes(uri, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def exists(uri: str) -> bool:
+    """Whether a file or folder is there."""
+
+    def look() -> bool:
+        files, path = filesystem(uri)
+        return files.get_file_info(path).type != pafs.FileType.NotFound
+
+    return _retrying(look, uri, "look up")
+
+
+def list_files(uri: str, *, recursive: bool = True) -> list[FileInfo]:
+    """Files below a folder, sorted by path; hidden and temporary ones (leading dot) are left out.
+
+    A folder that does not exist is empty. Reads no file.
+    """
+
+    def listing() -> list[pafs.FileInfo]:
+        files, path = filesystem(uri)
+        return files.get_file_info(pafs.FileSelector(path, allow_not_found=True, recursive=recursive))
+
+    base = filesystem(uri)[1].rstrip("/") + "/"
+    found = []
+    for info in _retrying(listing, uri, "list"):
+        path = info.path[len(base) :] if info.path.startswith(base) else info.path.lstrip("/").removeprefix(base.lstrip("/"))
+        if info.type == pafs.FileType.File and not any(part.startswith(".") for part in path.split("/")):
+            modified = info.mtime_ns / 1e9 if info.mtime_ns is not None else None
+            found.append(FileInfo(join(uri, path), path, info.size or 0, modified))
+    return sorted(found, key=lambda file: file.path)
+
+
+def list_folders(uri: str) -> list[str]:
+    """Names of the folders directly below `uri`, sorted; empty when there is no such folder."""
+
+    def listing() -> list[pafs.FileInfo]:
+        files, path = filesystem(uri)
+        return files.get_file_info(pafs.FileSelector(path, allow_not_found=True))
+
+    return sorted(info.base_name for info in _retrying(listing, uri, "list") if info.type == pafs.FileType.Directory)
+
+
+def identity(uri: str) -> str:
+    """What changes when the content of a file changes: its size with its SHA-256 (local) or ETag (object store).
+
+    Raises:
+        StorageError: the file is missing or cannot be read.
+    """
+    files, path = filesystem(uri)
+    try:
+        info = _retrying(lambda: files.get_file_info(path), uri, "look up")
+        if info.type != pafs.FileType.File:
+            raise FileNotFoundError(uri)
+        if is_local(uri):
+            return f"{info.size}-{_sha256(path, info.size, info.mtime_ns)}"
+        with files.open_input_stream(path, compression=None) as stream:
+            etag = (stream.metadata() or {}).get("ETag") or (stream.metadata() or {}).get(b"ETag")
+    except FileNotFoundError as error:
+        raise StorageError(f"{uri}: no such file: check the path") from error
+    if etag is None:  # a store without ETags: the content itself
+        return f"{info.size}-{hashlib.sha256(read_bytes(uri)).hexdigest()}"
+    text = etag.decode() if isinstance(etag, bytes) else etag
+    return f"{info.size}-{text.strip(chr(34))}"
+
+
+def listing_identity(files: list[FileInfo]) -> str:
+    """What changes when a file of a listing is added, removed or rewritten. Reads no file."""
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.path}\0{file.size}\0{file.modified}\n".encode())
+    return f"{len(files)} files {digest.hexdigest()[:16]}"
+
+
+@functools.lru_cache(maxsize=64)
+def _sha256(path: str, size: int, modified_ns: int) -> str:
+    del size, modified_ns  # part of the key: a file rewritten in place is hashed again
+    digest = hashlib.sha256()
+    with open(path, "rb") as handle:
+        while block := handle.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def fetch(uri: str, *, sha256: str | None = None) -> Path:
+    """A local path with the content of `uri`: itself when local, else a copy in the node's cache.
+
+    The cache is `$WEAKSAM_CACHE` or `~/.cache/weaksam`; a copy is made once per content.
+
+    Raises:
+        WeightsError: the SHA-256 is not the one asked for.
+        StorageError: the file is missing or cannot be read.
+    """
+    path = local_path(uri) if is_local(uri) else _cached(uri)
+    if not path.is_file():
+        raise StorageError(f"{uri}: no such file: check the path")
+    if sha256 is not None:
+        stat = path.stat()
+        found = _sha256(str(path), stat.st_size, stat.st_mtime_ns)
+        if found != sha256.lower():
+            raise WeightsError(f"{uri}: SHA-256 is {found}, {sha256.lower()} was asked for: download the file again")
+    return path
+
+
+def _cached(uri: str) -> Path:
+    cache = Path(os.environ.get("WEAKSAM_CACHE", "~/.cache/weaksam")).expanduser()
+    key = hashlib.sha256(f"{uri}\0{identity(uri)}".encode()).hexdigest()[:16]
+    path = cache / key / uri.rstrip("/").rsplit("/", 1)[-1]
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        files, remote = filesystem(uri)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as copy:
+            with files.open_input_stream(remote, compression=None) as stream:
+                while block := stream.read(1 << 22):
+                    copy.write(block)
+        os.replace(copy.name, path)  # concurrent processes each bring a whole file; the last one stays
+    return path

@@ -1,0 +1,135 @@
+"""Tables on storage: a folder of Parquet parts, each written whole, and the rules that make a row count once.
+
+A part is named by the hash of its sorted image ids and their number: the same rows written again replace
+themselves, and progress can be read off a listing.
+A finished table is what its manifest lists; ids that two parts share are read from the first part only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from weaksam import schemas, storage
+from weaksam.errors import DataError, StageError
+
+GROUND_TRUTH = "ground_truth"  # subfolder of an index step
+_THREADS = 16
+
+
+def part_name(image_ids: Sequence[str]) -> str:
+    """`part-<hash of the sorted ids>-<number of ids>.parquet`."""
+    digest = hashlib.sha256("\n".join(sorted(image_ids)).encode()).hexdigest()
+    return f"part-{digest[:16]}-{len(image_ids)}.parquet"
+
+
+def rows_in(part: str) -> int:
+    """Number of rows of a part, read off its name."""
+    return int(part.removesuffix(".parquet").rsplit("-", 1)[1])
+
+
+def write_part(folder: str, table: pa.Table) -> str:
+    """Writes one part in one atomic step and returns its file name."""
+    name = part_name(table.column("image_id").to_pylist())
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    storage.write_bytes(storage.join(folder, name), buffer.getvalue())
+    return name
+
+
+def list_parts(folder: str) -> list[str]:
+    """File names of the parts in a folder, sorted."""
+    files = storage.list_files(folder, recursive=False)
+    return [file.path for file in files if file.path.startswith("part-") and file.path.endswith(".parquet")]
+
+
+def read_parts(folder: str, parts: Sequence[str], *, columns: Sequence[str] | None = None) -> list[pa.Table]:
+    """The named parts, in order, read in parallel.
+
+    Raises:
+        DataError: a part is damaged or was written by another major version.
+    """
+
+    def read(part: str) -> pa.Table:
+        uri = storage.join(folder, part)
+        try:
+            table = pq.read_table(io.BytesIO(storage.read_bytes(uri)), columns=None if columns is None else list(columns))
+        except (pa.ArrowInvalid, OSError) as error:
+            raise DataError(f"{uri}: damaged ({error}): remove this part and run the step again") from error
+        schemas.check_version(table.schema, where=uri)
+        return table
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return list(pool.map(read, parts))
+
+
+def done_ids(folder: str) -> dict[str, list[str]]:
+    """Image ids of every part, by part name in sorted order."""
+    parts = list_parts(folder)
+    tables = read_parts(folder, parts, columns=["image_id"])
+    return {part: table.column("image_id").to_pylist() for part, table in zip(parts, tables, strict=True)}
+
+
+def first_wins(ids_by_part: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """Ids to leave out of a part because an earlier one holds them; parts without any are not listed.
+
+    Two parts overlap when a task thought dead finished after another had done its rows in another grouping.
+    """
+    seen: set[str] = set()
+    excluded: dict[str, list[str]] = {}
+    for part, ids in ids_by_part.items():
+        again = [image_id for image_id in ids if image_id in seen]
+        if again:
+            excluded[part] = again
+        seen.update(ids)
+    return excluded
+
+
+def read_table(folder: str, manifest: Mapping[str, Any], *, columns: Sequence[str] | None = None) -> pa.Table:
+    """The finished table of a step, sorted by image id: every id once.
+
+    Args:
+        folder: the step's folder.
+        manifest: its manifest.
+        columns: read only these; `image_id` is added.
+    """
+    wanted = None if columns is None else list(dict.fromkeys(["image_id", *columns]))
+    kept = []
+    for part, table in zip(manifest["parts"], read_parts(folder, manifest["parts"], columns=wanted), strict=True):
+        if again := manifest["excluded"].get(part):
+            table = table.filter(pc.invert(pc.is_in(table.column("image_id"), pa.array(again, pa.string()))))
+        kept.append(table)
+    if not kept:
+        raise DataError(f"{folder}: the manifest lists no parts: the step has no rows")
+    return pa.concat_tables(kept).sort_by("image_id")
+
+
+def read_step(step: Any, *, columns: Sequence[str] | None = None) -> pa.Table:
+    """The finished table of a step (anything with `name`, `folder` and `manifest()`).
+
+    Raises:
+        StageError: the step is not finished.
+    """
+    manifest = step.manifest()
+    if manifest is None:
+        raise StageError(f"step {step.name}: not finished ({step.folder} has no manifest): run it first")
+    return read_table(step.folder, manifest, columns=columns)
+
+
+def write_ground_truth(folder: str, table: pa.Table) -> None:
+    """Writes the ground truth of an index step beside its images, where no training stage looks."""
+    write_part(storage.join(folder, GROUND_TRUTH), table)
+
+
+def read_ground_truth(folder: str) -> pa.Table | None:
+    """Ground truth of an index step, sorted by image id, or None. For `evaluate` and `report` alone."""
+    below = storage.join(folder, GROUND_TRUTH)
+    tables = read_parts(below, list_parts(below))
+    return pa.concat_tables(tables).sort_by("image_id") if tables else None
