@@ -69,7 +69,7 @@ def run(
 
 
 def run_pipeline(config: str, overrides: list[str], *, only: list[str] | None = None, stage: str | None = None) -> None:
-    """Checks everything, joins or starts Ray, runs the chosen steps.
+    """Checks everything, runs the chosen steps.
 
     Args:
         config: path of the run file.
@@ -86,10 +86,6 @@ def run_pipeline(config: str, overrides: list[str], *, only: list[str] | None = 
         if not only:
             raise ConfigError(f"{config}: no step has the stage '{stage}'")
     chosen = pipeline.select(steps, only or [])
-    if any(step.manifest() is None for step in chosen):
-        from weaksam import runtime
-
-        runtime.connect()
     pipeline.run_steps(chosen)
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from weaksam import storage
 from weaksam.config import StageConfig, load_run_file, parse_settings
-from weaksam.errors import ConfigError, StageError, StorageError, WeakSamError
+from weaksam.errors import ConfigError, StageError, WeakSamError
 from weaksam.stage import Outcome, Stage, Step, describe, resolve
 from weaksam.stages import STAGES
 
@@ -107,7 +107,7 @@ def _resolve_all(run: str, parsed: Mapping[str, tuple[Stage, Any]]) -> list[Step
         inputs = {key: steps[target] for key in stage.reads if (target := getattr(config, key))}
         try:
             steps[name] = resolve(run, name, stage, config, inputs)
-        except (StorageError, ConfigError) as error:
+        except WeakSamError as error:
             faults.append(f"steps.{name}: {error}")
     if faults:
         raise ConfigError(*faults)

@@ -29,6 +29,8 @@ from weaksam.stage import Outcome, Step
 # A killed driver's reservation in Ray Data's coordinator starves the next one until it expires (default 180 s).
 os.environ.setdefault("RAY_DATA_AUTOSCALING_REQUEST_EXPIRE_TIME_S", "30")
 os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+if "RAY_ADDRESS" not in os.environ:
+    os.environ.setdefault("RAY_AUTH_MODE", "token")  # what a local cluster has anyway, without the notice
 
 import ray  # noqa: E402  (the variables above are read at import)
 import ray.data  # noqa: E402
@@ -64,6 +66,7 @@ def map_images(
     Raises:
         StageError: images remain that are neither done nor at fault; the same command goes on from here.
     """
+    connect()
     pool = fit_pool(resources, ray.cluster_resources())
     todo = _todo(step.folder, source)
     computed = todo.num_rows

@@ -96,10 +96,21 @@ class Step:
 
 def resolve(run: str, name: str, stage: Stage, config: StageConfig, inputs: Mapping[str, Step]) -> Step:
     """A step with its fingerprint and folder; reads the identity of outside files."""
-    outside = {**_outside_files(config), **stage.outside(config)}
-    fingerprint = _fingerprint(stage, config, inputs, outside)
-    folder = storage.join(run, f"{name}-{fingerprint}")
-    return Step(name, stage, config, dict(inputs), outside, fingerprint, folder)
+    files = _outside_files(config)
+    outside = {**files, **stage.outside(config)}
+    # A step is known by what its inputs and files *are*, not by how this run file names them or where they lie.
+    settings = result_settings(config)
+    for key in (*files, *stage.reads):
+        _forget(settings, key.split("."))
+    content = {
+        "stage": stage.name,
+        "version": stage.version,
+        "settings": settings,
+        "inputs": {key: step.fingerprint for key, step in inputs.items()},
+        "outside": outside,
+    }
+    fingerprint = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
+    return Step(name, stage, config, dict(inputs), outside, fingerprint, storage.join(run, f"{name}-{fingerprint}"))
 
 
 def _outside_files(config: Any, prefix: str = "") -> dict[str, str]:
@@ -111,21 +122,6 @@ def _outside_files(config: Any, prefix: str = "") -> dict[str, str]:
         elif hasattr(type(value), "model_fields"):
             found |= _outside_files(value, f"{prefix}{name}.")
     return found
-
-
-def _fingerprint(stage: Stage, config: StageConfig, inputs: Mapping[str, Step], outside: Mapping[str, str]) -> str:
-    # A step is known by what its inputs *are*, not by their names in this file or where outside files lie.
-    settings = {key: value for key, value in result_settings(config).items() if key not in inputs}
-    for key in outside:
-        _forget(settings, key.split("."))
-    content = {
-        "stage": stage.name,
-        "version": stage.version,
-        "settings": settings,
-        "inputs": {key: step.fingerprint for key, step in inputs.items()},
-        "outside": dict(outside),
-    }
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def _forget(settings: dict[str, Any], path: list[str]) -> None:

@@ -1,0 +1,209 @@
+"""Run files: every fault at once, fingerprints that follow results, steps that resume, skip and never go stale."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import pytest
+import yaml
+from pydantic import Field
+
+from weaksam import pipeline, storage
+from weaksam.config import NotInFingerprint, OutsideFile, Reads, Settings, StageConfig
+from weaksam.errors import ConfigError, StageError
+from weaksam.pools import PoolResources
+from weaksam.stage import Outcome, Stage, Step
+
+
+class Inner(Settings):
+    lr: float = Field(0.1, gt=0)
+    weights: Annotated[str | None, OutsideFile()] = None
+
+
+class MakeConfig(StageConfig):
+    """Makes things."""
+
+    size: int = 1
+    inner: Inner = Inner()
+    note: Annotated[str, NotInFingerprint()] = ""
+    resources: PoolResources = PoolResources()
+
+
+class UseConfig(StageConfig):
+    """Uses things."""
+
+    things: Annotated[str, Reads("things")]
+    other: Annotated[str | None, Reads("things")] = None
+
+
+CALLS: list[str] = []
+
+
+def work(step: Step) -> Outcome:
+    CALLS.append(step.name)
+    failed = step.config.size if isinstance(step.config, MakeConfig) and step.config.size < 100 else 0
+    return Outcome(rows=1000, failed=failed, failures=["a.jpg: unreadable: not an image"])
+
+
+@pytest.fixture(autouse=True)
+def stages(monkeypatch: pytest.MonkeyPatch) -> None:
+    CALLS.clear()
+    make = Stage("make", 1, MakeConfig, work, writes="things")
+    use = Stage("use", 1, UseConfig, work, writes="results")
+    monkeypatch.setattr(pipeline, "STAGES", {"make": make, "use": use})
+
+
+@pytest.fixture
+def load(tmp_path: Path) -> Callable[..., list[Step]]:
+    def inner(steps: object, *overrides: str, **top: object) -> list[Step]:
+        path = tmp_path / "run.yaml"
+        path.write_text(yaml.safe_dump({"run": str(tmp_path / "run"), "steps": steps, **top}))
+        return pipeline.load(str(path), overrides)
+
+    return inner
+
+
+GOOD = {"a": {"stage": "make"}, "b": {"stage": "use", "things": "a"}}
+
+
+def test_every_fault_is_reported_at_once_with_its_key(load: Callable) -> None:
+    bad = {
+        "a": {"stage": "make", "siez": 3, "inner": {"lr": -1.0}},
+        "b": {"stage": "mkae"},
+        "c": {"stage": "use"},
+        "d": {"stage": "use", "things": "aa"},
+        "e": {"stage": "use", "things": "c"},
+        "f": {"stage": "make", "size": "big"},
+    }
+    with pytest.raises(ConfigError) as caught:
+        load(bad, extra=1)
+    assert caught.value.faults == [
+        "extra: unknown key: a run file has 'run' and 'steps'",
+        "steps.a.inner.lr: input should be greater than 0, got -1.0",
+        "steps.a.siez: unknown key: did you mean 'size'?",
+        "steps.b.stage: there is no stage 'mkae': did you mean 'make'?",
+        "steps.c.things: required: set it in the file or on the command line as steps.c.things=...",
+        "steps.f.size: input should be a valid integer, got 'big'",
+        "steps.d.things: there is no step 'aa': did you mean 'a'?",
+        "steps.e.things: needs a step that writes things, 'c' writes results",
+    ]
+
+
+def test_a_circle_of_steps_is_named(load: Callable) -> None:
+    with pytest.raises(ConfigError, match=r"(a -> b -> a|b -> a -> b): the steps wait for each other"):
+        load({"a": {"stage": "use", "things": "b"}, "b": {"stage": "use", "things": "a"}})
+
+
+def test_a_missing_weights_file_is_found_before_anything_starts(load: Callable, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"steps\.a: .*nowhere\.pth: no such file"):
+        load({"a": {"stage": "make", "inner": {"weights": str(tmp_path / "nowhere.pth")}}})
+
+
+def test_overrides_are_yaml_and_checked_like_the_file(load: Callable) -> None:
+    (step,) = load({"a": {"stage": "make"}}, "steps.a.inner.lr=2e-5", "steps.a.size=7")
+    assert (step.config.inner.lr, step.config.size) == (2e-5, 7)
+    with pytest.raises(ConfigError, match=r"steps\.a\.size: input should be a valid integer, got 'x'"):
+        load({"a": {"stage": "make"}}, "steps.a.size=x")
+    with pytest.raises(ConfigError, match=r"steps\.zz\.size=1: there is no step 'zz'"):
+        load({"a": {"stage": "make"}}, "steps.zz.size=1")
+    with pytest.raises(ConfigError, match="an override has the form"):
+        load({"a": {"stage": "make"}}, "steps.a.size")
+
+
+def test_broken_yaml_names_file_and_line(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("run: x\nsteps: {a: [}\n")
+    with pytest.raises(ConfigError, match=r"run\.yaml: cannot be read as YAML.*line 2"):
+        pipeline.load(str(path))
+    path.write_text("run: x\nrun: y\n")
+    with pytest.raises(ConfigError, match="key 'run' is given twice"):
+        pipeline.load(str(path))
+    with pytest.raises(ConfigError, match=r"nothing\.yaml: no such file"):
+        pipeline.load(str(tmp_path / "nothing.yaml"))
+
+
+def fingerprints(steps: list[Step]) -> dict[str, str]:
+    return {step.name: step.fingerprint for step in steps}
+
+
+def test_a_fingerprint_follows_what_decides_the_result_and_nothing_else(load: Callable, tmp_path: Path) -> None:
+    weights = tmp_path / "w.pth"
+    weights.write_bytes(b"1")
+    first = fingerprints(load(GOOD, f"steps.a.inner.weights={weights}"))
+    assert all(len(value) == 8 for value in first.values())
+
+    def same(*overrides: str) -> bool:
+        return fingerprints(load(GOOD, f"steps.a.inner.weights={weights}", *overrides)) == first
+
+    assert same("steps.a.resources.max_actors=3", "steps.a.max_failed=0.5", "steps.a.note=hello")
+    moved = tmp_path / "elsewhere.pth"
+    moved.write_bytes(b"1")
+    assert fingerprints(load(GOOD, f"steps.a.inner.weights={moved}")) == first
+    changed = fingerprints(load(GOOD, f"steps.a.inner.weights={weights}", "steps.a.size=2"))
+    assert changed["a"] != first["a"]
+    assert changed["b"] != first["b"]  # what is built on it changes with it
+    weights.write_bytes(b"2")
+    assert not same()
+
+
+def test_the_same_command_again_skips_what_is_finished(load: Callable, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="weaksam"):
+        pipeline.run_steps(load(GOOD))
+        pipeline.run_steps(load(GOOD))
+    assert CALLS == ["a", "b"]
+    assert "a: finished, skipped" in caplog.text
+
+
+def test_a_changed_setting_makes_a_new_folder_beside_the_old_and_says_which_key(
+    load: Callable, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    pipeline.run_steps(load(GOOD))
+    with caplog.at_level(logging.INFO, logger="weaksam"):
+        pipeline.run_steps(load(GOOD, "steps.a.inner.lr=0.5", "steps.a.resources.max_actors=2"))
+    assert "because of settings.inner.lr 0.1 -> 0.5\n" in caplog.text
+    assert len(storage.list_folders(str(tmp_path / "run"))) == 4
+    pipeline.run_steps(load(GOOD))
+    assert CALLS == ["a", "b", "a", "b"]  # the first results are still there
+
+
+def test_a_step_without_a_manifest_runs_again(load: Callable) -> None:
+    steps = load(GOOD)
+    pipeline.run_steps(steps)
+    storage.local_path(steps[1].manifest_uri).unlink()
+    pipeline.run_steps(load(GOOD))
+    assert CALLS == ["a", "b", "b"]
+
+
+def test_too_many_failed_rows_end_the_run_and_name_the_first(load: Callable) -> None:
+    pipeline.run_steps(load({"a": {"stage": "make", "size": 1}}))  # one of a thousand may fail
+    for _ in range(2):  # again on the second run, without computing again
+        with pytest.raises(StageError, match=r"2 of 1000 rows failed, 1 may(?s:.*)a\.jpg: unreadable"):
+            pipeline.run_steps(load({"a": {"stage": "make", "size": 2}}))
+    assert CALLS == ["a", "a"]
+    pipeline.run_steps(load({"a": {"stage": "make", "size": 2}}, "steps.a.max_failed=0.01"))
+    assert CALLS == ["a", "a"]
+
+
+def test_only_needs_its_inputs_finished(load: Callable) -> None:
+    steps = load(GOOD)
+    with pytest.raises(ConfigError, match=r"steps\.b\.things: step 'a' is not finished"):
+        pipeline.select(steps, ["b"])
+    with pytest.raises(ConfigError, match=r"--only x: there is no step 'x'"):
+        pipeline.select(steps, ["x"])
+    pipeline.run_steps(pipeline.select(steps, ["a"]))
+    pipeline.run_steps(pipeline.select(steps, ["b"]))
+    assert CALLS == ["a", "b"]
+
+
+def test_the_manifest_says_what_it_is_made_of(load: Callable) -> None:
+    (step,) = load({"a": {"stage": "make", "size": 1}})
+    pipeline.run_steps([step])
+    manifest = step.manifest()
+    assert manifest is not None
+    assert (manifest["fingerprint"], manifest["rows"], manifest["ok"], manifest["failed"]) == (step.fingerprint, 1000, 999, 1)
+    assert manifest["versions"]["ray"]
+    config = storage.read_json(storage.join(step.folder, "config.json"))
+    assert config["settings"]["inner"]["lr"] == 0.1

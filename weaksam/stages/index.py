@@ -1,0 +1,122 @@
+"""a dataset on storage -> images, and ground_truth beside it where the dataset has boxes.
+
+Everything later reads the `images` table, so a dataset's own conventions end here. Image files are listed, not read.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from weaksam import schemas, storage, tables
+from weaksam.config import StageConfig
+from weaksam.data.coco import read_coco
+from weaksam.data.datasets import Dataset
+from weaksam.data.folder import read_folder, read_voc_xml_folder
+from weaksam.data.voc import find_devkit, read_voc
+from weaksam.errors import ConfigError
+from weaksam.stage import Outcome, Stage, Step
+
+log = logging.getLogger(__name__)
+
+_ROWS_PER_PART = 20_000
+_VOC_FOLDERS = ("ImageSets", "Annotations", "JPEGImages", "SegmentationObject")
+
+
+class IndexConfig(StageConfig):
+    """Lists a dataset: one row per image with its image-level labels, its ground truth in a folder beside it.
+
+    Formats: `voc` (a devkit: ImageSets, Annotations, JPEGImages), `coco` (instances json and image folders),
+    `folder` (images and a labels.csv) and `voc_folder` (images with VOC XML files beside them).
+    """
+
+    format: Literal["voc", "coco", "folder", "voc_folder"]
+    """How the dataset is laid out."""
+    root: str
+    """URI of the dataset's folder."""
+    splits: list[str] | None = Field(None, min_length=1)
+    """Splits to list; required for voc and coco, for folders all that are there when left out."""
+    labels_file: str = "labels.csv"
+    """Format folder: the CSV file with the columns file and labels, below root."""
+    annotations: dict[str, str] = {}
+    """Format coco: split -> annotation json, below root; annotations/instances_<split>.json when left out."""
+    image_folders: dict[str, str] = {}
+    """Format coco: split -> folder of its images, below root; the split's name when left out."""
+    classes: list[str] | None = Field(None, min_length=1)
+    """Class names in the order wanted; what the dataset holds, when left out."""
+    difficult_makes_label: bool = False
+    """VOC: whether an object flagged difficult makes an image-level label."""
+    crowd_makes_label: bool = False
+    """COCO: whether a crowd region makes an image-level label."""
+    masks: bool = True
+    """Whether to read the masks of the ground truth where the dataset has some."""
+
+    @model_validator(mode="after")
+    def _splits_are_named(self) -> IndexConfig:
+        if self.format in ("voc", "coco") and self.splits is None:
+            raise ValueError(f"splits is required for format {self.format}, e.g. [trainval, test] or [train2017, val2017]")
+        return self
+
+
+def run(step: Step) -> Outcome:
+    """Reads the annotations and writes both tables."""
+    config: IndexConfig = step.config
+    dataset = _read(config)
+    names = dataset.class_names
+    schema = schemas.with_metadata(schemas.IMAGES, fingerprint=step.fingerprint, class_names=names)
+    images = dataset.images.replace_schema_metadata(schema.metadata)
+    if dataset.ground_truth is not None:
+        tables.write_ground_truth(step.folder, dataset.ground_truth.replace_schema_metadata(schema.metadata))
+    parts = [
+        tables.write_part(step.folder, images.slice(start, _ROWS_PER_PART))
+        for start in range(0, images.num_rows, _ROWS_PER_PART)
+    ]
+    splits = images.column("split").value_counts().to_pylist()
+    counts = ", ".join(f"{row['counts']} {row['values']}" for row in splits)
+    truth = "with boxes" if dataset.ground_truth is not None else "no boxes"
+    return Outcome(rows=images.num_rows, parts=parts, summary=f"{counts}; {len(names)} classes, {truth}")
+
+
+def _read(config: IndexConfig) -> Dataset:
+    root, splits, classes = config.root, config.splits, config.classes
+    if config.format == "voc":
+        flags = {"difficult_makes_label": config.difficult_makes_label, "masks": config.masks}
+        return read_voc(root, splits or [], classes=classes, **flags)
+    if config.format == "coco":
+        where = {split: _coco_split(config, split) for split in splits or []}
+        flags = {"crowd_makes_label": config.crowd_makes_label, "masks": config.masks}
+        return read_coco(root, where, classes=classes, **flags)
+    if config.format == "folder":
+        return read_folder(root, splits, table=config.labels_file, classes=classes)
+    return read_voc_xml_folder(root, splits, classes=classes, difficult_makes_label=config.difficult_makes_label)
+
+
+def _coco_split(config: IndexConfig, split: str) -> tuple[str, str]:
+    annotations = config.annotations.get(split, f"annotations/instances_{split}.json")
+    return annotations, config.image_folders.get(split, split)
+
+
+def _identify(config: IndexConfig) -> dict[str, str]:
+    """Listings of everything that is read: a file added, removed or rewritten makes another dataset."""
+    root = storage.absolute(config.root)
+    if not storage.exists(root):
+        raise ConfigError(f"root: there is no folder {root}")
+    if config.format == "coco":
+        found = {}
+        for split in config.splits or []:
+            annotations, folder = _coco_split(config, split)
+            found[annotations] = storage.identity(storage.join(root, annotations))
+            found[folder] = _list_identity(storage.join(root, folder))
+        return found
+    if config.format == "voc":
+        return {folder: _list_identity(storage.join(find_devkit(root), folder)) for folder in _VOC_FOLDERS}
+    return {"listing": _list_identity(root)}
+
+
+def _list_identity(folder: str) -> str:
+    return storage.listing_identity(storage.list_files(folder))
+
+
+STAGE = Stage("index", 1, IndexConfig, run, writes="images", outside=_identify)
