@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import tempfile
@@ -27,7 +28,7 @@ def ray_cluster() -> Iterator[None]:
         object_store_memory=400_000_000,
         _temp_dir=folder,
         log_to_driver=False,
-        logging_level="ERROR",
+        logging_level=logging.ERROR,
         configure_logging=False,
     )
     yield

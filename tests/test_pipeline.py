@@ -203,7 +203,12 @@ def test_the_manifest_says_what_it_is_made_of(load: Callable) -> None:
     pipeline.run_steps([step])
     manifest = step.manifest()
     assert manifest is not None
-    assert (manifest["fingerprint"], manifest["rows"], manifest["ok"], manifest["failed"]) == (step.fingerprint, 1000, 999, 1)
+    assert (manifest["fingerprint"], manifest["rows"], manifest["ok"], manifest["failed"]) == (
+        step.fingerprint,
+        1000,
+        999,
+        1,
+    )
     assert manifest["versions"]["ray"]
     config = storage.read_json(storage.join(step.folder, "config.json"))
     assert config["settings"]["inner"]["lr"] == 0.1

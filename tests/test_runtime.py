@@ -112,7 +112,7 @@ def test_an_image_that_raises_costs_only_its_own_row_and_keeps_the_reason(tmp_pa
 @pytest.mark.ray
 def test_when_every_image_fails_it_is_not_the_images(tmp_path: Path) -> None:
     source = images(tmp_path / "images", {f"{i:03}": b"bug" for i in range(12)})
-    with pytest.raises(StageError, match="every image fails.*ZeroDivisionError: a bug"):
+    with pytest.raises(StageError, match=r"every image fails.*ZeroDivisionError: a bug"):
         run(tmp_path, source)
 
 

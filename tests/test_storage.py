@@ -13,7 +13,9 @@ from weaksam.errors import StorageError, WeightsError
 
 @pytest.fixture(params=["local", "file", "memory"])
 def base(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    return {"local": str(tmp_path), "file": f"file://{tmp_path}", "memory": f"memory://bucket-{tmp_path.name}"}[request.param]
+    return {"local": str(tmp_path), "file": f"file://{tmp_path}", "memory": f"memory://bucket-{tmp_path.name}"}[
+        request.param
+    ]
 
 
 def test_what_is_written_is_read_listed_and_found(base: str) -> None:

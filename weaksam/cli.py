@@ -23,7 +23,10 @@ app = typer.Typer(
 
 ConfigPath = Annotated[str, typer.Argument(metavar="CONFIG", help="Run file (YAML).")]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings laid over the file: steps.<step>.<key>=<value>, run=<uri>.")
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY=VALUE]...", help="Settings laid over the file: steps.<step>.<key>=<value>, run=<uri>."
+    ),
 ]
 
 
@@ -55,6 +58,7 @@ def set_up_logging() -> None:
     logger = logging.getLogger("weaksam")
     logger.handlers, logger.propagate = [handler], False
     logger.setLevel(logging.INFO)
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
 
 
 @app.command()
@@ -147,7 +151,9 @@ def status(run_uri: Annotated[str, typer.Argument(metavar="RUN", help="Folder of
 
 @app.command()
 @guarded
-def stages(name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="A stage; all when left out.")] = None) -> None:
+def stages(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="A stage; all when left out.")] = None,
+) -> None:
     """List the stages, or every key of one with type, default and meaning."""
     from weaksam.stages import STAGES
 

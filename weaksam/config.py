@@ -47,7 +47,7 @@ class NotInFingerprint:
 class StageConfig(Settings):
     """Keys that every step has."""
 
-    max_failed: Annotated[float, NotInFingerprint()] = Field(0.001, ge=0, le=1)
+    max_failed: Annotated[float, NotInFingerprint()] = Field(default=0.001, ge=0, le=1)
     """Share of rows that may fail (one row always may) before the step counts as failed."""
 
 
@@ -78,7 +78,7 @@ def load_run_file(path: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
         ConfigError: the file is missing or not YAML, or an override is not of that form.
     """
     try:
-        content = yaml.load(Path(path).read_text(), Loader=_Loader)  # noqa: S506  (a SafeLoader)
+        content = yaml.load(Path(path).read_text(), Loader=_Loader)
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
@@ -104,7 +104,7 @@ def _apply_override(content: dict[str, Any], text: str) -> str | None:
     if parts[0] == "steps" and len(parts) > 2 and "stage" not in content["steps"][parts[1]]:
         return f"{text}: there is no step '{parts[1]}'"
     try:
-        target[parts[-1]] = yaml.load(value, Loader=_Loader)  # noqa: S506
+        target[parts[-1]] = yaml.load(value, Loader=_Loader)
     except yaml.YAMLError as error:
         return f"{text}: the value is not YAML: {' '.join(str(error).split())}"
     return None

@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 import ray
+from ray.exceptions import RayActorError, RayTaskError
 
 from weaksam import schemas, tables
 from weaksam.errors import StageError, WeakSamError
@@ -36,7 +37,6 @@ def find_user_error(error: BaseException) -> WeakSamError | None:
     return None
 
 
-@ray.remote(max_restarts=0)
 class _Alone:
     """Does one image at a time."""
 
@@ -56,7 +56,7 @@ def run_alone(step: Step, todo: pa.Table, callable_class: type, kwargs: dict, sc
         WeakSamError: a fault that is not an image's, such as storage or weights.
         StageError: image after image fails and none succeeds.
     """
-    start = _Alone.options(num_cpus=pool.actor_cpus, num_gpus=pool.actor_gpus)
+    start: Any = ray.remote(_Alone).options(max_restarts=0, num_cpus=pool.actor_cpus, num_gpus=pool.actor_gpus)
     waiting = deque(todo.slice(index, 1) for index in range(todo.num_rows))
     failed: Counter[str] = Counter()
     succeeded = 0
@@ -64,7 +64,7 @@ def run_alone(step: Step, todo: pa.Table, callable_class: type, kwargs: dict, sc
     running: dict[Any, tuple[Any, pa.Table, float]] = {}
     while waiting or running:
         while waiting and len(running) < pool.max_actors:
-            actor = idle.pop() if idle else start.remote(step.folder, callable_class, kwargs, schema)
+            actor: Any = idle.pop() if idle else start.remote(step.folder, callable_class, kwargs, schema)
             row = waiting.popleft()
             running[actor.run.remote(row)] = (actor, row, time.monotonic())
         for ref, failure in _ended(running, pool.image_timeout_s):
@@ -99,9 +99,9 @@ def _failure(ref: Any) -> Failure | None:
     """Why a lone image failed, or None. What is not the image's fault is raised."""
     try:
         ray.get(ref)
-    except ray.exceptions.RayActorError:
+    except RayActorError:
         return "crash", "the worker process died while working on this image"
-    except ray.exceptions.RayTaskError as error:
+    except RayTaskError as error:
         if found := find_user_error(error):
             raise found from error
         return "crash", f"{type(error.cause).__name__}: {error.cause}"

@@ -69,7 +69,9 @@ def _parse_step(name: str, raw: Any) -> tuple[Stage | None, StageConfig | None, 
     return stage, config, faults  # type: ignore[return-value]  (parse_settings returns what it was asked for)
 
 
-def _reference_faults(parsed: Mapping[str, tuple[Stage, StageConfig | None]], raw_steps: Mapping[str, Any]) -> list[str]:
+def _reference_faults(
+    parsed: Mapping[str, tuple[Stage, StageConfig | None]], raw_steps: Mapping[str, Any]
+) -> list[str]:
     """Faults of references between steps: to nothing, to a step that writes something else, in a circle."""
     faults, graph = [], {}
     for name, (stage, _) in parsed.items():
@@ -121,12 +123,16 @@ def select(steps: Sequence[Step], only: Sequence[str]) -> list[Step]:
         ConfigError: a name is unknown, or a step left out is needed and not finished.
     """
     names = [step.name for step in steps]
-    faults = [f"--only {name}: there is no step '{name}': steps are {', '.join(names)}" for name in only if name not in names]
+    faults = [
+        f"--only {name}: there is no step '{name}': steps are {', '.join(names)}" for name in only if name not in names
+    ]
     chosen = [step for step in steps if not only or step.name in only]
     for step in chosen:
         for key, needed in step.inputs.items():
             if needed not in chosen and needed.manifest() is None:
-                faults.append(f"steps.{step.name}.{key}: step '{needed.name}' is not finished: run it first or name it too")
+                faults.append(
+                    f"steps.{step.name}.{key}: step '{needed.name}' is not finished: run it first or name it too"
+                )
     if faults:
         raise ConfigError(*faults)
     return chosen
@@ -158,7 +164,9 @@ def _run_step(step: Step) -> dict[str, Any]:
     seconds = time.time() - started
     manifest = _manifest(step, outcome, seconds)
     storage.write_json(step.manifest_uri, manifest)
-    log.info("%s: %s in %.0f s%s", step.name, _counts(outcome), seconds, f": {outcome.summary}" if outcome.summary else "")
+    log.info(
+        "%s: %s in %.0f s%s", step.name, _counts(outcome), seconds, f": {outcome.summary}" if outcome.summary else ""
+    )
     return manifest
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pydantic import Field
@@ -16,17 +17,17 @@ TASK_CPUS = 0.25  # of a fetch or write task: they mostly wait
 class PoolResources(Settings):
     """Where and how wide a stage runs; never what it computes."""
 
-    min_actors: int = Field(1, ge=1)
+    min_actors: int = Field(default=1, ge=1)
     """Actors that are started at once."""
-    max_actors: int | None = Field(None, ge=1)
+    max_actors: int | None = Field(default=None, ge=1)
     """Most actors the pool may grow to; as many as the cluster holds when left out."""
-    actor_cpus: float = Field(1.0, gt=0)
+    actor_cpus: float = Field(default=1.0, gt=0)
     """CPUs reserved for one actor; its compute threads are this number rounded up."""
-    actor_gpus: float | None = Field(None, ge=0)
+    actor_gpus: float | None = Field(default=None, ge=0)
     """GPUs reserved for one actor, fractions allowed; 1 on a cluster with GPUs, else 0, when left out."""
-    batch_size: int = Field(8, ge=1)
+    batch_size: int = Field(default=8, ge=1)
     """Images handed to an actor at once."""
-    image_timeout_s: float = Field(600.0, gt=0)
+    image_timeout_s: float = Field(default=600.0, gt=0)
     """Longest time one image may take when it is run alone after a crash."""
 
 
@@ -42,7 +43,7 @@ class Pool:
     image_timeout_s: float
 
 
-def fit_pool(resources: PoolResources, total: dict[str, float]) -> Pool:
+def fit_pool(resources: PoolResources, total: Mapping[str, float]) -> Pool:
     """The pool for a cluster with `total` resources.
 
     Raises:
@@ -56,7 +57,8 @@ def fit_pool(resources: PoolResources, total: dict[str, float]) -> Pool:
         fits = min(fits, math.floor(gpus / actor_gpus + 1e-6))
     if fits < resources.min_actors:
         raise ConfigError(
-            f"resources: {resources.min_actors} actor(s) of {resources.actor_cpus:g} CPU and {actor_gpus:g} GPU do not fit: "
+            f"resources: {resources.min_actors} actor(s) of {resources.actor_cpus:g} CPU and {actor_gpus:g} GPU "
+            "do not fit: "
             f"the cluster has {cpus:g} CPU and {gpus:g} GPU, of which {spare:g} CPU stay free for reading and writing: "
             "lower min_actors, actor_cpus or actor_gpus"
         )

@@ -1,10 +1,10 @@
 """Ray Data plumbing of every stage that maps images to rows: resume, pools, capacity, exactly-once.
 
-    todo = images - ids already in parts
-      > fetch (tasks): URIs become bytes, the only form in which images travel
-      > callable (actor pool): bytes become rows
-      > PartSink: one part a block, one atomic write a part
-    left-over images run again, then each alone; then every id is counted once.
+todo = images - ids already in parts
+  > fetch (tasks): URIs become bytes, the only form in which images travel
+  > callable (actor pool): bytes become rows
+  > PartSink: one part a block, one atomic write a part
+left-over images run again, then each alone; then every id is counted once.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import math
 import os
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from weaksam import schemas, tables
 from weaksam.errors import StageError, WeakSamError
@@ -28,16 +28,17 @@ from weaksam.stage import Outcome, Step
 
 # A killed driver's reservation in Ray Data's coordinator starves the next one until it expires (default 180 s).
 os.environ.setdefault("RAY_DATA_AUTOSCALING_REQUEST_EXPIRE_TIME_S", "30")
-os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
 if "RAY_ADDRESS" not in os.environ:
     os.environ.setdefault("RAY_AUTH_MODE", "token")  # what a local cluster has anyway, without the notice
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its complaint about every actor pool is no error
 
-import ray  # noqa: E402  (the variables above are read at import)
-import ray.data  # noqa: E402
-from ray.data import ActorPoolStrategy  # noqa: E402
+import ray
+import ray.data
+import ray.util.annotations
+from ray.data import ActorPoolStrategy
 
-from weaksam.isolation import find_user_error, run_alone  # noqa: E402
-from weaksam.rows import Fetch, PartSink, Worker  # noqa: E402
+from weaksam.isolation import find_user_error, run_alone
+from weaksam.rows import Fetch, PartSink, Worker
 
 log = logging.getLogger(__name__)
 
@@ -48,18 +49,25 @@ def connect() -> None:
     """Joins the cluster of `RAY_ADDRESS` (a submitted job has it set) or starts one on this machine."""
     if not ray.is_initialized():
         address = os.environ.get("RAY_ADDRESS", "local")
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR", configure_logging=False)
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
 
 
 def map_images(
-    step: Step, source: pa.Table, callable_class: type, kwargs: dict[str, Any], *, schema: pa.Schema, resources: PoolResources
+    step: Step,
+    source: pa.Table,
+    callable_class: type,
+    kwargs: dict[str, Any],
+    *,
+    schema: pa.Schema,
+    resources: PoolResources,
 ) -> Outcome:
     """Runs `callable_class` over every image of `source` and accounts for each id exactly once.
 
     Args:
         step: whose folder receives the parts; parts that are there already are kept and not computed again.
         source: (image_id, uri, ...), each id once.
-        callable_class: see the module docstring; `kwargs` are its constructor arguments.
+        callable_class: what `rows` says a callable is.
+        kwargs: its constructor arguments.
         schema: of the rows, with metadata.
         resources: of the actor pool.
 
@@ -85,8 +93,7 @@ def map_images(
 
 
 def _todo(folder: str, source: pa.Table) -> pa.Table:
-    done = [image_id for ids in tables.done_ids(folder).values() for image_id in ids]
-    return source.filter(pc.invert(pc.is_in(source.column("image_id"), pa.array(done, pa.string()))))
+    return tables.without_ids(source, (image_id for ids in tables.done_ids(folder).values() for image_id in ids))
 
 
 def _run_pass(step: Step, todo: pa.Table, callable_class: type, kwargs: dict, schema: pa.Schema, pool: Pool) -> None:
@@ -100,9 +107,12 @@ def _run_pass(step: Step, todo: pa.Table, callable_class: type, kwargs: dict, sc
     context = ray.data.DataContext.get_current().copy()
     context.max_errored_blocks = max(8, blocks // 20)
     context.max_consecutive_actor_init_deaths = 3
+    context.enable_progress_bars = False
     context.execution_no_progress_timeout_s = 3600
     context.target_max_block_size = 64 * 1024**2
-    with ray.data.DataContext.current(context):
+    with ray.data.DataContext.current(context), warnings.catch_warnings():
+        # The restart options have no named replacement yet; pyproject.toml keeps Ray below the release without them.
+        warnings.simplefilter("ignore", ray.util.annotations.RayDeprecationWarning)
         dataset = (
             ray.data.from_arrow(todo)
             .repartition(target_num_rows_per_block=rows_per_block)
@@ -123,6 +133,9 @@ def _run_pass(step: Step, todo: pa.Table, callable_class: type, kwargs: dict, sc
                 max_task_retries=1,
             )
         )
+        for handler in logging.getLogger("ray.data").handlers:
+            if not isinstance(handler, logging.FileHandler):
+                handler.setLevel(logging.ERROR)  # its log file keeps everything
         try:
             dataset.write_datasink(PartSink(step.folder, schema), ray_remote_args={"num_cpus": TASK_CPUS})
         except Exception as error:
@@ -182,7 +195,7 @@ def _account(step: Step, source: pa.Table, *, computed: int) -> Outcome:
         log.warning("%s: %d rows were written twice, the first is kept", step.name, sum(map(len, excluded.values())))
     manifest = {"parts": list(ids), "excluded": excluded}
     status = tables.read_table(step.folder, manifest, columns=["status", "message"])
-    failed = status.filter(pc.not_equal(status.column("status"), schemas.OK)).to_pylist()
+    failed = [row for row in status.to_pylist() if row["status"] != schemas.OK]
     return Outcome(
         rows=len(wanted),
         failed=len(failed),

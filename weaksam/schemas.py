@@ -25,11 +25,16 @@ FAILED_STATUSES = ("not_found", "unreadable", "too_large", "oom", "timeout", "cr
 # What a proposal was prompted by; the value of `proposals.source`.
 SOURCES = ("grid", "coarse", "fine", "cross")
 
-BOX = pa.list_(pa.float32(), 4)
-_BOXES = pa.list_(BOX)
-_FLOATS = pa.list_(pa.float32())
-_CLASSES = pa.list_(pa.int32())
-_MASKS = pa.list_(pa.large_binary())
+
+def _list(kind: pa.DataType, size: int = -1) -> pa.DataType:
+    # Parquet names what a list holds "element"; saying so makes a table read back equal to its declaration.
+    return pa.list_(pa.field("element", kind), size)
+
+
+_BOXES = _list(_list(pa.float32(), 4))
+_FLOATS = _list(pa.float32())
+_CLASSES = _list(pa.int32())
+_MASKS = _list(pa.large_binary())
 
 # x, y in pixels; label -1 = belongs to no class; kind indexes SOURCES.
 POINT = pa.struct(
@@ -59,8 +64,8 @@ GROUND_TRUTH = pa.schema(
         ("image_id", pa.string()),
         ("boxes", _BOXES),
         ("classes", _CLASSES),
-        ("difficult", pa.list_(pa.bool_())),
-        ("crowd", pa.list_(pa.bool_())),
+        ("difficult", _list(pa.bool_())),
+        ("crowd", _list(pa.bool_())),
         ("masks", _MASKS),  # an element is null where the dataset has no mask
     ]
 )
@@ -75,9 +80,9 @@ PROPOSALS = pa.schema(
         ("boxes", _BOXES),
         ("predicted_iou", _FLOATS),
         ("stability", _FLOATS),
-        ("source", pa.list_(pa.uint8())),  # index into SOURCES
+        ("source", _list(pa.uint8())),  # index into SOURCES
         ("masks", _MASKS),  # null unless masks were asked for
-        ("points", pa.list_(POINT)),  # class peaks that prompted SAM; the grid is not repeated here
+        ("points", _list(POINT)),  # class peaks that prompted SAM; the grid is not repeated here
         ("labels", _CLASSES),  # predicted image-level labels; null when no classifier ran
     ]
 )

@@ -23,12 +23,19 @@ from typing import TypeVar
 # pyarrow's S3 client sends trailing checksums by default, which several S3 servers reject or store as data.
 os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
 
-from pyarrow import fs as pafs  # noqa: E402  (the variable above must be set before)
+from pyarrow import fs as pafs
 
-from weaksam.errors import StorageError, WeightsError  # noqa: E402
+from weaksam.errors import StorageError, WeightsError
 
 ATTEMPTS = 4
-_DENIED = ("access_denied", "accessdenied", "http status 403", "forbidden", "invalidaccesskeyid", "signaturedoesnotmatch")
+_DENIED = (
+    "access_denied",
+    "accessdenied",
+    "http status 403",
+    "forbidden",
+    "invalidaccesskeyid",
+    "signaturedoesnotmatch",
+)
 
 T = TypeVar("T")
 
@@ -126,9 +133,10 @@ def write_bytes(uri: str, data: bytes) -> None:
     def write() -> None:
         files, path = filesystem(uri)
         if is_local(uri):
-            return _write_local(Path(path), data)
-        with files.open_output_stream(path) as stream:
-            stream.write(data)
+            _write_local(Path(path), data)
+        else:
+            with files.open_output_stream(path) as stream:
+                stream.write(data)
 
     _retrying(write, uri, "write")
 
@@ -183,7 +191,11 @@ def list_files(uri: str, *, recursive: bool = True) -> list[FileInfo]:
     base = filesystem(uri)[1].rstrip("/") + "/"
     found = []
     for info in _retrying(listing, uri, "list"):
-        path = info.path[len(base) :] if info.path.startswith(base) else info.path.lstrip("/").removeprefix(base.lstrip("/"))
+        path = (
+            info.path[len(base) :]
+            if info.path.startswith(base)
+            else info.path.lstrip("/").removeprefix(base.lstrip("/"))
+        )
         if info.type == pafs.FileType.File and not any(part.startswith(".") for part in path.split("/")):
             modified = info.mtime_ns / 1e9 if info.mtime_ns is not None else None
             found.append(FileInfo(join(uri, path), path, info.size or 0, modified))
@@ -268,9 +280,11 @@ def _cached(uri: str) -> Path:
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         files, remote = filesystem(uri)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as copy:
-            with files.open_input_stream(remote, compression=None) as stream:
-                while block := stream.read(1 << 22):
-                    copy.write(block)
+        with (
+            files.open_input_stream(remote, compression=None) as stream,
+            tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as copy,
+        ):
+            while block := stream.read(1 << 22):
+                copy.write(block)
         os.replace(copy.name, path)  # concurrent processes each bring a whole file; the last one stays
     return path

@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from weaksam import schemas, storage
-from weaksam.errors import DataError, StageError
+from weaksam.errors import ConfigError, DataError, StageError
 
 GROUND_TRUTH = "ground_truth"  # subfolder of an index step
 _THREADS = 16
@@ -60,7 +59,9 @@ def read_parts(folder: str, parts: Sequence[str], *, columns: Sequence[str] | No
     def read(part: str) -> pa.Table:
         uri = storage.join(folder, part)
         try:
-            table = pq.read_table(io.BytesIO(storage.read_bytes(uri)), columns=None if columns is None else list(columns))
+            table = pq.read_table(
+                io.BytesIO(storage.read_bytes(uri)), columns=None if columns is None else list(columns)
+            )
         except (pa.ArrowInvalid, OSError) as error:
             raise DataError(f"{uri}: damaged ({error}): remove this part and run the step again") from error
         schemas.check_version(table.schema, where=uri)
@@ -104,11 +105,31 @@ def read_table(folder: str, manifest: Mapping[str, Any], *, columns: Sequence[st
     kept = []
     for part, table in zip(manifest["parts"], read_parts(folder, manifest["parts"], columns=wanted), strict=True):
         if again := manifest["excluded"].get(part):
-            table = table.filter(pc.invert(pc.is_in(table.column("image_id"), pa.array(again, pa.string()))))
+            table = without_ids(table, again)
         kept.append(table)
     if not kept:
         raise DataError(f"{folder}: the manifest lists no parts: the step has no rows")
     return pa.concat_tables(kept).sort_by("image_id")
+
+
+def without_ids(table: pa.Table, image_ids: Iterable[str]) -> pa.Table:
+    """The rows of `table` whose image id is not among `image_ids`."""
+    left_out = set(image_ids)
+    return table.filter(
+        pa.array([image_id not in left_out for image_id in table.column("image_id").to_pylist()], pa.bool_())
+    )
+
+
+def of_split(images: pa.Table, split: str, *, where: str) -> pa.Table:
+    """The rows of one split.
+
+    Raises:
+        ConfigError: there are none; `where` is the key that named the split.
+    """
+    splits = images.column("split").to_pylist()
+    if split not in splits:
+        raise ConfigError(f"{where}: no image has split '{split}': splits are {', '.join(sorted(set(splits)))}")
+    return images.filter(pa.array([one == split for one in splits]))
 
 
 def read_step(step: Any, *, columns: Sequence[str] | None = None) -> pa.Table:

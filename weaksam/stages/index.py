@@ -5,7 +5,6 @@ Everything later reads the `images` table, so a dataset's own conventions end he
 
 from __future__ import annotations
 
-import logging
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -18,8 +17,6 @@ from weaksam.data.folder import read_folder, read_voc_xml_folder
 from weaksam.data.voc import find_devkit, read_voc
 from weaksam.errors import ConfigError
 from weaksam.stage import Outcome, Stage, Step
-
-log = logging.getLogger(__name__)
 
 _ROWS_PER_PART = 20_000
 _VOC_FOLDERS = ("ImageSets", "Annotations", "JPEGImages", "SegmentationObject")
@@ -36,15 +33,15 @@ class IndexConfig(StageConfig):
     """How the dataset is laid out."""
     root: str
     """URI of the dataset's folder."""
-    splits: list[str] | None = Field(None, min_length=1)
+    splits: list[str] | None = Field(default=None, min_length=1)
     """Splits to list; required for voc and coco, for folders all that are there when left out."""
     labels_file: str = "labels.csv"
     """Format folder: the CSV file with the columns file and labels, below root."""
-    annotations: dict[str, str] = {}
+    annotations: dict[str, str] = Field(default_factory=dict)
     """Format coco: split -> annotation json, below root; annotations/instances_<split>.json when left out."""
-    image_folders: dict[str, str] = {}
+    image_folders: dict[str, str] = Field(default_factory=dict)
     """Format coco: split -> folder of its images, below root; the split's name when left out."""
-    classes: list[str] | None = Field(None, min_length=1)
+    classes: list[str] | None = Field(default=None, min_length=1)
     """Class names in the order wanted; what the dataset holds, when left out."""
     difficult_makes_label: bool = False
     """VOC: whether an object flagged difficult makes an image-level label."""
@@ -56,7 +53,9 @@ class IndexConfig(StageConfig):
     @model_validator(mode="after")
     def _splits_are_named(self) -> IndexConfig:
         if self.format in ("voc", "coco") and self.splits is None:
-            raise ValueError(f"splits is required for format {self.format}, e.g. [trainval, test] or [train2017, val2017]")
+            raise ValueError(
+                f"splits is required for format {self.format}, e.g. [trainval, test] or [train2017, val2017]"
+            )
         return self
 
 
@@ -80,17 +79,16 @@ def run(step: Step) -> Outcome:
 
 
 def _read(config: IndexConfig) -> Dataset:
-    root, splits, classes = config.root, config.splits, config.classes
+    root, splits, classes, difficult = config.root, config.splits, config.classes, config.difficult_makes_label
     if config.format == "voc":
-        flags = {"difficult_makes_label": config.difficult_makes_label, "masks": config.masks}
-        return read_voc(root, splits or [], classes=classes, **flags)
+        return read_voc(root, splits or [], classes=classes, difficult_makes_label=difficult, masks=config.masks)
     if config.format == "coco":
-        where = {split: _coco_split(config, split) for split in splits or []}
-        flags = {"crowd_makes_label": config.crowd_makes_label, "masks": config.masks}
-        return read_coco(root, where, classes=classes, **flags)
+        places = {split: _coco_split(config, split) for split in splits or []}
+        crowd = config.crowd_makes_label
+        return read_coco(root, places, classes=classes, crowd_makes_label=crowd, masks=config.masks)
     if config.format == "folder":
         return read_folder(root, splits, table=config.labels_file, classes=classes)
-    return read_voc_xml_folder(root, splits, classes=classes, difficult_makes_label=config.difficult_makes_label)
+    return read_voc_xml_folder(root, splits, classes=classes, difficult_makes_label=difficult)
 
 
 def _coco_split(config: IndexConfig, split: str) -> tuple[str, str]:

@@ -6,26 +6,24 @@ and what prompted it, so later stages can choose.
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import pyarrow as pa
-import pyarrow.compute as pc
 from pydantic import Field, model_validator
 
+import weaksam.sam
 from weaksam import schemas, storage, tables
 from weaksam.config import NotInFingerprint, OutsideFile, Reads, Settings, StageConfig
-from weaksam.errors import ConfigError, ImageError
+from weaksam.errors import ImageError
 from weaksam.pools import PoolResources
 from weaksam.stage import Outcome, Stage, Step
 
 if TYPE_CHECKING:
     import numpy as np
-
-log = logging.getLogger(__name__)
 
 
 class SamSettings(Settings):
@@ -35,7 +33,7 @@ class SamSettings(Settings):
     """Encoder; `vit_xs` is the small demo model that comes with this package."""
     checkpoint: Annotated[str | None, OutsideFile()] = None
     """URI of the weights, e.g. of the official `sam_vit_h_4b8939.pth`; only `vit_xs` has weights of its own."""
-    sha256: Annotated[str | None, NotInFingerprint()] = Field(None, pattern="^[0-9a-fA-F]{64}$")
+    sha256: Annotated[str | None, NotInFingerprint()] = Field(default=None, pattern="^[0-9a-fA-F]{64}$")
     """SHA-256 that the weights file must have."""
 
     @model_validator(mode="after")
@@ -48,13 +46,13 @@ class SamSettings(Settings):
 class GridSettings(Settings):
     """A grid of single-point prompts, and which of its masks stay."""
 
-    points_per_side: int = Field(32, ge=1, le=256)
+    points_per_side: int = Field(default=32, ge=1, le=256)
     """Points along each side of the image."""
-    pred_iou_threshold: float = Field(0.3, ge=0, le=1)
+    pred_iou_threshold: float = Field(default=0.3, ge=0, le=1)
     """Masks that SAM itself rates at or below this IoU are dropped."""
-    stability_threshold: float = Field(0.3, ge=0, le=1)
+    stability_threshold: float = Field(default=0.3, ge=0, le=1)
     """Masks that change more than this (IoU) when the mask threshold moves by +-1 are dropped."""
-    nms_threshold: float = Field(0.7, gt=0, le=1)
+    nms_threshold: float = Field(default=0.7, gt=0, le=1)
     """Of two boxes that overlap by more than this IoU, the one SAM rates lower is dropped."""
     # Differs from the published runs, which use 0.3: that deletes every part of a kept whole and every whole of a
     # kept part. configs/reference/ has 0.3.
@@ -63,8 +61,8 @@ class GridSettings(Settings):
 class ProposalResources(PoolResources):
     """Where and how wide proposals run."""
 
-    points_per_chunk: int = Field(64, ge=1)
-    """Prompts decoded at once; halves by itself when memory runs out."""
+    points_per_chunk: int | None = Field(default=None, ge=1)
+    """Prompts decoded at once, chosen by device when left out; halves by itself when memory runs out."""
 
 
 class ProposalsConfig(StageConfig):
@@ -81,11 +79,11 @@ class ProposalsConfig(StageConfig):
     """The segmenter."""
     grid: GridSettings = GridSettings()
     """Prompts that look everywhere, whatever the classes."""
-    max_proposals: int | None = Field(None, ge=1)
+    max_proposals: int | None = Field(default=None, ge=1)
     """Most boxes an image may keep, the highest rated first."""
     masks: bool = False
     """Keep the masks too, as run lengths: about ten times the size."""
-    max_pixels: int = Field(180_000_000, ge=1)
+    max_pixels: int = Field(default=180_000_000, ge=1)
     """Larger images are refused with status `too_large`."""
     resources: ProposalResources = ProposalResources()
     """Where it runs."""
@@ -98,17 +96,17 @@ class ProposeBoxes:
         import torch
 
         from weaksam.sam.checkpoints import load_sam
-        from weaksam.sam.engine import SamEngine
+        from weaksam.sam.engine import EngineSettings, SamEngine
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
         if device == "cpu":
             torch.set_num_threads(math.ceil(config.resources.actor_cpus))
-        sam = config.sam
-        checkpoint = storage.fetch(sam.checkpoint, sha256=sam.sha256) if sam.checkpoint else None
+        checkpoint = storage.fetch(config.sam.checkpoint, sha256=config.sam.sha256) if config.sam.checkpoint else None
+        model = load_sam(config.sam.model, checkpoint, device=device)
+        settings = EngineSettings(config.grid.points_per_side, config.resources.points_per_chunk)
+        self.engine = SamEngine(model, settings=settings)
         self.config = config
         self.schema = schema
-        model = load_sam(sam.model, checkpoint, device=device)
-        self.engine = SamEngine(model, points_per_chunk=config.resources.points_per_chunk)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         rows = [self._row(image_id, image) for image_id, image in _decode_ahead(batch, self.config.max_pixels)]
@@ -123,7 +121,6 @@ class ProposeBoxes:
         try:
             (found,) = self.engine.propose(
                 [image],
-                points_per_side=grid.points_per_side,
                 pred_iou_threshold=grid.pred_iou_threshold,
                 stability_threshold=grid.stability_threshold,
                 nms_threshold=grid.nms_threshold,
@@ -177,10 +174,7 @@ def run(step: Step) -> Outcome:
     config: ProposalsConfig = step.config
     images = tables.read_step(step.inputs["images"], columns=["uri", "split"])
     if config.split is not None:
-        splits = sorted(set(images.column("split").to_pylist()))
-        images = images.filter(pc.equal(images.column("split"), config.split))
-        if not images.num_rows:
-            raise ConfigError(f"steps.{step.name}.split: no image has split '{config.split}': splits are {', '.join(splits)}")
+        images = tables.of_split(images, config.split, where=f"steps.{step.name}.split")
     names = schemas.class_names_of(images.schema)
     schema = schemas.with_metadata(schemas.PROPOSALS, fingerprint=step.fingerprint, class_names=names)
     source = images.select(["image_id", "uri"])
@@ -191,9 +185,8 @@ def run(step: Step) -> Outcome:
 def _shipped_weights(config: ProposalsConfig) -> dict[str, str]:
     if config.sam.checkpoint is not None:
         return {}
-    from weaksam.sam.weights import SHIPPED
-
-    return {f"sam.{config.sam.model}": storage.identity(str(SHIPPED[config.sam.model]))}
+    bundled = Path(weaksam.sam.__file__).parent / "weights" / f"{config.sam.model}.safetensors"
+    return {f"sam.{config.sam.model}": storage.identity(str(bundled))}
 
 
 STAGE = Stage("proposals", 1, ProposalsConfig, run, writes="proposals", outside=_shipped_weights)

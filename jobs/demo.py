@@ -1,0 +1,58 @@
+"""The demo: draws a small world, runs `configs/demo.yaml` on it and shows what came out.
+
+python -m jobs.demo FOLDER     (what `make demo` does; the same command again goes on where it stopped)
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from weaksam.data.scenes import write_scenes
+
+from weaksam import pipeline, storage, tables
+from weaksam.cli import run_pipeline, set_up_logging
+from weaksam.data.images import decode_image
+from weaksam.pictures import contact_sheet, draw_proposals, png_bytes
+from weaksam.stage import Step
+
+CONFIG = str(Path(__file__).parents[1] / "configs" / "demo.yaml")
+SHOWN, BOXES_SHOWN = 6, 15
+
+
+def main(folder: str) -> None:
+    """Runs the demo below `folder`."""
+    set_up_logging()
+    scenes = storage.join(storage.absolute(folder), "scenes")
+    write_scenes(scenes, images=240, seed=7, format="voc")
+    overrides = [f"run={storage.join(storage.absolute(folder), 'run')}", f"steps.images.root={scenes}"]
+    run_pipeline(CONFIG, overrides)
+    steps = {step.name: step for step in pipeline.load(CONFIG, overrides)}
+    picture = storage.join(storage.absolute(folder), "proposals.png")
+    storage.write_bytes(picture, png_bytes(_picture(steps["images"], steps["proposals"])))
+    metrics = storage.read_json(storage.join(steps["recall"].folder, "metrics.json"))
+    print(f"\nGrid proposals on the test split ({metrics['num_images']} images):")
+    for name, value in metrics["metrics"].items():
+        print(f"  {name:28} {value:.3f}" if value is not None else f"  {name:28} -")
+    print(f"\nPicture: {picture}\nTable:   {steps['proposals'].folder}\nLook at it:\n")
+    print("  import pandas as pd, glob")
+    print(f"  table = pd.concat(map(pd.read_parquet, glob.glob('{steps['proposals'].folder}/part-*.parquet')))")
+    print("  print(table[['image_id', 'status', 'boxes', 'predicted_iou']])")
+
+
+def _picture(images: Step, proposals: Step) -> Image.Image:
+    """The best-rated proposals of some images, masks tinted."""
+    uris = {row["image_id"]: row["uri"] for row in tables.read_step(images, columns=["uri"]).to_pylist()}
+    shown = tables.read_step(proposals, columns=["boxes", "masks"])[-SHOWN:].to_pylist()
+    drawn = []
+    for row in shown:
+        boxes = np.array(row["boxes"][:BOXES_SHOWN], np.float32).reshape(-1, 4)
+        image = decode_image(storage.read_bytes(uris[row["image_id"]]))
+        drawn.append(draw_proposals(image, boxes, row["masks"][:BOXES_SHOWN]))
+    return contact_sheet(drawn, columns=3)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1] if len(sys.argv) > 1 else "demo")
