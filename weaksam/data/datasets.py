@@ -1,0 +1,188 @@
+"""What every reader returns, and the rules all readers share.
+
+A reader makes one `ImageRecord` per image, with names for classes, and `make_dataset` turns them into tables.
+Axis legend: N boxes of an image.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from weaksam import schemas
+from weaksam.data.images import read_sizes
+from weaksam.errors import DataError
+from weaksam.storage import FileInfo
+
+logger = logging.getLogger(__name__)
+
+# The form of the builtin `map`: a function and what to call it on; results in the same order.
+MapFiles = Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]
+
+_READ_THREADS = 32  # a read from object storage is mostly waiting
+_OUTSIDE_TOLERANCE = 1.0  # pixels; rounding and 0-based exports reach this far, a wrong image size farther
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """One dataset as tables.
+
+    Attributes:
+        class_names: names by 0-based class id.
+        images: rows of `schemas.IMAGES`, split after split, in the order of the dataset's own lists.
+        ground_truth: rows of `schemas.GROUND_TRUTH`, one per annotated image (N may be 0); None when the dataset
+            has no boxes at all.
+    """
+
+    class_names: list[str]
+    images: pa.Table
+    ground_truth: pa.Table | None
+
+
+@dataclass(frozen=True)
+class Objects:
+    """The annotated objects of one image; all of length N."""
+
+    names: list[str]
+    boxes: np.ndarray  # (N, 4) float32, 0-based xyxy, right and bottom exclusive
+    difficult: list[bool]
+    crowd: list[bool]
+    masks: list[bytes | None]  # COCO compressed counts
+
+
+@dataclass(frozen=True)
+class ImageRecord:
+    """One image before class names become numbers; `source` is where a person would look for a fault."""
+
+    image_id: str
+    uri: str
+    split: str
+    num_bytes: int
+    labels: Collection[str] | None  # None: nobody looked
+    source: str
+    height: int | None = None
+    width: int | None = None
+    objects: Objects | None = field(default=None, repr=False)  # None: no boxes are known
+
+
+def make_dataset(images: Sequence[ImageRecord], class_names: Sequence[str]) -> Dataset:
+    """The tables of `images`.
+
+    Raises:
+        DataError: an image id twice, a class that is not among `class_names`, or a class name twice.
+    """
+    check_unique(class_names, "the list of classes", "class")
+    check_unique([image.image_id for image in images], "the dataset", "image id")
+    ids = {name: index for index, name in enumerate(class_names)}
+    rows, truths = [], []
+    for image in images:
+        labels = None if image.labels is None else sorted({_class_id(name, ids, image) for name in image.labels})
+        rows.append(
+            {
+                "image_id": image.image_id,
+                "uri": image.uri,
+                "height": image.height,
+                "width": image.width,
+                "split": image.split,
+                "labels": labels,
+                "bytes": image.num_bytes,
+            }
+        )
+        if image.objects is not None:
+            truth = {f.name: getattr(image.objects, f.name) for f in fields(Objects)}
+            classes = [_class_id(name, ids, image) for name in truth.pop("names")]
+            truths.append(truth | {"image_id": image.image_id, "classes": classes, "boxes": truth["boxes"].tolist()})
+    table = schemas.to_table(truths, schemas.GROUND_TRUTH) if truths else None
+    return Dataset(list(class_names), schemas.to_table(rows, schemas.IMAGES), table)
+
+
+def _class_id(name: str, ids: dict[str, int], image: ImageRecord) -> int:
+    if name not in ids:
+        raise DataError(f"{image.source}: class {name!r} is not among the classes {list(ids)}: correct it or add it")
+    return ids[name]
+
+
+def fill_sizes(images: pa.Table) -> pa.Table:
+    """`images` with null heights and widths read from the files' headers; an unreadable image keeps its nulls.
+
+    Raises:
+        StorageError: the storage, not one image, is at fault.
+    """
+    heights, widths = images["height"].to_pylist(), images["width"].to_pylist()
+    unknown = [i for i, (h, w) in enumerate(zip(heights, widths, strict=True)) if h is None or w is None]
+    uris = images["uri"].take(pa.array(unknown, pa.int64())).to_pylist()
+    for i, size in zip(unknown, read_sizes(uris), strict=True):
+        heights[i], widths[i] = size or (None, None)
+    for name, values in (("height", heights), ("width", widths)):
+        column = images.schema.get_field_index(name)
+        images = images.set_column(column, images.schema.field(name), pa.array(values, pa.int32()))
+    return images
+
+
+def fit_boxes(boxes: np.ndarray, size: tuple[int, int] | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Boxes cut at the border of the image.
+
+    Args:
+        boxes: (N, 4) float64 xyxy, 0-based, right and bottom exclusive.
+        size: (height, width) of the image; None when it is not known: then only the left and top border count.
+
+    Returns:
+        boxes: (N, 4) float32.
+        has_area: (N,) bool; False for a box without area, or with none left inside the image.
+        is_outside: (N,) bool; True where a box reached more than a pixel beyond the image.
+    """
+    height, width = size or (np.inf, np.inf)
+    limits = np.array([width, height, width, height])
+    cut = np.clip(boxes, 0, limits)
+    is_outside = np.abs(boxes - cut).max(axis=1, initial=0) > _OUTSIDE_TOLERANCE
+    cut = cut.astype(np.float32)
+    return cut, (cut[:, 2] > cut[:, 0]) & (cut[:, 3] > cut[:, 1]), is_outside
+
+
+def by_stem(files: Sequence[FileInfo], extensions: tuple[str, ...]) -> dict[str, FileInfo]:
+    """The files with one of `extensions` (any case) by their path without it.
+
+    Raises:
+        DataError: two files differ only in the extension, so that no one can tell whose annotation it is.
+    """
+    found: dict[str, FileInfo] = {}
+    for file in files:
+        stem, dot, extension = file.path.rpartition(".")
+        if dot + extension.lower() not in extensions:
+            continue
+        if stem in found:
+            raise DataError(f"{file.uri} and {found[stem].uri}: two files of one image: remove one")
+        found[stem] = file
+    return found
+
+
+def map_in_threads(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterable[Any]:
+    """`map` by a pool of threads, for reading many small files; the default of every reader's `map_files`."""
+    with ThreadPoolExecutor(max_workers=_READ_THREADS) as pool:
+        yield from pool.map(function, items)
+
+
+def check_unique(values: Sequence[str], where: str, what: str) -> None:
+    """Raises DataError naming the first ten of `values` that occur more than once."""
+    seen: set[str] = set()
+    twice = dict.fromkeys(value for value in values if value in seen or seen.add(value))
+    if twice:
+        raise DataError(f"{where}: {len(twice)} {what}(s) occur more than once: {first_ten(twice)}")
+
+
+def warn_of(where: str, problem: str, found: Collection[str]) -> None:
+    """Logs `problem` once, with how often it was found and the first ten places; silent when it was not."""
+    if found:
+        logger.warning("%s: %d %s: %s", where, len(found), problem, first_ten(found))
+
+
+def first_ten(found: Collection[str]) -> str:
+    """The first ten of `found` in words, and how many more there are."""
+    more = f" and {len(found) - 10} more" if len(found) > 10 else ""
+    return ", ".join(list(found)[:10]) + more

@@ -1,0 +1,181 @@
+"""Image bytes to pixels, the same on every machine, and one error for every way a file can be bad.
+
+The format is told by the first bytes, never by the file name: JPEG, PNG, WebP, BMP, GIF (first frame), TIFF.
+Pixels are RGB uint8, EXIF orientation applied. What is behind transparent pixels is white, as in a viewer.
+16-bit grey becomes round(v / 257); 16-bit colour keeps its high byte. No global of Pillow is touched and Pillow
+decodes outside the interpreter lock, so all of this may run in threads. torchvision's JPEG decoder gives the same
+pixels in three quarters of the time (1.4 against 1.8 ms on photographs of 0.2 megapixels), but is deprecated.
+Axis legend: H W pixels.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import numpy as np
+from PIL import (
+    BmpImagePlugin,
+    ExifTags,
+    GifImagePlugin,
+    Image,
+    ImageFile,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
+
+from weaksam import storage
+from weaksam.errors import ImageError
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+MAX_PIXELS = 100_000_000  # 300 MB once decoded
+_HEADER_BYTES = 65_536
+
+# Plugin classes are used directly: Image.open would warn about large images through a process-wide setting,
+# and would hand a stranger's file to three dozen formats, one of which starts another program.
+_TIFF = TiffImagePlugin.TiffImageFile
+_FORMATS: tuple[tuple[bytes, type[ImageFile.ImageFile]], ...] = (
+    (b"\xff\xd8\xff", JpegImagePlugin.JpegImageFile),
+    (b"\x89PNG\r\n\x1a\n", PngImagePlugin.PngImageFile),
+    (b"RIFF", WebPImagePlugin.WebPImageFile),
+    (b"GIF8", GifImagePlugin.GifImageFile),
+    (b"II*\0", _TIFF),
+    (b"MM\0*", _TIFF),
+    (b"II+\0", _TIFF),
+    (b"MM\0+", _TIFF),
+    (b"BM", BmpImagePlugin.BmpImageFile),
+)
+
+
+def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Pixels of an encoded image.
+
+    Args:
+        data: a whole file. Its name and extension play no part.
+        max_pixels: height x width above which nothing is decoded; read from the header.
+
+    Returns:
+        (H, W, 3) uint8 RGB, C-contiguous, writable, EXIF orientation applied.
+
+    Raises:
+        ImageError: `unreadable` (empty, truncated, damaged, or no such format), `too_large`, or `oom`.
+            Never another exception.
+    """
+    with _as_image_error():
+        image, orientation = _open(data)
+        if image.width * image.height > max_pixels:
+            raise ImageError(
+                "too_large",
+                f"{image.width} x {image.height} pixels, the limit is {max_pixels}: shrink it or raise the limit",
+            )
+        return np.ascontiguousarray(_turn_upright(_decode(image), orientation))
+
+
+def image_size(data: bytes) -> tuple[int, int]:
+    """(height, width) after EXIF orientation, from the header; equals the shape `decode_image` would give.
+
+    `data` may be the beginning of a file, as long as it holds the whole header (for WebP and TIFF: the file).
+
+    Raises:
+        ImageError: `unreadable`: no known format, or the header is damaged or not complete in `data`.
+    """
+    with _as_image_error():
+        image, orientation = _open(data)
+        return (image.width, image.height) if orientation >= 5 else (image.height, image.width)
+
+
+def read_sizes(uris: Sequence[str], *, threads: int = 16) -> list[tuple[int, int] | None]:
+    """(height, width) of each image after EXIF orientation, in order, reading 64 KB of each where that is enough.
+
+    None for an image that is missing or cannot be read: one bad image is no reason to stop.
+
+    Raises:
+        StorageError: the storage, not one image, is at fault.
+    """
+    with ThreadPoolExecutor(max_workers=threads) as pool:
+        return list(pool.map(_read_size, uris))
+
+
+def _read_size(uri: str) -> tuple[int, int] | None:
+    try:
+        head = storage.read_bytes(uri, length=_HEADER_BYTES)
+        # A TIFF may keep its directory anywhere, and half a directory reads as a smaller one.
+        if not head.startswith(tuple(magic for magic, plugin in _FORMATS if plugin is _TIFF)):
+            try:
+                return image_size(head)
+            except ImageError:
+                if len(head) < _HEADER_BYTES:
+                    return None
+        return image_size(storage.read_bytes(uri))
+    except (FileNotFoundError, ImageError):
+        return None
+
+
+@contextmanager
+def _as_image_error() -> Iterator[None]:
+    # Damaged files make Pillow raise SyntaxError, OSError, ValueError, TypeError, struct.error, zlib.error and more.
+    try:
+        yield
+    except ImageError:
+        raise
+    except MemoryError as error:
+        raise ImageError("oom", "not enough memory to decode it") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageError("too_large", str(error)) from error
+    except Exception as error:
+        raise ImageError("unreadable", f"damaged or cut off ({type(error).__name__}: {error})") from error
+
+
+def _open(data: bytes) -> tuple[ImageFile.ImageFile, int]:
+    """The image with its header read and no pixel decoded, and the EXIF orientation (1-8) still to be applied."""
+    if not data:
+        raise ImageError("unreadable", "the file is empty")
+    for magic, plugin in _FORMATS:
+        if data.startswith(magic):
+            image = plugin(io.BytesIO(data))
+            return image, _orientation(image)
+    raise ImageError("unreadable", f"not a JPEG, PNG, WebP, BMP, GIF or TIFF file: it starts with {data[:16]!r}")
+
+
+def _orientation(image: ImageFile.ImageFile) -> int:
+    if isinstance(image, _TIFF):
+        return 1  # Pillow's TIFF reader turns the image itself
+    try:
+        # The base method: PNG's own would decode the whole image in search of EXIF behind the pixels.
+        value = Image.Image.getexif(image).get(ExifTags.Base.Orientation)
+    except Exception:
+        return 1  # the pixels are fine, only the EXIF block is damaged; every viewer shows them unturned
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def _decode(image: ImageFile.ImageFile) -> np.ndarray:
+    """(H, W, 3) uint8."""
+    image.load()
+    if image.mode.startswith("I;16"):
+        grey = ((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8)
+        return np.repeat(grey[:, :, None], 3, axis=2)
+    if image.mode in ("I", "F"):
+        raise ImageError(
+            "unreadable", f"32-bit pixels (mode {image.mode}) have no fixed range: save it with 8 or 16 bits"
+        )
+    if not image.has_transparency_data:
+        return np.array(image.convert("RGB"))
+    layer = image.convert("RGBA")
+    white = Image.new("RGB", layer.size, (255, 255, 255))
+    white.paste(layer, mask=layer.getchannel("A"))
+    return np.array(white)
+
+
+def _turn_upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """`pixels` (H, W, 3) as the photographer saw them; `orientation` is the value of the EXIF tag, 1 to 8."""
+    if orientation >= 5:
+        pixels = pixels.transpose(1, 0, 2)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return pixels

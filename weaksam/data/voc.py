@@ -1,0 +1,287 @@
+"""Pascal VOC devkits (2007 and 2012 layout) as tables.
+
+VOC's boxes are 1-based with inclusive corners: (xmin, ymin, xmax, ymax) becomes (xmin - 1, ymin - 1, xmax, ymax).
+Image-level labels are the classes of an image's objects; those flagged difficult make no label, as in the WSOD
+papers' code. An image without an annotation file has null labels. Sizes are what the annotation says; images are
+not opened. A box without area inside the image is left out with a warning, but its class stays a label: the
+annotator did see the object.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import xml.etree.ElementTree as ET
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from PIL import PngImagePlugin
+from pycocotools import mask as coco_mask
+
+from weaksam import storage
+from weaksam.data.datasets import (
+    Dataset,
+    ImageRecord,
+    MapFiles,
+    Objects,
+    by_stem,
+    check_unique,
+    first_ten,
+    fit_boxes,
+    make_dataset,
+    map_in_threads,
+    warn_of,
+)
+from weaksam.data.images import EXTENSIONS
+from weaksam.errors import DataError
+from weaksam.storage import FileInfo
+
+CLASSES = (
+    *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
+    *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
+)
+
+
+@dataclass(frozen=True)
+class VocAnnotation:
+    """One annotation file: all its objects, also those whose box has no area. N objects."""
+
+    uri: str
+    height: int | None  # None: the file does not say
+    width: int | None
+    names: list[str]
+    boxes: np.ndarray  # (N, 4) float32, 0-based xyxy, right and bottom exclusive, cut at the image's border
+    difficult: list[bool]
+    has_area: np.ndarray  # (N,) bool
+    is_outside: np.ndarray  # (N,) bool: the box reached more than a pixel beyond the image
+    masks: list[bytes | None]  # COCO compressed counts
+
+
+@dataclass(frozen=True)
+class VocFiles:
+    """What is to be read for one image; `masks_uri` is its SegmentationObject file."""
+
+    xml_uri: str
+    masks_uri: str | None = None
+
+
+def read_voc(
+    root: str,
+    splits: Sequence[str],
+    *,
+    classes: Sequence[str] | None = None,
+    difficult_makes_label: bool = False,
+    masks: bool = True,
+    map_files: MapFiles = map_in_threads,
+) -> Dataset:
+    """A VOC devkit.
+
+    Args:
+        root: URI of the folder with ImageSets and JPEGImages, or of a VOCdevkit folder that holds one such folder.
+        splits: names of files in ImageSets/Main without `.txt`; one with a slash is relative to ImageSets.
+        classes: names in the order wanted. None: the 20 of VOC when no other occurs, else those found, sorted.
+        difficult_makes_label: whether an object flagged difficult makes an image-level label.
+        masks: whether to read SegmentationObject where it is there: its i-th value is the i-th object of the XML.
+        map_files: how to call a function on 10^5 `VocFiles`; has the form of the builtin `map`.
+
+    Raises:
+        DataError: names the file and line, or the first ten ids concerned.
+        StorageError: the storage is at fault.
+    """
+    root = find_devkit(storage.absolute(root))
+    ids = {split: _read_split(root, split) for split in splits}
+    check_unique([i for some in ids.values() for i in some], f"{root}: splits {list(splits)}", "image id")
+    pictures = _find_pictures(root, ids)
+    annotations = _read_annotations(root, [i for some in ids.values() for i in some], masks, map_files)
+    images = []
+    for split, some in ids.items():
+        unlabelled = [i for i in some if i not in annotations]
+        if len(unlabelled) < len(some):
+            warn_of(root, f"images of split {split!r} have no annotation file, their labels are null", unlabelled)
+        for i in some:
+            images.append(make_record(i, pictures[i], split, annotations.get(i), difficult_makes_label))
+    warn_of_boxes(root, list(annotations.values()))
+    return make_dataset(images, classes or default_classes(images))
+
+
+def _find_pictures(root: str, ids: dict[str, list[str]]) -> dict[str, FileInfo]:
+    """Files of JPEGImages by image id; `ids` by split must all be among them."""
+    pictures = by_stem(storage.list_files(storage.join(root, "JPEGImages"), recursive=False), EXTENSIONS)
+    for split, some in ids.items():
+        if missing := [i for i in some if i not in pictures]:
+            raise DataError(
+                f"{root}/ImageSets: {len(missing)} of {len(some)} ids of split {split!r} have no file in JPEGImages: "
+                f"{first_ten(missing)}"
+            )
+    return pictures
+
+
+def find_devkit(root: str) -> str:
+    """The folder with ImageSets and JPEGImages: `root`, or the only VOC folder in it.
+
+    Raises:
+        DataError: there is none, or more than one.
+    """
+    folders = storage.list_folders(root)
+    if {"ImageSets", "JPEGImages"} <= set(folders):
+        return root
+    inner = [name for name in folders if name.startswith("VOC")]
+    if len(inner) == 1:
+        return find_devkit(storage.join(root, inner[0]))
+    if inner:
+        raise DataError(
+            f"{root}: holds {', '.join(inner)}: say which, for example root: {storage.join(root, inner[0])}"
+        )
+    raise DataError(
+        f"{root}: not a VOC devkit: ImageSets and JPEGImages were expected, "
+        + (f"found {first_ten(folders)}" if folders else "found no folder")
+    )
+
+
+def _read_split(root: str, split: str) -> list[str]:
+    uri = storage.join(root, "ImageSets", (split if "/" in split else f"Main/{split}") + ".txt")
+    try:
+        text = storage.read_bytes(uri).decode("utf-8-sig")
+    except FileNotFoundError as error:
+        listed = storage.list_files(uri.rpartition("/")[0], recursive=False)
+        names = [file.path.removesuffix(".txt") for file in listed if file.path.endswith(".txt")]
+        per_class = tuple(f"{name}_" for name in CLASSES)
+        names = [name for name in names if not name.startswith(per_class)]
+        raise DataError(f"{uri}: no such split; there are: {first_ten(names) or 'none'}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{uri}: not a text file ({error})") from error
+    ids = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        words = line.split()
+        if len(words) > 1:
+            raise DataError(f"{uri}, line {number}: one image id was expected, got {line!r} (a list of one class?)")
+        ids += words
+    if not ids:
+        raise DataError(f"{uri}: lists no image id")
+    check_unique(ids, uri, "image id")
+    return ids
+
+
+def _read_annotations(root: str, ids: Sequence[str], masks: bool, map_files: MapFiles) -> dict[str, VocAnnotation]:
+    xmls = by_stem(storage.list_files(storage.join(root, "Annotations"), recursive=False), (".xml",))
+    pngs: dict[str, FileInfo] = {}
+    if masks:
+        pngs = by_stem(storage.list_files(storage.join(root, "SegmentationObject"), recursive=False), (".png",))
+    annotated = [i for i in ids if i in xmls]
+    files = [VocFiles(xmls[i].uri, pngs[i].uri if i in pngs else None) for i in annotated]
+    return dict(zip(annotated, map_files(read_annotation, files), strict=True))
+
+
+def read_annotation(files: VocFiles) -> VocAnnotation:
+    """One annotation from storage, with the object masks where there is a file of them."""
+    annotation = parse_voc_xml(storage.read_bytes(files.xml_uri), files.xml_uri)
+    if files.masks_uri is None:
+        return annotation
+    return with_masks(annotation, storage.read_bytes(files.masks_uri), files.masks_uri)
+
+
+def make_record(
+    image_id: str, file: FileInfo, split: str, annotation: VocAnnotation | None, difficult_makes_label: bool
+) -> ImageRecord:
+    """One image of a dataset; `annotation` None: nobody annotated it."""
+    if annotation is None:
+        return ImageRecord(image_id, file.uri, split, file.size, None, file.uri)
+    keep = np.flatnonzero(annotation.has_area)
+    objects = Objects(
+        names=[annotation.names[i] for i in keep],
+        boxes=annotation.boxes[keep],
+        difficult=[annotation.difficult[i] for i in keep],
+        crowd=[False] * len(keep),
+        masks=[annotation.masks[i] for i in keep],
+    )
+    named = zip(annotation.names, annotation.difficult, strict=True)
+    labels = {name for name, is_difficult in named if difficult_makes_label or not is_difficult}
+    size = annotation.height, annotation.width
+    return ImageRecord(image_id, file.uri, split, file.size, labels, annotation.uri, *size, objects)
+
+
+def default_classes(images: Sequence[ImageRecord]) -> list[str]:
+    """The 20 classes of VOC when no other occurs, else the names found, sorted."""
+    found = {name for image in images if image.objects for name in image.objects.names}
+    found |= {name for image in images for name in image.labels or ()}
+    return list(CLASSES) if found <= set(CLASSES) else sorted(found)
+
+
+def warn_of_boxes(where: str, annotations: Sequence[VocAnnotation]) -> None:
+    """Logs which files have boxes without area or far outside their image."""
+    empty = [a.uri for a in annotations if not a.has_area.all()]
+    outside = [a.uri for a in annotations if a.is_outside.any()]
+    warn_of(where, "files with boxes that have no area inside the image; those boxes are left out", empty)
+    warn_of(where, "files with boxes beyond the image, cut at its border (is <size> right?)", outside)
+
+
+def parse_voc_xml(data: bytes, uri: str) -> VocAnnotation:
+    """One annotation file in VOC's form; `uri` is for messages. Pure, so it can be mapped over in parallel.
+
+    A missing or zero <size> gives no height and width; a missing <difficult> is false; coordinates may have
+    decimals. <part> and all else is ignored, <filename> too: exports often get it wrong.
+
+    Raises:
+        DataError: not XML, or an object without a name or a number where one must be; names file and line or object.
+    """
+    try:
+        root = ET.fromstring(data)
+    except ET.ParseError as error:
+        raise DataError(f"{uri}, line {error.position[0]}: not well-formed XML ({error})") from error
+    except (ValueError, LookupError) as error:
+        raise DataError(f"{uri}: not readable as XML ({error})") from error
+    if root.tag != "annotation":
+        raise DataError(f"{uri}: not an annotation in VOC's form: <annotation> was expected, got <{root.tag}>")
+    height, width = (int(_number(root, f"size/{key}", uri, default=0)) for key in ("height", "width"))
+    size = (height, width) if height > 0 and width > 0 else None
+    names, corners, difficult = [], [], []
+    for index, element in enumerate(root.findall("object"), start=1):
+        name = (element.findtext("name") or "").strip()
+        where = f"{uri}: object {index} ({name})"
+        if not name:
+            raise DataError(f"{uri}: object {index} has no <name>")
+        names.append(name)
+        corners.append([_number(element, f"bndbox/{key}", where) for key in ("xmin", "ymin", "xmax", "ymax")])
+        difficult.append((element.findtext("difficult") or "").strip().lower() in ("1", "true"))
+    boxes = np.array(corners, np.float64).reshape(-1, 4) - [1, 1, 0, 0]
+    fitted = fit_boxes(boxes, size)
+    return VocAnnotation(uri, *(size or (None, None)), names, fitted[0], difficult, *fitted[1:], [None] * len(names))
+
+
+def _number(element: ET.Element, path: str, where: str, *, default: float | None = None) -> float:
+    text = (element.findtext(path) or "").strip()
+    if not text and default is not None:
+        return default
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise DataError(f"{where}: <{path}> is {text!r}: a number was expected")
+    return value
+
+
+def with_masks(annotation: VocAnnotation, data: bytes, uri: str) -> VocAnnotation:
+    """`annotation` with the masks of a SegmentationObject PNG: value i is object i (from 1), 0 background, 255 void.
+
+    An object that has no pixel has no mask.
+
+    Raises:
+        DataError: the file is no index PNG or not of the annotation's size.
+    """
+    try:
+        values = np.asarray(PngImagePlugin.PngImageFile(io.BytesIO(data)))
+    except Exception as error:  # Pillow raises a dozen kinds for damaged files
+        raise DataError(f"{uri}: not a readable PNG ({error})") from error
+    if values.ndim != 2 or values.dtype != np.uint8:
+        raise DataError(f"{uri}: one 8-bit value per pixel was expected, got {values.dtype} of shape {values.shape}")
+    size = annotation.height, annotation.width
+    if None not in size and values.shape != size:
+        raise DataError(f"{uri}: is {values.shape[0]} x {values.shape[1]}, {annotation.uri} says {size[0]} x {size[1]}")
+    index = np.arange(1, len(annotation.names) + 1)
+    planes = np.asfortranarray(values[:, :, None] == index, dtype=np.uint8)
+    rles: Any = coco_mask.encode(planes) if len(index) else []
+    masks = [rle["counts"] if planes[:, :, i].any() else None for i, rle in enumerate(rles)]
+    return replace(annotation, masks=masks)
