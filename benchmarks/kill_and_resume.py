@@ -1,6 +1,6 @@
 """Kills a run in the middle, again and again, and shows that its table equals that of a run left alone.
 
-python benchmarks/kill_and_resume.py [--images 60] [--driver-kills 3] [--worker-kills 2]
+python -m benchmarks.kill_and_resume [--images 60] [--driver-kills 3] [--worker-kills 2]
 
 Draws a small world, runs its proposals undisturbed; then runs them in another folder where the driver gets SIGKILL
 after some parts are written, several times, and actors get SIGKILL while they work. Exits 1 if any row differs.
@@ -19,7 +19,9 @@ import time
 from pathlib import Path
 
 from weaksam.data.scenes import write_scenes
+from weaksam.stage import Step
 
+from benchmarks.processes import actors_of
 from weaksam import pipeline, tables
 
 CONFIG = """
@@ -67,7 +69,7 @@ def _command(config: Path) -> list[str]:
     return [sys.executable, "-m", "jobs.pipeline", str(config)]
 
 
-def _proposals(config: Path) -> pipeline.Step:
+def _proposals(config: Path) -> Step:
     return pipeline.load(str(config))[-1]
 
 
@@ -81,33 +83,12 @@ def _run_and_kill(config: Path, *, after: int, worker: bool) -> bool:
     if driver.poll() is not None:
         return False
     time.sleep(random.uniform(0, 0.5))  # anywhere inside a part
-    victims = _actors(driver.pid) if worker else [driver.pid]
+    victims = actors_of(driver.pid) if worker else [driver.pid]
     for pid in victims[:1]:
         os.kill(pid, signal.SIGKILL)
         print(f"killed {'an actor' if worker else 'the driver'} at {len(tables.list_parts(step.folder))} parts")
     driver.wait()
     return bool(victims)
-
-
-def _actors(driver: int) -> list[int]:
-    """Processes of Ray Data actors that descend from `driver`."""
-    found = []
-    for line in subprocess.run(["ps", "-eo", "pid=,args="], capture_output=True, text=True).stdout.splitlines():
-        pid, _, command = line.strip().partition(" ")
-        if "ray::MapWorker" in command and driver in _ancestors(int(pid)):
-            found.append(int(pid))
-    return found
-
-
-def _ancestors(pid: int) -> list[int]:
-    found = []
-    while pid > 1:
-        try:
-            pid = int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
-        except (OSError, ValueError):
-            break
-        found.append(pid)
-    return found
 
 
 def _compare(calm: Path, rough: Path, images: int) -> int:

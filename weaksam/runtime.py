@@ -52,6 +52,11 @@ def connect() -> None:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
 
 
+def disconnect() -> None:
+    """Leaves the cluster; ends it when `connect` started it."""
+    ray.shutdown()
+
+
 def map_images(
     step: Step,
     source: pa.Table,

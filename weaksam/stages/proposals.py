@@ -83,7 +83,7 @@ class ProposalsConfig(StageConfig):
     """Most boxes an image may keep, the highest rated first."""
     masks: bool = False
     """Keep the masks too, as run lengths: about ten times the size."""
-    max_pixels: int = Field(default=180_000_000, ge=1)
+    max_pixels: int = Field(default=100_000_000, ge=1)
     """Larger images are refused with status `too_large`."""
     resources: ProposalResources = ProposalResources()
     """Where it runs."""

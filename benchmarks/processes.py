@@ -1,0 +1,40 @@
+"""The processes of a run on this machine, as /proc tells of them."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+
+def actors_of(driver: int) -> list[int]:
+    """Process ids of the Ray Data actors that descend from the process `driver`."""
+    found = []
+    told = subprocess.run(["ps", "-eo", "pid=,args="], capture_output=True, text=True, check=True)
+    for line in told.stdout.splitlines():
+        pid, _, command = line.strip().partition(" ")
+        if command.startswith("ray::MapWorker") and driver in _ancestors(int(pid)):
+            found.append(int(pid))
+    return found
+
+
+def resident_bytes(pid: int) -> int:
+    """Resident memory without shared memory (the object store has a fixed size); 0 for a process that is gone."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    sizes = {
+        name: int(rest.split()[0]) * 1024 for name, _, rest in (line.partition(":") for line in lines) if "Rss" in name
+    }
+    return sizes.get("RssAnon", 0) + sizes.get("RssFile", 0)
+
+
+def _ancestors(pid: int) -> list[int]:
+    found = []
+    while pid > 1:
+        try:
+            pid = int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
+        except (OSError, ValueError):
+            break
+        found.append(pid)
+    return found

@@ -1,0 +1,86 @@
+"""A dataset becomes the images table, and its ground truth lies apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+
+from tests.conftest import SHARED_DATA
+from weaksam import pipeline, schemas, tables
+from weaksam.errors import ConfigError
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> Callable[..., pipeline.Step]:
+    def run(**settings: object) -> pipeline.Step:
+        path = tmp_path / "run.yaml"
+        content = {"run": str(tmp_path / "run"), "steps": {"images": {"stage": "index", **settings}}}
+        path.write_text(yaml.safe_dump(content))
+        steps = pipeline.load(str(path))
+        pipeline.run_steps(steps)
+        return steps[0]
+
+    return run
+
+
+def make_folder(folder: Path) -> None:
+    folder.mkdir()
+    for name, size in (("a.jpg", (20, 10)), ("b.png", (8, 6))):
+        Image.new("RGB", size, "red").save(folder / name)
+    (folder / "labels.csv").write_text("file,labels\na.jpg,dog;cat\nb.png,cat\n")
+
+
+def test_a_labelled_folder_becomes_images_without_ground_truth(index: Callable, tmp_path: Path) -> None:
+    make_folder(tmp_path / "data")
+    step = index(format="folder", root=str(tmp_path / "data"))
+    table = tables.read_step(step)
+    assert table.schema.equals(schemas.IMAGES)
+    assert schemas.class_names_of(table.schema) == ["cat", "dog"]
+    assert table.column("image_id").to_pylist() == ["a.jpg", "b.png"]
+    assert table.column("labels").to_pylist() == [[0, 1], [0]]
+    assert tables.read_ground_truth(step.folder) is None
+
+
+def test_a_changed_dataset_is_another_result(index: Callable, tmp_path: Path) -> None:
+    make_folder(tmp_path / "data")
+    first = index(format="folder", root=str(tmp_path / "data"))
+    assert index(format="folder", root=str(tmp_path / "data")).folder == first.folder
+    (tmp_path / "data" / "labels.csv").write_text("file,labels\na.jpg,dog\nb.png,cat\n")
+    assert index(format="folder", root=str(tmp_path / "data")).folder != first.folder
+
+
+@pytest.mark.parametrize("format", ["voc", "coco", "folder", "voc_folder"])
+def test_a_missing_root_is_found_before_anything_starts(index: Callable, tmp_path: Path, format: str) -> None:
+    with pytest.raises(ConfigError, match=r"steps\.images: .*nowhere"):
+        index(format=format, root=str(tmp_path / "nowhere"), splits=["train"])
+
+
+def test_voc_and_coco_need_their_splits_named(index: Callable, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"steps\.images: .*splits is required for format voc"):
+        index(format="voc", root=str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("settings", "rows", "boxes", "classes"),
+    [
+        ({"format": "voc_folder", "root": "cards"}, 363, 670, 6),
+        ({"format": "coco", "root": "tiny_coco", "splits": ["train2017", "val2017"]}, 100, 852, 80),
+        ({"format": "voc", "root": "voc_devkit_mini/VOCdevkit/VOC2012", "splits": ["trainval"]}, 5, 11, 20),
+    ],
+    ids=["cards", "coco", "voc12"],
+)
+def test_real_datasets_are_read_whole(index: Callable, settings: dict, rows: int, boxes: int, classes: int) -> None:
+    root = SHARED_DATA / settings["root"]
+    if not root.exists():
+        pytest.skip(f"{root} is not here: it holds real photographs that are not part of the project")
+    step = index(**{**settings, "root": str(root)})
+    truth = tables.read_ground_truth(step.folder)
+    assert truth is not None
+    assert truth.schema.equals(schemas.GROUND_TRUTH)
+    assert sum(map(len, truth.column("boxes").to_pylist())) == boxes
+    assert tables.read_step(step).num_rows == rows
+    assert len(schemas.class_names_of(truth.schema)) == classes
