@@ -26,6 +26,9 @@ log = logging.getLogger(__name__)
 _VERSIONED = ("weaksam", "ray", "torch", "torchvision", "segment-anything", "pyarrow", "numpy", "pillow")
 
 
+Parsed = dict[str, tuple[Stage, Any]]  # step name -> stage and settings
+
+
 def load(path: str, overrides: Sequence[str] = ()) -> list[Step]:
     """The steps of a run file, in an order in which they can run.
 
@@ -34,6 +37,12 @@ def load(path: str, overrides: Sequence[str] = ()) -> list[Step]:
     Raises:
         ConfigError: with every fault of the file and the overrides, each named by its key.
     """
+    run, parsed = parse(path, overrides)
+    return _resolve_all(run, parsed)
+
+
+def parse(path: str, overrides: Sequence[str] = ()) -> tuple[str, Parsed]:
+    """The run folder and the checked settings of every step, as `load` but without a look at outside files."""
     content = load_run_file(path, overrides)
     faults = [f"{key}: unknown key: a run file has 'run' and 'steps'" for key in content if key not in ("run", "steps")]
     run, raw_steps = content.get("run"), content.get("steps")
@@ -41,7 +50,7 @@ def load(path: str, overrides: Sequence[str] = ()) -> list[Step]:
         faults.append("run: required: the URI where everything of this run lives")
     if not isinstance(raw_steps, dict) or not raw_steps:
         raise ConfigError(*faults, "steps: required: a mapping of step names to settings")
-    parsed = {}
+    parsed: Parsed = {}
     for name, raw in raw_steps.items():
         stage, config, step_faults = _parse_step(str(name), raw)
         faults += step_faults
@@ -50,7 +59,7 @@ def load(path: str, overrides: Sequence[str] = ()) -> list[Step]:
     faults += _reference_faults(parsed, raw_steps)
     if faults:
         raise ConfigError(*faults)
-    return _resolve_all(storage.absolute(str(run)), parsed)
+    return storage.absolute(str(run)), parsed
 
 
 def _parse_step(name: str, raw: Any) -> tuple[Stage | None, StageConfig | None, list[str]]:
@@ -95,7 +104,7 @@ def _reference_faults(
     return faults
 
 
-def _resolve_all(run: str, parsed: Mapping[str, tuple[Stage, Any]]) -> list[Step]:
+def _resolve_all(run: str, parsed: Parsed) -> list[Step]:
     graph = {
         name: [target for key in stage.reads if (target := getattr(config, key))]
         for name, (stage, config) in parsed.items()

@@ -1,0 +1,227 @@
+"""Training the small segmenter: the shortcut forward, prompts and targets, the loss, and that it learns at all."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from segment_anything.modeling import Sam
+
+from weaksam.errors import ConfigError
+from weaksam.sam.build import VARIANTS, build_sam
+from weaksam.sam.training import SegmenterTask, choose_window, export_weights, initialise, label_cells
+from weaksam.sam.training_forward import (
+    CELL_PIXELS,
+    PROMPT_ABSENT,
+    PROMPT_PAD,
+    PROMPT_POSITIVE,
+    embed_prompts,
+    encode_images,
+    predict_cells,
+    run_decoder,
+    take_window,
+)
+from weaksam.sam.training_loss import Hints, mask_losses, segmentation_loss
+from weaksam.sam.training_prompts import PromptMix, choose_cells, draw_prompts, pack, shrink
+from weaksam.sam.training_scores import score_segmenter
+
+TINY = dataclasses.replace(VARIANTS["vit_xs"], encoder_dim=32, encoder_depth=2, global_attn_indexes=(1,), prompt_dim=48)
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> Sam:
+    monkeypatch.setitem(VARIANTS, "tiny", dataclasses.replace(TINY, decoder_mlp_dim=48, iou_head_hidden_dim=32))
+    torch.manual_seed(0)
+    sam = build_sam("tiny")
+    initialise(sam)
+    for block in sam.image_encoder.blocks:
+        torch.nn.init.normal_(block.attn.rel_pos_h, std=0.3)
+        torch.nn.init.normal_(block.attn.rel_pos_w, std=0.3)
+    return sam
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> str:
+    """Two scenes of 256 px: a bright square with a darker half, on noise."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 60, (2, 256, 256, 3), dtype=np.uint8)
+    objects, parts = np.zeros((2, 256, 256), np.uint8), np.zeros((2, 256, 256), np.uint8)
+    for i, (top, left) in enumerate([(40, 60), (120, 100)]):
+        objects[i, top : top + 80, left : left + 80] = 1
+        parts[i, top : top + 80, left : left + 80] = 1
+        parts[i, top : top + 40, left : left + 80] = 2
+        images[i][objects[i] > 0] += 120
+        images[i][parts[i] == 2] += 60
+    for name, value in (("images", images), ("objects", objects), ("parts", parts)):
+        np.save(tmp_path / f"{name}.npy", value)
+    return str(tmp_path)
+
+
+def test_published_sizes_have_published_shapes():
+    counts = {"vit_b": 93_735_472, "vit_xs": 1_820_356}
+    for name, count in counts.items():
+        with torch.device("meta"):
+            sam = build_sam(name)
+        assert sum(p.numel() for p in sam.parameters()) == count
+        assert not sam.training
+    assert VARIANTS["vit_xs"].low_res_side == 128
+    with pytest.raises(ConfigError, match="unknown SAM model 'vit_xxl': choose one of vit_h, vit_l, vit_b, vit_xs"):
+        build_sam("vit_xxl")
+
+
+@torch.no_grad()
+def test_the_shortcut_gives_what_sam_gives(tiny: Sam):
+    pixels, points = torch.randn(2, 3, 256, 256), torch.rand(2, 3, 1, 2) * 256
+    embedding = tiny.image_encoder(pixels)
+    fast = encode_images(tiny.image_encoder, pixels, torch.zeros(2, 2, dtype=torch.long), torch.float32)
+    torch.testing.assert_close(fast, embedding.flatten(2).transpose(1, 2), rtol=1e-3, atol=1e-4)
+    labels = torch.tensor([PROMPT_POSITIVE, PROMPT_PAD, PROMPT_ABSENT]).expand(2, 3, 3)
+    prompts = embed_prompts(tiny.prompt_encoder, torch.cat([points, torch.zeros(2, 3, 2, 2)], 2), labels)
+    where = take_window(tiny.prompt_encoder.get_dense_pe()[0].permute(1, 2, 0), torch.zeros(2, 2, dtype=torch.long), 32)
+    image = fast + tiny.prompt_encoder.no_mask_embed.weight
+    tokens, cells = run_decoder(tiny.mask_decoder, image, where.flatten(1, 2), prompts, labels)
+    logits, predicted = predict_cells(tiny.mask_decoder, tokens, cells)
+    masks = torch.zeros(2, 3, 4, 32, 4, 32, 4)
+    for k, (row, column) in enumerate(CELL_PIXELS):
+        masks[:, :, :, :, row, :, column] = logits[:, :, :, k].transpose(2, 3).unflatten(-1, (32, 32))
+    masks = masks.flatten(5, 6).flatten(3, 4)
+    for b in range(2):
+        sparse, dense = tiny.prompt_encoder((points[b], torch.ones(3, 1)), None, None)
+        wanted, wanted_iou = tiny.mask_decoder(
+            image_embeddings=embedding[b : b + 1],
+            image_pe=tiny.prompt_encoder.get_dense_pe(),
+            sparse_prompt_embeddings=sparse,
+            dense_prompt_embeddings=dense,
+            multimask_output=True,
+        )
+        torch.testing.assert_close(masks[b, :, 1:], wanted, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(predicted[b, :, 1:], wanted_iou, rtol=1e-3, atol=1e-4)
+
+
+def test_perfect_masks_cost_nothing_and_the_best_of_three_counts():
+    targets = torch.rand(1, 1, 2, 6, 16) > 0.5
+    logits = torch.zeros(1, 1, 6, 16, 4)
+    logits[..., 2] = torch.where(targets[:, :, 0], 20.0, -20.0)  # mask 2 is target 0, mask 1 its opposite
+    logits[..., 1] = -logits[..., 2]
+    weights = torch.ones(1, 1, 6)
+    losses, ious = mask_losses(logits, targets, weights)
+    assert losses[0, 0, 0, 2] < 1e-3
+    assert ious[0, 0, 0].tolist()[1:3] == [0, 1]
+    batch = {"targets": targets, "cell_weights": weights, "is_ambiguous": torch.tensor([[True]])}
+    batch["has_target"] = torch.tensor([[[True, False]]])
+    total, watched = segmentation_loss(logits, ious[:, :, 0], batch)  # a network that knows what it reached
+    assert total < 1e-3
+    assert watched["point_iou"] == 1
+    batch["is_ambiguous"] = torch.tensor([[False]])  # then mask 0 must answer, and it does not
+    assert segmentation_loss(logits, ious[:, :, 0], batch)[1]["mask_loss"] > 0.5
+
+
+def test_points_on_nothing_teach_that_nothing_is_there():
+    logits = torch.full((1, 1, 4, 16, 4), 5.0, requires_grad=True)
+    predicted = torch.full((1, 1, 4), 0.9, requires_grad=True)
+    batch = {"targets": torch.zeros(1, 1, 2, 4, 16, dtype=torch.bool), "cell_weights": torch.ones(1, 1, 4)}
+    batch |= {"has_target": torch.zeros(1, 1, 2, dtype=torch.bool), "is_ambiguous": torch.tensor([[True]])}
+    total, _ = segmentation_loss(logits, predicted, batch)
+    total.backward()
+    assert total.item() == pytest.approx(0.81)
+    assert not logits.grad.any()
+    assert predicted.grad[0, 0].tolist() == pytest.approx([0, 0.6, 0.6, 0.6])
+
+
+def test_sampled_cells_stand_for_the_whole_picture():
+    coverage = np.zeros((16, 16), bool)
+    coverage[4:6, 4:6] = True
+    cells, weights = choose_cells(np.random.default_rng(0), coverage, 64)
+    assert len(set(cells.tolist())) == 64
+    assert weights.sum() == pytest.approx(256)
+    assert set(np.flatnonzero(coverage)) <= set(cells.tolist())  # few enough to be looked at entirely
+    everything, ones = choose_cells(np.random.default_rng(0), ~np.zeros((16, 16), bool), 64)
+    assert len(everything) == 64
+    assert ones.tolist() == [4.0] * 64
+
+
+def test_prompts_are_packed_in_frame_coordinates(cache: str):
+    objects, parts = (np.load(f"{cache}/{name}.npy")[0, :128, :128] for name in ("objects", "parts"))
+    rng, mix = np.random.default_rng(0), PromptMix(points=2, background=1, boxes=1, pairs=1)
+    questions = draw_prompts(rng, objects, parts, mix)
+    row = pack(rng, questions, side=16, corner=(8, 2), patch=8, count=256)
+    assert row["labels"].tolist() == [[1, -1, -2], [1, -1, -2], [1, -1, -2], [2, 3, -2], [1, 1, -1]]
+    assert row["has_target"].tolist() == [[True, True], [True, True], [False, False], [True, False], [True, False]]
+    assert row["is_ambiguous"].tolist() == [True, True, True, False, False]
+    for p in (0, 1):
+        x, y = (row["coords"][p, 0] - [16, 64]).astype(int)
+        assert objects[y, x] == 1
+        whole = np.zeros((16, 16, 4, 4), bool)
+        for k, (r, c) in enumerate(CELL_PIXELS):
+            whole.reshape(256, 4, 4)[row["cells"][p], r, c] = row["targets"][p, 0, :, k]
+        assert np.array_equal(whole.transpose(0, 2, 1, 3).reshape(64, 64), shrink(objects == 1))
+    x, y = (row["coords"][2, 0] - [16, 64]).astype(int)
+    assert objects[y, x] == 0
+
+
+def test_pictures_without_objects_or_without_background():
+    rng = np.random.default_rng(0)
+    empty, full = np.zeros((128, 128), np.uint8), np.ones((128, 128), np.uint8)
+    for labels in (empty, full):
+        row = pack(rng, draw_prompts(rng, labels, labels, PromptMix()), side=16, corner=(0, 0), patch=8, count=64)
+        assert row["has_target"][:, 0].all() == labels.any()
+        assert (row["labels"][:, 0] >= 0).all()
+
+
+def test_hints_know_cells_of_one_object_from_others():
+    objects = np.zeros((32, 32), np.uint8)
+    objects[:16, :16], objects[16:, 16:28] = 1, 2  # the second ends amid a cell
+    cells = {key: torch.from_numpy(value)[None] for key, value in label_cells(objects, 8).items()}
+    assert cells["cell_labels"][0].tolist() == [1, 1, 0, 0, 1, 1, 0, 0, 0, 0, 2, -1, 0, 0, 2, -1]
+    assert cells["cell_objects"][0, 11].tolist() == [True, True, False, False] * 4
+    hints = Hints(3, width=3)
+    torch.nn.init.eye_(hints.together.weight)
+    torch.nn.init.zeros_(hints.together.bias)
+    right = torch.eye(3)[cells["cell_labels"].clamp(min=0)]
+    wrong = torch.eye(3)[torch.arange(16) % 3][None]
+    assert hints(right, **cells)[0] < 0.2 < hints(wrong, **cells)[0]
+
+
+def test_windows_lie_on_the_grid_and_hold_an_object():
+    objects = np.zeros((256, 256), np.uint8)
+    objects[200:210, 30:40] = 1
+    for seed in range(20):
+        top, left = choose_window(np.random.default_rng(seed), objects, 128, step=8)
+        assert top % 8 == left % 8 == 0
+        assert objects[top : top + 128, left : left + 128].any()
+
+
+@pytest.mark.usefixtures("tiny")
+def test_it_learns_two_scenes(cache: str):
+    task = SegmenterTask(cache, variant="tiny", window=128, cells=64, mix=PromptMix(3, 1, 1, 1))
+    model = task.build_model()
+    optimizer = task.build_optimizer(model, lr=3e-3, weight_decay=0.0)
+    losses = []
+    for _ in range(40):
+        batch = task.load_batch(np.arange(2), np.array([[0, 0, 0], [0, 0, 1]]))
+        loss, watched = task.loss(model, batch)
+        loss.backward()
+        assert all(p.grad is not None for p in model.parameters() if p.requires_grad)  # DDP waits for every one
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0]
+    assert watched["point_iou"] / 2 > 0.6
+
+
+def test_exported_weights_load_and_score(tiny: Sam, cache: str, tmp_path: Path):
+    path = tmp_path / "weights" / "tiny.safetensors"
+    export_weights(tiny.state_dict(), path, {"licence": "Apache-2.0"})
+    with safe_open(path, "pt") as file:
+        assert file.metadata() == {"licence": "Apache-2.0"}
+        tiny.load_state_dict({key: file.get_tensor(key) for key in file.keys()})
+    assert [p.name for p in path.parent.iterdir()] == ["tiny.safetensors"]
+    scores = score_segmenter(tiny, cache)
+    assert scores["objects"] == 2
+    assert all(0 <= scores[key] <= 1 for key in ("point_iou", "point_iou_chosen", "box_iou"))
+    assert scores["point_iou"] >= scores["point_iou_chosen"]

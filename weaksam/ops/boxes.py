@@ -1,0 +1,81 @@
+"""Boxes as tensors: areas, overlaps, clipping.
+
+Axis legend: N, M boxes.
+Boxes are xyxy, absolute pixels, float32, right and bottom exclusive unless a function says otherwise.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def box_areas(boxes: Tensor) -> Tensor:
+    """Areas of boxes in square pixels; a box whose right is left of its left has area 0.
+
+    Args:
+        boxes: (N, 4) float, xyxy.
+
+    Returns:
+        (N,) of the same dtype and device.
+    """
+    sides = (boxes[:, 2:] - boxes[:, :2]).clamp(min=0)
+    return sides[:, 0] * sides[:, 1]
+
+
+def box_intersections(boxes: Tensor, others: Tensor) -> Tensor:
+    """Area shared by every pair of boxes, in square pixels.
+
+    Args:
+        boxes: (N, 4) float, xyxy.
+        others: (M, 4) float, xyxy.
+
+    Returns:
+        (N, M) of the same dtype and device.
+    """
+    top_left = torch.maximum(boxes[:, None, :2], others[None, :, :2])
+    bottom_right = torch.minimum(boxes[:, None, 2:], others[None, :, 2:])
+    sides = (bottom_right - top_left).clamp(min=0)
+    return sides[..., 0] * sides[..., 1]
+
+
+def box_iou(boxes: Tensor, others: Tensor) -> Tensor:
+    """Intersection over union of every pair of boxes.
+
+    A pair of empty boxes has IoU 0, not NaN.
+
+    Args:
+        boxes: (N, 4) float, xyxy.
+        others: (M, 4) float, xyxy.
+
+    Returns:
+        (N, M) in [0, 1], same dtype and device.
+    """
+    shared = box_intersections(boxes, others)
+    union = box_areas(boxes)[:, None] + box_areas(others)[None, :] - shared
+    return torch.where(union > 0, shared / union, torch.zeros_like(shared))
+
+
+def clip_boxes(boxes: Tensor, height: int, width: int) -> Tensor:
+    """Boxes cut to an image of (height, width) pixels. A box outside the image gets area 0.
+
+    Args:
+        boxes: (N, 4) float, xyxy.
+
+    Returns:
+        (N, 4), a copy.
+    """
+    limits = boxes.new_tensor([width, height, width, height])
+    return torch.minimum(boxes.clamp(min=0), limits)
+
+
+def to_inclusive(boxes: Tensor) -> Tensor:
+    """Boxes with right and bottom as the last pixel inside; an empty (0, 0, 0, 0) box stays as it is.
+
+    Args:
+        boxes: (N, 4) float, xyxy, right and bottom exclusive, whole pixels.
+
+    Returns:
+        (N, 4), a copy.
+    """
+    return (boxes - boxes.new_tensor([0, 0, 1, 1])).clamp(min=0)

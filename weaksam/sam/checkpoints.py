@@ -1,0 +1,146 @@
+"""Weights of SAM: the small model in the package, the official files, or a file in the same form.
+
+A file is checked before it is used: size and hash where known, then every key and shape, so that a cut download or the
+weights of another variant end with a sentence and not with wrong masks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import re
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from segment_anything.modeling import Sam
+from torch import Tensor
+
+from weaksam.errors import WeightsError
+from weaksam.sam.build import VARIANTS, build_sam
+
+BUNDLED = {"vit_xs": Path(__file__).parent / "weights" / "vit_xs.safetensors"}
+
+# https://github.com/facebookresearch/segment-anything: name and bytes. The name ends with the start of the SHA-256.
+OFFICIAL = {
+    "vit_h": ("sam_vit_h_4b8939.pth", 2564550879),
+    "vit_l": ("sam_vit_l_0b3195.pth", 1249524607),
+    "vit_b": ("sam_vit_b_01ec64.pth", 375042383),
+}
+_OFFICIAL_NAME = re.compile(r"sam_(vit_[hlb])_([0-9a-f]{6})\.pth")
+_NAMED = 5  # keys named in a message; the rest are counted
+
+
+def load_sam(
+    model: str, checkpoint: str | Path | None = None, *, sha256: str | None = None, device: str | torch.device = "cpu"
+) -> Sam:
+    """A SAM with its weights, float32, in eval mode, without gradients.
+
+    Args:
+        model: a key of `build.VARIANTS`.
+        checkpoint: local file, `.safetensors` or what `torch.save` wrote of a state dict. None takes the weights in the
+            package, which only vit_xs has.
+        sha256: hash the file must have, 64 hex digits.
+
+    Raises:
+        WeightsError: the file is missing, cut, altered, or does not fit the model.
+        ConfigError: no such model.
+    """
+    sam = build_sam(model)
+    path = Path(checkpoint) if checkpoint is not None else _bundled(model)
+    check_file(path, model, sha256=sha256)
+    state = _read(path)
+    _check_fit(path, state, sam, model)
+    sam.load_state_dict(state)
+    return sam.to(device).eval().requires_grad_(False)
+
+
+def check_file(path: Path, model: str, *, sha256: str | None = None) -> None:
+    """Raises WeightsError when a weights file is missing or not the one its name or `sha256` promises.
+
+    Official names promise a variant, a size and the start of the hash.
+    """
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such file, it should hold the weights of {model}: give its path or download it")
+    expected = sha256.lower() if sha256 else ""
+    named = _OFFICIAL_NAME.fullmatch(path.name)
+    if named:
+        variant, prefix = named.groups()
+        if variant != model:
+            raise WeightsError(f"{path}: weights of {variant} by its name, but the model is {model}: change one of them")
+        official_name, size = OFFICIAL[variant]
+        found = path.stat().st_size
+        if path.name == official_name and found != size:
+            raise WeightsError(f"{path}: {found} bytes, the official file has {size}: download it again")
+        expected = expected or prefix
+    if expected:
+        found = file_sha256(path)
+        if not found.startswith(expected):
+            raise WeightsError(f"{path}: SHA-256 {found}, expected {expected}: the file was altered, download it again")
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, 64 hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _bundled(model: str) -> Path:
+    if model not in BUNDLED:
+        official_name, _ = OFFICIAL[model]
+        raise WeightsError(f"{model} has no weights in the package: download {official_name} and give its path")
+    return BUNDLED[model]
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    """The state dict in a file, on the CPU; no code in the file is run."""
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        size = path.stat().st_size
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise WeightsError(
+            f"{path}: cannot be read as weights ({reason}). It has {size} bytes: a download that stopped early, or "
+            "another kind of file. Download it again"
+        ) from error
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise WeightsError(f"{path}: holds {type(state).__name__}, not a dict of tensors: save the model's state dict")
+    return state
+
+
+def _check_fit(path: Path, state: dict[str, Tensor], sam: Sam, model: str) -> None:
+    """Raises WeightsError unless `state` has exactly the keys and shapes of `sam`."""
+    wanted = sam.state_dict()
+    faults = []
+    if missing := [key for key in wanted if key not in state]:
+        faults.append(f"missing {_some(missing)}")
+    if unexpected := [key for key in state if key not in wanted]:
+        faults.append(f"unexpected {_some(unexpected)}")
+    misshaped = [
+        f"{key} is {tuple(state[key].shape)} instead of {tuple(value.shape)}"
+        for key, value in wanted.items()
+        if key in state and state[key].shape != value.shape
+    ]
+    if misshaped:
+        faults.append(_some(misshaped))
+    if faults:
+        fits = _variant_of(state)
+        advice = f"it looks like {fits}: set the model to that" if fits and fits != model else "give weights of SAM"
+        raise WeightsError(f"{path}: does not fit {model}: {'; '.join(faults)}; {advice}")
+
+
+def _some(names: list[str]) -> str:
+    rest = len(names) - _NAMED
+    return ", ".join(names[:_NAMED]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _variant_of(state: dict[str, Tensor]) -> str | None:
+    """The variant a state dict belongs to, by the width of its image encoder."""
+    position = state.get("image_encoder.pos_embed")
+    if position is None or position.ndim != 4:
+        return None
+    widths = {size.encoder_dim: name for name, size in VARIANTS.items()}
+    return widths.get(position.shape[3])

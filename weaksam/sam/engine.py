@@ -1,0 +1,358 @@
+"""SAM as a batch engine: encode an image once, decode thousands of prompts, keep few.
+
+In: RGB images and prompts. Out: proposals (boxes with scores, masks on request) or the masks of boxes. The same masks
+as `segment_anything`'s SamAutomaticMaskGenerator and SamPredictor up to floating-point rounding. What is saved: work
+that all prompts of an image share is done once (`decoder`), masks are drawn only for prompts whose predicted IoU
+passes, full-size pixels exist only in strips (`postprocess`), run lengths are made only for what survives suppression.
+
+Axis legend: B prompts, S mask slots, K candidate masks, N proposals.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import torch
+from segment_anything.modeling import Sam
+from torch import Tensor
+
+from weaksam.errors import ImageError
+from weaksam.ops.suppression import nms_of_mask_boxes
+from weaksam.sam.decoder import decode_prompts, draw_masks
+from weaksam.sam.frame import Frame, make_frame, resize_image
+from weaksam.sam.image_side import ImageSide, make_image_side
+from weaksam.sam.postprocess import encode_masks, measure_masks, pixel_budget
+from weaksam.sam.prompts import Prompts, embed_prompts, grid_points
+from weaksam.sam.upsample import Upsampler
+
+logger = logging.getLogger(__name__)
+
+SINGLE_MASK = (0,)
+AMBIGUOUS_MASKS = (1, 2, 3)
+_T = TypeVar("_T")
+
+# Prompts times image tokens decoded at a time on a CPU: what they need should stay in the caches.
+_CPU_CHUNK_TOKENS = 32768
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """How much is computed at a time. Changes speed and memory, never results beyond rounding.
+
+    Attributes:
+        points_per_side: of the grid that is used when no prompts are given.
+        points_per_chunk: prompts decoded at a time; None chooses by device and model size.
+        pixels_at_once: full-size pixels computed at a time; None chooses by device.
+    """
+
+    points_per_side: int = 32
+    points_per_chunk: int | None = None
+    pixels_at_once: int | None = None
+
+
+@dataclass(frozen=True)
+class EncodedImage:
+    """An image after the encoder, ready for any number of prompts.
+
+    Attributes:
+        frame: its sizes.
+        side: what its prompts share in the decoder.
+        upsampler: from mask logits to its pixels.
+    """
+
+    frame: Frame
+    side: ImageSide
+    upsampler: Upsampler
+
+
+@dataclass(frozen=True)
+class Proposals:
+    """Proposals of one image, best predicted IoU first.
+
+    Attributes:
+        boxes: (N, 4) float32 xyxy pixels, right and bottom exclusive.
+        predicted_iou: (N,) float32.
+        stability: (N,) float32; NaN only when nothing is asked of it.
+        source: (N,) uint8 of the prompt that gave the proposal.
+        masks: N COCO compressed counts, or None when not asked for.
+    """
+
+    boxes: np.ndarray
+    predicted_iou: np.ndarray
+    stability: np.ndarray
+    source: np.ndarray
+    masks: list[bytes] | None
+
+
+@dataclass(frozen=True)
+class BoxMasks:
+    """Masks of boxes.
+
+    Attributes:
+        masks: per box and slot, COCO compressed counts.
+        predicted_iou: (boxes, slots) float32.
+    """
+
+    masks: list[list[bytes]]
+    predicted_iou: np.ndarray
+
+
+@dataclass(frozen=True)
+class _Filter:
+    """What a mask must reach, and which of a prompt's masks are looked at."""
+
+    predicted_iou: float
+    stability: float
+    offset: float
+    slots: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """Masks that passed by predicted IoU.
+
+    Attributes:
+        prompt: (K,) int64 row of the prompt among those decoded.
+        predicted_iou: (K,) float32.
+        logits: (K, low rows, low columns) float32.
+    """
+
+    prompt: Tensor
+    predicted_iou: Tensor
+    logits: Tensor
+
+
+@dataclass(frozen=True)
+class _Candidates:
+    """Masks that passed by predicted IoU and stability; tensors of length K on the device.
+
+    Attributes:
+        boxes: (K, 4).
+        stability, predicted_iou: (K,).
+        prompt: (K,) number of the prompt.
+        logits: (K, low rows, low columns), or K = 0 of them when no masks are asked for.
+    """
+
+    boxes: Tensor
+    stability: Tensor
+    predicted_iou: Tensor
+    prompt: Tensor
+    logits: Tensor
+
+    def take(self, which: Tensor) -> _Candidates:
+        """Some of them, by index or flag."""
+        logits = self.logits[which] if len(self.logits) else self.logits
+        return _Candidates(
+            self.boxes[which], self.stability[which], self.predicted_iou[which], self.prompt[which], logits
+        )
+
+    @staticmethod
+    def join(parts: list[_Candidates]) -> _Candidates:
+        """All parts, in the order of their prompts."""
+        fields = ("boxes", "stability", "predicted_iou", "prompt", "logits")
+        joined = _Candidates(*(torch.cat([getattr(part, name) for part in parts]) for name in fields))
+        return joined.take(joined.prompt.argsort(stable=True))
+
+
+class SamEngine:
+    """Proposals and masks of a SAM model, for images one after the other.
+
+    Args:
+        sam: the model, in eval mode; its device is the engine's.
+        settings: amounts of work at a time.
+
+    Attributes:
+        encoder_calls: images encoded so far.
+        points_per_chunk: prompts decoded at a time; halves when the device runs out of memory, and stays so.
+    """
+
+    def __init__(self, sam: Sam, *, settings: EngineSettings = EngineSettings()) -> None:
+        self.sam = sam
+        self.settings = settings
+        self.encoder_calls = 0
+        self.points_per_chunk = settings.points_per_chunk or default_chunk(sam)
+        self._pixels = settings.pixels_at_once or pixel_budget(sam.device)
+
+    @torch.inference_mode()
+    def encode(self, image: np.ndarray) -> EncodedImage:
+        """One image through the encoder.
+
+        Args:
+            image: (H, W, 3) uint8 RGB.
+
+        Raises:
+            ValueError: `image` has another shape or dtype.
+            ImageError: `oom`, the device has no memory for one image.
+        """
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
+            raise ValueError(f"image must be (H, W, 3) uint8, got {image.shape} {image.dtype}")
+        frame = make_frame(self.sam, image.shape[:2])
+        pixels = resize_image(image, *frame.input_hw).to(self.sam.device)
+        try:
+            self.encoder_calls += 1
+            embedding = self.sam.image_encoder(self.sam.preprocess(pixels)[None])[0]
+            side = make_image_side(self.sam, embedding, frame.grid_hw)
+        except torch.OutOfMemoryError as error:
+            raise ImageError("oom", f"no device memory to encode {frame.image_hw} pixels: {error}") from error
+        return EncodedImage(frame=frame, side=side, upsampler=frame.upsampler(self.sam.device))
+
+    @torch.inference_mode()
+    def propose(
+        self,
+        images: Sequence[np.ndarray | EncodedImage],
+        prompts: Sequence[Prompts] | None = None,
+        *,
+        pred_iou_threshold: float,
+        stability_threshold: float,
+        nms_threshold: float | None,
+        stability_offset: float = 1.0,
+        keep_masks: Collection[int] = (0, 1, 2),
+        max_proposals: int | None = None,
+        return_masks: bool = False,
+    ) -> list[Proposals]:
+        """Proposals of images: prompt, filter, suppress.
+
+        A threshold of 0 or less filters nothing, as in `segment_anything`. Empty masks never become proposals.
+
+        Args:
+            images: (H, W, 3) uint8 RGB, or images from `encode` to prompt them again without encoding.
+            prompts: per image; None prompts every image with the grid of the settings.
+            pred_iou_threshold: masks need a predicted IoU above this.
+            stability_threshold: masks need at least this stability.
+            nms_threshold: box IoU above which the worse mask goes; None keeps all, in the order of the prompts.
+            stability_offset: stability compares the masks cut at this logit above and below 0.
+            keep_masks: which of SAM's three masks per prompt to use: 0, 1, 2.
+            max_proposals: keep at most so many, the first ones; None keeps all.
+            return_masks: also give masks.
+
+        Raises:
+            ImageError: `oom`, not even one prompt at a time fits the device.
+        """
+        if prompts is not None and len(prompts) != len(images):
+            raise ValueError(f"prompts are for {len(prompts)} images, images are {len(images)}")
+        if not set(keep_masks) <= {0, 1, 2} or not keep_masks:
+            raise ValueError(f"keep_masks must be some of 0, 1, 2, got {sorted(keep_masks)}")
+        slots = tuple(AMBIGUOUS_MASKS[i] for i in sorted(keep_masks))
+        wanted = _Filter(pred_iou_threshold, stability_threshold, stability_offset, slots)
+        results = []
+        for index, image in enumerate(images):
+            encoded = image if isinstance(image, EncodedImage) else self.encode(image)
+            asked = self._grid(encoded) if prompts is None else prompts[index]
+            found = self._candidates(encoded, asked, wanted, with_logits=return_masks)
+            if nms_threshold is not None:
+                found = found.take(nms_of_mask_boxes(found.boxes, found.predicted_iou, threshold=nms_threshold))
+            found = found.take(torch.arange(len(found.prompt), device=self.sam.device)[:max_proposals])
+            masks = encode_masks(encoded.upsampler, found.logits, budget=self._pixels) if return_masks else None
+            results.append(_proposals(found, asked, masks))
+        return results
+
+    @torch.inference_mode()
+    def masks_for_boxes(
+        self, image: np.ndarray | EncodedImage, boxes: np.ndarray, *, multimask: bool = False
+    ) -> BoxMasks:
+        """Masks that SAM draws for boxes.
+
+        Args:
+            image: (H, W, 3) uint8 RGB, or an image from `encode`.
+            boxes: (M, 4) float xyxy pixels.
+            multimask: give SAM's three masks per box instead of its single one.
+        """
+        encoded = image if isinstance(image, EncodedImage) else self.encode(image)
+        slots = AMBIGUOUS_MASKS if multimask else SINGLE_MASK
+        wanted = _Filter(0.0, 0.0, 1.0, slots)
+        scores, masks = [np.zeros((0, len(slots)), dtype=np.float32)], []
+        for _, tokens in embed_prompts(self.sam.prompt_encoder, encoded.frame, Prompts(boxes=boxes)):
+            for found in self._in_chunks(len(tokens), lambda part: self._decode(encoded, tokens[part], wanted)):
+                scores.append(found.predicted_iou.view(-1, len(slots)).cpu().numpy())
+                masks += encode_masks(encoded.upsampler, found.logits, budget=self._pixels)
+        per_box = [masks[i : i + len(slots)] for i in range(0, len(masks), len(slots))]
+        return BoxMasks(masks=per_box, predicted_iou=np.concatenate(scores))
+
+    def _grid(self, encoded: EncodedImage) -> Prompts:
+        return Prompts(points=grid_points(*encoded.frame.image_hw, self.settings.points_per_side))
+
+    def _candidates(self, encoded: EncodedImage, prompts: Prompts, wanted: _Filter, *, with_logits: bool) -> _Candidates:
+        """Masks of one image that pass both thresholds, in the order of the prompts."""
+        parts = [self._no_candidates(encoded)]
+        for numbers, tokens in embed_prompts(self.sam.prompt_encoder, encoded.frame, prompts):
+            rows = torch.as_tensor(numbers, device=self.sam.device)
+
+            def run(part: slice, tokens: Tensor = tokens, rows: Tensor = rows) -> _Candidates:
+                drawn = self._decode(encoded, tokens[part], wanted)
+                return self._measure(encoded, drawn, rows[part], wanted, with_logits=with_logits)
+
+            parts += self._in_chunks(len(tokens), run)
+        return _Candidates.join(parts)
+
+    def _no_candidates(self, encoded: EncodedImage) -> _Candidates:
+        none = torch.zeros(0, device=self.sam.device)
+        logits = none.view(0, 1, 1).expand(0, *encoded.frame.low_hw)
+        return _Candidates(none.view(0, 4), none, none, none.long(), logits)
+
+    def _decode(self, encoded: EncodedImage, tokens: Tensor, wanted: _Filter) -> _Drawn:
+        """Decodes prompts and draws the masks whose predicted IoU passes."""
+        decoded = decode_prompts(self.sam, encoded.side, tokens, wanted.slots)
+        passes = torch.ones_like(decoded.predicted_iou, dtype=torch.bool)
+        if wanted.predicted_iou > 0:
+            passes = decoded.predicted_iou > wanted.predicted_iou
+        chosen = passes.any(dim=1).nonzero().flatten()
+        rows, columns = encoded.frame.low_hw
+        logits = draw_masks(self.sam, encoded.side, decoded, chosen, tokens_at_once=1024)[passes[chosen], :rows, :columns]
+        return _Drawn(passes.nonzero()[:, 0], decoded.predicted_iou[passes], logits)
+
+    def _measure(
+        self, encoded: EncodedImage, drawn: _Drawn, numbers: Tensor, wanted: _Filter, *, with_logits: bool
+    ) -> _Candidates:
+        """Keeps what is stable and not empty."""
+        stats = measure_masks(encoded.upsampler, drawn.logits, offset=wanted.offset, budget=self._pixels)
+        logits = drawn.logits if with_logits else drawn.logits[:0]
+        found = _Candidates(stats.boxes, stats.stability, drawn.predicted_iou, numbers[drawn.prompt], logits)
+        keep = stats.boxes[:, 2] > 0
+        if wanted.stability > 0:
+            keep &= stats.stability >= wanted.stability
+        return found.take(keep)
+
+    def _in_chunks(self, num_prompts: int, run: Callable[[slice], _T]) -> list[_T]:
+        """`run` on slices of the prompts; slices get shorter when the device runs out of memory."""
+        results, start = [], 0
+        while start < num_prompts:
+            part = slice(start, min(start + self.points_per_chunk, num_prompts))
+            try:
+                results.append(run(part))
+            except torch.OutOfMemoryError as error:
+                shortage = str(error)  # not the error itself: its traceback holds the tensors that are in the way
+            else:
+                start = part.stop
+                continue
+            self._halve_chunk(shortage)
+        return results
+
+    def _halve_chunk(self, shortage: str) -> None:
+        if self.points_per_chunk == 1:
+            raise ImageError("oom", f"no device memory to decode a single prompt: {shortage}")
+        self.points_per_chunk //= 2
+        logger.warning("out of device memory, decoding %d prompts at a time from now on", self.points_per_chunk)
+        if self.sam.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def default_chunk(sam: Sam) -> int:
+    """Prompts to decode at a time, by device and model size."""
+    side = sam.prompt_encoder.image_embedding_size[0]
+    if sam.device.type != "cpu":
+        return 128
+    return max(1, _CPU_CHUNK_TOKENS // side**2)
+
+
+def _proposals(found: _Candidates, prompts: Prompts, masks: list[bytes] | None) -> Proposals:
+    return Proposals(
+        boxes=found.boxes.cpu().numpy(),
+        predicted_iou=found.predicted_iou.cpu().numpy(),
+        stability=found.stability.cpu().numpy(),
+        source=prompts.source[found.prompt.cpu().numpy()].astype(np.uint8),
+        masks=masks,
+    )

@@ -1,0 +1,86 @@
+"""Where an image lies in SAM's square input: long side stretched to it, top left corner, the rest padding."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from segment_anything.modeling import Sam
+from torch import Tensor
+from torch.nn import functional as F
+
+from weaksam.sam.upsample import Upsampler, low_needed, make_axis
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Sizes of one image on its way through SAM, all (height, width).
+
+    Attributes:
+        image_hw: original pixels.
+        input_hw: pixels of the resized image inside the padded square.
+        input_side: pixels of the padded square.
+        low_side: mask logits along the padded square.
+    """
+
+    image_hw: tuple[int, int]
+    input_hw: tuple[int, int]
+    input_side: int
+    low_side: int
+
+    @property
+    def low_hw(self) -> tuple[int, int]:
+        """Mask logits that the unpadded image depends on, (rows, columns)."""
+        rows, columns = (low_needed(self.low_side, self.input_side, size) for size in self.input_hw)
+        return rows, columns
+
+    @property
+    def grid_hw(self) -> tuple[int, int]:
+        """Image tokens that those logits depend on, (rows, columns); a token holds 4 x 4 logits."""
+        rows, columns = (math.ceil(size / 4) for size in self.low_hw)
+        return rows, columns
+
+    def to_input(self, points: np.ndarray) -> np.ndarray:
+        """(..., 2) xy in original pixels to xy in pixels of the padded square, float64."""
+        scale = np.array([self.input_hw[1] / self.image_hw[1], self.input_hw[0] / self.image_hw[0]])
+        return np.asarray(points, dtype=np.float64) * scale
+
+    def upsampler(self, device: torch.device) -> Upsampler:
+        """The way back: mask logits to original pixels."""
+        axes = zip(self.input_hw, self.image_hw, strict=True)
+        rows, columns = (make_axis(self.low_side, self.input_side, cut, size, device) for cut, size in axes)
+        return Upsampler(rows=rows, columns=columns)
+
+
+def make_frame(sam: Sam, image_hw: tuple[int, int]) -> Frame:
+    """The frame of an image of (height, width) pixels.
+
+    A side that would round to no pixel gets one, where `segment_anything` would fail.
+    """
+    input_side = sam.image_encoder.img_size
+    scale = input_side * 1.0 / max(image_hw)
+    height, width = (max(1, int(size * scale + 0.5)) for size in image_hw)
+    low_side = 4 * sam.prompt_encoder.image_embedding_size[0]
+    return Frame(image_hw=image_hw, input_hw=(height, width), input_side=input_side, low_side=low_side)
+
+
+def resize_image(image: np.ndarray, height: int, width: int) -> Tensor:
+    """Bilinear resize with the very pixels that Pillow gives.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+
+    Returns:
+        (3, height, width) uint8.
+    """
+    if image.shape[:2] == (height, width):
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    if height >= image.shape[0] and width >= image.shape[1]:
+        # 7 times faster than Pillow and bit-equal when enlarging; when shrinking 0.02 % of the values are 1 off.
+        pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
+        return F.interpolate(pixels, (height, width), mode="bilinear", antialias=True)[0]
+    resized = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
+    return torch.from_numpy(np.array(resized)).permute(2, 0, 1)

@@ -1,0 +1,121 @@
+"""From mask logits to boxes, stability and run lengths, without ever holding full-size masks.
+
+In: mask logits on SAM's grid. Out: per mask a box, a stability score, or COCO compressed counts. Only a bounded number
+of pixels exists at a time, whatever the size of the image.
+
+Axis legend: K masks, H W pixels of the original image.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from weaksam.ops.masks import edges_to_rle, flags_to_boxes
+from weaksam.sam.upsample import Upsampler
+
+# Pixels computed at a time. On a CPU a strip should stay in the second-level cache (2**18 floats are 1 MiB); an
+# accelerator wants enough to fill it.
+CPU_PIXELS = 2**18
+DEVICE_PIXELS = 2**25
+
+
+@dataclass(frozen=True)
+class MaskStats:
+    """What is known of masks without keeping them.
+
+    Attributes:
+        boxes: (K, 4) float32 xyxy pixels, right and bottom exclusive; (0, 0, 0, 0) for an empty mask.
+        stability: (K,) float32 in [0, 1]; NaN where no pixel lies above -offset.
+    """
+
+    boxes: Tensor
+    stability: Tensor
+
+
+def pixel_budget(device: torch.device) -> int:
+    """Pixels to compute at a time on a device."""
+    return CPU_PIXELS if device.type == "cpu" else DEVICE_PIXELS
+
+
+def measure_masks(upsampler: Upsampler, logits: Tensor, *, offset: float, budget: int) -> MaskStats:
+    """Boxes and stability of masks cut at 0, as SAM computes them at full size.
+
+    Args:
+        logits: (K, low rows, low columns) float32.
+        offset: stability compares the masks cut at +offset and -offset.
+        budget: pixels to compute at a time, below 2**24 per mask and strip for exact counts.
+    """
+    height, width = upsampler.rows.size, upsampler.columns.size
+    num_masks = len(logits)
+    rows = torch.zeros(num_masks, height, dtype=torch.bool, device=logits.device)
+    columns = torch.zeros(num_masks, width, dtype=torch.bool, device=logits.device)
+    inner = torch.zeros(num_masks, device=logits.device, dtype=torch.float64)
+    outer = torch.zeros_like(inner)
+    group = max(1, budget // (height * width))
+    for start in range(0, num_masks, group):
+        part = slice(start, start + group)
+        region = upsampler.region_above(logits[part], min(-offset, 0.0))
+        for strip in upsampler.strips(logits[part], region, budget):
+            pixels = strip.pixels
+            # Zeros and ones as floats: twice as fast as booleans to write and six times to add up.
+            above = torch.empty_like(pixels)
+            inner[part] += torch.gt(pixels, offset, out=above).sum((1, 2))
+            outer[part] += torch.gt(pixels, -offset, out=above).sum((1, 2))
+            here = slice(strip.column, strip.column + pixels.shape[1])
+            columns[part, here] = pixels.amax(dim=2) > 0
+            rows[part, strip.row : strip.row + pixels.shape[2]] |= pixels.amax(dim=1) > 0
+    return MaskStats(boxes=flags_to_boxes(rows, columns), stability=inner.float() / outer.float())
+
+
+def encode_masks(upsampler: Upsampler, logits: Tensor, *, budget: int) -> list[bytes]:
+    """Masks cut at 0 as COCO compressed counts.
+
+    Args:
+        logits: (K, low rows, low columns) float32.
+        budget: pixels to compute at a time.
+    """
+    return [_encode_mask(upsampler, mask[None], budget) for mask in logits]
+
+
+def _encode_mask(upsampler: Upsampler, logits: Tensor, budget: int) -> bytes:
+    height, width = upsampler.rows.size, upsampler.columns.size
+    edges, position, last = [], 0, False
+    first = False
+    region = (0, len(upsampler.rows.taps), *upsampler.region_above(logits, 0.0)[2:])  # whole columns, for run lengths
+    for strip in upsampler.strips(logits, region, budget):
+        flat = (strip.pixels[0] > 0).flatten().cpu().numpy()
+        start = strip.column * height
+        if start > position:  # columns left of the region are empty
+            position, last = start, False
+        if position == 0:
+            first = bool(flat[0])
+        elif flat[0] != last:
+            edges.append(np.array([position]))
+        edges.append(np.flatnonzero(flat[1:] != flat[:-1]) + position + 1)
+        position, last = position + flat.size, bool(flat[-1])
+    if last and position < height * width:  # columns right of the region are empty
+        edges.append(np.array([position]))
+    joined = np.concatenate(edges) if edges else np.zeros(0, dtype=np.int64)
+    return edges_to_rle(joined, first=first, size=height * width)
+
+
+def draw_masks_full(upsampler: Upsampler, logits: Tensor, *, budget: int) -> Tensor:
+    """Masks cut at 0 at full size.
+
+    Args:
+        logits: (K, low rows, low columns) float32.
+
+    Returns:
+        (K, H, W) bool.
+    """
+    height, width = upsampler.rows.size, upsampler.columns.size
+    masks = torch.zeros(len(logits), width, height, dtype=torch.bool, device=logits.device)
+    for mask, row in zip(masks, logits, strict=True):
+        for strip in upsampler.strips(row[None], upsampler.everything, budget):
+            pixels = strip.pixels[0]
+            mask[strip.column : strip.column + pixels.shape[0]] = pixels > 0
+    return masks.transpose(1, 2)

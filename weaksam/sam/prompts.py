@@ -1,0 +1,118 @@
+"""Prompts for SAM: single points, joint points, boxes; and their embedding.
+
+Axis legend: P points, J joint prompts, M boxes, B prompts of one kind, K points of a joint prompt, C channels.
+Points are (x, y), boxes xyxy, both in pixels of the original image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from segment_anything.modeling import PromptEncoder
+from torch import Tensor
+
+from weaksam.sam.frame import Frame
+
+FOREGROUND, PADDING = 1, -1  # SAM's labels of points; 0 is background
+_BOX_CORNERS = (2, 3)  # rows of SAM's point embeddings
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """What SAM is asked about one image. Prompts are numbered points first, then joint prompts, then boxes.
+
+    Attributes:
+        points: (P, 2) float, each a foreground point and a prompt of its own.
+        joint: J arrays (K, 2) float, each with K >= 1 foreground points of one object.
+        boxes: (M, 4) float.
+        source: (P + J + M,) uint8 carried along to the proposals; zeros when not given.
+    """
+
+    points: np.ndarray = field(default_factory=lambda: np.zeros((0, 2), dtype=np.float32))
+    joint: Sequence[np.ndarray] = ()
+    boxes: np.ndarray = field(default_factory=lambda: np.zeros((0, 4), dtype=np.float32))
+    source: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        if np.ndim(self.points) != 2 or np.shape(self.points)[1] != 2:
+            raise ValueError(f"points must be (P, 2), got {np.shape(self.points)}")
+        if np.ndim(self.boxes) != 2 or np.shape(self.boxes)[1] != 4:
+            raise ValueError(f"boxes must be (M, 4), got {np.shape(self.boxes)}")
+        for points in self.joint:
+            if np.ndim(points) != 2 or np.shape(points)[1] != 2 or len(points) == 0:
+                raise ValueError(f"a joint prompt must be (K, 2) with K >= 1, got {np.shape(points)}")
+        if self.source is None:
+            object.__setattr__(self, "source", np.zeros(len(self), dtype=np.uint8))
+        elif np.shape(self.source) != (len(self),):
+            raise ValueError(f"source must have one value per prompt ({len(self)}), got {np.shape(self.source)}")
+
+    def __len__(self) -> int:
+        return len(self.points) + len(self.joint) + len(self.boxes)
+
+
+def grid_points(height: int, width: int, points_per_side: int) -> np.ndarray:
+    """Centres of points_per_side x points_per_side equal cells of an image, rows outer.
+
+    Returns:
+        (points_per_side ** 2, 2) float64, x then y, in pixels.
+    """
+    offset = 1 / (2 * points_per_side)
+    side = np.linspace(offset, 1 - offset, points_per_side)
+    x, y = np.meshgrid(side, side)
+    return np.stack([x, y], axis=-1).reshape(-1, 2) * np.array([width, height])
+
+
+def embed_prompts(encoder: PromptEncoder, frame: Frame, prompts: Prompts) -> Iterator[tuple[np.ndarray, Tensor]]:
+    """Embedded prompts in groups of equal token count, because joint points attend to each other.
+
+    Padding a joint prompt to a common length would change its masks: SAM attends to padding tokens too.
+
+    Yields:
+        numbers: (B,) int64 which prompts.
+        tokens: (B, tokens, C) float32 on the encoder's device.
+    """
+    points = [np.asarray(point)[None] for point in prompts.points] + [np.asarray(j) for j in prompts.joint]
+    sizes = np.array([len(p) for p in points], dtype=np.int64)
+    for size in np.unique(sizes):
+        numbers = np.flatnonzero(sizes == size)
+        yield numbers, embed_points(encoder, frame.to_input(np.stack([points[i] for i in numbers])))
+    if len(prompts.boxes):
+        numbers = np.arange(len(points), len(prompts))
+        yield numbers, embed_boxes(encoder, frame.to_input(np.reshape(prompts.boxes, (-1, 2, 2))))
+
+
+def embed_points(encoder: PromptEncoder, points: np.ndarray) -> Tensor:
+    """Foreground points and, as SAM does when there is no box, one padding token.
+
+    Args:
+        points: (B, K, 2) float64, pixels of the padded square.
+
+    Returns:
+        (B, K + 1, C) float32.
+    """
+    tokens = _encode_positions(encoder, points) + encoder.point_embeddings[FOREGROUND].weight
+    padding = encoder.not_a_point_embed.weight.expand(len(tokens), 1, -1)
+    return torch.cat([tokens, padding], dim=1)
+
+
+def embed_boxes(encoder: PromptEncoder, corners: np.ndarray) -> Tensor:
+    """Boxes as two corner tokens.
+
+    Args:
+        corners: (B, 2, 2) float64, pixels of the padded square.
+
+    Returns:
+        (B, 2, C) float32.
+    """
+    kinds = torch.cat([encoder.point_embeddings[corner].weight for corner in _BOX_CORNERS])
+    return _encode_positions(encoder, corners) + kinds
+
+
+def _encode_positions(encoder: PromptEncoder, points: np.ndarray) -> Tensor:
+    # Double precision up to the normalised coordinate: one float32 step at pixel 1000 already moves the encoding.
+    device = encoder.not_a_point_embed.weight.device
+    centres = torch.as_tensor(points, dtype=torch.float64, device=device) + 0.5
+    return encoder.pe_layer.forward_with_coords(centres, encoder.input_image_size)

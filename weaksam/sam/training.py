@@ -1,0 +1,201 @@
+"""Training SAM on scenes whose objects and parts are known: the task the training loop runs. Knows no cluster.
+
+In: a folder of memory-mapped scenes (`images.npy`, `objects.npy`, `parts.npy`). Out: what `TrainTask` asks for.
+A stage may look at windows of the frame instead of whole frames: a quarter of the tokens, a quarter of the time, and
+the position in the frame stays known, so windows teach the same network what pixels and outlines mean.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from segment_anything.modeling import Sam
+from torch import Tensor, nn
+
+from weaksam.sam.build import VARIANTS, build_sam
+from weaksam.sam.training_forward import embed_prompts, encode_images, predict_cells, run_decoder, take_window
+from weaksam.sam.training_loss import HINT_WEIGHT, Hints, segmentation_loss
+from weaksam.sam.training_prompts import PromptMix, Rng, draw_prompts, pack
+from weaksam.sam.training_scores import score_segmenter
+
+LOCALITY = 1.7  # gain of the queries and keys between prompts and image at the start
+POSITION_SCALE = 2.5  # spread of the prompt positions' frequencies: small objects need points told apart by 10 px
+
+
+class Pupil(nn.Module):
+    """A SAM and the hints it is trained with."""
+
+    def __init__(self, sam: Sam, channels: int) -> None:
+        super().__init__()
+        self.sam, self.hints = sam, Hints(channels)
+
+
+@dataclass(frozen=True)
+class SegmenterTask:
+    """Class-agnostic, prompted segmentation of cached scenes."""
+
+    scenes: str  # folder of the cache
+    variant: str = "vit_xs"
+    window: int = 256  # side of what is looked at, pixels; a multiple of patch size x window size
+    cells: int = 256  # K, cells compared per prompt
+    mix: PromptMix = field(default_factory=PromptMix)
+    weights: str | None = None  # a pupil's safetensors to start from; None = random
+    held_out: str | None = None  # folder of the cache to validate on
+
+    @cached_property
+    def _maps(self) -> list[np.ndarray]:
+        return [np.load(Path(self.scenes) / f"{name}.npy", mmap_mode="r") for name in ("images", "objects", "parts")]
+
+    def __getstate__(self) -> dict:
+        return {key: value for key, value in self.__dict__.items() if key != "_maps"}
+
+    @property
+    def num_samples(self) -> int:
+        """Scenes of the cache."""
+        return len(self._maps[0])
+
+    def build_model(self) -> Pupil:
+        """The network to train, from `weights` or at random."""
+        sam = build_sam(self.variant)
+        initialise(sam)
+        pupil = Pupil(sam, VARIANTS[self.variant].prompt_dim)
+        if self.weights:
+            pupil.load_state_dict(load_file(self.weights))
+        for parameter in sam.prompt_encoder.mask_downscaling.parameters():
+            parameter.requires_grad_(False)  # no prompt here is a mask
+        return pupil.train()
+
+    def build_optimizer(self, model: nn.Module, *, lr: float, weight_decay: float) -> torch.optim.Optimizer:
+        """AdamW; norms, biases, embeddings and positions do not decay."""
+        trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        decayed = [p for name, p in trained if p.ndim >= 2 and "pos" not in name and "embed" not in name]
+        kept = {id(p) for p in decayed}
+        groups = [
+            {"params": decayed, "weight_decay": weight_decay},
+            {"params": [p for _, p in trained if id(p) not in kept], "weight_decay": 0.0},
+        ]
+        return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98))
+
+    def load_batch(self, indices: np.ndarray, seeds: np.ndarray) -> dict[str, Tensor]:
+        """Pictures, prompts and targets of the scenes `indices`; `seeds` decide what is asked of each."""
+        rows = [self._load(int(i), np.random.default_rng(seed)) for i, seed in zip(indices, seeds, strict=True)]
+        return {key: torch.from_numpy(np.stack([row[key] for row in rows])) for key in rows[0]}
+
+    def _load(self, index: int, rng: Rng) -> dict[str, np.ndarray]:
+        size = VARIANTS[self.variant]
+        image, objects, parts = augment(rng, *(np.asarray(m[index]) for m in self._maps))
+        top, left = choose_window(rng, objects, self.window, step=size.patch_size)
+        cut = (slice(top, top + self.window), slice(left, left + self.window))
+        questions = draw_prompts(rng, objects[cut], parts[cut], self.mix)
+        corner, side = (top // size.patch_size, left // size.patch_size), self.window // size.patch_size
+        row = pack(rng, questions, side=side, corner=corner, patch=size.patch_size, count=self.cells)
+        row |= label_cells(objects[cut], size.patch_size)
+        return {**row, "image": np.ascontiguousarray(image[cut]), "corner": np.array(corner, np.int64)}
+
+    def loss(self, model: Pupil, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Sum over images of the loss, and sums of what to watch."""
+        embedding, logits, predicted_iou = ask(model.sam, batch, dtype=compute_dtype(batch["image"].device))
+        loss, watched = segmentation_loss(logits, predicted_iou, batch)
+        with torch.autocast(embedding.device.type, enabled=False):
+            together, found = model.hints(embedding.float(), batch["cell_labels"], batch["cell_objects"])
+        hints = {"together_loss": together.detach(), "object_loss": found.detach()}
+        return loss + HINT_WEIGHT * (together + found), watched | hints
+
+    def validate(self, model: Pupil) -> dict[str, float]:
+        """Scores on the held-out scenes."""
+        return score_segmenter(model.sam, self.held_out) if self.held_out else {}
+
+
+def compute_dtype(device: torch.device) -> torch.dtype:
+    """What autocast computes in on `device`, float32 where it is off."""
+    if torch.is_autocast_enabled(device.type):
+        return torch.get_autocast_dtype(device.type)
+    return torch.float32
+
+
+def ask(sam: Sam, batch: dict[str, Tensor], *, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Image embedding (B, N, C), logits (B, P, K, 16, M) in the cells of `batch` and predicted IoU (B, P, M)."""
+    with torch.autocast(batch["image"].device.type, enabled=False):  # casts are placed by hand: fewer copies
+        pixels = (batch["image"].permute(0, 3, 1, 2).float() - cast(Tensor, sam.pixel_mean)) / cast(Tensor, sam.pixel_std)
+        embedding = encode_images(sam.image_encoder, pixels, batch["corner"], dtype)
+        side = int(embedding.shape[1] ** 0.5)
+        positions = take_window(sam.prompt_encoder.get_dense_pe()[0].permute(1, 2, 0), batch["corner"], side)
+        prompts = embed_prompts(sam.prompt_encoder, batch["coords"], batch["labels"])
+        image = embedding + sam.prompt_encoder.no_mask_embed.weight.to(dtype)
+        positions = positions.flatten(1, 2).to(dtype)
+        tokens, cells = run_decoder(sam.mask_decoder, image, positions, prompts, batch["labels"])
+        wanted = batch["cells"].unsqueeze(-1).expand(-1, -1, -1, cells.shape[-1])
+        return embedding, *predict_cells(sam.mask_decoder, tokens, cells.gather(2, wanted))
+
+
+def initialise(sam: Sam) -> None:
+    """Starting values for training from nothing; `build_sam` leaves what suits loading."""
+    nn.init.trunc_normal_(cast(Tensor, sam.image_encoder.pos_embed), std=0.02)
+    for module in sam.image_encoder.blocks.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.trunc_normal_(module.weight, std=0.05)
+            nn.init.zeros_(module.bias)
+    cast(Tensor, sam.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix).mul_(POSITION_SCALE)
+    for layer in sam.mask_decoder.transformer.layers:
+        for attention in (layer.cross_attn_token_to_image, layer.cross_attn_image_to_token):
+            # queries and keys that start alike make a point attend to its own place from the first step on
+            nn.init.orthogonal_(attention.q_proj.weight, gain=LOCALITY)
+            attention.k_proj.weight.data.copy_(attention.q_proj.weight.data)
+
+
+def augment(rng: Rng, image: np.ndarray, objects: np.ndarray, parts: np.ndarray) -> tuple[np.ndarray, ...]:
+    """One of the eight turns of the square, and other light and colours."""
+    if rng.random() < 0.5:
+        image, objects, parts = image.transpose(1, 0, 2), objects.T, parts.T
+    turn = (slice(None, None, rng.choice([-1, 1])), slice(None, None, rng.choice([-1, 1])))
+    image, objects, parts = image[turn], objects[turn], parts[turn]
+    if rng.random() < 0.5:
+        image = image[..., rng.permutation(3)]
+    if rng.random() < 0.15:
+        image = np.repeat(image.mean(-1, keepdims=True), 3, -1).astype(np.uint8)
+    if rng.random() < 0.5:
+        table = np.arange(256)[:, None] / 255.0
+        table = table ** np.exp(rng.normal(0, 0.3)) * rng.normal(1, 0.1, 3) + rng.normal(0, 0.04)
+        image = np.stack([np.clip(table[:, c] * 255, 0, 255).astype(np.uint8)[image[..., c]] for c in range(3)], -1)
+    return image, objects, parts
+
+
+def label_cells(objects: np.ndarray, patch: int) -> dict[str, np.ndarray]:
+    """What the hints want: `cell_labels` (N,) int64, -1 where corners differ, and `cell_objects` (N, 16) bool."""
+    near, far = patch // 8, patch - 1 - patch // 8
+    corners = [objects[y::patch, x::patch].astype(np.int64) for y in (near, far) for x in (near, far)]
+    labels = np.where(np.ptp(corners, axis=0) == 0, corners[0], -1)
+    side, step = len(labels), patch // 4
+    found = objects[step // 2 :: step, step // 2 :: step].reshape(side, 4, side, 4) > 0
+    return {"cell_labels": labels.ravel(), "cell_objects": found.transpose(0, 2, 1, 3).reshape(-1, 16)}
+
+
+def choose_window(rng: Rng, objects: np.ndarray, window: int, *, step: int) -> tuple[int, int]:
+    """(top, left) of a window of side `window` around a random labelled pixel, on a grid of `step` pixels."""
+    height, width = objects.shape
+    filled = np.flatnonzero(objects)
+    y, x = divmod(int(filled[rng.integers(len(filled))]), width) if len(filled) else (height // 2, width // 2)
+    top, left = y - int(rng.integers(0, window)), x - int(rng.integers(0, window))
+    return tuple(int(np.clip(v // step * step, 0, full - window)) for v, full in ((top, height), (left, width)))
+
+
+def sam_weights(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The SAM out of a pupil's weights."""
+    return {key.removeprefix("sam."): value for key, value in state.items() if key.startswith("sam.")}
+
+
+def export_weights(state: dict[str, Tensor], path: str | Path, about: dict[str, str]) -> None:
+    """Writes weights as float16 safetensors in one atomic step, with `about` as the file's metadata."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    half = {key: value.detach().cpu().to(torch.float16).contiguous() for key, value in state.items()}
+    temporary = path.with_name(f".{path.name}.tmp")
+    save_file(half, temporary, metadata=about)
+    temporary.chmod(0o644)
+    temporary.replace(path)
