@@ -1,0 +1,152 @@
+"""The training loop: what it learns depends on the settings alone, not on workers, micro-batches or interruptions."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from weaksam.training import TrainResources, TrainSettings, share_of, train
+from weaksam.training_state import Journal, Trainee, draw_batch, lr_factor
+
+
+@dataclass(frozen=True)
+class LineTask:
+    """Fits y = 3 x with noise that hangs on each sample's seed; at `die_at` a worker kills itself, once."""
+
+    num_samples: int = 10
+    die_at: int | None = None
+    flag: str = ""
+
+    def build_model(self) -> nn.Module:
+        return nn.Linear(2, 1)
+
+    def build_optimizer(self, model: nn.Module, *, lr: float, weight_decay: float) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay)
+
+    def load_batch(self, indices: np.ndarray, seeds: np.ndarray) -> dict[str, Tensor]:
+        noise = [np.random.default_rng(seed).normal(0, 0.1) for seed in seeds]
+        x = torch.tensor(np.stack([indices / 10, noise], 1), dtype=torch.float32)
+        if self.die_at is not None and seeds[0][1] >= self.die_at and not Path(self.flag).exists():
+            Path(self.flag).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return {"x": x, "y": 3 * x[:, :1]}
+
+    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        error = (model(batch["x"]) - batch["y"]) ** 2
+        return error.sum(), {"count": torch.tensor(float(len(error)))}
+
+    def validate(self, model: nn.Module) -> dict[str, float]:
+        return {"slope": model.weight[0, 0].item()}
+
+
+def _settings(**changes) -> TrainSettings:
+    return TrainSettings(
+        **{"steps": 12, "batch_size": 5, "lr": 0.05, "warmup": 3, "log_every": 4, "checkpoint_every": 3} | changes
+    )
+
+
+def _run_alone(task: LineTask, settings: TrainSettings, until: int, trainee: Trainee | None = None) -> Trainee:
+    """The loop of a single worker, without Ray."""
+    trainee = trainee or Trainee(task, settings, torch.device("cpu"))
+    parts = share_of(settings, 0)
+    while trainee.step < until:
+        indices, seeds = draw_batch(0, trainee.step, batch_size=settings.batch_size, num_samples=task.num_samples)
+        trainee.take_step(iter([task.load_batch(indices[part], seeds[part]) for part in parts]), len(parts))
+    return trainee
+
+
+def test_every_sample_comes_once_before_any_comes_again():
+    batches = [draw_batch(7, step, batch_size=4, num_samples=10) for step in range(5)]
+    indices = np.concatenate([b[0] for b in batches])
+    assert sorted(indices[:10]) == sorted(indices[10:]) == list(range(10))
+    assert indices[:10].tolist() != indices[10:].tolist()
+    seeds = np.concatenate([b[1] for b in batches])
+    assert seeds[:, 0].tolist() == [7] * 20
+    assert seeds[:, 1].tolist() == [0] * 10 + [1] * 10
+    assert np.array_equal(seeds[:, 2], indices)
+
+
+def test_a_batch_larger_than_the_dataset():
+    indices, _ = draw_batch(0, 0, batch_size=5, num_samples=2)
+    assert np.bincount(indices).tolist() in ([3, 2], [2, 3])
+
+
+def test_the_learning_rate_rises_then_falls():
+    shape = {"steps": 10, "warmup": 2, "final_lr": 0.2}
+    assert [lr_factor(step, **shape) for step in (0, 1, 2)] == [0.5, 1.0, 1.0]
+    assert lr_factor(6, **shape) == pytest.approx(0.6)
+    assert lr_factor(10, **shape) == pytest.approx(0.2)
+    assert lr_factor(3, steps=10, warmup=0, final_lr=1.0) == 1.0
+
+
+def test_workers_share_a_batch_that_does_not_divide():
+    resources = TrainResources(workers=3, micro_batch_size=2)
+    parts = [share_of(_settings(batch_size=7, resources=resources), rank) for rank in range(3)]
+    assert parts == [[slice(0, 2)], [slice(2, 4)], [slice(4, 6), slice(6, 7)]]
+
+
+def test_settings_that_cannot_work_are_refused():
+    with pytest.raises(ValidationError, match="batch_size 2 leaves some of 3 workers without work"):
+        _settings(batch_size=2, resources=TrainResources(workers=3))
+    with pytest.raises(ValidationError, match="validate_every 6 is no multiple of log_every 4"):
+        _settings(validate_every=6)
+    with pytest.raises(ValidationError, match="fp16 needs gpus_per_worker > 0"):
+        _settings(precision="fp16")
+
+
+def test_accumulated_gradients_equal_the_big_batch():
+    small = _settings(clip=0.5, ema=0.9, resources=TrainResources(micro_batch_size=2))
+    whole = _run_alone(LineTask(), _settings(clip=0.5, ema=0.9), 12)
+    parts = _run_alone(LineTask(), small, 12)
+    for key, value in whole.weights().items():
+        torch.testing.assert_close(parts.weights()[key], value)
+    assert not torch.equal(whole.weights()["weight"], whole.model.weight)  # the running mean lags behind
+
+
+def test_a_restored_run_ends_like_an_unbroken_one(tmp_path: Path):
+    settings = _settings(ema=0.9, weight_decay=0.1)
+    unbroken = _run_alone(LineTask(), settings, 12)
+    _run_alone(LineTask(), settings, 5).save(str(tmp_path))
+    restored = Trainee(LineTask(), settings, torch.device("cpu"))
+    restored.restore(str(tmp_path))
+    assert restored.step == 5
+    _run_alone(LineTask(), settings, 12, restored)
+    assert torch.equal(restored.model.weight, unbroken.model.weight)
+    assert torch.equal(restored.weights()["weight"], unbroken.weights()["weight"])
+
+
+def test_rows_after_the_checkpoint_are_written_again_not_twice(tmp_path: Path):
+    first = Journal(str(tmp_path), _settings(), 0)
+    for step in (4, 8):
+        first.write(step, {"loss": 1.0}, lr=0.1)
+    resumed = Journal(str(tmp_path), _settings(), 6)
+    resumed.write(8, {"loss": 2.0}, lr=0.1)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(row["step"], row["loss"]) for row in rows] == [(4, 1.0), (8, 2.0)]
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_two_workers_one_of_them_killed_learn_what_one_does(tmp_path: Path):
+    task = LineTask(die_at=2, flag=str(tmp_path / "died"))  # the third time round the samples: step 4 of 12
+    resources = TrainResources(workers=2, max_failures=1)
+    uri = train(task, _settings(ema=0.9, validate_every=8, resources=resources), str(tmp_path / "run"))
+    assert (tmp_path / "died").exists()
+    alone = _run_alone(LineTask(), _settings(ema=0.9), 12)
+    for key, value in load_file(uri).items():
+        torch.testing.assert_close(value, alone.weights()[key], rtol=1e-4, atol=1e-5)
+    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [4, 8, 12]
+    assert [("slope" in row) for row in rows] == [False, True, False]
+    assert all(row["count"] == 1 for row in rows)  # each sample of the global batch counted once
+    assert train(task, _settings(), str(tmp_path / "run")) == uri  # finished: nothing runs

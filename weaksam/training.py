@@ -1,0 +1,168 @@
+"""The one training loop, on Ray Train: any number of workers, the same result, and resume after SIGKILL.
+
+In: a `TrainTask` (what is trained; it knows no cluster) and `TrainSettings`. Out, below the folder given:
+`checkpoint/` (Ray Train's checkpoints while it runs), `checkpoint/model.safetensors` (written once, at the end) and
+`metrics.jsonl` (one row every `log_every` steps).
+
+What a step sees is a pure function of (seed, step): its global batch is cut over the workers and the gradient is the
+mean over the global batch. So neither the number of workers, nor micro-batches, nor an interruption changes what is
+learnt, except for the order of floating-point sums.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+
+import ray.train
+import torch
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+from safetensors.torch import save
+from torch import Tensor
+
+from weaksam import storage
+from weaksam.errors import StageError
+from weaksam.training_state import Journal, Trainee, TrainResources, TrainSettings, TrainTask, draw_batch, lr_factor
+
+__all__ = ["TrainResources", "TrainSettings", "TrainTask", "draw_batch", "lr_factor", "train"]
+
+_PREFETCH = 2  # micro-batches prepared ahead of the one in use
+
+
+class _Trainer(TorchTrainer):
+    """Without Ray's placement group cleaner, which takes a healthy run for dead.
+
+    It asks the state API of whichever cluster was started last on the machine (or of none, without a dashboard) whether
+    this run's controller lives, and removes its workers when that one does not know it. A killed driver's workers end
+    with its job anyway.
+    """
+
+    def _create_default_callbacks(self) -> list:
+        callbacks = super()._create_default_callbacks()
+        return [callback for callback in callbacks if type(callback).__name__ != "PlacementGroupCleanerCallback"]
+
+
+def train(task: TrainTask, settings: TrainSettings, folder: str) -> str:
+    """Trains to the end, from where an earlier call on `folder` stopped. Ray must be initialised.
+
+    Returns:
+        URI of `<folder>/checkpoint/model.safetensors`.
+
+    Raises:
+        StageError: workers failed more often than `max_failures`.
+    """
+    folder = storage.absolute(folder)
+    final = storage.join(folder, "checkpoint", "model.safetensors")
+    if storage.exists(final):
+        return final
+    files, path = storage.filesystem(folder)
+    files.create_dir(path, recursive=True)
+    resources = settings.resources
+    per_worker = {"CPU": resources.cpus_per_worker}
+    if resources.gpus_per_worker:
+        per_worker["GPU"] = resources.gpus_per_worker
+    trainer = _Trainer(
+        _train_worker,
+        train_loop_config={"task": task, "settings": settings, "folder": folder},
+        torch_config=TorchConfig(backend="nccl" if resources.gpus_per_worker else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=resources.workers, use_gpu=resources.gpus_per_worker > 0, resources_per_worker=per_worker
+        ),
+        run_config=RunConfig(
+            name="checkpoint",  # a fixed name and place: the same call finds its own checkpoints again
+            storage_path=path,
+            storage_filesystem=files,
+            failure_config=FailureConfig(max_failures=resources.max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+        ),
+    )
+    try:
+        trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        raise StageError(
+            f"{folder}: training stopped ({error}): the same command goes on from its checkpoint"
+        ) from error
+    if not storage.exists(final):
+        raise StageError(f"{folder}: training ended without {final}: run the same command again")
+    return final
+
+
+def _mean(sums: dict[str, Tensor], *, count: int) -> dict[str, float]:
+    """Sums of this worker's samples as means over all workers' `count` samples."""
+    values = torch.stack([torch.as_tensor(value, dtype=torch.float32) for value in sums.values()])
+    if torch.distributed.is_initialized():
+        torch.distributed.all_reduce(values)
+    return {key: round(value, 6) for key, value in zip(sums, (values / count).tolist(), strict=True)}
+
+
+def _report(trainee: Trainee, *, is_writer: bool) -> None:
+    """Hands a checkpoint to Ray Train; every worker takes part, one brings the file."""
+    if not is_writer:
+        ray.train.report({"step": trainee.step})
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        trainee.save(folder)
+        ray.train.report({"step": trainee.step}, checkpoint=Checkpoint.from_directory(folder))
+
+
+def share_of(settings: TrainSettings, rank: int) -> list[slice]:
+    """The parts of a global batch that are this worker's micro-batches."""
+    ranks = settings.resources.workers
+    first, last = (settings.batch_size * r // ranks for r in (rank, rank + 1))
+    size = settings.resources.micro_batch_size or last - first
+    return [slice(i, min(i + size, last)) for i in range(first, last, size)]
+
+
+def _load_ahead(
+    task: TrainTask, settings: TrainSettings, first: int, share: list[slice]
+) -> Iterator[dict[str, Tensor]]:
+    """This worker's micro-batches from step `first` on, prepared by a thread while earlier ones are computed."""
+
+    def load(step: int, part: slice) -> dict[str, Tensor]:
+        indices, seeds = draw_batch(settings.seed, step, batch_size=settings.batch_size, num_samples=task.num_samples)
+        batch = task.load_batch(indices[part], seeds[part])
+        return {k: v.pin_memory() for k, v in batch.items()} if settings.resources.gpus_per_worker else batch
+
+    wanted = ((step, part) for step in range(first, settings.steps) for part in share)
+    with ThreadPoolExecutor(1) as pool:
+        queue = [pool.submit(load, *item) for item in islice(wanted, _PREFETCH)]
+        while queue:
+            ready = queue.pop(0).result()
+            queue += [pool.submit(load, *item) for item in islice(wanted, 1)]
+            yield ready
+
+
+def _train_worker(config: dict) -> None:
+    """The loop of one worker."""
+    task, settings, folder = config["task"], config["settings"], config["folder"]
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    torch.set_num_threads(max(1, int(settings.resources.cpus_per_worker)))
+    context = ray.train.get_context()
+    trainee = Trainee(task, settings, ray.train.torch.get_device())
+    if checkpoint := ray.train.get_checkpoint():
+        with checkpoint.as_directory() as path:
+            trainee.restore(path)
+    share = share_of(settings, context.get_world_rank())
+    batches = _load_ahead(task, settings, trainee.step, share)
+    journal = Journal(folder, settings, trainee.step) if context.get_world_rank() == 0 else None
+    sums, since = {}, trainee.step
+    while trainee.step < settings.steps:
+        torch.manual_seed(hash((settings.seed, trainee.step, context.get_world_rank())))
+        for key, value in trainee.take_step(batches, len(share)).items():
+            sums[key] = sums.get(key, 0) + value
+        if trainee.step % settings.log_every == 0 or trainee.step == settings.steps:
+            means = _mean(sums, count=(trainee.step - since) * settings.batch_size)
+            if journal:
+                if settings.validate_every and trainee.step % settings.validate_every == 0:
+                    means |= trainee.validate(task)
+                journal.write(trainee.step, means, lr=trainee.optimizer.param_groups[0]["lr"])
+            sums, since = {}, trainee.step
+        if trainee.step % settings.checkpoint_every == 0 and trainee.step < settings.steps:
+            _report(trainee, is_writer=journal is not None)
+    if journal:
+        storage.write_bytes(storage.join(folder, "checkpoint", "model.safetensors"), save(trainee.weights()))
+    ray.train.report({"step": trainee.step})

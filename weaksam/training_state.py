@@ -1,0 +1,251 @@
+"""What the training loop carries from step to step: model, optimiser and running mean; and the rows of metrics.
+
+Knows no Ray: the loop around it, which does, is `training.py`.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import math
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from weaksam import storage
+
+log = logging.getLogger(__name__)
+
+
+class TrainTask(Protocol):
+    """What is trained. Picklable; every method is called on the workers.
+
+    Every trainable parameter must take part in every loss: freeze what does not.
+    """
+
+    num_samples: int
+
+    def build_model(self) -> nn.Module:
+        """The model on the CPU, in train mode; the same on every worker up to random values (rank 0's are used)."""
+
+    def build_optimizer(self, model: nn.Module, *, lr: float, weight_decay: float) -> torch.optim.Optimizer:
+        """The optimiser; groups may scale `lr`, the schedule multiplies what each starts with."""
+
+    def load_batch(self, indices: np.ndarray, seeds: np.ndarray) -> dict[str, Tensor]:
+        """CPU tensors of the samples `indices` (B,); `seeds` (B, 3) int64 seed each sample's augmentation."""
+
+    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss *summed* over the samples of `batch`, and metrics summed likewise (no gradient)."""
+
+    def validate(self, model: nn.Module) -> dict[str, float]:
+        """Scores on held-out data, on one worker, in eval mode without gradients; empty when there are none."""
+
+
+class TrainResources(BaseModel):
+    """Where the loop runs. Changes nothing that is learnt."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    workers: int = Field(1, ge=1)
+    """Processes that share each batch."""
+    cpus_per_worker: float = Field(1, gt=0)
+    """Processors reserved per worker; also its number of threads."""
+    gpus_per_worker: float = Field(0, ge=0)
+    """GPUs reserved per worker; 0 trains on processors."""
+    micro_batch_size: int | None = Field(None, ge=1)
+    """Samples a worker holds at once; the rest of its share is accumulated. Unset = its whole share."""
+    max_failures: int = Field(3, ge=-1)
+    """How often lost workers are replaced before the step fails; -1 = always."""
+
+
+class TrainSettings(BaseModel):
+    """How a model is trained."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    steps: int = Field(ge=1)
+    """Optimiser steps."""
+    batch_size: int = Field(ge=1)
+    """Samples of a step, over all workers together."""
+    lr: float = Field(gt=0)
+    """Learning rate after the warm-up."""
+    warmup: int = Field(0, ge=0)
+    """Steps over which the learning rate rises from near 0."""
+    final_lr: float = Field(0.0, ge=0, le=1)
+    """Share of `lr` that the cosine ends with; 1 = no decay."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Weight decay of the optimiser."""
+    clip: float | None = Field(None, gt=0)
+    """Largest norm of the gradient; unset = not clipped."""
+    ema: float = Field(0.0, ge=0, lt=1)
+    """Memory of the running mean of the weights that is saved instead of the last ones; 0 = off."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """What autocast computes in; fp16 needs a GPU and scales the loss."""
+    seed: int = Field(0, ge=0)
+    """Decides initial weights, the order of samples and their augmentation."""
+    checkpoint_every: int = Field(500, ge=1)
+    """Steps between checkpoints: what an interruption can cost."""
+    log_every: int = Field(50, ge=1)
+    """Steps between rows of metrics."""
+    validate_every: int | None = Field(None, ge=1)
+    """Steps between validations, a multiple of `log_every`; unset = never."""
+    resources: TrainResources = TrainResources()
+    """Where it runs."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> TrainSettings:
+        if self.batch_size < self.resources.workers:
+            raise ValueError(
+                f"batch_size {self.batch_size} leaves some of {self.resources.workers} workers without work"
+            )
+        if self.validate_every and self.validate_every % self.log_every:
+            raise ValueError(f"validate_every {self.validate_every} is no multiple of log_every {self.log_every}")
+        if self.precision == "fp16" and not self.resources.gpus_per_worker:
+            raise ValueError("precision fp16 needs gpus_per_worker > 0: use bf16 on processors")
+        return self
+
+
+def draw_batch(seed: int, step: int, *, batch_size: int, num_samples: int) -> tuple[np.ndarray, np.ndarray]:
+    """The global batch of a step: every sample once before any comes again, in a new order each time round.
+
+    Returns:
+        indices: (batch_size,) int64, samples.
+        seeds: (batch_size, 3) int64, (seed, round, index): what the randomness of a sample starts from.
+    """
+    positions = np.arange(step * batch_size, (step + 1) * batch_size)
+    rounds, offsets = np.divmod(positions, num_samples)
+    indices = np.empty(batch_size, np.int64)
+    for number in np.unique(rounds):
+        here = rounds == number
+        indices[here] = np.random.default_rng([seed, int(number)]).permutation(num_samples)[offsets[here]]
+    return indices, np.stack([np.full_like(indices, seed), rounds, indices], 1)
+
+
+def lr_factor(step: int, *, steps: int, warmup: int, final_lr: float) -> float:
+    """What the learning rate of a step is multiplied by: a linear rise, then half a cosine down to `final_lr`."""
+    if step < warmup:
+        return (step + 1) / warmup
+    done = (step - warmup) / max(steps - warmup, 1)
+    return final_lr + (1 - final_lr) * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+
+
+class _Loss(nn.Module):
+    """A task's loss as `forward`, so that DDP prepares its reducer whichever parts of the model the task calls."""
+
+    def __init__(self, task: TrainTask, model: nn.Module) -> None:
+        super().__init__()
+        self.task, self.model = task, model
+
+    def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.task.loss(self.model, batch)
+
+
+class Trainee:
+    """Everything a checkpoint holds: model, optimiser, scaler, running mean, step; and how one step changes it."""
+
+    def __init__(self, task: TrainTask, settings: TrainSettings, device: torch.device) -> None:
+        torch.manual_seed(settings.seed)
+        self.settings, self.device, self.step = settings, device, 0
+        self.model = task.build_model().to(device)
+        self.optimizer = task.build_optimizer(self.model, lr=settings.lr, weight_decay=settings.weight_decay)
+        for group in self.optimizer.param_groups:
+            group["initial_lr"] = group["lr"]
+        self.scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
+        self.loss: nn.Module = _Loss(task, self.model)
+        if settings.resources.workers > 1:
+            self.loss = DistributedDataParallel(self.loss, device_ids=[device] if device.type == "cuda" else None)
+        self.mean = {k: v.detach().clone() for k, v in self.model.state_dict().items()} if settings.ema else None
+
+    def take_step(self, batches: Iterator[dict[str, Tensor]], count: int) -> dict[str, Tensor]:
+        """One optimiser step over this worker's `count` micro-batches; gives sums of metrics over its samples."""
+        settings, sums = self.settings, {}
+        # DDP averages over workers what should be one mean over the global batch
+        scale = settings.resources.workers / settings.batch_size
+        for i in range(count):
+            batch = {key: value.to(self.device, non_blocking=True) for key, value in next(batches).items()}
+            waiting = i + 1 < count and settings.resources.workers > 1
+            with self.loss.no_sync() if waiting else nullcontext(), self._autocast():
+                loss, metrics = self.loss(batch)
+                self.scaler.scale(loss * scale).backward()
+            for key, value in {"loss": loss, **metrics}.items():
+                sums[key] = sums.get(key, 0) + value.detach().float()
+        self._update()
+        return sums
+
+    def _autocast(self) -> torch.autocast:
+        dtype = torch.float16 if self.settings.precision == "fp16" else torch.bfloat16
+        return torch.autocast(self.device.type, dtype, enabled=self.settings.precision != "fp32")
+
+    def _update(self) -> None:
+        settings = self.settings
+        factor = lr_factor(self.step, steps=settings.steps, warmup=settings.warmup, final_lr=settings.final_lr)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * factor
+        if settings.clip:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        if self.mean is not None:
+            keep = min(settings.ema, (1 + self.step) / (10 + self.step))  # a young mean forgets its random start
+            for key, value in self.model.state_dict().items():
+                target = self.mean[key]
+                target.lerp_(value, 1 - keep) if target.is_floating_point() else target.copy_(value)
+
+    def weights(self) -> dict[str, Tensor]:
+        """What is handed on: the running mean where there is one."""
+        return {key: value.contiguous() for key, value in (self.mean or self.model.state_dict()).items()}
+
+    def validate(self, task: TrainTask) -> dict[str, float]:
+        """The task's scores of the weights that would be handed on now."""
+        model = copy.deepcopy(self.model)
+        model.load_state_dict(self.weights())
+        with torch.no_grad():
+            return task.validate(model.eval())
+
+    def save(self, folder: str) -> None:
+        """Writes the checkpoint file."""
+        state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "step": self.step}
+        state |= {"scaler": self.scaler.state_dict(), "mean": self.mean}
+        torch.save(state, Path(folder) / "state.pt")
+
+    def restore(self, folder: str) -> None:
+        """Goes on from a checkpoint file."""
+        state = torch.load(Path(folder) / "state.pt", map_location=self.device, weights_only=True)
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.step, self.mean = state["step"], state["mean"]
+
+
+class Journal:
+    """`metrics.jsonl`: each step once, whatever was interrupted. The file is small and rewritten whole."""
+
+    def __init__(self, folder: str, settings: TrainSettings, step: int) -> None:
+        """Keeps the rows up to `step`, from which training goes on."""
+        self._uri, self._settings = storage.join(folder, "metrics.jsonl"), settings
+        lines = storage.read_bytes(self._uri).decode().splitlines() if storage.exists(self._uri) else []
+        self._rows = [row for row in map(json.loads, lines) if row["step"] <= step]
+        self._then, self._step = time.monotonic(), step
+
+    def write(self, step: int, means: dict[str, float], *, lr: float) -> None:
+        """One more row, and one line for whoever watches."""
+        now, last = time.monotonic(), self._settings.steps
+        speed = (step - self._step) * self._settings.batch_size / (now - self._then)
+        self._rows.append({"step": step, **means, "lr": lr, "images_per_second": round(speed, 2)})
+        storage.write_bytes(self._uri, "".join(json.dumps(row) + "\n" for row in self._rows).encode())
+        minutes = (last - step) * self._settings.batch_size / speed / 60
+        shown = "  ".join(f"{key} {value:.3g}" for key, value in means.items())
+        log.info("step %d/%d  %s  lr %.2g  %.0f img/s  eta %.0f min", step, last, shown, lr, speed, minutes)
+        self._then, self._step = now, step
