@@ -18,11 +18,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from weaksam.data.scenes import write_scenes
-from weaksam.stage import Step
-
 from benchmarks.processes import actors_of
 from weaksam import pipeline, tables
+from weaksam.data.scenes import write_scenes
+from weaksam.stage import Step
 
 CONFIG = """
 run: {run}

@@ -2,7 +2,7 @@
 
 python -m benchmarks.memory [--few 2000] [--many 20000]
 
-Many small JPEG files pass through `proposals`; /proc is sampled twice a second. The shared object store is left out,
+Many small JPEG files pass through `proposals`; /proc is sampled every second. The shared object store is left out,
 it has a fixed size. Exits 1 when a peak over many images is above 1.2 times the one over few.
 """
 
@@ -53,9 +53,8 @@ def main() -> int:
     print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, {versions}")
     worst = 0.0
     for name, few, many in zip(("driver", "largest actor"), *peaks, strict=True):
-        print(
-            f"{name:14} {args.few} images {few / 2**20:5.0f} MiB, {args.many} images {many / 2**20:5.0f} MiB: {many / few:.2f}"
-        )
+        sizes = f"{args.few} images {few / 2**20:5.0f} MiB, {args.many} images {many / 2**20:5.0f} MiB"
+        print(f"{name:14} {sizes}: {many / few:.2f}")
         worst = max(worst, many / few)
     print(f"growth {worst:.2f} (wanted: at most {WANTED})")
     return 0 if worst <= WANTED else 1
@@ -83,7 +82,7 @@ def peak_memory(folder: Path) -> tuple[int, int]:
     while driver.poll() is None:
         of_driver = max(of_driver, resident_bytes(driver.pid))
         of_actors = max([of_actors, *map(resident_bytes, actors_of(driver.pid))])
-        time.sleep(0.5)
+        time.sleep(1)
     if driver.returncode:
         sys.exit(f"the run ended with {driver.returncode}")
     return of_driver, of_actors

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from weaksam.data.scenes import write_scenes
 
 from weaksam import pipeline, storage, tables
 from weaksam.cli import run_pipeline, set_up_logging
 from weaksam.data.images import decode_image
+from weaksam.data.scenes import write_scenes
 from weaksam.pictures import contact_sheet, draw_proposals, png_bytes
 from weaksam.stage import Step
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import logging
 import sys
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from weaksam.errors import ConfigError, WeakSamError
+from weaksam.errors import ConfigError, StorageError, WeakSamError
 
 app = typer.Typer(
     help="From image-level labels to boxes, masks and detectors, as batch jobs on Ray.",
@@ -96,7 +97,7 @@ def run_pipeline(config: str, overrides: list[str], *, only: list[str] | None = 
 def run_job(stage: str | None) -> None:
     """Entry point of `python -m jobs.<stage> CONFIG [KEY=VALUE]...`; `stage` None runs every step."""
     if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
-        what = f"the '{stage}' steps" if stage else "every step"
+        what = f"the '{stage}' steps (what they read must be finished)" if stage else "every step"
         print(f"usage: python -m jobs.{stage or 'pipeline'} CONFIG [KEY=VALUE]...\nRuns {what} of a run file.")
         sys.exit(0 if len(sys.argv) > 1 else 2)
     try:
@@ -114,7 +115,10 @@ def check(config: ConfigPath, overrides: Overrides = None) -> None:
     table = Table("step", "stage", "reads", "state", "folder", box=None)
     for step in pipeline.load(config, overrides or []):
         reads = ", ".join(other.name for other in step.inputs.values())
-        state = "finished" if step.manifest() else "to do"
+        try:
+            state = "finished" if step.manifest() else "to do"
+        except StorageError:
+            state = "damaged"
         table.add_row(step.name, step.stage.name, reads, state, step.folder)
     _console().print(table)
 
@@ -124,26 +128,26 @@ def check(config: ConfigPath, overrides: Overrides = None) -> None:
 def status(run_uri: Annotated[str, typer.Argument(metavar="RUN", help="Folder of a run, any URI.")]) -> None:
     """Show what is done in RUN. Reads its files only, so it needs no cluster."""
     from weaksam import tables
-    from weaksam.storage import join, list_folders, read_json
+    from weaksam.storage import exists, join, list_folders, read_json
 
     table = Table("step", "state", "rows", "failed", "seconds", "rows/s", "folder", box=None)
     found = 0
     for name in list_folders(run_uri):
         folder = join(run_uri, name)
-        try:
-            read_json(join(folder, "config.json"))
-        except FileNotFoundError:
+        step, started = name.rsplit("-", 1)[0], exists(join(folder, "config.json"))
+        found += started
+        if not started:
             continue
-        found += 1
-        step = name.rsplit("-", 1)[0]
         try:
             done = read_json(join(folder, "manifest.json"))
         except FileNotFoundError:
             rows = sum(tables.rows_in(part) for part in tables.list_parts(folder))
             table.add_row(step, "unfinished", str(rows), "", "", "", folder)
-            continue
-        counts = [f"{done[key]:g}" for key in ("rows", "failed", "seconds", "rows_per_second")]
-        table.add_row(step, "finished", *counts, folder)
+        except StorageError:
+            table.add_row(step, "damaged: remove manifest.json and run again", "", "", "", "", folder)
+        else:
+            counts = [f"{done[key]:g}" for key in ("rows", "failed", "seconds", "rows_per_second")]
+            table.add_row(step, "finished", *counts, folder)
     if not found:
         raise ConfigError(f"{run_uri}: no step has been started there: check the folder, or run a config first")
     _console().print(table)
@@ -167,7 +171,7 @@ def stages(
         raise ConfigError(f"there is no stage '{name}': stages are {', '.join(STAGES)}")
     stage = STAGES[name]
     console = _console()
-    console.print(f"[bold]{name}[/bold] -> {stage.writes}\n{(stage.config.__doc__ or '').strip()}\n", highlight=False)
+    console.print(f"{name} -> {stage.writes}\n{inspect.cleandoc(stage.config.__doc__ or '')}\n", highlight=False)
     table = Table("key", "type", "default", "meaning", box=None)
     for row in settings_rows(stage.config):
         table.add_row(*row)
@@ -207,7 +211,7 @@ def scenes(
 
 def _console() -> Console:
     # A pipe has no width: give tables room instead of folding them at 80 columns.
-    return Console(width=None if sys.stdout.isatty() else 200, soft_wrap=True)
+    return Console(width=None if sys.stdout.isatty() else 200, soft_wrap=True, markup=False)
 
 
 def main() -> None:

@@ -48,7 +48,7 @@ class StageConfig(Settings):
     """Keys that every step has."""
 
     max_failed: Annotated[float, NotInFingerprint()] = Field(default=0.001, ge=0, le=1)
-    """Share of rows that may fail (one row always may) before the step counts as failed."""
+    """Share of rows, rounded up, that may fail before the step counts as failed."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -58,6 +58,8 @@ class _Loader(yaml.SafeLoader):
         seen = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str | int | float | bool):
+                raise yaml.MarkedYAMLError(problem=f"{key!r} cannot be a key", problem_mark=key_node.start_mark)
             if key in seen:
                 raise yaml.MarkedYAMLError(problem=f"key {key!r} is given twice", problem_mark=key_node.start_mark)
             seen.add(key)
@@ -81,7 +83,7 @@ def load_run_file(path: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
         content = yaml.load(Path(path).read_text(), Loader=_Loader)
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+    except (yaml.YAMLError, ValueError, OSError) as error:  # ValueError: a date that is none, or bytes that are no text
         raise ConfigError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: must be a mapping with the keys 'run' and 'steps'")
@@ -105,7 +107,7 @@ def _apply_override(content: dict[str, Any], text: str) -> str | None:
         return f"{text}: there is no step '{parts[1]}'"
     try:
         target[parts[-1]] = yaml.load(value, Loader=_Loader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         return f"{text}: the value is not YAML: {' '.join(str(error).split())}"
     return None
 
@@ -117,6 +119,8 @@ def parse_settings(config: type[Settings], raw: Any, *, where: str) -> tuple[Set
     try:
         # Through JSON: strict about types, yet a YAML list may be a tuple.
         return config.model_validate_json(json.dumps(raw, default=str)), []
+    except (TypeError, RecursionError) as error:
+        return None, [f"{where}: cannot be read as settings: {error}"]
     except pydantic.ValidationError as error:
         return None, [_fault(config, fault, where) for fault in error.errors(include_url=False)]
 
@@ -128,6 +132,8 @@ def _fault(config: type[Settings], fault: Any, where: str) -> str:
         return f"{key}: unknown key" + (f": did you mean '{close[0]}'?" if close else "")
     if fault["type"] == "missing":
         return f"{key}: required: set it in the file or on the command line as {key}=..."
+    if fault["type"] == "value_error":  # our own validators say what was got
+        return f"{key}: {fault['msg'].removeprefix('Value error, ')}"
     return f"{key}: {fault['msg'][0].lower()}{fault['msg'][1:]}, got {fault['input']!r}"
 
 

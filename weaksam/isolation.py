@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter, deque
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 
 from weaksam import schemas, tables
 from weaksam.errors import StageError, WeakSamError
@@ -30,11 +31,23 @@ def find_user_error(error: BaseException) -> WeakSamError | None:
     seen: list[BaseException | None] = [error]
     while seen:
         found = seen.pop()
-        if isinstance(found, WeakSamError):
+        if isinstance(found, WeakSamError) and not isinstance(
+            found, RayTaskError
+        ):  # that one is both, with a traceback
             return found
         if found is not None:
             seen += [found.__cause__, getattr(found, "cause", None)]
     return None
+
+
+@dataclass
+class _Running:
+    """An image at work. `started` is None while its worker waits for a node or loads weights: not the image's time."""
+
+    actor: Any
+    row: pa.Table
+    ready: Any
+    started: float | None = None
 
 
 class _Alone:
@@ -45,8 +58,14 @@ class _Alone:
         self.worker = Worker(callable_class, kwargs)
         self.sink = PartSink(folder, schema)
 
+    def ready(self) -> None:
+        """Returns once the callable stands."""
+
     def run(self, row: pa.Table) -> None:
-        self.sink.write([self.worker(self.fetch(row))], None)
+        found = self.worker(self.fetch(row))
+        if found.column("image_id").to_pylist() != row.column("image_id").to_pylist():
+            raise ValueError("the callable must give one row, with the image's own id")
+        self.sink.write([found], None)
 
 
 def run_alone(step: Step, todo: pa.Table, callable_class: type, kwargs: dict, schema: pa.Schema, pool: Pool) -> None:
@@ -61,14 +80,16 @@ def run_alone(step: Step, todo: pa.Table, callable_class: type, kwargs: dict, sc
     failed: Counter[str] = Counter()
     succeeded = 0
     idle: list[Any] = []
-    running: dict[Any, tuple[Any, pa.Table, float]] = {}
+    running: dict[Any, _Running] = {}
     while waiting or running:
         while waiting and len(running) < pool.max_actors:
             actor: Any = idle.pop() if idle else start.remote(step.folder, callable_class, kwargs, schema)
             row = waiting.popleft()
-            running[actor.run.remote(row)] = (actor, row, time.monotonic())
+            ready = actor.ready.remote()
+            running[actor.run.remote(row)] = _Running(actor, row, ready)
         for ref, failure in _ended(running, pool.image_timeout_s):
-            actor, row, _ = running.pop(ref)
+            one = running.pop(ref)
+            actor, row = one.actor, one.row
             if failure is None:
                 succeeded += 1
                 idle.append(actor)
@@ -79,30 +100,39 @@ def run_alone(step: Step, todo: pa.Table, callable_class: type, kwargs: dict, sc
             if failed[image_id] < ATTEMPTS:
                 waiting.append(row)
                 continue
-            if not succeeded and len(failed) >= HOPELESS:
+            if not succeeded and 1 < min(HOPELESS, todo.num_rows) <= len(failed):
                 raise StageError(f"step {step.name}: every image fails, the last one with: {': '.join(failure)}")
             log.warning("%s: %s failed alone twice: %s: %s", step.name, image_id, *failure)
             tables.write_part(step.folder, schemas.to_table([failed_row(image_id, *failure)], schema))
 
 
-def _ended(running: dict[Any, tuple[Any, pa.Table, float]], timeout_s: float) -> list[tuple[Any, Failure | None]]:
+def _ended(running: dict[Any, _Running], timeout_s: float) -> list[tuple[Any, Failure | None]]:
     """What ended within a second, and what runs for too long, each with its failure or None."""
     done = ray.wait(list(running), num_returns=1, timeout=1.0)[0]
-    ended: list[tuple[Any, Failure | None]] = [(ref, _failure(ref)) for ref in done]
-    for ref, (_, _, started) in running.items():
-        if ref not in done and time.monotonic() - started > timeout_s:
+    ended: list[tuple[Any, Failure | None]] = [(ref, _failure(ref, running[ref].ready)) for ref in done]
+    now = time.monotonic()
+    for ref, one in running.items():
+        if one.started is None and ray.wait([one.ready], timeout=0)[0]:
+            one.started = now
+        if ref not in done and one.started is not None and now - one.started > timeout_s:
             ended.append((ref, ("timeout", f"longer than {timeout_s:g} s")))
     return ended
 
 
-def _failure(ref: Any) -> Failure | None:
+def _failure(ref: Any, ready: Any) -> Failure | None:
     """Why a lone image failed, or None. What is not the image's fault is raised."""
     try:
+        ray.get(ready)
+    except RayError as error:
+        raise StageError(f"no worker can be started: {error}") from error
+    try:
         ray.get(ref)
-    except RayActorError:
-        return "crash", "the worker process died while working on this image"
     except RayTaskError as error:
         if found := find_user_error(error):
             raise found from error
         return "crash", f"{type(error.cause).__name__}: {error.cause}"
+    except OutOfMemoryError:
+        return "oom", "its worker was ended because the node ran out of memory"
+    except RayError:  # the process or its node died
+        return "crash", "the worker process died while working on this image"
     return None

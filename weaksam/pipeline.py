@@ -50,12 +50,13 @@ def parse(path: str, overrides: Sequence[str] = ()) -> tuple[str, Parsed]:
         faults.append("run: required: the URI where everything of this run lives")
     if not isinstance(raw_steps, dict) or not raw_steps:
         raise ConfigError(*faults, "steps: required: a mapping of step names to settings")
+    raw_steps = {str(name): raw for name, raw in raw_steps.items()}
     parsed: Parsed = {}
     for name, raw in raw_steps.items():
-        stage, config, step_faults = _parse_step(str(name), raw)
+        stage, config, step_faults = _parse_step(name, raw)
         faults += step_faults
         if stage is not None:
-            parsed[str(name)] = (stage, config)
+            parsed[name] = (stage, config)
     faults += _reference_faults(parsed, raw_steps)
     if faults:
         raise ConfigError(*faults)
@@ -91,7 +92,7 @@ def _reference_faults(
                 continue  # left out, or a type fault that is reported already
             if target not in raw_steps:
                 close = difflib.get_close_matches(target, raw_steps, n=1)
-                hint = f": did you mean '{close[0]}'?" if close else f": steps are {', '.join(map(str, raw_steps))}"
+                hint = f": did you mean '{close[0]}'?" if close else f": steps are {', '.join(raw_steps)}"
                 faults.append(f"steps.{name}.{key}: there is no step '{target}'{hint}")
             elif target in parsed:
                 graph[name].append(target)
@@ -233,12 +234,12 @@ def _check_failed(step: Step, manifest: Mapping[str, Any]) -> None:
         raise StageError(
             f"step {step.name}: {manifest['failed']} of {manifest['rows']} rows failed, {allowed} may "
             f"(steps.{step.name}.max_failed={step.config.max_failed:g}). The rows are kept in {step.folder}; "
-            f"raise max_failed to go on with them. The first:\n  {listed}"
+            f"raise max_failed to go on with them, or remove that folder to try again. The first:\n  {listed}"
         )
 
 
 def _tell_what_changed(step: Step) -> None:
-    """Logs which keys differ from the newest other result of the same step name."""
+    """Logs which keys differ from each other result of the same step name."""
     run = step.folder.rsplit("/", 1)[0]
     others = [name for name in storage.list_folders(run) if name.rsplit("-", 1)[0] == step.name]
     if not others or storage.exists(storage.join(step.folder, "config.json")):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pydantic import Field
@@ -43,23 +43,23 @@ class Pool:
     image_timeout_s: float
 
 
-def fit_pool(resources: PoolResources, total: Mapping[str, float]) -> Pool:
-    """The pool for a cluster with `total` resources.
+def fit_pool(resources: PoolResources, nodes: Sequence[Mapping[str, float]]) -> Pool:
+    """The pool for a cluster of `nodes`, each given by its CPU and GPU counts; an actor lives on one node.
 
     Raises:
         ConfigError: `min_actors` would leave nothing for reading and writing, so the run could never move.
     """
-    cpus, gpus = total.get("CPU", 0.0), total.get("GPU", 0.0)
+    cpus, gpus = (sum(node.get(kind, 0.0) for node in nodes) for kind in ("CPU", "GPU"))
     actor_gpus = resources.actor_gpus if resources.actor_gpus is not None else min(1.0, gpus)
     spare = 2 * TASK_CPUS  # one fetch and one write task
-    fits = math.floor((cpus - spare) / resources.actor_cpus + 1e-6)
-    if actor_gpus > 0:
-        fits = min(fits, math.floor(gpus / actor_gpus + 1e-6))
+    on_nodes = sum(_actors_on(node, resources.actor_cpus, actor_gpus) for node in nodes)
+    fits = min(on_nodes, math.floor((cpus - spare) / resources.actor_cpus + 1e-6))
     if fits < resources.min_actors:
         raise ConfigError(
             f"resources: {resources.min_actors} actor(s) of {resources.actor_cpus:g} CPU and {actor_gpus:g} GPU "
             "do not fit: "
-            f"the cluster has {cpus:g} CPU and {gpus:g} GPU, of which {spare:g} CPU stay free for reading and writing: "
+            f"the cluster has {cpus:g} CPU and {gpus:g} GPU on {len(nodes)} node(s), "
+            f"of which {spare:g} CPU stay free for reading and writing: "
             "lower min_actors, actor_cpus or actor_gpus"
         )
     return Pool(
@@ -70,3 +70,8 @@ def fit_pool(resources: PoolResources, total: Mapping[str, float]) -> Pool:
         batch_size=resources.batch_size,
         image_timeout_s=resources.image_timeout_s,
     )
+
+
+def _actors_on(node: Mapping[str, float], actor_cpus: float, actor_gpus: float) -> int:
+    by_cpu = math.floor(node.get("CPU", 0.0) / actor_cpus + 1e-6)
+    return min(by_cpu, math.floor(node.get("GPU", 0.0) / actor_gpus + 1e-6)) if actor_gpus > 0 else by_cpu

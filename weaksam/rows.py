@@ -41,7 +41,7 @@ class Fetch:
         for index, (name, kind) in enumerate(_FETCHED):
             values = [None if row is None else row[index] for row in fetched]
             batch = batch.append_column(name, pa.array(values, kind))
-        return batch.filter(pa.array([row is not None for row in fetched]))
+        return batch.filter(pa.array([row is not None for row in fetched], pa.bool_()))
 
     def _fetch(self, uri: str) -> tuple[bytes | None, str, str] | None:
         try:

@@ -12,6 +12,8 @@ from __future__ import annotations
 import logging
 import math
 import os
+import signal
+import sys
 import threading
 import time
 import warnings
@@ -28,7 +30,7 @@ from weaksam.stage import Outcome, Step
 
 # A killed driver's reservation in Ray Data's coordinator starves the next one until it expires (default 180 s).
 os.environ.setdefault("RAY_DATA_AUTOSCALING_REQUEST_EXPIRE_TIME_S", "30")
-if "RAY_ADDRESS" not in os.environ:
+if "RAY_ADDRESS" not in os.environ and "ray" not in sys.modules:  # Ray reads them when it is imported
     os.environ.setdefault("RAY_AUTH_MODE", "token")  # what a local cluster has anyway, without the notice
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its complaint about every actor pool is no error
 
@@ -43,6 +45,7 @@ from weaksam.rows import Fetch, PartSink, Worker
 log = logging.getLogger(__name__)
 
 ROWS_PER_BLOCK = 64  # Ray Data costs about 15 ms a block; a block is also what a crash loses
+_MOST_ALONE = 8 * ROWS_PER_BLOCK
 
 
 def connect() -> None:
@@ -50,6 +53,9 @@ def connect() -> None:
     if not ray.is_initialized():
         address = os.environ.get("RAY_ADDRESS", "local")
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
+
+    # Ray's own handler ends the process with a dump; this way the reservation is given back and the user is told.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def disconnect() -> None:
@@ -79,10 +85,12 @@ def map_images(
     Raises:
         StageError: images remain that are neither done nor at fault; the same command goes on from here.
     """
-    connect()
-    pool = fit_pool(resources, ray.cluster_resources())
     todo = _todo(step.folder, source)
     computed = todo.num_rows
+    if not computed:
+        return _account(step, source, computed=0)
+    connect()
+    pool = fit_pool(resources, [node["Resources"] for node in ray.nodes() if node["Alive"]])
     if source.num_rows > computed:
         log.info("%s: %d of %d images are done, going on", step.name, source.num_rows - computed, source.num_rows)
     with _progress(step, source.num_rows, source.num_rows - computed):
@@ -90,9 +98,15 @@ def map_images(
             _run_pass(step, todo, callable_class, kwargs, schema, pool)
             left = _todo(step.folder, source)
             if left.num_rows > todo.num_rows // 2 or 0 < left.num_rows <= ROWS_PER_BLOCK:
-                log.warning("%s: %d images left after a pass, running each alone", step.name, left.num_rows)
-                run_alone(step, left, callable_class, kwargs, schema, pool)
-                left = _todo(step.folder, source)
+                some = left.slice(0, _MOST_ALONE)  # enough to find a culprit; the next pass streams the rest
+                log.warning("%s: %d images left, running %d of them alone", step.name, left.num_rows, some.num_rows)
+                run_alone(step, some, callable_class, kwargs, schema, pool)
+                alone, left = left, _todo(step.folder, source)
+                if left.num_rows == alone.num_rows:
+                    raise StageError(
+                        f"step {step.name}: rows were written but none arrived in {step.folder}: a run needs a place "
+                        "that every node of the cluster sees, such as s3:// or a shared folder"
+                    )
             todo = left
     return _account(step, source, computed=computed)
 
@@ -108,25 +122,19 @@ def _run_pass(step: Step, todo: pa.Table, callable_class: type, kwargs: dict, sc
         WeakSamError: a fault that is not an image's, such as storage or weights.
     """
     rows_per_block = max(1, min(ROWS_PER_BLOCK, math.ceil(todo.num_rows / (4 * pool.max_actors))))
-    blocks = math.ceil(todo.num_rows / rows_per_block)
-    context = ray.data.DataContext.get_current().copy()
-    context.max_errored_blocks = max(8, blocks // 20)
-    context.max_consecutive_actor_init_deaths = 3
-    context.enable_progress_bars = False
-    context.execution_no_progress_timeout_s = 3600
-    context.target_max_block_size = 64 * 1024**2
-    with ray.data.DataContext.current(context), warnings.catch_warnings():
+    with ray.data.DataContext.current(_context(todo.num_rows, rows_per_block, pool)), warnings.catch_warnings():
         # The restart options have no named replacement yet; pyproject.toml keeps Ray below the release without them.
         warnings.simplefilter("ignore", ray.util.annotations.RayDeprecationWarning)
+        batch_size = min(pool.batch_size, rows_per_block)  # a larger batch would join blocks again
         dataset = (
             ray.data.from_arrow(todo)
             .repartition(target_num_rows_per_block=rows_per_block)
-            .map_batches(Fetch(), batch_format="pyarrow", batch_size=pool.batch_size, num_cpus=TASK_CPUS)
+            .map_batches(Fetch(), batch_format="pyarrow", batch_size=batch_size, num_cpus=TASK_CPUS)
             .map_batches(
                 Worker,
                 fn_constructor_kwargs={"callable_class": callable_class, "kwargs": kwargs},
                 batch_format="pyarrow",
-                batch_size=pool.batch_size,
+                batch_size=batch_size,
                 num_cpus=pool.actor_cpus,
                 num_gpus=pool.actor_gpus,
                 # One block more waits at each actor while it works, so that it never idles.
@@ -138,15 +146,30 @@ def _run_pass(step: Step, todo: pa.Table, callable_class: type, kwargs: dict, sc
                 max_task_retries=1,
             )
         )
-        for handler in logging.getLogger("ray.data").handlers:
-            if not isinstance(handler, logging.FileHandler):
-                handler.setLevel(logging.ERROR)  # its log file keeps everything
+        _quieten()
         try:
             dataset.write_datasink(PartSink(step.folder, schema), ray_remote_args={"num_cpus": TASK_CPUS})
         except Exception as error:
             if found := find_user_error(error):
                 raise found from error
             log.warning("%s: a pass ended early: %s", step.name, (str(error).strip().splitlines() or ["?"])[-1])
+
+
+def _context(rows: int, rows_per_block: int, pool: Pool) -> ray.data.DataContext:
+    context = ray.data.DataContext.get_current().copy()
+    context.max_errored_blocks = max(8, rows // rows_per_block // 20)
+    context.max_consecutive_actor_init_deaths = 3
+    context.enable_progress_bars = False
+    context.execution_no_progress_timeout_s = max(3600, int(rows_per_block * pool.image_timeout_s))
+    context.target_max_block_size = 64 * 1024**2
+    return context
+
+
+def _quieten() -> None:
+    """Leaves Ray Data's own console lines out, also of lost blocks, which are handled; its log file keeps them."""
+    for handler in logging.getLogger("ray.data").handlers:
+        if not isinstance(handler, logging.FileHandler):
+            handler.setLevel(logging.CRITICAL)
 
 
 @contextmanager

@@ -7,15 +7,15 @@ whole object or none. Faults of network and permission raise `StorageError`; a m
 
 from __future__ import annotations
 
+import errno
 import functools
 import hashlib
 import json
 import os
 import random
-import tempfile
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -23,6 +23,8 @@ from typing import TypeVar
 # pyarrow's S3 client sends trailing checksums by default, which several S3 servers reject or store as data.
 os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
 from weaksam.errors import StorageError, WeightsError
@@ -36,6 +38,8 @@ _DENIED = (
     "invalidaccesskeyid",
     "signaturedoesnotmatch",
 )
+
+_NO_SUCH_FILE = (errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)  # what lies there can be no object
 
 T = TypeVar("T")
 
@@ -85,7 +89,8 @@ def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
         return pafs.LocalFileSystem(), str(local_path(uri))
     scheme, _, rest = uri.partition("://")
     try:
-        return _remote_filesystem(scheme, rest.split("/")[0]), rest.rstrip("/")
+        inside = uri if scheme in ("http", "https") else rest.rstrip("/")  # fsspec wants those whole
+        return _remote_filesystem(scheme, rest.split("/")[0]), inside
     except (ImportError, ValueError, OSError) as error:
         raise StorageError(f"{uri}: cannot be reached ({error}): check the URI and its scheme") from error
 
@@ -97,10 +102,15 @@ def _retrying(action: Callable[[], T], uri: str, doing: str) -> T:
             return action()
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
             raise
-        except OSError as error:
+        except Exception as error:  # fsspec's clients raise what they like; on a local path only OSError is a fault
+            if is_local(uri) and not isinstance(error, OSError):
+                raise
+            if getattr(error, "errno", None) in _NO_SUCH_FILE:
+                raise FileNotFoundError(f"{uri}: {error}") from error
             denied = isinstance(error, PermissionError) or any(word in str(error).lower() for word in _DENIED)
             if denied:
-                raise StorageError(f"{uri}: not allowed to {doing} ({error}): check the credentials") from error
+                what = "rights of the file" if is_local(uri) else "credentials"
+                raise StorageError(f"{uri}: not allowed to {doing} ({error}): check the {what}") from error
             if attempt == ATTEMPTS or is_local(uri):
                 raise StorageError(f"{uri}: could not {doing} after {attempt} tries ({error})") from error
             time.sleep(random.uniform(0.5, 1.0) * 0.4 * 2**attempt)
@@ -155,6 +165,29 @@ def _write_local(path: Path, data: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def read_parquet(uri: str, *, columns: Sequence[str] | None = None) -> pa.Table:
+    """A Parquet file, or some of its columns without reading the others.
+
+    Raises:
+        FileNotFoundError: there is no such object.
+        pa.ArrowInvalid: it is not Parquet.
+        StorageError: it could not be read.
+    """
+
+    def read() -> pa.Table | pa.ArrowInvalid:
+        files, path = filesystem(uri)
+        with files.open_input_file(path) as handle:
+            try:
+                return pq.ParquetFile(handle).read(columns=None if columns is None else list(columns))
+            except pa.ArrowInvalid as error:
+                return error  # no fault of the storage: not tried again
+
+    found = _retrying(read, uri, "read")
+    if isinstance(found, pa.ArrowInvalid):
+        raise found
+    return found
+
+
 def read_json(uri: str) -> dict:
     """A JSON object; StorageError when the content is not JSON."""
     try:
@@ -190,7 +223,11 @@ def list_files(uri: str, *, recursive: bool = True) -> list[FileInfo]:
 
     base = filesystem(uri)[1].rstrip("/") + "/"
     found = []
-    for info in _retrying(listing, uri, "list"):
+    try:
+        entries = _retrying(listing, uri, "list")
+    except NotADirectoryError as error:
+        raise StorageError(f"{uri}: a file, not a folder: check the path") from error
+    for info in entries:
         path = (
             info.path[len(base) :]
             if info.path.startswith(base)
@@ -225,14 +262,22 @@ def identity(uri: str) -> str:
             raise FileNotFoundError(uri)
         if is_local(uri):
             return f"{info.size}-{_sha256(path, info.size, info.mtime_ns)}"
-        with files.open_input_stream(path, compression=None) as stream:
-            etag = (stream.metadata() or {}).get("ETag") or (stream.metadata() or {}).get(b"ETag")
+        etag = _retrying(lambda: _etag(files, path), uri, "read")
     except FileNotFoundError as error:
         raise StorageError(f"{uri}: no such file: check the path") from error
     if etag is None:  # a store without ETags: the content itself
         return f"{info.size}-{hashlib.sha256(read_bytes(uri)).hexdigest()}"
-    text = etag.decode() if isinstance(etag, bytes) else etag
-    return f"{info.size}-{text.strip(chr(34))}"
+    return f"{info.size}-{etag}"
+
+
+def _etag(files: pafs.FileSystem, path: str) -> str | None:
+    with files.open_input_stream(path, compression=None) as stream:
+        found = {_text(key): _text(value) for key, value in (stream.metadata() or {}).items()}
+    return found["ETag"].strip('"') if "ETag" in found else None
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode() if isinstance(value, bytes) else value
 
 
 def listing_identity(files: list[FileInfo]) -> str:
@@ -278,13 +323,18 @@ def _cached(uri: str) -> Path:
     key = hashlib.sha256(f"{uri}\0{identity(uri)}".encode()).hexdigest()[:16]
     path = cache / key / uri.rstrip("/").rsplit("/", 1)[-1]
     if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        files, remote = filesystem(uri)
-        with (
-            files.open_input_stream(remote, compression=None) as stream,
-            tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as copy,
-        ):
+        _retrying(lambda: _copy(uri, path), uri, "read")
+    return path
+
+
+def _copy(uri: str, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files, remote = filesystem(uri)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with files.open_input_stream(remote, compression=None) as stream, open(temporary, "wb") as copy:
             while block := stream.read(1 << 22):
                 copy.write(block)
-        os.replace(copy.name, path)  # concurrent processes each bring a whole file; the last one stays
-    return path
+        os.replace(temporary, path)  # concurrent processes each bring a whole file; the last one stays
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -21,11 +23,13 @@ from weaksam.errors import ConfigError, DataError, StageError
 
 GROUND_TRUTH = "ground_truth"  # subfolder of an index step
 _THREADS = 16
+_AGAIN = "remove manifest.json beside it if there is one, and run the step again"
+_PART = re.compile(r"part-[0-9a-f]+-\d+\.parquet")
 
 
 def part_name(image_ids: Sequence[str]) -> str:
     """`part-<hash of the sorted ids>-<number of ids>.parquet`."""
-    digest = hashlib.sha256("\n".join(sorted(image_ids)).encode()).hexdigest()
+    digest = hashlib.sha256(json.dumps(sorted(image_ids)).encode()).hexdigest()
     return f"part-{digest[:16]}-{len(image_ids)}.parquet"
 
 
@@ -35,8 +39,11 @@ def rows_in(part: str) -> int:
 
 
 def write_part(folder: str, table: pa.Table) -> str:
-    """Writes one part in one atomic step and returns its file name."""
-    name = part_name(table.column("image_id").to_pylist())
+    """Writes one part in one atomic step and returns its file name; ValueError when it holds an id twice."""
+    ids = table.column("image_id").to_pylist()
+    if len(set(ids)) < len(ids):
+        raise ValueError(f"a part must hold each image id once, got {len(ids) - len(set(ids))} of {len(ids)} again")
+    name = part_name(ids)
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd")
     storage.write_bytes(storage.join(folder, name), buffer.getvalue())
@@ -46,7 +53,7 @@ def write_part(folder: str, table: pa.Table) -> str:
 def list_parts(folder: str) -> list[str]:
     """File names of the parts in a folder, sorted."""
     files = storage.list_files(folder, recursive=False)
-    return [file.path for file in files if file.path.startswith("part-") and file.path.endswith(".parquet")]
+    return [file.path for file in files if _PART.fullmatch(file.path)]
 
 
 def read_parts(folder: str, parts: Sequence[str], *, columns: Sequence[str] | None = None) -> list[pa.Table]:
@@ -59,11 +66,11 @@ def read_parts(folder: str, parts: Sequence[str], *, columns: Sequence[str] | No
     def read(part: str) -> pa.Table:
         uri = storage.join(folder, part)
         try:
-            table = pq.read_table(
-                io.BytesIO(storage.read_bytes(uri)), columns=None if columns is None else list(columns)
-            )
-        except (pa.ArrowInvalid, OSError) as error:
-            raise DataError(f"{uri}: damaged ({error}): remove this part and run the step again") from error
+            table = storage.read_parquet(uri, columns=columns)
+        except FileNotFoundError as error:
+            raise DataError(f"{uri}: the manifest lists it, but it is gone: {_AGAIN}") from error
+        except pa.ArrowInvalid as error:
+            raise DataError(f"{uri}: damaged ({error}): remove it; {_AGAIN}") from error
         schemas.check_version(table.schema, where=uri)
         return table
 
@@ -129,7 +136,7 @@ def of_split(images: pa.Table, split: str, *, where: str) -> pa.Table:
     splits = images.column("split").to_pylist()
     if split not in splits:
         raise ConfigError(f"{where}: no image has split '{split}': splits are {', '.join(sorted(set(splits)))}")
-    return images.filter(pa.array([one == split for one in splits]))
+    return images.filter(pa.array([one == split for one in splits], pa.bool_()))
 
 
 def read_step(step: Any, *, columns: Sequence[str] | None = None) -> pa.Table:

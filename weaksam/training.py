@@ -16,11 +16,12 @@ import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
+from typing import Any
 
 import ray.train
 import torch
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from safetensors.torch import save
 from torch import Tensor
 
@@ -46,7 +47,7 @@ class _Trainer(TorchTrainer):
         return [callback for callback in callbacks if type(callback).__name__ != "PlacementGroupCleanerCallback"]
 
 
-def train(task: TrainTask, settings: TrainSettings, folder: str) -> str:
+def train(task: TrainTask[Any], settings: TrainSettings, folder: str) -> str:
     """Trains to the end, from where an earlier call on `folder` stopped. Ray must be initialised.
 
     Returns:
@@ -118,7 +119,7 @@ def share_of(settings: TrainSettings, rank: int) -> list[slice]:
 
 
 def _load_ahead(
-    task: TrainTask, settings: TrainSettings, first: int, share: list[slice]
+    task: TrainTask[Any], settings: TrainSettings, first: int, share: list[slice]
 ) -> Iterator[dict[str, Tensor]]:
     """This worker's micro-batches from step `first` on, prepared by a thread while earlier ones are computed."""
 
@@ -142,7 +143,7 @@ def _train_worker(config: dict) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(max(1, int(settings.resources.cpus_per_worker)))
     context = ray.train.get_context()
-    trainee = Trainee(task, settings, ray.train.torch.get_device())
+    trainee = Trainee(task, settings, get_device())
     if checkpoint := ray.train.get_checkpoint():
         with checkpoint.as_directory() as path:
             trainee.restore(path)

@@ -13,64 +13,72 @@ import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol, TypeVar, cast
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from weaksam import storage
+from weaksam.config import NotInFingerprint, Settings
 
 log = logging.getLogger(__name__)
 
 
-class TrainTask(Protocol):
+Model = TypeVar("Model", bound=nn.Module)
+
+
+class TrainTask(Protocol[Model]):
     """What is trained. Picklable; every method is called on the workers.
 
     Every trainable parameter must take part in every loss: freeze what does not.
     """
 
-    num_samples: int
+    @property
+    def num_samples(self) -> int:
+        """Samples to train on."""
+        ...
 
-    def build_model(self) -> nn.Module:
+    def build_model(self) -> Model:
         """The model on the CPU, in train mode; the same on every worker up to random values (rank 0's are used)."""
+        ...
 
-    def build_optimizer(self, model: nn.Module, *, lr: float, weight_decay: float) -> torch.optim.Optimizer:
+    def build_optimizer(self, model: Model, *, lr: float, weight_decay: float) -> torch.optim.Optimizer:
         """The optimiser; groups may scale `lr`, the schedule multiplies what each starts with."""
+        ...
 
     def load_batch(self, indices: np.ndarray, seeds: np.ndarray) -> dict[str, Tensor]:
         """CPU tensors of the samples `indices` (B,); `seeds` (B, 3) int64 seed each sample's augmentation."""
+        ...
 
-    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, model: Model, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss *summed* over the samples of `batch`, and metrics summed likewise (no gradient)."""
+        ...
 
-    def validate(self, model: nn.Module) -> dict[str, float]:
+    def validate(self, model: Model) -> dict[str, float]:
         """Scores on held-out data, on one worker, in eval mode without gradients; empty when there are none."""
+        ...
 
 
-class TrainResources(BaseModel):
+class TrainResources(Settings):
     """Where the loop runs. Changes nothing that is learnt."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    workers: int = Field(1, ge=1)
+    workers: int = Field(default=1, ge=1)
     """Processes that share each batch."""
-    cpus_per_worker: float = Field(1, gt=0)
+    cpus_per_worker: float = Field(default=1, gt=0)
     """Processors reserved per worker; also its number of threads."""
-    gpus_per_worker: float = Field(0, ge=0)
+    gpus_per_worker: float = Field(default=0, ge=0)
     """GPUs reserved per worker; 0 trains on processors."""
-    micro_batch_size: int | None = Field(None, ge=1)
+    micro_batch_size: int | None = Field(default=None, ge=1)
     """Samples a worker holds at once; the rest of its share is accumulated. Unset = its whole share."""
-    max_failures: int = Field(3, ge=-1)
+    max_failures: int = Field(default=3, ge=-1)
     """How often lost workers are replaced before the step fails; -1 = always."""
 
 
-class TrainSettings(BaseModel):
+class TrainSettings(Settings):
     """How a model is trained."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     steps: int = Field(ge=1)
     """Optimiser steps."""
@@ -78,25 +86,25 @@ class TrainSettings(BaseModel):
     """Samples of a step, over all workers together."""
     lr: float = Field(gt=0)
     """Learning rate after the warm-up."""
-    warmup: int = Field(0, ge=0)
+    warmup: int = Field(default=0, ge=0)
     """Steps over which the learning rate rises from near 0."""
-    final_lr: float = Field(0.0, ge=0, le=1)
+    final_lr: float = Field(default=0.0, ge=0, le=1)
     """Share of `lr` that the cosine ends with; 1 = no decay."""
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0)
     """Weight decay of the optimiser."""
-    clip: float | None = Field(None, gt=0)
+    clip: float | None = Field(default=None, gt=0)
     """Largest norm of the gradient; unset = not clipped."""
-    ema: float = Field(0.0, ge=0, lt=1)
+    ema: float = Field(default=0.0, ge=0, lt=1)
     """Memory of the running mean of the weights that is saved instead of the last ones; 0 = off."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """What autocast computes in; fp16 needs a GPU and scales the loss."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     """Decides initial weights, the order of samples and their augmentation."""
-    checkpoint_every: int = Field(500, ge=1)
+    checkpoint_every: Annotated[int, NotInFingerprint()] = Field(default=500, ge=1)
     """Steps between checkpoints: what an interruption can cost."""
-    log_every: int = Field(50, ge=1)
+    log_every: Annotated[int, NotInFingerprint()] = Field(default=50, ge=1)
     """Steps between rows of metrics."""
-    validate_every: int | None = Field(None, ge=1)
+    validate_every: Annotated[int | None, NotInFingerprint()] = Field(default=None, ge=1)
     """Steps between validations, a multiple of `log_every`; unset = never."""
     resources: TrainResources = TrainResources()
     """Where it runs."""
@@ -141,7 +149,7 @@ def lr_factor(step: int, *, steps: int, warmup: int, final_lr: float) -> float:
 class _Loss(nn.Module):
     """A task's loss as `forward`, so that DDP prepares its reducer whichever parts of the model the task calls."""
 
-    def __init__(self, task: TrainTask, model: nn.Module) -> None:
+    def __init__(self, task: TrainTask[Any], model: nn.Module) -> None:
         super().__init__()
         self.task, self.model = task, model
 
@@ -152,7 +160,7 @@ class _Loss(nn.Module):
 class Trainee:
     """Everything a checkpoint holds: model, optimiser, scaler, running mean, step; and how one step changes it."""
 
-    def __init__(self, task: TrainTask, settings: TrainSettings, device: torch.device) -> None:
+    def __init__(self, task: TrainTask[Any], settings: TrainSettings, device: torch.device) -> None:
         torch.manual_seed(settings.seed)
         self.settings, self.device, self.step = settings, device, 0
         self.model = task.build_model().to(device)
@@ -173,7 +181,7 @@ class Trainee:
         for i in range(count):
             batch = {key: value.to(self.device, non_blocking=True) for key, value in next(batches).items()}
             waiting = i + 1 < count and settings.resources.workers > 1
-            with self.loss.no_sync() if waiting else nullcontext(), self._autocast():
+            with cast(DistributedDataParallel, self.loss).no_sync() if waiting else nullcontext(), self._autocast():
                 loss, metrics = self.loss(batch)
                 self.scaler.scale(loss * scale).backward()
             for key, value in {"loss": loss, **metrics}.items():
@@ -207,7 +215,7 @@ class Trainee:
         """What is handed on: the running mean where there is one."""
         return {key: value.contiguous() for key, value in (self.mean or self.model.state_dict()).items()}
 
-    def validate(self, task: TrainTask) -> dict[str, float]:
+    def validate(self, task: TrainTask[Any]) -> dict[str, float]:
         """The task's scores of the weights that would be handed on now."""
         model = copy.deepcopy(self.model)
         model.load_state_dict(self.weights())

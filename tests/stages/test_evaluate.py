@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -47,6 +48,7 @@ def steps(folder: Path, found: list[dict], **settings: object) -> Step:
     metadata = schemas.with_metadata(schemas.GROUND_TRUTH, fingerprint="f", class_names=["cat", "dog"])
     tables.write_ground_truth(images.folder, schemas.to_table(truth, metadata))
     proposals = finished("proposals", found, schemas.PROPOSALS, StageConfig())
+    proposals = dataclasses.replace(proposals, inputs={"images": images})
     config = evaluate.EvaluateConfig(images="images", proposals="proposals", **settings)
     inputs = {"images": images, "proposals": proposals}
     return Step("recall", evaluate.STAGE, config, inputs, {}, "f", str(folder / "recall"))

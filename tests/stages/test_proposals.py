@@ -103,4 +103,4 @@ def test_each_image_is_encoded_once(weights: Path) -> None:
 def test_an_official_model_needs_its_weights_named() -> None:
     _, faults = parse_settings(ProposalsConfig, {"images": "i", "sam": {"model": "vit_h"}}, where="steps.p")
     assert len(faults) == 1
-    assert faults[0].startswith("steps.p.sam: value error, checkpoint is required for vit_h")
+    assert faults[0].startswith("steps.p.sam: checkpoint is required for vit_h")

@@ -89,7 +89,9 @@ def _read_truth(step: Step, split: str | None) -> tuple[pa.Table, list[str]]:
     if split is not None:
         images = tables.of_split(images, split, where=f"steps.{step.name}.split")
     wanted = set(images.column("image_id").to_pylist())
-    truth = truth.filter(pa.array([image_id in wanted for image_id in truth.column("image_id").to_pylist()]))
+    truth = truth.filter(
+        pa.array([image_id in wanted for image_id in truth.column("image_id").to_pylist()], pa.bool_())
+    )
     if not truth.num_rows:
         raise DataError(f"steps.{step.name}.split: no image of split '{split}' has boxes to compare with")
     return truth.select(["image_id", *_TRUTH]), schemas.class_names_of(truth.schema)
@@ -97,6 +99,12 @@ def _read_truth(step: Step, split: str | None) -> tuple[pa.Table, list[str]]:
 
 def _pairs(step: Step, truth: pa.Table, found: pa.Table) -> Iterator[tuple[dict[str, Any], Mapping[str, Any]]]:
     """Each annotated image's row with the row of its proposals."""
+    made_from = step.inputs["proposals"].inputs["images"]
+    if made_from.fingerprint != step.inputs["images"].fingerprint:
+        raise DataError(
+            f"steps.{step.name}: step {step.inputs['proposals'].name} was made from the images of {made_from.name}, "
+            f"not of {step.inputs['images'].name}: name the same step for both"
+        )
     where = {image_id: index for index, image_id in enumerate(found.column("image_id").to_pylist())}
     missing = [image_id for image_id in truth.column("image_id").to_pylist() if image_id not in where]
     if missing:

@@ -36,11 +36,11 @@ class IndexConfig(StageConfig):
     splits: list[str] | None = Field(default=None, min_length=1)
     """Splits to list; required for voc and coco, for folders all that are there when left out."""
     labels_file: str = "labels.csv"
-    """Format folder: the CSV file with the columns file and labels, below root."""
+    """Format folder: the CSV file with the columns file and labels, below root or a URI."""
     annotations: dict[str, str] = Field(default_factory=dict)
-    """Format coco: split -> annotation json, below root; annotations/instances_<split>.json when left out."""
+    """Format coco: split -> annotation json, below root or a URI; annotations/instances_<split>.json when left out."""
     image_folders: dict[str, str] = Field(default_factory=dict)
-    """Format coco: split -> folder of its images, below root; the split's name when left out."""
+    """Format coco: split -> folder of its images, below root or a URI; the split's name when left out."""
     classes: list[str] | None = Field(default=None, min_length=1)
     """Class names in the order wanted; what the dataset holds, when left out."""
     difficult_makes_label: bool = False
@@ -87,13 +87,19 @@ def _read(config: IndexConfig) -> Dataset:
         crowd = config.crowd_makes_label
         return read_coco(root, places, classes=classes, crowd_makes_label=crowd, masks=config.masks)
     if config.format == "folder":
-        return read_folder(root, splits, table=config.labels_file, classes=classes)
+        return read_folder(root, splits, table=_below(root, config.labels_file), classes=classes)
     return read_voc_xml_folder(root, splits, classes=classes, difficult_makes_label=difficult)
 
 
 def _coco_split(config: IndexConfig, split: str) -> tuple[str, str]:
+    """URIs of a split's annotations and of its image folder."""
     annotations = config.annotations.get(split, f"annotations/instances_{split}.json")
-    return annotations, config.image_folders.get(split, split)
+    return _below(config.root, annotations), _below(config.root, config.image_folders.get(split, split))
+
+
+def _below(root: str, path: str) -> str:
+    """`path` below `root`, or itself when it is a URI or absolute."""
+    return path if "://" in path or path.startswith("/") else storage.join(storage.absolute(root), path)
 
 
 def _identify(config: IndexConfig) -> dict[str, str]:
@@ -101,16 +107,18 @@ def _identify(config: IndexConfig) -> dict[str, str]:
     root = storage.absolute(config.root)
     if not storage.exists(root):
         raise ConfigError(f"root: there is no folder {root}")
+    found = {"root": root}  # rows hold absolute URIs: a dataset that moved is another one
     if config.format == "coco":
-        found = {}
         for split in config.splits or []:
             annotations, folder = _coco_split(config, split)
-            found[annotations] = storage.identity(storage.join(root, annotations))
-            found[folder] = _list_identity(storage.join(root, folder))
-        return found
-    if config.format == "voc":
-        return {folder: _list_identity(storage.join(find_devkit(root), folder)) for folder in _VOC_FOLDERS}
-    return {"listing": _list_identity(root)}
+            found |= {annotations: storage.identity(annotations), folder: _list_identity(folder)}
+    elif config.format == "voc":
+        found |= {folder: _list_identity(storage.join(find_devkit(root), folder)) for folder in _VOC_FOLDERS}
+    else:
+        found["listing"] = _list_identity(root)
+    if config.format == "folder":
+        found["labels"] = storage.identity(_below(root, config.labels_file))
+    return found
 
 
 def _list_identity(folder: str) -> str:

@@ -1,0 +1,290 @@
+"""The real command line: what it prints where, its exit codes, what it writes, and what it starts without."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+
+from weaksam import cli, storage
+from weaksam.errors import ConfigError, DataError
+from weaksam.stages import STAGES
+
+ROOT = Path(__file__).parents[1]
+WEAKSAM = str(Path(sys.executable).parent / "weaksam")
+
+GOOD = """
+run: {base}/run
+steps:
+  images: {{stage: index, format: folder, root: {base}/data}}
+  more: {{stage: index, format: folder, root: {base}/data, classes: [cat, dog, owl]}}
+  proposals: {{stage: proposals, images: images, sam: {{model: vit_xs, checkpoint: {base}/data/weights}}}}
+"""
+BAD = """
+run: {base}/run
+colour: red
+steps:
+  images: {{stage: index, format: folder, root: {base}/data, labls_file: x.csv}}
+  more: {{stage: index, format: fodler}}
+  proposals: {{stage: proposals, images: image, sam: {{model: vit_h}}, grid: {{points_per_side: 0}}}}
+  other: {{stage: propsals}}
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> str:
+    """A run file on a folder of four images, nothing run yet."""
+    data = tmp_path / "data"
+    data.mkdir()
+    for name in ("a.jpg", "b.jpg", "c.jpg", "d.jpg"):
+        (data / name).write_bytes(b"never opened by the steps that run here")
+    (data / "labels.csv").write_text("file,labels\na.jpg,cat\nb.jpg,dog\nc.jpg,cat;dog\n")
+    (data / "weights").write_bytes(b"never loaded")
+    path = tmp_path / "run.yaml"
+    path.write_text(GOOD.format(base=tmp_path))
+    return str(path)
+
+
+def call(*args: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    told = subprocess.run(args, capture_output=True, text=True, cwd=cwd, timeout=120)
+    assert "Traceback" not in told.stderr, told.stderr
+    return told
+
+
+def files_below(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+@pytest.mark.parametrize("command", [[WEAKSAM, "run"], [sys.executable, "-m", "jobs.index"]])
+def test_a_bad_run_file_tells_every_fault_at_once_and_writes_nothing(
+    command: list[str], config: str, tmp_path: Path
+) -> None:
+    Path(config).write_text(BAD.format(base=tmp_path))
+    before = files_below(tmp_path)
+    told = call(*command, config)
+    assert told.returncode == 2
+    assert told.stdout == ""
+    faults = told.stderr.splitlines()
+    assert all(line.startswith("error: ") for line in faults)
+    keys = {line.removeprefix("error: ").split(": ")[0] for line in faults}
+    assert keys == {
+        "colour",
+        "steps.images.labls_file",
+        "steps.more.format",
+        "steps.more.root",
+        "steps.proposals.images",
+        "steps.proposals.sam",
+        "steps.proposals.grid.points_per_side",
+        "steps.other.stage",
+    }
+    assert "did you mean 'labels_file'?" in told.stderr
+    assert files_below(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("args", "faults"),
+    [
+        (["nowhere.yaml"], ["nowhere.yaml: no such file"]),
+        (["{config}", "steps.images.root={base}/gone"], ["steps.images: root: there is no folder"]),
+        (
+            ["{config}", "steps.images.root", "steps.imags.root=x"],
+            ["steps.images.root: an override has the form", "steps.imags.root=x: there is no step 'imags'"],
+        ),
+        (
+            ["{config}", "--only", "imagess", "--only", "proposals"],
+            [
+                "--only imagess: there is no step 'imagess': steps are images, more, proposals",
+                "steps.proposals.images: step 'images' is not finished",
+            ],
+        ),
+    ],
+)
+def test_faults_of_the_command_line_are_faults_of_the_user(
+    args: list[str], faults: list[str], config: str, tmp_path: Path
+) -> None:
+    told = call(WEAKSAM, "run", *(arg.format(config=config, base=tmp_path) for arg in args))
+    assert told.returncode == 2
+    for fault, line in zip(faults, told.stderr.splitlines(), strict=True):
+        assert fault in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_is_checked_run_skipped_and_its_state_told(config: str, tmp_path: Path) -> None:
+    told = call(WEAKSAM, "check", config)
+    assert [line.split()[:2] for line in told.stdout.splitlines()[1:]] == [
+        ["images", "index"],
+        ["more", "index"],
+        ["proposals", "proposals"],
+    ]
+    assert told.stdout.count("to do") == 3
+    assert not (tmp_path / "run").exists()
+
+    run = call(WEAKSAM, "run", config, "--only", "images")
+    assert run.returncode == 0
+    assert "images: 4 rows" in run.stderr
+    job = call(sys.executable, "-m", "jobs.index", config)  # the job runs every step of its stage, and no other
+    assert "images: finished, skipped" in job.stderr
+    assert "more: 4 rows" in job.stderr
+    assert "proposals" not in job.stderr
+
+    states = [line.split() for line in call(WEAKSAM, "check", config).stdout.splitlines()[1:]]
+    assert [(words[0], "finished" in words) for words in states] == [
+        ("images", True),
+        ("more", True),
+        ("proposals", False),
+    ]
+    manifest = next((tmp_path / "run").glob("more-*/manifest.json"))
+    manifest.unlink()
+    states = [line.split() for line in call(WEAKSAM, "status", str(tmp_path / "run")).stdout.splitlines()[1:]]
+    assert [words[:3] for words in states] == [["images", "finished", "4"], ["more", "unfinished", "4"]]
+
+
+def test_a_relative_run_lies_below_the_working_folder(config: str, tmp_path: Path) -> None:
+    told = call(WEAKSAM, "run", config, "run=here", "steps.images.root=data", "--only", "images", cwd=tmp_path)
+    assert told.returncode == 0, told.stderr
+    assert len(list((tmp_path / "here").glob("images-*/manifest.json"))) == 1
+    assert "finished" in call(WEAKSAM, "status", "here", cwd=tmp_path).stdout
+
+
+def test_the_state_of_a_folder_without_steps_is_a_fault(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "gone"):
+        told = call(WEAKSAM, "status", str(folder))
+        assert told.returncode == 2
+        assert f"error: {folder}: no step has been started there" in told.stderr
+
+
+def test_a_run_that_cannot_finish_ends_with_one(config: str, tmp_path: Path) -> None:
+    (tmp_path / "data" / "labels.csv").write_text("file,labels\ngone.jpg,cat\n")
+    told = call(WEAKSAM, "run", config, "--only", "images")
+    assert told.returncode == 1
+    assert "error: " in told.stderr
+    assert "gone.jpg (line 2)" in told.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "told"),
+    [
+        (ConfigError("one", "two"), 2, "error: one\nerror: two\n"),
+        (DataError("bad table"), 1, "error: bad table\n"),
+        (KeyboardInterrupt(), 130, "interrupted: the same command goes on from here\n"),
+    ],
+)
+def test_what_ends_a_command_decides_its_exit_code(
+    error: BaseException, code: int, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def command() -> None:
+        raise error
+
+    with pytest.raises(typer.Exit) as caught:
+        cli.guarded(command)()
+    assert caught.value.exit_code == code
+    assert capsys.readouterr().err == told
+
+
+def test_nothing_but_a_run_starts_torch_or_ray(config: str, tmp_path: Path) -> None:
+    commands = [["check", config], ["status", str(tmp_path / "run")], ["stages"], ["stages", "proposals"]]
+    storage.write_json(str(tmp_path / "run" / "images-0" / "config.json"), {})
+    check = (
+        "import sys; from weaksam.cli import app\n"
+        f"for args in {commands!r}: app(args, standalone_mode=False)\n"
+        "print('loaded:', [name for name in ('torch', 'ray') if name in sys.modules])"
+    )
+    assert call(sys.executable, "-c", check).stdout.endswith("loaded: []\n")
+
+
+def test_a_program_that_imported_ray_first_keeps_the_settings_ray_was_loaded_with() -> None:
+    # Ray reads them when it is imported; changed later, no local cluster starts any more ("InvalidAuthToken").
+    check = (
+        "import os, ray; before = dict(os.environ); from weaksam import runtime\n"
+        "print([k for k in ('RAY_AUTH_MODE', 'RAY_BACKEND_LOG_LEVEL') if os.environ.get(k) != before.get(k)])"
+    )
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    told = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, env=environment, check=True)
+    assert told.stdout == "[]\n"
+
+
+def test_the_help_of_each_command_says_what_it_does() -> None:
+    told = call(WEAKSAM, "--help").stdout
+    commands = {command.callback.__name__: command.callback for command in cli.app.registered_commands}  # type: ignore
+    for name, function in commands.items():
+        assert f"│ {name} " in told
+        assert (function.__doc__ or "").strip().endswith(".")
+    told = call(WEAKSAM, "run", "--help").stdout
+    assert "Run the steps of CONFIG." in told
+    assert "KEY=VALUE" in told
+    assert "--only" in told
+
+
+def test_every_stage_and_every_setting_is_explained() -> None:
+    told = call(WEAKSAM, "stages").stdout
+    for name, stage in STAGES.items():
+        assert name in told
+        assert stage.summary in told
+        assert stage.summary.endswith(".")
+        for key, kind, default, sentence in cli.settings_rows(stage.config):
+            assert sentence.endswith("."), f"{name}: {key} has no sentence"
+            assert kind
+            assert default
+
+
+@pytest.mark.parametrize("name", list(STAGES))
+def test_a_stage_shows_every_key_with_its_type_default_and_sentence(name: str) -> None:
+    told = call(WEAKSAM, "stages", name).stdout
+    lines = {line.split()[0]: line for line in told.splitlines() if line.startswith(" ") and line.split()}
+    for key, kind, default, sentence in cli.settings_rows(STAGES[name].config):
+        assert kind in lines[key]
+        assert default in lines[key]
+        assert sentence[:60] in lines[key]
+
+
+def test_an_unknown_stage_is_told_with_the_known_ones() -> None:
+    told = call(WEAKSAM, "stages", "proposal")
+    assert told.returncode == 2
+    assert "there is no stage 'proposal': stages are index, proposals" in told.stderr
+
+
+@pytest.mark.parametrize("name", ["pipeline", *STAGES])
+def test_every_stage_has_a_job_that_says_how_it_is_called(name: str) -> None:
+    text = (ROOT / "jobs" / f"{name}.py").read_text()
+    assert f"python -m jobs.{name} CONFIG [KEY=VALUE]..." in text.splitlines()[0]
+    assert f"run_job({'None' if name == 'pipeline' else repr(name)})".replace("'", '"') in text
+
+
+def test_a_job_without_arguments_or_without_steps_tells_so(config: str) -> None:
+    told = call(sys.executable, "-m", "jobs.index")
+    assert (told.returncode, told.stdout.splitlines()[0]) == (2, "usage: python -m jobs.index CONFIG [KEY=VALUE]...")
+    assert call(sys.executable, "-m", "jobs.pipeline", "--help").returncode == 0
+    told = call(sys.executable, "-m", "jobs.evaluate", config)
+    assert told.returncode == 2
+    assert "no step has the stage 'evaluate'" in told.stderr
+
+
+def test_faults_of_yaml_that_python_would_choke_on_are_told(config: str, tmp_path: Path) -> None:
+    for text in (
+        "run: {{folder}}\nsteps: {}\n",  # a template that nobody filled in
+        "run: x\nsteps:\n  a: {stage: index, format: folder, root: 2024-13-45}\n",  # looks like a date, is none
+        "run: x\nsteps:\n  a: {stage: index, format: folder, root: x, annotations: {2024-01-05: y}}\n",
+        f"run: x\nsteps:\n  images: {{stage: index, format: folder, root: {tmp_path}/data}}\n"
+        "  2: {stage: proposals, images: images, sam: {model: vit_xs}}\n",
+    ):
+        Path(config).write_text(text)
+        told = call(WEAKSAM, "check", config)
+        assert told.returncode in (0, 2)
+
+
+def test_a_folder_that_looks_like_markup_is_printed_as_it_is(config: str, tmp_path: Path) -> None:
+    told = call(WEAKSAM, "check", config, f"run={tmp_path}/[bold]x[/y]")
+    assert f"{tmp_path}/[bold]x[/y]/images-" in told.stdout
+
+
+def test_one_damaged_step_does_not_hide_the_others(config: str, tmp_path: Path) -> None:
+    assert call(WEAKSAM, "run", config, "--only", "images").returncode == 0
+    broken = tmp_path / "run" / "other-12345678"
+    broken.mkdir()
+    (broken / "config.json").write_text("{half")
+    assert "images" in call(WEAKSAM, "status", str(tmp_path / "run")).stdout
+    assert os.listdir(broken) == ["config.json"]
