@@ -12,7 +12,8 @@ from weaksam.ops.boxes import box_iou
 from weaksam.ops.suppression import nms, nms_of_mask_boxes, suppress_in_order
 
 NONE = torch.zeros(0, 4)
-THRESHOLDS = st.sampled_from([0.1, 0.3, 0.5, 0.7, 0.9])
+# No ratio of small integers: at exact equality single and double precision disagree.
+THRESHOLDS = st.sampled_from([0.101, 0.303, 0.503, 0.701, 0.899])
 
 
 @st.composite

@@ -24,26 +24,42 @@ def thresholds(values: tuple[float, float, float]) -> dict[str, float]:
     return dict(zip(("pred_iou_threshold", "stability_threshold", "nms_threshold"), values, strict=True))
 
 
+def box_of(record: dict) -> list[float]:
+    """Our box of a record of the generator, which has x, y, width, height from the first to the last pixel."""
+    x, y, width, height = record["bbox"]
+    return [x, y, x + width + 1, y + height + 1]
+
+
 def assert_same(found: Proposals, expected: list[dict], image_hw: tuple[int, int]) -> None:
     """Same masks in the same order, same boxes, same scores.
 
-    Of the pixels 1 in 100 000 may differ: a logit within rounding of 0 may fall on either side, and so may the edge
-    of a box with it.
+    Of the pixels 1 in 100 000 may differ (and 2, for small images): a logit within rounding of 0 may fall on either
+    side of it. Masks whose predicted IoU is equal to rounding may change places.
     """
     assert len(found.boxes) == len(expected)
+    expected = reorder_ties(found, expected)
     masks = np.array([decode_rle(mask, *image_hw) for mask in found.masks]).reshape(-1, *image_hw)
     theirs = np.array([record["segmentation"] for record in expected]).reshape(-1, *image_hw)
-    assert np.mean(masks != theirs) <= 1e-5 if masks.size else True
-    # Their boxes are x, y, width, height of the first and last pixel inside.
-    boxes = np.array([record["bbox"] for record in expected], dtype=np.float32).reshape(-1, 4)
-    boxes[:, 2:] += boxes[:, :2] + 1
-    np.testing.assert_array_equal(found.boxes, boxes)
+    assert np.sum(masks != theirs) <= 2 + 1e-5 * masks.size
+    np.testing.assert_array_equal(found.boxes, np.array([box_of(record) for record in expected]).reshape(-1, 4))
     scores = np.array([[record["predicted_iou"], record["stability_score"]] for record in expected]).reshape(-1, 2)
     np.testing.assert_allclose(found.predicted_iou, scores[:, 0], atol=1e-4)
     # Rounding may move single pixels over a cut, each worth 1 / area of the mask.
     areas = masks.sum(axis=(1, 2))
     assert (np.abs(found.stability - scores[:, 1]) <= np.maximum(1e-4, 3 / np.maximum(areas, 1))).all()
-    assert found.boxes.dtype == np.float32 and found.source.dtype == np.uint8
+    assert found.boxes.dtype == np.float32
+    assert found.source.dtype == np.uint8
+
+
+def reorder_ties(found: Proposals, expected: list[dict]) -> list[dict]:
+    """`expected` with neighbours swapped where their predicted IoU ties and only the swapped boxes fit."""
+    expected = list(expected)
+    for index in range(len(expected) - 1):
+        first, second = expected[index : index + 2]
+        tied = abs(first["predicted_iou"] - second["predicted_iou"]) <= 1e-5
+        if tied and found.boxes[index].tolist() != box_of(first):
+            expected[index : index + 2] = second, first
+    return expected
 
 
 def check_against_generator(sam: Sam, image: np.ndarray, values: tuple[float, float, float]) -> int:
@@ -79,7 +95,11 @@ def test_the_bundled_model_gives_the_masks_of_the_generator(bundled_sam, values)
 
 def test_joint_points_give_the_masks_of_the_predictor(tiny_sam):
     image = noise_image(90, 120, seed=3)
-    joint = [np.array([[20.0, 30.0]]), np.array([[20.0, 30.0], [60.0, 70.0], [100.0, 5.0]]), np.array([[5, 5], [9, 80]])]
+    joint = [
+        np.array([[20.0, 30.0]]),
+        np.array([[20.0, 30.0], [60.0, 70.0], [100.0, 5.0]]),
+        np.array([[5, 5], [9, 80]]),
+    ]
     singles = np.array([[33.0, 44.0], [70.0, 20.0]], dtype=np.float32)
     predictor = SamPredictor(tiny_sam)
     predictor.set_image(image)
@@ -117,7 +137,9 @@ def test_no_prompts_give_no_proposals(tiny_sam):
     engine = SamEngine(tiny_sam)
     image = noise_image(40, 50)
     (found,) = engine.propose([image], [Prompts()], **thresholds(LOOSE), return_masks=True)
-    assert found.boxes.shape == (0, 4) and found.masks == [] and len(found.source) == 0
+    assert found.boxes.shape == (0, 4)
+    assert found.masks == []
+    assert len(found.source) == 0
     assert engine.masks_for_boxes(image, np.zeros((0, 4))).predicted_iou.shape == (0, 1)
 
 

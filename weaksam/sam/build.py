@@ -1,17 +1,19 @@
 """The Segment Anything architecture in its published sizes, and one small enough to ship.
 
 The modules are `segment_anything`'s own, so official checkpoints load key by key. `vit_xs` is the embedded default:
-256 px pictures and 8 px patches (32 x 32 tokens, 128 x 128 low-resolution masks), because with 16 px patches the
-masks of small objects are a handful of cells.
+256 px pictures, 16 x 16 tokens, 64 x 64 low-resolution masks. Only its patch embedding is not SAM's: three small
+convolutions see edges that one product per patch learns very slowly.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 
-import torch
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+from torch import Tensor, nn
+from torch.nn import functional
 
 from weaksam.errors import ConfigError
 
@@ -34,6 +36,7 @@ class SamVariant:
     decoder_mlp_dim: int = 2048
     decoder_heads: int = 8
     iou_head_hidden_dim: int = 256
+    has_conv_stem: bool = False  # patches embedded by `ConvStem` instead of one product
 
     @property
     def embedding_side(self) -> int:
@@ -51,19 +54,41 @@ VARIANTS: dict[str, SamVariant] = {
     "vit_l": SamVariant(1024, 24, 16, (5, 11, 17, 23)),
     "vit_b": SamVariant(768, 12, 12, (2, 5, 8, 11)),
     "vit_xs": SamVariant(
-        128,
+        160,
         6,
-        2,
-        (2, 5),
+        5,
+        (1, 3, 5),
         window_size=8,
         image_size=256,
-        patch_size=8,
         prompt_dim=96,
         decoder_mlp_dim=192,
         decoder_heads=3,
         iou_head_hidden_dim=96,
+        has_conv_stem=True,
     ),
 }
+
+
+class ConvStem(nn.Module):
+    """Patches embedded by convolutions: 4 x 4 products, then 3 x 3 with stride 2 until a patch is one token.
+
+    Takes (B, 3, H, W), gives (B, H / patch, W / patch, dim), as SAM's `PatchEmbed` does.
+    """
+
+    def __init__(self, dim: int, patch_size: int, width: int = 32) -> None:
+        super().__init__()
+        halvings = (patch_size // 4).bit_length() - 1
+        widths = [*(width * 2**k for k in range(halvings)), dim]
+        self.convs = nn.ModuleList([nn.Conv2d(3, widths[0], 4, stride=4)])
+        self.convs.extend(nn.Conv2d(i, o, 3, stride=2, padding=1) for i, o in pairwise(widths))
+        self.norms = nn.ModuleList(nn.LayerNorm(w, eps=1e-6) for w in widths[:-1])
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        x = self.convs[0](pixels)
+        for norm, conv in zip(self.norms, self.convs[1:], strict=True):
+            x = functional.gelu(norm(x.permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
+            x = conv(x)
+        return x.permute(0, 2, 3, 1)
 
 
 def build_sam(variant: str) -> Sam:
@@ -99,12 +124,12 @@ def build_sam(variant: str) -> Sam:
 
 
 def _build_encoder(size: SamVariant) -> ImageEncoderViT:
-    return ImageEncoderViT(
+    encoder = ImageEncoderViT(
         depth=size.encoder_depth,
         embed_dim=size.encoder_dim,
         img_size=size.image_size,
         mlp_ratio=4,
-        norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
+        norm_layer=partial(nn.LayerNorm, eps=1e-6),  # pyright: ignore[reportArgumentType]
         num_heads=size.encoder_heads,
         patch_size=size.patch_size,
         qkv_bias=True,
@@ -113,3 +138,6 @@ def _build_encoder(size: SamVariant) -> ImageEncoderViT:
         window_size=size.window_size,
         out_chans=size.prompt_dim,
     )
+    if size.has_conv_stem:
+        encoder.patch_embed = ConvStem(size.encoder_dim, size.patch_size)  # pyright: ignore[reportAttributeAccessIssue]
+    return encoder

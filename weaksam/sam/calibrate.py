@@ -2,9 +2,9 @@
 
 Freshly initialised, a SAM rejects every mask: predicted IoU is within 0.1 of 0 and no logit reaches the stability
 offset. `calibrate` makes image tokens change smoothly with position, so that masks are regions and not noise, takes
-from the mask heads what prompts have in common, and scales the heads until the shares that pass the filters are near those of the published weights on a
-photograph: 68 % by predicted IoU, 63 % of these by stability. Figures measured with such weights say how long the work
-takes, nothing about quality.
+from the mask heads what prompts have in common, and scales the heads until the shares that pass the filters are near
+those of the published weights on a photograph: 68 % by predicted IoU, 63 % of these by stability. Figures measured
+with such weights say how long the work takes, nothing about quality.
 """
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ def check_file(path: Path, model: str, *, sha256: str | None = None) -> None:
     if named:
         variant, prefix = named.groups()
         if variant != model:
-            raise WeightsError(f"{path}: weights of {variant} by its name, but the model is {model}: change one of them")
+            raise WeightsError(f"{path}: weights of {variant} by its name, the model is {model}: change one of them")
         official_name, size = OFFICIAL[variant]
         found = path.stat().st_size
         if path.name == official_name and found != size:

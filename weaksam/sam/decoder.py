@@ -32,18 +32,16 @@ from weaksam.sam.image_side import ImageSide, Layer, Reader, upscaling_matrix
 
 @dataclass(frozen=True)
 class _PromptSide:
-    """What one prompt adds to the image tokens: they are scale * (basis' update) + key_scale * shared tokens + bias.
+    """What prompts add to the image tokens: these are basis' update + key_scale * shared tokens + a common bias.
 
     Attributes:
         basis: (B, rows, N).
         update: (B, rows, C).
-        scale: (B, 1, N).
         key_scale: (B, 1, N).
     """
 
     basis: Tensor
     update: Tensor
-    scale: Tensor
     key_scale: Tensor
 
 
@@ -71,31 +69,33 @@ def decode_prompts(sam: Sam, image: ImageSide, prompts: Tensor, slots: Sequence[
     """
     decoder = sam.mask_decoder
     first, second = decoder.transformer.layers
-    layer0, layer1 = image.layers
     own = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
     pe = torch.cat([own.expand(len(prompts), -1, -1), prompts], dim=1)
 
     tokens = first.norm1(first.self_attn(q=pe, k=pe, v=pe))
-    tokens = _absorb(first, tokens, _read_first(first.cross_attn_token_to_image, tokens + pe, layer0.read))
-    weights0, values0 = _write(first.cross_attn_image_to_token, tokens, pe, layer0, None)
+    tokens = _absorb(first, tokens, _read_first(first.cross_attn_token_to_image, tokens + pe, image.layers[0].read))
+    num_rows = image.layers[0].read.key.shape[0] * pe.shape[1]
+    basis = tokens.new_empty(len(pe), 2 * num_rows + 1, image.cross_bias.shape[0])
+    weights0, weights1 = basis[:, :num_rows], basis[:, num_rows:-1]
+    values0 = _write(first.cross_attn_image_to_token, tokens, pe, image.layers[0], None, out=weights0)
     update0 = _spread(values0, image.writers[0])
     scale1 = _first_scale(image, weights0, values0, update0)
+    weights0 *= scale1
 
-    prompt_side = _PromptSide(weights0, update0 * first.norm4.weight, scale1, scale1)
+    prompt_side = _PromptSide(weights0, update0 * first.norm4.weight, scale1)
     tokens = second.norm1(tokens + second.self_attn(q=tokens + pe, k=tokens + pe, v=tokens))
-    context = _read(second.cross_attn_token_to_image, tokens + pe, layer1.read, prompt_side)
+    context = _read(second.cross_attn_token_to_image, tokens + pe, image.layers[1].read, prompt_side)
     tokens = _absorb(second, tokens, context)
-    weights1, values1 = _write(second.cross_attn_image_to_token, tokens, pe, layer1, prompt_side)
+    values1 = _write(second.cross_attn_image_to_token, tokens, pe, image.layers[1], prompt_side, out=weights1)
+    basis[:, -1] = 1.0
 
-    basis = torch.cat([weights0 * scale1, weights1, torch.ones_like(scale1)], dim=1)
-    constant = image.bias.expand(len(prompts), 1, -1)
+    constant = image.bias.expand(len(pe), 1, -1)
     update = torch.cat([_spread(values0, image.writers[1]), _spread(values1, image.writers[2]), constant], dim=1)
     scale2 = _second_scale(image, basis, (values0, values1), update, scale1)
-
-    prompt_side = _PromptSide(basis, update * second.norm4.weight, scale2, scale1 * scale2)
-    final = decoder.transformer.final_attn_token_to_image
-    tokens = decoder.transformer.norm_final_attn(tokens + _read(final, tokens + pe, image.final, prompt_side))
-    return _score(decoder, tokens, prompt_side, list(slots))
+    basis *= scale2
+    prompt_side = _PromptSide(basis, update * second.norm4.weight, scale1 * scale2)
+    context = _read(decoder.transformer.final_attn_token_to_image, tokens + pe, image.final, prompt_side)
+    return _score(decoder, decoder.transformer.norm_final_attn(tokens + context), prompt_side, list(slots))
 
 
 def _score(decoder: nn.Module, tokens: Tensor, prompt_side: _PromptSide, slots: list[int]) -> Decoded:
@@ -126,27 +126,26 @@ def _read(attention: nn.Module, tokens: Tensor, reader: Reader, own: _PromptSide
     query = _heads(attention.q_proj(tokens), attention)
     num_heads, num_tokens = query.shape[1:3]
     own_key = _project(own.update, attention.k_proj.weight, num_heads)
-    mixed = (query @ own_key.transpose(-1, -2)).flatten(1, 2)  # (B, R', rows of the basis)
-    scores = own.key_scale * _scores(query, reader.key)
-    scores += own.scale * (mixed @ own.basis)
-    scores += _scores(query, reader.key_pe)
-    weights = scores.softmax(dim=-1)
+    mixed = (query @ own_key.transpose(-1, -2)).flatten(1, 2)  # (B, R, rows of the basis)
+    scores = _scores(query, reader.key).mul_(own.key_scale).baddbmm_(mixed, own.basis)
+    weights = _scores(query, reader.key_pe, onto=scores).softmax(dim=-1)
 
-    read_own = (weights * own.scale) @ own.basis.transpose(-1, -2)
+    read_own = (weights @ own.basis.transpose(-1, -2)).unflatten(1, (num_heads, num_tokens))
     own_value = _project(own.update, attention.v_proj.weight, num_heads)
-    context = read_own.unflatten(1, (num_heads, num_tokens)) @ own_value
-    context = context + _context(weights * own.key_scale, reader.value)
+    context = read_own @ own_value + _context(weights.mul_(own.key_scale), reader.value)
     return attention.out_proj(_merged(context) + reader.value_bias)
 
 
 def _write(
-    attention: nn.Module, tokens: Tensor, pe: Tensor, layer: Layer, own: _PromptSide | None
-) -> tuple[Tensor, Tensor]:
+    attention: nn.Module, tokens: Tensor, pe: Tensor, layer: Layer, own: _PromptSide | None, *, out: Tensor
+) -> Tensor:
     """Image tokens read the prompt tokens.
 
+    Args:
+        out: (B, R, N), becomes the softmax over the prompt tokens, per head.
+
     Returns:
-        weights: (B, R, N) softmax over the prompt tokens, per head.
-        values: (B, H, T, d).
+        (B, H, T, d) values of the prompt tokens.
     """
     key = _heads(attention.k_proj(tokens + pe), attention)
     num_heads, num_tokens = key.shape[1:3]
@@ -154,19 +153,17 @@ def _write(
     if own is not None:
         own_query = _project(own.update, attention.q_proj.weight, num_heads)
         mixed = (key @ own_query.transpose(-1, -2)).flatten(1, 2)
-        scores = own.scale * (scores + mixed @ own.basis)
-        scores += _scores(key, layer.query_pe)
-    weights = scores.unflatten(1, (num_heads, num_tokens)).softmax(dim=2).flatten(1, 2)
-    values = attention.v_proj(tokens).unflatten(2, (num_heads, -1)).transpose(1, 2)
-    return weights, values
+        _scores(key, layer.query_pe, onto=scores.mul_(own.key_scale).baddbmm_(mixed, own.basis))
+    per_head = (num_heads, num_tokens)
+    torch.softmax(scores.unflatten(1, per_head), dim=2, out=out.unflatten(1, per_head))
+    return attention.v_proj(tokens).unflatten(2, (num_heads, -1)).transpose(1, 2)
 
 
 def _first_scale(image: ImageSide, weights: Tensor, values: Tensor, update: Tensor) -> Tensor:
     """r1, (B, 1, N): one over the standard deviation of K + P0' U0."""
     layer = image.layers[0]
-    cross = _scores(values, image.cross[0])
-    gram = update @ update.transpose(-1, -2)
-    variance = layer.square + (weights * (2 * cross + gram @ weights)).sum(dim=1, keepdim=True)
+    own = _scores(2 * values, image.cross[0]).baddbmm_(_gram(update), weights).mul_(weights)
+    variance = layer.square + own.sum(dim=1, keepdim=True)
     return torch.rsqrt(variance / update.shape[-1] + layer.eps)
 
 
@@ -174,12 +171,18 @@ def _second_scale(
     image: ImageSide, basis: Tensor, values: tuple[Tensor, Tensor], update: Tensor, scale: Tensor
 ) -> Tensor:
     """r2, (B, 1, N): one over the standard deviation of r1 K g1 + Q' U."""
-    layer = image.layers[1]
-    constant = image.cross_bias.expand(len(basis), 1, -1)
-    cross = torch.cat([_scores(values[0], image.cross[1]), _scores(values[1], image.cross[2]), constant], dim=1)
-    gram = update @ update.transpose(-1, -2)
-    own = (basis * (2 * scale * cross + gram @ basis)).sum(dim=1, keepdim=True)
+    layer, num_rows = image.layers[1], basis.shape[1] // 2
+    own = torch.empty_like(basis)
+    _scores(2 * values[0], image.cross[1], out=own[:, :num_rows])
+    _scores(2 * values[1], image.cross[2], out=own[:, num_rows:-1])
+    own[:, -1] = 2 * image.cross_bias
+    own = own.mul_(scale).baddbmm_(_gram(update), basis).mul_(basis).sum(dim=1, keepdim=True)
     return torch.rsqrt((scale.square() * layer.square + own) / update.shape[-1] + layer.eps)
+
+
+def _gram(update: Tensor) -> Tensor:
+    """Inner products of the rows of U: (B, rows, C) to (B, rows, rows)."""
+    return update @ update.transpose(-1, -2)
 
 
 def _heads(x: Tensor, attention: nn.Module) -> Tensor:
@@ -204,19 +207,33 @@ def _spread(values: Tensor, writer: Tensor) -> Tensor:
     return (values @ per_head).flatten(1, 2)
 
 
-def _scores(tokens: Tensor, shared: Tensor) -> Tensor:
-    """Products of prompt tokens with shared image tokens: (B, H, T, d), (H, d, N) to (B, R, N)."""
+def _scores(tokens: Tensor, shared: Tensor, *, out: Tensor | None = None, onto: Tensor | None = None) -> Tensor:
+    """Products of prompt tokens with shared image tokens: (B, H, T, d), (H, d, N) to (B, R, N).
+
+    Args:
+        out: written to, when given.
+        onto: added to in place, when given.
+    """
     num_prompts, num_heads, num_tokens, _ = tokens.shape
-    flat = tokens.transpose(0, 1).flatten(1, 2)
-    product = torch.bmm(flat, shared).unflatten(1, (num_prompts, num_tokens))
-    return product.transpose(0, 1).flatten(1, 2)
+    if tokens.is_cuda:
+        product = (tokens @ shared).flatten(1, 2)
+        return out.copy_(product) if out is not None else product if onto is None else onto.add_(product)
+    if onto is not None:
+        out = onto
+    elif out is None:
+        out = tokens.new_empty(num_prompts, num_heads * num_tokens, shared.shape[2])
+    # On a CPU one product per prompt is fastest: a batched one wants its result heads first and copies it.
+    for part, token in zip(out.unflatten(1, (num_heads, num_tokens)), tokens, strict=True):
+        torch.baddbmm(part, token, shared, beta=int(onto is not None), out=part)
+    return out
 
 
 def _context(weights: Tensor, shared: Tensor) -> Tensor:
     """Sums of shared image tokens: (B, R, N), (H, N, d) to (B, H, T, d)."""
-    num_heads = len(shared)
-    flat = weights.unflatten(1, (num_heads, -1)).transpose(0, 1).flatten(1, 2)
-    return torch.bmm(flat, shared).unflatten(1, (len(weights), -1)).transpose(0, 1)
+    per_head = weights.unflatten(1, (len(shared), -1))
+    if weights.is_cuda:
+        return per_head @ shared
+    return torch.stack([torch.bmm(weight, shared) for weight in per_head])
 
 
 def draw_masks(sam: Sam, image: ImageSide, decoded: Decoded, chosen: Tensor, *, tokens_at_once: int) -> Tensor:
@@ -229,44 +246,40 @@ def draw_masks(sam: Sam, image: ImageSide, decoded: Decoded, chosen: Tensor, *, 
     Returns:
         (K, S, 4 rows, 4 columns) float32.
     """
-    own = decoded.prompt_side
+    own, brush = decoded.prompt_side, _Brush(sam.mask_decoder.output_upscaling, image)
     rows, columns = image.grid_hw
-    num_chosen, num_masks = len(chosen), decoded.hyper.shape[1]
-
-    def inside(x: Tensor) -> Tensor:
-        return x[chosen].unflatten(2, image.embedding_hw)[:, :, :rows, :columns].flatten(2)
-
-    brush = _Brush.of(sam.mask_decoder.output_upscaling, image.upscaled_bias)
-    basis, key_scale = inside(own.basis * own.scale), inside(own.key_scale)
+    num_masks = decoded.hyper.shape[1]
+    logits = own.basis.new_empty(len(chosen), num_masks, 16 * rows * columns)
     update = own.update[chosen] @ brush.first
-    logits = basis.new_empty(num_chosen, num_masks, 16 * rows * columns)
-    for prompt in range(num_chosen):
+    for index, prompt in enumerate(chosen.tolist()):
+        basis, key_scale = brush.inside(own.basis[prompt]).T, brush.inside(own.key_scale[prompt]).T
         for start in range(0, rows * columns, tokens_at_once):
             part = slice(start, start + tokens_at_once)
-            x = key_scale[prompt, :, part].T * image.upscaled[part]
-            x = brush.upscale(x.addmm_(basis[prompt, :, part].T, update[prompt]))
-            torch.mm(decoded.hyper[chosen[prompt]], x.T, out=logits[prompt, :, 16 * part.start : 16 * part.stop])
+            x = (key_scale[part] * image.upscaled[part]).addmm_(basis[part], update[index])
+            pixels = slice(16 * part.start, 16 * part.stop)
+            torch.mm(decoded.hyper[prompt], brush.upscale(x).T, out=logits[index, :, pixels])
     # A pixel is token row, sub-row, sub-sub-row by the same of columns.
     logits = logits.view(-1, num_masks, rows, columns, 2, 2, 2, 2).permute(0, 1, 2, 4, 6, 3, 5, 7)
     return logits.reshape(-1, num_masks, 4 * rows, 4 * columns)
 
 
-@dataclass(frozen=True)
 class _Brush:
-    first: Tensor
-    first_bias: Tensor
-    norm: nn.Module
-    activation: nn.Module
-    second: Tensor
-    second_bias: Tensor
+    """SAM's upscaling of image tokens to mask features, as matrix products."""
 
-    @classmethod
-    def of(cls, upscaling, bias):
-        first, norm, activation, second, _ = upscaling
-        return cls(upscaling_matrix(first), bias, norm, activation, upscaling_matrix(second), second.bias.repeat(4))
+    def __init__(self, upscaling: nn.Sequential, image: ImageSide) -> None:
+        first, self.norm, _, second, _ = upscaling
+        self.image = image
+        self.first = upscaling_matrix(first)
+        self.second, self.second_bias = upscaling_matrix(second), second.bias.repeat(4)
+
+    def inside(self, x: Tensor) -> Tensor:
+        """Of image tokens those inside the unpadded image: (rows, N) to (rows, n)."""
+        rows, columns = self.image.grid_hw
+        return x.unflatten(1, self.image.embedding_hw)[:, :rows, :columns].flatten(1)
 
     def upscale(self, x: Tensor) -> Tensor:
-        x += self.first_bias
+        """(tokens, 4 u) from the first transposed convolution, without bias, to (16 tokens, c). Changes `x`."""
+        x += self.image.upscaled_bias
         norm = self.norm
         x = F.layer_norm(x.unflatten(1, (4, -1)).flatten(0, 1), norm.weight.shape, norm.weight, norm.bias, norm.eps)
         x = torch.addmm(self.second_bias, torch.ops.aten.gelu_(x), self.second)

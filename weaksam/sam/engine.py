@@ -22,6 +22,7 @@ from torch import Tensor
 
 from weaksam.errors import ImageError
 from weaksam.ops.suppression import nms_of_mask_boxes
+from weaksam.sam.candidates import Candidates, Drawn, Filter
 from weaksam.sam.decoder import decode_prompts, draw_masks
 from weaksam.sam.frame import Frame, make_frame, resize_image
 from weaksam.sam.image_side import ImageSide, make_image_side
@@ -35,8 +36,11 @@ SINGLE_MASK = (0,)
 AMBIGUOUS_MASKS = (1, 2, 3)
 _T = TypeVar("_T")
 
-# Prompts times image tokens decoded at a time on a CPU: what they need should stay in the caches.
-_CPU_CHUNK_TOKENS = 32768
+# On a CPU, prompts times image tokens decoded at a time, and image tokens upscaled at a time, stay in the caches.
+_CPU_CHUNK_TOKENS = 2**15
+_CPU_DRAW_TOKENS = 2**10
+_DEVICE_DRAW_TOKENS = 2**20
+_DEVICE_CHUNK = 128
 
 
 @dataclass(frozen=True)
@@ -101,63 +105,6 @@ class BoxMasks:
     predicted_iou: np.ndarray
 
 
-@dataclass(frozen=True)
-class _Filter:
-    """What a mask must reach, and which of a prompt's masks are looked at."""
-
-    predicted_iou: float
-    stability: float
-    offset: float
-    slots: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class _Drawn:
-    """Masks that passed by predicted IoU.
-
-    Attributes:
-        prompt: (K,) int64 row of the prompt among those decoded.
-        predicted_iou: (K,) float32.
-        logits: (K, low rows, low columns) float32.
-    """
-
-    prompt: Tensor
-    predicted_iou: Tensor
-    logits: Tensor
-
-
-@dataclass(frozen=True)
-class _Candidates:
-    """Masks that passed by predicted IoU and stability; tensors of length K on the device.
-
-    Attributes:
-        boxes: (K, 4).
-        stability, predicted_iou: (K,).
-        prompt: (K,) number of the prompt.
-        logits: (K, low rows, low columns), or K = 0 of them when no masks are asked for.
-    """
-
-    boxes: Tensor
-    stability: Tensor
-    predicted_iou: Tensor
-    prompt: Tensor
-    logits: Tensor
-
-    def take(self, which: Tensor) -> _Candidates:
-        """Some of them, by index or flag."""
-        logits = self.logits[which] if len(self.logits) else self.logits
-        return _Candidates(
-            self.boxes[which], self.stability[which], self.predicted_iou[which], self.prompt[which], logits
-        )
-
-    @staticmethod
-    def join(parts: list[_Candidates]) -> _Candidates:
-        """All parts, in the order of their prompts."""
-        fields = ("boxes", "stability", "predicted_iou", "prompt", "logits")
-        joined = _Candidates(*(torch.cat([getattr(part, name) for part in parts]) for name in fields))
-        return joined.take(joined.prompt.argsort(stable=True))
-
-
 class SamEngine:
     """Proposals and masks of a SAM model, for images one after the other.
 
@@ -175,6 +122,7 @@ class SamEngine:
         self.settings = settings
         self.encoder_calls = 0
         self.points_per_chunk = settings.points_per_chunk or default_chunk(sam)
+        self._tokens = _CPU_DRAW_TOKENS if sam.device.type == "cpu" else _DEVICE_DRAW_TOKENS
         self._pixels = settings.pixels_at_once or pixel_budget(sam.device)
 
     @torch.inference_mode()
@@ -237,7 +185,7 @@ class SamEngine:
         if not set(keep_masks) <= {0, 1, 2} or not keep_masks:
             raise ValueError(f"keep_masks must be some of 0, 1, 2, got {sorted(keep_masks)}")
         slots = tuple(AMBIGUOUS_MASKS[i] for i in sorted(keep_masks))
-        wanted = _Filter(pred_iou_threshold, stability_threshold, stability_offset, slots)
+        wanted = Filter(pred_iou_threshold, stability_threshold, stability_offset, slots)
         results = []
         for index, image in enumerate(images):
             encoded = image if isinstance(image, EncodedImage) else self.encode(image)
@@ -263,37 +211,29 @@ class SamEngine:
         """
         encoded = image if isinstance(image, EncodedImage) else self.encode(image)
         slots = AMBIGUOUS_MASKS if multimask else SINGLE_MASK
-        wanted = _Filter(0.0, 0.0, 1.0, slots)
+        wanted = Filter(0.0, 0.0, 1.0, slots)
         scores, masks = [np.zeros((0, len(slots)), dtype=np.float32)], []
-        for _, tokens in embed_prompts(self.sam.prompt_encoder, encoded.frame, Prompts(boxes=boxes)):
-            for found in self._in_chunks(len(tokens), lambda part: self._decode(encoded, tokens[part], wanted)):
-                scores.append(found.predicted_iou.view(-1, len(slots)).cpu().numpy())
-                masks += encode_masks(encoded.upsampler, found.logits, budget=self._pixels)
+        prompts = Prompts(boxes=boxes)
+        for drawn in self._in_chunks(encoded, prompts, lambda tokens, _: self._decode(encoded, tokens, wanted)):
+            scores.append(drawn.predicted_iou.view(-1, len(slots)).cpu().numpy())
+            masks += encode_masks(encoded.upsampler, drawn.logits, budget=self._pixels)
         per_box = [masks[i : i + len(slots)] for i in range(0, len(masks), len(slots))]
         return BoxMasks(masks=per_box, predicted_iou=np.concatenate(scores))
 
     def _grid(self, encoded: EncodedImage) -> Prompts:
         return Prompts(points=grid_points(*encoded.frame.image_hw, self.settings.points_per_side))
 
-    def _candidates(self, encoded: EncodedImage, prompts: Prompts, wanted: _Filter, *, with_logits: bool) -> _Candidates:
+    def _candidates(self, encoded: EncodedImage, prompts: Prompts, wanted: Filter, *, with_logits: bool) -> Candidates:
         """Masks of one image that pass both thresholds, in the order of the prompts."""
-        parts = [self._no_candidates(encoded)]
-        for numbers, tokens in embed_prompts(self.sam.prompt_encoder, encoded.frame, prompts):
-            rows = torch.as_tensor(numbers, device=self.sam.device)
 
-            def run(part: slice, tokens: Tensor = tokens, rows: Tensor = rows) -> _Candidates:
-                drawn = self._decode(encoded, tokens[part], wanted)
-                return self._measure(encoded, drawn, rows[part], wanted, with_logits=with_logits)
+        def run(tokens: Tensor, numbers: Tensor) -> Candidates:
+            drawn = self._decode(encoded, tokens, wanted)
+            return self._measure(encoded, drawn, numbers, wanted, with_logits=with_logits)
 
-            parts += self._in_chunks(len(tokens), run)
-        return _Candidates.join(parts)
+        none = Candidates.none(encoded.frame.low_hw, self.sam.device)
+        return Candidates.join([none, *self._in_chunks(encoded, prompts, run)])
 
-    def _no_candidates(self, encoded: EncodedImage) -> _Candidates:
-        none = torch.zeros(0, device=self.sam.device)
-        logits = none.view(0, 1, 1).expand(0, *encoded.frame.low_hw)
-        return _Candidates(none.view(0, 4), none, none, none.long(), logits)
-
-    def _decode(self, encoded: EncodedImage, tokens: Tensor, wanted: _Filter) -> _Drawn:
+    def _decode(self, encoded: EncodedImage, tokens: Tensor, wanted: Filter) -> Drawn:
         """Decodes prompts and draws the masks whose predicted IoU passes."""
         decoded = decode_prompts(self.sam, encoded.side, tokens, wanted.slots)
         passes = torch.ones_like(decoded.predicted_iou, dtype=torch.bool)
@@ -301,34 +241,37 @@ class SamEngine:
             passes = decoded.predicted_iou > wanted.predicted_iou
         chosen = passes.any(dim=1).nonzero().flatten()
         rows, columns = encoded.frame.low_hw
-        logits = draw_masks(self.sam, encoded.side, decoded, chosen, tokens_at_once=1024)[passes[chosen], :rows, :columns]
-        return _Drawn(passes.nonzero()[:, 0], decoded.predicted_iou[passes], logits)
+        logits = draw_masks(self.sam, encoded.side, decoded, chosen, tokens_at_once=self._tokens)
+        logits = logits[passes[chosen], :rows, :columns]
+        return Drawn(passes.nonzero()[:, 0], decoded.predicted_iou[passes], logits)
 
     def _measure(
-        self, encoded: EncodedImage, drawn: _Drawn, numbers: Tensor, wanted: _Filter, *, with_logits: bool
-    ) -> _Candidates:
+        self, encoded: EncodedImage, drawn: Drawn, numbers: Tensor, wanted: Filter, *, with_logits: bool
+    ) -> Candidates:
         """Keeps what is stable and not empty."""
         stats = measure_masks(encoded.upsampler, drawn.logits, offset=wanted.offset, budget=self._pixels)
         logits = drawn.logits if with_logits else drawn.logits[:0]
-        found = _Candidates(stats.boxes, stats.stability, drawn.predicted_iou, numbers[drawn.prompt], logits)
+        found = Candidates(stats.boxes, stats.stability, drawn.predicted_iou, numbers[drawn.prompt], logits)
         keep = stats.boxes[:, 2] > 0
         if wanted.stability > 0:
             keep &= stats.stability >= wanted.stability
         return found.take(keep)
 
-    def _in_chunks(self, num_prompts: int, run: Callable[[slice], _T]) -> list[_T]:
-        """`run` on slices of the prompts; slices get shorter when the device runs out of memory."""
-        results, start = [], 0
-        while start < num_prompts:
-            part = slice(start, min(start + self.points_per_chunk, num_prompts))
-            try:
-                results.append(run(part))
-            except torch.OutOfMemoryError as error:
-                shortage = str(error)  # not the error itself: its traceback holds the tensors that are in the way
-            else:
-                start = part.stop
-                continue
-            self._halve_chunk(shortage)
+    def _in_chunks(self, encoded: EncodedImage, prompts: Prompts, run: Callable[[Tensor, Tensor], _T]) -> list[_T]:
+        """`run` on embedded prompts and their numbers, so many at a time as the device has memory for."""
+        results = []
+        for numbers, tokens in embed_prompts(self.sam.prompt_encoder, encoded.frame, prompts):
+            numbers, start = torch.as_tensor(numbers, device=tokens.device), 0
+            while start < len(tokens):
+                part = slice(start, start + self.points_per_chunk)
+                shortage = None
+                try:
+                    results.append(run(tokens[part], numbers[part]))
+                    start = part.stop
+                except torch.OutOfMemoryError as error:
+                    shortage = str(error)  # not the error itself: its traceback holds tensors that are in the way
+                if shortage:
+                    self._halve_chunk(shortage)
         return results
 
     def _halve_chunk(self, shortage: str) -> None:
@@ -342,13 +285,12 @@ class SamEngine:
 
 def default_chunk(sam: Sam) -> int:
     """Prompts to decode at a time, by device and model size."""
-    side = sam.prompt_encoder.image_embedding_size[0]
     if sam.device.type != "cpu":
-        return 128
-    return max(1, _CPU_CHUNK_TOKENS // side**2)
+        return _DEVICE_CHUNK
+    return max(1, _CPU_CHUNK_TOKENS // sam.prompt_encoder.image_embedding_size[0] ** 2)
 
 
-def _proposals(found: _Candidates, prompts: Prompts, masks: list[bytes] | None) -> Proposals:
+def _proposals(found: Candidates, prompts: Prompts, masks: list[bytes] | None) -> Proposals:
     return Proposals(
         boxes=found.boxes.cpu().numpy(),
         predicted_iou=found.predicted_iou.cpu().numpy(),

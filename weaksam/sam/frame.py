@@ -10,7 +10,6 @@ import torch
 from PIL import Image
 from segment_anything.modeling import Sam
 from torch import Tensor
-from torch.nn import functional as F
 
 from weaksam.sam.upsample import Upsampler, low_needed, make_axis
 
@@ -68,7 +67,7 @@ def make_frame(sam: Sam, image_hw: tuple[int, int]) -> Frame:
 
 
 def resize_image(image: np.ndarray, height: int, width: int) -> Tensor:
-    """Bilinear resize with the very pixels that Pillow gives.
+    """Bilinear resize by Pillow, as SAM was trained with.
 
     Args:
         image: (H, W, 3) uint8 RGB.
@@ -76,11 +75,7 @@ def resize_image(image: np.ndarray, height: int, width: int) -> Tensor:
     Returns:
         (3, height, width) uint8.
     """
-    if image.shape[:2] == (height, width):
-        return torch.from_numpy(np.array(image)).permute(2, 0, 1)
-    if height >= image.shape[0] and width >= image.shape[1]:
-        # 7 times faster than Pillow and bit-equal when enlarging; when shrinking 0.02 % of the values are 1 off.
-        pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
-        return F.interpolate(pixels, (height, width), mode="bilinear", antialias=True)[0]
+    # PyTorch's resize of bytes is 7 times faster, but 1 off in up to 0.4 % of the values, also when enlarging. That
+    # moves predicted IoU by up to 2e-4.
     resized = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
     return torch.from_numpy(np.array(resized)).permute(2, 0, 1)

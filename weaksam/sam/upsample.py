@@ -70,7 +70,7 @@ class Axis:
 def make_axis(low_side: int, padded_side: int, cut: int, size: int, device: torch.device) -> Axis:
     """The map of one axis: low_side to padded_side, keep the first `cut`, then to `size` pixels.
 
-    Only the low-resolution elements that `low_needed(...)` counts have weight.
+    Takes the first `low_needed(low_side, padded_side, cut)` low-resolution elements; the others have no weight.
     """
     unit = torch.eye(low_side, device=device)[None]
     padded = F.interpolate(unit, padded_side, mode="linear", align_corners=False)
