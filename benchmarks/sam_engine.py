@@ -141,6 +141,7 @@ def compare(found: Proposals, expected: list[dict], image_hw: tuple[int, int]) -
     """How far two results are from the same. Masks whose predicted IoU ties may come in another order."""
     if len(found.boxes) != len(expected):
         return {"same": False, "masks": [len(found.boxes), len(expected)]}
+    assert found.masks is not None
     theirs = [decode_rle(record["segmentation"]["counts"].encode(), *image_hw) for record in expected]
     scores = np.array([record["predicted_iou"] for record in expected])
     used: set[int] = set()
@@ -197,10 +198,10 @@ def main() -> int:
     engine = SamEngine(sam, settings=EngineSettings(args.points_per_side, points_per_chunk=args.chunk))
     engine.propose([image[:32, :32]], pred_iou_threshold=0.9, stability_threshold=0.9, nms_threshold=0.5)  # warm
     reference, ours = Clock(), Clock()
+    agreement: dict[str, object] = {}
     for _ in range(args.repeats):
         expected = run_reference(sam, image, args, reference)
-        found = run_engine(engine, image, args, ours)
-    agreement = compare(found, expected, image.shape[:2])
+        agreement = compare(run_engine(engine, image, args, ours), expected, image.shape[:2])
     print(json.dumps(report(args, weights, image, reference, ours) | {"agreement": agreement}, indent=1))
     return 0 if agreement["same"] else 1
 

@@ -33,13 +33,28 @@ def main(folder: str) -> None:
     picture = storage.join(storage.absolute(folder), "proposals.png")
     storage.write_bytes(picture, png_bytes(_picture(steps["images"], steps["proposals"])))
     metrics = storage.read_json(storage.join(steps["recall"].folder, "metrics.json"))
-    print(f"\nGrid proposals on the test split ({metrics['num_images']} images):")
-    for name, value in metrics["metrics"].items():
-        print(f"  {name:28} {value:.3f}" if value is not None else f"  {name:28} -")
+    print(recall_table(metrics))
     print(f"\nPicture: {picture}\nTable:   {steps['proposals'].folder}\nLook at it:\n")
     print("  import pandas as pd, glob")
     print(f"  table = pd.concat(map(pd.read_parquet, glob.glob('{steps['proposals'].folder}/part-*.parquet')))")
     print("  print(table[['image_id', 'status', 'boxes', 'predicted_iou']])")
+
+
+def recall_table(report: dict) -> str:
+    """The figures of an evaluation as a table for people."""
+    figures = report["metrics"]
+    rows = [("all", "", "AR"), ("best 10 boxes", "_top10", "AR@10"), ("best 50 boxes", "_top50", "AR@50")]
+    rows += [(f"{size} objects", f"_{size}", f"AR_{size}") for size in ("small", "medium", "large")]
+    lines = [
+        f"\nGrid proposals on the {report['split']} split: {report['num_images']} images, "
+        f"{report['num_objects']} objects, {figures['boxes_per_image']:.1f} boxes per image",
+        f"{'recall at IoU':16} {'0.5':>7} {'0.75':>7} {'0.9':>7} {'AR':>7}",
+    ]
+    for name, suffix, average in rows:
+        keys = [*(f"recall@{iou}{suffix}" for iou in ("0.5", "0.75", "0.9")), average]
+        if keys[0] in figures:
+            lines.append(f"{name:16} " + " ".join(f"{100 * figures[key]:6.1f}%" for key in keys))
+    return "\n".join(lines)
 
 
 def _picture(images: Step, proposals: Step) -> Image.Image:

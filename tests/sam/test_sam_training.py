@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from pathlib import Path
 
@@ -9,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
 from segment_anything.modeling import Sam
 
 from weaksam.errors import ConfigError
 from weaksam.sam.build import VARIANTS, build_sam
-from weaksam.sam.training import SegmenterTask, choose_window, export_weights, initialise, label_cells
+from weaksam.sam.training import SegmenterTask, export_weights, initialise, label_cells
 from weaksam.sam.training_forward import (
     CELL_PIXELS,
     PROMPT_ABSENT,
@@ -23,18 +25,27 @@ from weaksam.sam.training_forward import (
     encode_images,
     predict_cells,
     run_decoder,
-    take_window,
 )
 from weaksam.sam.training_loss import Hints, mask_losses, segmentation_loss
+from weaksam.sam.training_optimizer import MuonAdamW
 from weaksam.sam.training_prompts import PromptMix, choose_cells, draw_prompts, pack, shrink
 from weaksam.sam.training_scores import score_segmenter
 
-TINY = dataclasses.replace(VARIANTS["vit_xs"], encoder_dim=32, encoder_depth=2, global_attn_indexes=(1,), prompt_dim=48)
+TINY = dataclasses.replace(
+    VARIANTS["vit_xs"],
+    encoder_dim=32,
+    encoder_depth=2,
+    encoder_heads=2,
+    global_attn_indexes=(1,),
+    prompt_dim=48,
+    decoder_mlp_dim=48,
+    iou_head_hidden_dim=32,
+)
 
 
-@pytest.fixture
-def tiny(monkeypatch: pytest.MonkeyPatch) -> Sam:
-    monkeypatch.setitem(VARIANTS, "tiny", dataclasses.replace(TINY, decoder_mlp_dim=48, iou_head_hidden_dim=32))
+@pytest.fixture(params=[True, False], ids=["conv stem", "patches"])
+def tiny(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Sam:
+    monkeypatch.setitem(VARIANTS, "tiny", dataclasses.replace(TINY, has_conv_stem=request.param))
     torch.manual_seed(0)
     sam = build_sam("tiny")
     initialise(sam)
@@ -62,13 +73,13 @@ def cache(tmp_path: Path) -> str:
 
 
 def test_published_sizes_have_published_shapes():
-    counts = {"vit_b": 93_735_472, "vit_xs": 1_820_356}
+    counts = {"vit_b": 93_735_472, "vit_xs": 2_472_260}
     for name, count in counts.items():
         with torch.device("meta"):
             sam = build_sam(name)
         assert sum(p.numel() for p in sam.parameters()) == count
         assert not sam.training
-    assert VARIANTS["vit_xs"].low_res_side == 128
+    assert VARIANTS["vit_xs"].low_res_side == 64
     with pytest.raises(ConfigError, match="unknown SAM model 'vit_xxl': choose one of vit_h, vit_l, vit_b, vit_xs"):
         build_sam("vit_xxl")
 
@@ -77,17 +88,17 @@ def test_published_sizes_have_published_shapes():
 def test_the_shortcut_gives_what_sam_gives(tiny: Sam):
     pixels, points = torch.randn(2, 3, 256, 256), torch.rand(2, 3, 1, 2) * 256
     embedding = tiny.image_encoder(pixels)
-    fast = encode_images(tiny.image_encoder, pixels, torch.zeros(2, 2, dtype=torch.long), torch.float32)
+    fast = encode_images(tiny.image_encoder, pixels, torch.float32)
     torch.testing.assert_close(fast, embedding.flatten(2).transpose(1, 2), rtol=1e-3, atol=1e-4)
     labels = torch.tensor([PROMPT_POSITIVE, PROMPT_PAD, PROMPT_ABSENT]).expand(2, 3, 3)
     prompts = embed_prompts(tiny.prompt_encoder, torch.cat([points, torch.zeros(2, 3, 2, 2)], 2), labels)
-    where = take_window(tiny.prompt_encoder.get_dense_pe()[0].permute(1, 2, 0), torch.zeros(2, 2, dtype=torch.long), 32)
+    where = tiny.prompt_encoder.get_dense_pe()[0].flatten(1).t()
     image = fast + tiny.prompt_encoder.no_mask_embed.weight
-    tokens, cells = run_decoder(tiny.mask_decoder, image, where.flatten(1, 2), prompts, labels)
+    tokens, cells = run_decoder(tiny.mask_decoder, image, where, prompts, labels)
     logits, predicted = predict_cells(tiny.mask_decoder, tokens, cells)
-    masks = torch.zeros(2, 3, 4, 32, 4, 32, 4)
+    masks = torch.zeros(2, 3, 4, 16, 4, 16, 4)
     for k, (row, column) in enumerate(CELL_PIXELS):
-        masks[:, :, :, :, row, :, column] = logits[:, :, :, k].transpose(2, 3).unflatten(-1, (32, 32))
+        masks[:, :, :, :, row, :, column] = logits[:, :, :, k].transpose(2, 3).unflatten(-1, (16, 16))
     masks = masks.flatten(5, 6).flatten(3, 4)
     for b in range(2):
         sparse, dense = tiny.prompt_encoder((points[b], torch.ones(3, 1)), None, None)
@@ -144,30 +155,30 @@ def test_sampled_cells_stand_for_the_whole_picture():
     assert ones.tolist() == [4.0] * 64
 
 
-def test_prompts_are_packed_in_frame_coordinates(cache: str):
-    objects, parts = (np.load(f"{cache}/{name}.npy")[0, :128, :128] for name in ("objects", "parts"))
+def test_prompts_are_packed_with_their_targets(cache: str):
+    objects, parts = (np.load(f"{cache}/{name}.npy")[0] for name in ("objects", "parts"))
     rng, mix = np.random.default_rng(0), PromptMix(points=2, background=1, boxes=1, pairs=1)
     questions = draw_prompts(rng, objects, parts, mix)
-    row = pack(rng, questions, side=16, corner=(8, 2), patch=8, count=256)
+    row = pack(rng, questions, side=16, patch=16, count=256)
     assert row["labels"].tolist() == [[1, -1, -2], [1, -1, -2], [1, -1, -2], [2, 3, -2], [1, 1, -1]]
     assert row["has_target"].tolist() == [[True, True], [True, True], [False, False], [True, False], [True, False]]
     assert row["is_ambiguous"].tolist() == [True, True, True, False, False]
     for p in (0, 1):
-        x, y = (row["coords"][p, 0] - [16, 64]).astype(int)
+        x, y = row["coords"][p, 0].astype(int)
         assert objects[y, x] == 1
         whole = np.zeros((16, 16, 4, 4), bool)
         for k, (r, c) in enumerate(CELL_PIXELS):
             whole.reshape(256, 4, 4)[row["cells"][p], r, c] = row["targets"][p, 0, :, k]
-        assert np.array_equal(whole.transpose(0, 2, 1, 3).reshape(64, 64), shrink(objects == 1))
-    x, y = (row["coords"][2, 0] - [16, 64]).astype(int)
+        assert np.array_equal(whole.transpose(0, 2, 1, 3).reshape(64, 64), shrink(objects == 1, 4))
+    x, y = row["coords"][2, 0].astype(int)
     assert objects[y, x] == 0
 
 
 def test_pictures_without_objects_or_without_background():
     rng = np.random.default_rng(0)
-    empty, full = np.zeros((128, 128), np.uint8), np.ones((128, 128), np.uint8)
+    empty, full = np.zeros((256, 256), np.uint8), np.ones((256, 256), np.uint8)
     for labels in (empty, full):
-        row = pack(rng, draw_prompts(rng, labels, labels, PromptMix()), side=16, corner=(0, 0), patch=8, count=64)
+        row = pack(rng, draw_prompts(rng, labels, labels, PromptMix()), side=16, patch=16, count=64)
         assert row["has_target"][:, 0].all() == labels.any()
         assert (row["labels"][:, 0] >= 0).all()
 
@@ -175,9 +186,17 @@ def test_pictures_without_objects_or_without_background():
 def test_hints_know_cells_of_one_object_from_others():
     objects = np.zeros((32, 32), np.uint8)
     objects[:16, :16], objects[16:, 16:28] = 1, 2  # the second ends amid a cell
-    cells = {key: torch.from_numpy(value)[None] for key, value in label_cells(objects, 8).items()}
+    parts = np.where(np.arange(32)[None] < 4, 2 * objects, objects)
+    cells = {key: torch.from_numpy(value)[None] for key, value in label_cells(objects, parts, 8).items()}
     assert cells["cell_labels"][0].tolist() == [1, 1, 0, 0, 1, 1, 0, 0, 0, 0, 2, -1, 0, 0, 2, -1]
-    assert cells["cell_objects"][0, 11].tolist() == [True, True, False, False] * 4
+    thing, its_outline, part_outline = cells["cell_pixels"][0, 11].reshape(3, 4, 4)
+    assert thing.tolist() == [[True, True, False, False]] * 4
+    assert its_outline.tolist() == part_outline.tolist() == [[False, True, False, False]] * 4
+    assert cells["cell_pixels"][0, 4].reshape(3, 4, 4)[:, 1].tolist() == [
+        [True] * 4,
+        [False] * 4,
+        [False, True, False, False],
+    ]
     hints = Hints(3, width=3)
     torch.nn.init.eye_(hints.together.weight)
     torch.nn.init.zeros_(hints.together.bias)
@@ -186,22 +205,41 @@ def test_hints_know_cells_of_one_object_from_others():
     assert hints(right, **cells)[0] < 0.2 < hints(wrong, **cells)[0]
 
 
-def test_windows_lie_on_the_grid_and_hold_an_object():
-    objects = np.zeros((256, 256), np.uint8)
-    objects[200:210, 30:40] = 1
-    for seed in range(20):
-        top, left = choose_window(np.random.default_rng(seed), objects, 128, step=8)
-        assert top % 8 == left % 8 == 0
-        assert objects[top : top + 128, left : left + 128].any()
+def test_both_optimisers_go_on_where_they_stopped():
+    def build() -> tuple[torch.nn.Linear, MuonAdamW]:
+        torch.manual_seed(0)
+        layer = torch.nn.Linear(4, 3)
+        return layer, MuonAdamW([layer.weight], [layer.bias], lr=0.1, weight_decay=0.1)
+
+    def step(layer: torch.nn.Linear, optimizer: MuonAdamW, factor: float) -> None:
+        for group in optimizer.param_groups:
+            group["lr"] = 0.1 * factor
+        layer(torch.arange(8.0).view(2, 4)).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    layer, optimizer = build()
+    start = layer.weight.detach().clone()
+    step(layer, optimizer, 1.0)
+    assert not torch.equal(layer.weight, start)
+    resumed, other = build()
+    resumed.load_state_dict(layer.state_dict())
+    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for pair in ((layer, optimizer), (resumed, other)):
+        step(*pair, factor=0.5)
+    assert torch.equal(resumed.weight, layer.weight)
+    assert torch.equal(resumed.bias, layer.bias)
+    assert [group["lr"] for group in other.param_groups] == [0.05, 0.05]
 
 
+@pytest.mark.parametrize("tiny", [True], ids=["conv stem"], indirect=True)
 @pytest.mark.usefixtures("tiny")
 def test_it_learns_two_scenes(cache: str):
-    task = SegmenterTask(cache, variant="tiny", window=128, cells=64, mix=PromptMix(3, 1, 1, 1))
+    task = SegmenterTask(cache, variant="tiny", cells=64, mix=PromptMix(3, 1, 1, 1))
     model = task.build_model()
-    optimizer = task.build_optimizer(model, lr=3e-3, weight_decay=0.0)
+    optimizer = task.build_optimizer(model, lr=6e-3, weight_decay=0.0)
     losses = []
-    for _ in range(40):
+    for _ in range(25):
         batch = task.load_batch(np.arange(2), np.array([[0, 0, 0], [0, 0, 1]]))
         loss, watched = task.loss(model, batch)
         loss.backward()
@@ -219,7 +257,7 @@ def test_exported_weights_load_and_score(tiny: Sam, cache: str, tmp_path: Path):
     export_weights(tiny.state_dict(), path, {"licence": "Apache-2.0"})
     with safe_open(path, "pt") as file:
         assert file.metadata() == {"licence": "Apache-2.0"}
-        tiny.load_state_dict({key: file.get_tensor(key) for key in file.keys()})
+    tiny.load_state_dict(load_file(path))
     assert [p.name for p in path.parent.iterdir()] == ["tiny.safetensors"]
     scores = score_segmenter(tiny, cache)
     assert scores["objects"] == 2

@@ -150,7 +150,7 @@ def _paint(rng: Rng, canvas: _Canvas, look: _Look, parts: Parts) -> None:
     union = np.zeros(canvas.things.shape, bool)
     for (window, cover), colour in zip(covers, colours, strict=True):
         patch = canvas.picture[window]
-        patch += cover[..., None] * (surface(paint, *cover.shape, colour, contrast=contrast) - patch)
+        patch += cover[..., None] * (surface(paint, cover.shape[0], cover.shape[1], colour, contrast=contrast) - patch)
         canvas.num_parts = min(canvas.num_parts + 1, 255)
         canvas.parts[window][cover >= 0.5] = canvas.num_parts
         union[window] |= cover >= 0.5

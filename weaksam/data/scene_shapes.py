@@ -208,7 +208,7 @@ def _compound(rng: Rng) -> Parts:
         angle, size = rng.uniform(0, 2 * np.pi), rng.uniform(0.12, 0.5)
         if rng.random() < 0.4:
             tip = anchor + 1.6 * size * np.array([np.cos(angle), np.sin(angle)])
-            piece = bar(*anchor, *tip, rng.uniform(0.03, 0.14))
+            piece = bar(anchor[0], anchor[1], tip[0], tip[1], rng.uniform(0.03, 0.14))
         else:
             turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
             piece = _SIMPLE[rng.integers(len(_SIMPLE))](rng)[0] @ turn * size + anchor
@@ -223,7 +223,8 @@ def _crawler(rng: Rng) -> Parts:
     for k in range(count):
         a, reach = 2 * np.pi * k / count + rng.uniform(-0.2, 0.2), rng.uniform(0.7, 1)
         limbs.append(bar(0, 0, reach * np.cos(a), reach * np.sin(a), rng.uniform(0.03, 0.1)))
-    knobs = [ellipse(*limb[1:3].mean(0), 0.1, 0.1, count=10) for limb in limbs if rng.random() < 0.3]
+    tips = [limb[1:3].mean(0) for limb in limbs if rng.random() < 0.3]
+    knobs = [ellipse(tip[0], tip[1], 0.1, 0.1, count=10) for tip in tips]
     return [*limbs, *knobs, core]
 
 

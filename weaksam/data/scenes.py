@@ -11,9 +11,10 @@ import json
 import logging
 import multiprocessing
 import os
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 from PIL import Image
@@ -49,16 +50,25 @@ def write_scenes(folder: str | Path, *, images: int, seed: int, format: Literal[
     folder.mkdir(parents=True, exist_ok=True)
     started = folder / "scenes.partial.json"
     started.write_text(json.dumps(wanted))
-    draw = partial(_draw_voc if format == "voc" else _draw_coco, folder, images=images, seed=seed)
+    draw = partial(_draw_voc if format == "voc" else _draw_coco, folder, seed=seed)
     records = []
-    with multiprocessing.get_context("spawn").Pool(min(os.cpu_count() or 1, 1 + images // 50)) as pool:
-        for record in pool.imap(draw, range(images), chunksize=10):
-            records.append(record)
-            if len(records) % max(100, images // 10) == 0:
-                log.info("%s: drawn %d/%d scenes", folder, len(records), images)
+    for record in _draw_all(draw, images):
+        records.append(record)
+        if len(records) % max(100, images // 10) == 0:
+            log.info("%s: drawn %d/%d scenes", folder, len(records), images)
     _write_voc_lists(folder, images) if format == "voc" else _write_coco_json(folder, records)
     (folder / "scenes.json").write_text(json.dumps(wanted | {"classes": list(CLASS_NAMES)}, indent=2) + "\n")
     started.unlink()
+
+
+def _draw_all(draw: Callable[[int], dict | None], images: int) -> Iterator[dict | None]:
+    """What `draw` gives for every scene, in order."""
+    workers = min(os.cpu_count() or 1, images // 50)
+    if workers < 2:  # for so few, starting a process costs more than it brings
+        yield from map(draw, range(images))
+        return
+    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+        yield from pool.imap(draw, range(images), chunksize=10)
 
 
 def _check_folder(folder: Path, wanted: dict) -> bool:
@@ -106,7 +116,7 @@ def _voc_id(index: int) -> str:
     return f"{index + 1:06d}"
 
 
-def _draw_voc(folder: Path, index: int, *, images: int, seed: int) -> None:
+def _draw_voc(folder: Path, index: int, *, seed: int) -> None:
     root, scene = folder / "VOC2007", draw_dataset_scene(index, seed)
     _save_jpeg(root / "JPEGImages" / f"{_voc_id(index)}.jpg", scene.image)
     xml = root / "Annotations" / f"{_voc_id(index)}.xml"
@@ -174,7 +184,7 @@ def _write_voc_lists(folder: Path, images: int) -> None:
 # --- COCO ------------------------------------------------------------------------------------------------------------
 
 
-def _draw_coco(folder: Path, index: int, *, images: int, seed: int) -> dict:
+def _draw_coco(folder: Path, index: int, *, seed: int) -> dict:
     from pycocotools import mask as coco_mask
 
     scene, split = draw_dataset_scene(index, seed), split_of(index, "coco")
@@ -193,7 +203,7 @@ def _draw_coco(folder: Path, index: int, *, images: int, seed: int) -> dict:
                 "bbox": [left, top, right - left, bottom - top],
                 "area": float(thing.mask.sum()),
                 "iscrowd": 0,
-                "segmentation": {"size": [height, width], "counts": rle["counts"].decode()},
+                "segmentation": {"size": [height, width], "counts": cast(bytes, rle["counts"]).decode()},
             }
         )
     image = {"id": index + 1, "file_name": name, "height": height, "width": width}

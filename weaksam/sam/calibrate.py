@@ -7,6 +7,10 @@ those of the published weights on a photograph: 68 % by predicted IoU, 63 % of t
 with such weights say how long the work takes, nothing about quality.
 """
 
+# segment_anything declares no attribute types, so to a type checker each of its weights is "Tensor | Module".
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
+# pyright: reportOperatorIssue=false, reportIndexIssue=false, reportGeneralTypeIssues=false, reportReturnType=false
+
 from __future__ import annotations
 
 from dataclasses import replace

@@ -16,6 +16,10 @@ Axis legend: B prompts, T prompt tokens, H heads, d channels of a head, D = H d,
 n tokens inside the unpadded image, S mask slots (0: the single mask; 1, 2, 3: the masks of an ambiguous prompt).
 """
 
+# segment_anything declares no attribute types, so to a type checker each of its weights is "Tensor | Module".
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
+# pyright: reportOperatorIssue=false, reportIndexIssue=false, reportGeneralTypeIssues=false, reportReturnType=false
+
 from __future__ import annotations
 
 import math

@@ -291,6 +291,7 @@ def default_chunk(sam: Sam) -> int:
 
 
 def _proposals(found: Candidates, prompts: Prompts, masks: list[bytes] | None) -> Proposals:
+    assert prompts.source is not None  # set in Prompts
     return Proposals(
         boxes=found.boxes.cpu().numpy(),
         predicted_iou=found.predicted_iou.cpu().numpy(),

@@ -7,6 +7,10 @@ Axis legend: H heads, d channels of a head, D = H d, C channels, N image tokens,
 u channels after the first upscaling.
 """
 
+# segment_anything declares no attribute types, so to a type checker each of its weights is "Tensor | Module".
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
+# pyright: reportOperatorIssue=false, reportIndexIssue=false, reportGeneralTypeIssues=false, reportReturnType=false
+
 from __future__ import annotations
 
 from dataclasses import dataclass

@@ -4,6 +4,10 @@ Axis legend: P points, J joint prompts, M boxes, B prompts of one kind, K points
 Points are (x, y), boxes xyxy, both in pixels of the original image.
 """
 
+# segment_anything declares no attribute types, so to a type checker each of its weights is "Tensor | Module".
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
+# pyright: reportOperatorIssue=false, reportIndexIssue=false, reportGeneralTypeIssues=false, reportReturnType=false
+
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence

@@ -1,8 +1,7 @@
 """Training SAM on scenes whose objects and parts are known: the task the training loop runs. Knows no cluster.
 
-In: a folder of memory-mapped scenes (`images.npy`, `objects.npy`, `parts.npy`). Out: what `TrainTask` asks for.
-A stage may look at windows of the frame instead of whole frames: a quarter of the tokens, a quarter of the time, and
-the position in the frame stays known, so windows teach the same network what pixels and outlines mean.
+In: a folder of memory-mapped scenes (`images.npy`, `objects.npy`, `parts.npy`), as large as the model's pictures.
+Out: what `TrainTask` asks for.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -19,8 +18,9 @@ from segment_anything.modeling import Sam
 from torch import Tensor, nn
 
 from weaksam.sam.build import VARIANTS, build_sam
-from weaksam.sam.training_forward import embed_prompts, encode_images, predict_cells, run_decoder, take_window
+from weaksam.sam.training_forward import embed_prompts, encode_images, predict_cells, run_decoder
 from weaksam.sam.training_loss import HINT_WEIGHT, Hints, segmentation_loss
+from weaksam.sam.training_optimizer import MuonAdamW
 from weaksam.sam.training_prompts import PromptMix, Rng, draw_prompts, pack
 from weaksam.sam.training_scores import score_segmenter
 
@@ -42,8 +42,7 @@ class SegmenterTask:
 
     scenes: str  # folder of the cache
     variant: str = "vit_xs"
-    window: int = 256  # side of what is looked at, pixels; a multiple of patch size x window size
-    cells: int = 256  # K, cells compared per prompt
+    cells: int = 96  # K, cells compared per prompt
     mix: PromptMix = field(default_factory=PromptMix)
     weights: str | None = None  # a pupil's safetensors to start from; None = random
     held_out: str | None = None  # folder of the cache to validate on
@@ -72,15 +71,11 @@ class SegmenterTask:
         return pupil.train()
 
     def build_optimizer(self, model: nn.Module, *, lr: float, weight_decay: float) -> torch.optim.Optimizer:
-        """AdamW; norms, biases, embeddings and positions do not decay."""
-        trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-        decayed = [p for name, p in trained if p.ndim >= 2 and "pos" not in name and "embed" not in name]
-        kept = {id(p) for p in decayed}
-        groups = [
-            {"params": decayed, "weight_decay": weight_decay},
-            {"params": [p for _, p in trained if id(p) not in kept], "weight_decay": 0.0},
-        ]
-        return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98))
+        """Muon for the weights of linear layers, AdamW for everything else."""
+        linear = [cast(nn.Parameter, m.weight) for m in model.modules() if isinstance(m, nn.Linear)]
+        kept = {id(p) for p in linear}
+        others = [p for p in model.parameters() if p.requires_grad and id(p) not in kept]
+        return MuonAdamW(linear, others, lr=lr, weight_decay=weight_decay)
 
     def load_batch(self, indices: np.ndarray, seeds: np.ndarray) -> dict[str, Tensor]:
         """Pictures, prompts and targets of the scenes `indices`; `seeds` decide what is asked of each."""
@@ -90,21 +85,17 @@ class SegmenterTask:
     def _load(self, index: int, rng: Rng) -> dict[str, np.ndarray]:
         size = VARIANTS[self.variant]
         image, objects, parts = augment(rng, *(np.asarray(m[index]) for m in self._maps))
-        top, left = choose_window(rng, objects, self.window, step=size.patch_size)
-        cut = (slice(top, top + self.window), slice(left, left + self.window))
-        questions = draw_prompts(rng, objects[cut], parts[cut], self.mix)
-        corner, side = (top // size.patch_size, left // size.patch_size), self.window // size.patch_size
-        row = pack(rng, questions, side=side, corner=corner, patch=size.patch_size, count=self.cells)
-        row |= label_cells(objects[cut], size.patch_size)
-        return {**row, "image": np.ascontiguousarray(image[cut]), "corner": np.array(corner, np.int64)}
+        questions = draw_prompts(rng, objects, parts, self.mix)
+        row = pack(rng, questions, side=size.embedding_side, patch=size.patch_size, count=self.cells)
+        return {**row, **label_cells(objects, parts, size.patch_size), "image": np.ascontiguousarray(image)}
 
     def loss(self, model: Pupil, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Sum over images of the loss, and sums of what to watch."""
         embedding, logits, predicted_iou = ask(model.sam, batch, dtype=compute_dtype(batch["image"].device))
         loss, watched = segmentation_loss(logits, predicted_iou, batch)
         with torch.autocast(embedding.device.type, enabled=False):
-            together, found = model.hints(embedding.float(), batch["cell_labels"], batch["cell_objects"])
-        hints = {"together_loss": together.detach(), "object_loss": found.detach()}
+            together, found = model.hints(embedding.float(), batch["cell_labels"], batch["cell_pixels"])
+        hints = {"together_loss": together.detach(), "pixel_loss": found.detach()}
         return loss + HINT_WEIGHT * (together + found), watched | hints
 
     def validate(self, model: Pupil) -> dict[str, float]:
@@ -122,13 +113,12 @@ def compute_dtype(device: torch.device) -> torch.dtype:
 def ask(sam: Sam, batch: dict[str, Tensor], *, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     """Image embedding (B, N, C), logits (B, P, K, 16, M) in the cells of `batch` and predicted IoU (B, P, M)."""
     with torch.autocast(batch["image"].device.type, enabled=False):  # casts are placed by hand: fewer copies
-        pixels = (batch["image"].permute(0, 3, 1, 2).float() - cast(Tensor, sam.pixel_mean)) / cast(Tensor, sam.pixel_std)
-        embedding = encode_images(sam.image_encoder, pixels, batch["corner"], dtype)
-        side = int(embedding.shape[1] ** 0.5)
-        positions = take_window(sam.prompt_encoder.get_dense_pe()[0].permute(1, 2, 0), batch["corner"], side)
+        mean, std = cast(Tensor, sam.pixel_mean), cast(Tensor, sam.pixel_std)
+        pixels = (batch["image"].permute(0, 3, 1, 2).float() - mean) / std
+        embedding = encode_images(sam.image_encoder, pixels, dtype)
+        positions = sam.prompt_encoder.get_dense_pe()[0].flatten(1).t().to(dtype)
         prompts = embed_prompts(sam.prompt_encoder, batch["coords"], batch["labels"])
         image = embedding + sam.prompt_encoder.no_mask_embed.weight.to(dtype)
-        positions = positions.flatten(1, 2).to(dtype)
         tokens, cells = run_decoder(sam.mask_decoder, image, positions, prompts, batch["labels"])
         wanted = batch["cells"].unsqueeze(-1).expand(-1, -1, -1, cells.shape[-1])
         return embedding, *predict_cells(sam.mask_decoder, tokens, cells.gather(2, wanted))
@@ -137,12 +127,12 @@ def ask(sam: Sam, batch: dict[str, Tensor], *, dtype: torch.dtype) -> tuple[Tens
 def initialise(sam: Sam) -> None:
     """Starting values for training from nothing; `build_sam` leaves what suits loading."""
     nn.init.trunc_normal_(cast(Tensor, sam.image_encoder.pos_embed), std=0.02)
-    for module in sam.image_encoder.blocks.modules():
+    for module in cast(nn.Module, sam.image_encoder.blocks).modules():
         if isinstance(module, nn.Linear):
             nn.init.trunc_normal_(module.weight, std=0.05)
             nn.init.zeros_(module.bias)
     cast(Tensor, sam.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix).mul_(POSITION_SCALE)
-    for layer in sam.mask_decoder.transformer.layers:
+    for layer in cast(list[Any], sam.mask_decoder.transformer.layers):
         for attention in (layer.cross_attn_token_to_image, layer.cross_attn_image_to_token):
             # queries and keys that start alike make a point attend to its own place from the first step on
             nn.init.orthogonal_(attention.q_proj.weight, gain=LOCALITY)
@@ -166,23 +156,27 @@ def augment(rng: Rng, image: np.ndarray, objects: np.ndarray, parts: np.ndarray)
     return image, objects, parts
 
 
-def label_cells(objects: np.ndarray, patch: int) -> dict[str, np.ndarray]:
-    """What the hints want: `cell_labels` (N,) int64, -1 where corners differ, and `cell_objects` (N, 16) bool."""
+def label_cells(objects: np.ndarray, parts: np.ndarray, patch: int) -> dict[str, np.ndarray]:
+    """What the hints want: `cell_labels` (N,) int64, -1 where corners differ, and `cell_pixels` (N, 3, 16) bool.
+
+    The three say whether there is an object, an outline of an object and an outline of a part.
+    """
     near, far = patch // 8, patch - 1 - patch // 8
     corners = [objects[y::patch, x::patch].astype(np.int64) for y in (near, far) for x in (near, far)]
     labels = np.where(np.ptp(corners, axis=0) == 0, corners[0], -1)
     side, step = len(labels), patch // 4
-    found = objects[step // 2 :: step, step // 2 :: step].reshape(side, 4, side, 4) > 0
-    return {"cell_labels": labels.ravel(), "cell_objects": found.transpose(0, 2, 1, 3).reshape(-1, 16)}
+    small = [labels_of[step // 2 :: step, step // 2 :: step] for labels_of in (objects, parts)]
+    found = np.stack([small[0] > 0, outline(small[0]), outline(small[1])])
+    tiles = found.reshape(3, side, 4, side, 4).transpose(1, 3, 0, 2, 4)
+    return {"cell_labels": labels.ravel(), "cell_pixels": tiles.reshape(side * side, 3, 16)}
 
 
-def choose_window(rng: Rng, objects: np.ndarray, window: int, *, step: int) -> tuple[int, int]:
-    """(top, left) of a window of side `window` around a random labelled pixel, on a grid of `step` pixels."""
-    height, width = objects.shape
-    filled = np.flatnonzero(objects)
-    y, x = divmod(int(filled[rng.integers(len(filled))]), width) if len(filled) else (height // 2, width // 2)
-    top, left = y - int(rng.integers(0, window)), x - int(rng.integers(0, window))
-    return tuple(int(np.clip(v // step * step, 0, full - window)) for v, full in ((top, height), (left, width)))
+def outline(labels: np.ndarray) -> np.ndarray:
+    """(H, W) bool, where a label differs from the one to the right or below."""
+    edge = np.zeros(labels.shape, bool)
+    edge[:, :-1] |= labels[:, :-1] != labels[:, 1:]
+    edge[:-1] |= labels[:-1] != labels[1:]
+    return edge
 
 
 def sam_weights(state: dict[str, Tensor]) -> dict[str, Tensor]:

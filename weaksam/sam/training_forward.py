@@ -3,7 +3,6 @@
 Differs from calling the modules in four ways, none of which changes what a weight means:
 image tokens stay channels-last, what prompts share is computed once per image, decomposed relative positions ride on
 the attention's channels (so fused attention applies), and masks are enlarged only in the cells asked for.
-A picture may also be a window of the full frame: positions are then those of the window in the frame.
 
 Axis legend: B images, P prompts of an image, T prompt tokens, N image tokens (S x S), K cells asked for, C channels,
 M masks (4). A cell is one image token: 4 x 4 low-resolution mask pixels.
@@ -16,6 +15,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from weaksam.sam.build import ConvStem
 
 Module = Any  # one of SAM's: torch knows no types of a module's attributes
 
@@ -75,25 +76,24 @@ def _block(x: Tensor, block: Module) -> Tensor:
     return x + _linear(F.gelu(_linear(_norm(x, block.norm2), block.mlp.lin1)), block.mlp.lin2)
 
 
-def take_window(grid: Tensor, corners: Tensor, side: int) -> Tensor:
-    """(S, S, C) positions of the full frame -> (B, side, side, C) of windows whose (row, column) corners are given."""
-    steps = torch.arange(side, device=grid.device)
-    return grid[(corners[:, 0, None] + steps)[:, :, None], (corners[:, 1, None] + steps)[:, None, :]]
+def _embed_patches(stem: Module, pixels: Tensor) -> Tensor:
+    """SAM's patch embedding, or a `ConvStem`: (B, 3, H, W) -> (B, S, S, C)."""
+    has_convs = isinstance(stem, ConvStem)
+    convs: Module = stem.convs if has_convs else [stem.proj]
+    first = convs[0]
+    patch, side = first.kernel_size[0], pixels.shape[-1] // first.kernel_size[0]
+    x = pixels.unflatten(3, (side, patch)).unflatten(2, (side, patch)).permute(0, 2, 4, 1, 3, 5).flatten(3)
+    x = F.linear(x, first.weight.flatten(1).to(x.dtype), first.bias.to(x.dtype))
+    for norm, conv in zip(stem.norms if has_convs else [], convs[1:], strict=True):
+        x = F.gelu(_norm(x, norm)).permute(0, 3, 1, 2)
+        x = F.conv2d(x, conv.weight.to(x.dtype), conv.bias.to(x.dtype), stride=2, padding=1).permute(0, 2, 3, 1)
+    return x
 
 
-def encode_images(encoder: Module, pixels: Tensor, corners: Tensor, dtype: torch.dtype) -> Tensor:
-    """Image embeddings (B, N, C) in `dtype`.
-
-    Args:
-        pixels: (B, 3, S * patch, S * patch) normalised; S a multiple of the encoder's window.
-        corners: (B, 2) int64, token row and column of each picture in the full frame; zeros for a full frame.
-    """
-    stem = encoder.patch_embed.proj
-    patch = stem.kernel_size[0]
-    side = pixels.shape[-1] // patch
-    x = pixels.unflatten(3, (side, patch)).unflatten(2, (side, patch)).permute(0, 2, 4, 1, 3, 5).flatten(3).to(dtype)
-    x = F.linear(x, stem.weight.flatten(1).to(dtype), stem.bias.to(dtype))
-    x = x + take_window(encoder.pos_embed[0].to(dtype), corners, side)
+def encode_images(encoder: Module, pixels: Tensor, dtype: torch.dtype) -> Tensor:
+    """Image embeddings (B, N, C) in `dtype` of normalised pictures (B, 3, side, side); S a multiple of the window."""
+    x = _embed_patches(encoder.patch_embed, pixels.to(dtype))
+    x = x + encoder.pos_embed.to(dtype)
     for block in encoder.blocks:
         x = _block(x, block)
     neck = encoder.neck
@@ -103,7 +103,7 @@ def encode_images(encoder: Module, pixels: Tensor, corners: Tensor, dtype: torch
 
 
 def embed_prompts(encoder: Module, coords: Tensor, labels: Tensor) -> Tensor:
-    """Prompt tokens (B, P, T, C) float32 from `coords` (B, P, T, 2) xy pixels of the frame and `labels` (B, P, T)."""
+    """Prompt tokens (B, P, T, C) float32 from `coords` (B, P, T, 2), xy pixels, and `labels` (B, P, T)."""
     where = encoder.pe_layer.forward_with_coords((coords + 0.5).flatten(0, 1), encoder.input_image_size)
     where = where.view(*coords.shape[:-1], -1) * (labels >= PROMPT_NEGATIVE).unsqueeze(-1)
     table = torch.cat([encoder.not_a_point_embed.weight, *(e.weight for e in encoder.point_embeddings)])
@@ -129,14 +129,12 @@ def _project(x: Tensor, pe: Tensor, with_pe: list[Module], plain: list[Module]) 
     return (F.linear(x, weight, bias) + F.pad(shift, (0, sum(widths[len(with_pe) :])))).split(widths, -1)
 
 
-def run_decoder(
-    decoder: Module, image: Tensor, pe: Tensor, prompts: Tensor, labels: Tensor
-) -> tuple[Tensor, Tensor]:
+def run_decoder(decoder: Module, image: Tensor, pe: Tensor, prompts: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """The two-way transformer for every prompt of every image.
 
     Args:
         image: (B, N, C), the embedding plus `no_mask_embed`.
-        pe: (B, N, C), positions of the same cells.
+        pe: (N, C), positions of the cells.
         prompts: (B, P, T, C); labels: (B, P, T), tokens labelled PROMPT_ABSENT take no part.
 
     Returns:
@@ -146,7 +144,7 @@ def run_decoder(
     learnt = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight]).to(image.dtype)
     query_pe = torch.cat([learnt.expand(*prompts.shape[:2], -1, -1), prompts.to(image.dtype)], 2)
     absent = F.pad((labels == PROMPT_ABSENT).to(image.dtype) * -1e4, (len(learnt), 0))[:, :, None, None, :]
-    queries, keys, pe = query_pe, image.unsqueeze(1), pe.unsqueeze(1)
+    queries, keys = query_pe, image.unsqueeze(1)
     for layer in decoder.transformer.layers:
         own, to_image, to_token = layer.self_attn, layer.cross_attn_token_to_image, layer.cross_attn_image_to_token
         q = queries if layer.skip_first_layer_pe else queries + query_pe

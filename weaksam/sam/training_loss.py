@@ -4,7 +4,7 @@ Differs from the paper: masks are compared on a sample of cells, dense where tar
 unbiased), which costs a quarter; cross-entropy stands for the focal loss, whose point, many easy pixels, that sample
 has already met (it learnt twice as fast); and a point carries both its object and its part as targets, so that three
 masks are taught by every ambiguous prompt. Two hints, which no prompt pays for, teach the encoder directly: which
-pixels are objects at all, and which cells belong together.
+pixels are objects or outlines, and which cells belong together.
 
 Axis legend: B images, P prompts, G targets, K cells, 16 pixels of a cell, M masks (mask 0 answers the unambiguous).
 """
@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 PIXEL_WEIGHT, DICE_WEIGHT, IOU_WEIGHT, HINT_WEIGHT = 4.0, 1.0, 1.0, 0.5
+OUTLINE_WEIGHT = 4.0
 
 
 def mask_losses(logits: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -86,19 +87,21 @@ class Hints(nn.Module):
     def __init__(self, channels: int, width: int = 32) -> None:
         super().__init__()
         self.together = nn.Linear(channels, width)
-        self.objects = nn.Linear(channels, 16)
+        self.pixels = nn.Linear(channels, 48)
         self.scale = nn.Parameter(torch.tensor([5.0, -2.0]))  # of a cosine, and what is added to it
 
-    def forward(self, embedding: Tensor, cell_labels: Tensor, cell_objects: Tensor) -> tuple[Tensor, Tensor]:
-        """Summed over images: how badly cells of one object are told from others, and objects from background.
+    def forward(self, embedding: Tensor, cell_labels: Tensor, cell_pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Summed over images: how badly cells of one object are told from others, and how badly pixels are known.
 
         Args:
             embedding: (B, N, C).
             cell_labels: (B, N) int64, the object a cell lies in, 0 = background, -1 = more than one.
-            cell_objects: (B, N, 16) bool, pixels of each cell that belong to an object.
+            cell_pixels: (B, N, 3, 16) bool, pixels of each cell on an object, its outline, the outline of a part.
         """
-        logits = self.objects(embedding)
-        found = (F.softplus(logits) - logits * cell_objects).mean((1, 2)).sum()
+        logits = self.pixels(embedding).unflatten(-1, (3, 16))
+        # outlines are rare: without the weight, "nowhere" is a good answer for long
+        rare = 1 + (OUTLINE_WEIGHT - 1) * cell_pixels * torch.tensor([0, 1, 1], device=logits.device).unsqueeze(-1)
+        found = ((F.softplus(logits) - logits * cell_pixels) * rare).mean((1, 2, 3)).sum()
         places = F.normalize(self.together(embedding), dim=-1)
         alike = places @ places.transpose(1, 2) * self.scale[0] + self.scale[1]
         same = cell_labels.unsqueeze(1) == cell_labels.unsqueeze(2)

@@ -8,6 +8,7 @@ Axis legend: P prompts, T prompt tokens (3), G targets (2), S side of the token 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,10 +31,10 @@ _ROWS, _COLUMNS = (np.array(axis) for axis in zip(*CELL_PIXELS, strict=True))
 class PromptMix:
     """How many prompts of each sort a picture gets."""
 
-    points: int = 9  # one point inside an object
+    points: int = 7  # one point inside an object
     background: int = 2  # one point on nothing
-    boxes: int = 3
-    pairs: int = 2  # two points inside one object
+    boxes: int = 2
+    pairs: int = 1  # two points inside one object
 
     @property
     def total(self) -> int:
@@ -43,7 +44,7 @@ class PromptMix:
 
 @dataclass(frozen=True)
 class _Question:
-    coords: list[tuple[float, float]]  # pixels of the picture, x then y
+    coords: Sequence[tuple[float, float]]  # pixels, x then y
     labels: list[int]
     targets: list[np.ndarray]  # (H, W) bool, at most G
     is_ambiguous: bool
@@ -101,10 +102,10 @@ def _ask_object(rng: Rng, mask: np.ndarray, parts: np.ndarray, sort: str) -> _Qu
     return _Question(coords, [PROMPT_TOP_LEFT, PROMPT_BOTTOM_RIGHT], [target], False)
 
 
-def shrink(mask: np.ndarray) -> np.ndarray:
-    """A mask at half the size: set where at least two of the four pixels are."""
-    tiles = mask.astype(np.uint8)
-    return tiles[0::2, 0::2] + tiles[1::2, 0::2] + tiles[0::2, 1::2] + tiles[1::2, 1::2] >= 2
+def shrink(mask: np.ndarray, factor: int) -> np.ndarray:
+    """A bool mask `factor` times smaller: set where at least half of the pixels are."""
+    height, width = mask.shape[0] // factor, mask.shape[1] // factor
+    return 2 * mask.reshape(height, factor, width, factor).sum((1, 3), dtype=np.uint8) >= factor * factor
 
 
 def choose_cells(rng: Rng, coverage: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -132,14 +133,11 @@ def choose_cells(rng: Rng, coverage: np.ndarray, count: int) -> tuple[np.ndarray
     return np.concatenate([inner[:num_inner], outer[:num_outer]]), weights
 
 
-def pack(rng: Rng, questions: list[_Question], *, side: int, corner: tuple[int, int], patch: int, count: int) -> dict:
-    """Questions about one picture as arrays, keyed as the loss wants them.
-
-    Args:
-        side: S of the picture; corner: token (row, column) of the picture in the frame; count: K.
+def pack(rng: Rng, questions: list[_Question], *, side: int, patch: int, count: int) -> dict[str, np.ndarray]:
+    """Questions about one picture as arrays, keyed as the loss wants them; `side` is S, `count` is K.
 
     Returns:
-        coords (P, T, 2) float32 in pixels of the frame, labels (P, T), cells (P, K), cell_weights (P, K),
+        coords (P, T, 2) float32, labels (P, T), cells (P, K), cell_weights (P, K),
         targets (P, G, K, 16) bool, has_target (P, G) bool, is_ambiguous (P,) bool.
     """
     total = len(questions)
@@ -149,9 +147,9 @@ def pack(rng: Rng, questions: list[_Question], *, side: int, corner: tuple[int, 
     for p, question in enumerate(questions):
         labels[p, : len(question.labels)] = question.labels
         for t, (x, y) in enumerate(question.coords):
-            coords[p, t] = x + corner[1] * patch, y + corner[0] * patch
-        tiles = [shrink(mask).reshape(side, 4, side, 4) for mask in question.targets]
-        coverage = tiles[0].any((1, 3)) if tiles else np.zeros((side, side), bool)
+            coords[p, t] = x, y
+        tiles = [shrink(mask, patch // 4).reshape(side, 4, side, 4) for mask in question.targets]
+        coverage = np.asarray(tiles[0].any((1, 3))) if tiles else np.zeros((side, side), bool)
         cells[p], weights[p] = choose_cells(rng, coverage, count)
         for g, tile in enumerate(tiles):
             targets[p, g] = tile.transpose(0, 2, 1, 3).reshape(-1, 4, 4)[cells[p]][:, _ROWS, _COLUMNS]

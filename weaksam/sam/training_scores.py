@@ -6,6 +6,7 @@ Asks the network through SAM's own forward, as users do, not through the shortcu
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -67,7 +68,7 @@ def _loose_box(rng: np.random.Generator, mask: np.ndarray) -> np.ndarray:
 
 def _embed(sam: Sam, image: np.ndarray) -> Tensor:
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float()[None]
-    return sam.image_encoder((pixels - sam.pixel_mean) / sam.pixel_std)
+    return sam.image_encoder((pixels - cast(Tensor, sam.pixel_mean)) / cast(Tensor, sam.pixel_std))
 
 
 def _ask_points(sam: Sam, embedding: Tensor, points: list, masks: list[np.ndarray]) -> tuple[Tensor, Tensor]:
