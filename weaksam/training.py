@@ -60,13 +60,26 @@ def train(task: TrainTask[Any], settings: TrainSettings, folder: str) -> str:
     final = storage.join(folder, "checkpoint", "model.safetensors")
     if storage.exists(final):
         return final
+    trainer = _make_trainer(task, settings, folder)
+    try:
+        trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        raise StageError(
+            f"{folder}: training stopped ({error}): the same command goes on from its checkpoint"
+        ) from error
+    if not storage.exists(final):
+        raise StageError(f"{folder}: training ended without {final}: run the same command again")
+    return final
+
+
+def _make_trainer(task: TrainTask[Any], settings: TrainSettings, folder: str) -> _Trainer:
     files, path = storage.filesystem(folder)
     files.create_dir(path, recursive=True)
     resources = settings.resources
     per_worker = {"CPU": resources.cpus_per_worker}
     if resources.gpus_per_worker:
         per_worker["GPU"] = resources.gpus_per_worker
-    trainer = _Trainer(
+    return _Trainer(
         _train_worker,
         train_loop_config={"task": task, "settings": settings, "folder": folder},
         torch_config=TorchConfig(backend="nccl" if resources.gpus_per_worker else "gloo"),
@@ -81,15 +94,6 @@ def train(task: TrainTask[Any], settings: TrainSettings, folder: str) -> str:
             checkpoint_config=CheckpointConfig(num_to_keep=2),
         ),
     )
-    try:
-        trainer.fit()
-    except ray.train.TrainingFailedError as error:
-        raise StageError(
-            f"{folder}: training stopped ({error}): the same command goes on from its checkpoint"
-        ) from error
-    if not storage.exists(final):
-        raise StageError(f"{folder}: training ended without {final}: run the same command again")
-    return final
 
 
 def _mean(sums: dict[str, Tensor], *, count: int) -> dict[str, float]:
