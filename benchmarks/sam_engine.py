@@ -30,7 +30,8 @@ from weaksam.ops.masks import decode_rle
 from weaksam.sam import engine as engine_module
 from weaksam.sam.build import build_sam
 from weaksam.sam.calibrate import calibrate
-from weaksam.sam.checkpoints import BUNDLED, load_sam
+from weaksam.sam import SHIPPED
+from weaksam.sam.checkpoints import load_sam
 from weaksam.sam.engine import EngineSettings, Proposals, SamEngine
 
 FEW_PIXELS = 1e-5  # share of mask pixels that may differ: logits within rounding of 0
@@ -83,7 +84,7 @@ def parse_args() -> argparse.Namespace:
 
 def make_model(args: argparse.Namespace, image: np.ndarray) -> tuple[Sam, str]:
     """The model and in words where its weights come from."""
-    if args.checkpoint or args.model in BUNDLED:
+    if args.checkpoint or args.model in SHIPPED:
         return load_sam(args.model, args.checkpoint, device=args.device), args.checkpoint or "bundled"
     torch.manual_seed(0)
     sam = build_sam(args.model).to(args.device).requires_grad_(False)

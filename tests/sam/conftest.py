@@ -9,8 +9,9 @@ import torch
 from segment_anything.modeling import Sam
 
 from tests.sam.tiny import build_tiny_sam, shake
+from weaksam.sam import SHIPPED
 from weaksam.sam.calibrate import calibrate, noise_image
-from weaksam.sam.checkpoints import BUNDLED, load_sam
+from weaksam.sam.checkpoints import load_sam
 
 
 @pytest.fixture(autouse=True)
@@ -31,6 +32,6 @@ def tiny_sam() -> Sam:
 @pytest.fixture(scope="session")
 def bundled_sam() -> Sam:
     """The small SAM in the package."""
-    if not BUNDLED["vit_xs"].is_file():
-        pytest.skip(f"{BUNDLED['vit_xs']} is not there: train it with jobs/train_demo_sam.py")
+    if not SHIPPED["vit_xs"].is_file():
+        pytest.skip(f"{SHIPPED['vit_xs']} is not there: train it with jobs/train_demo_sam.py")
     return load_sam("vit_xs")

@@ -6,6 +6,7 @@ weights of another variant end with a sentence and not with wrong masks.
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import pickle
 import re
@@ -18,9 +19,8 @@ from segment_anything.modeling import Sam
 from torch import Tensor
 
 from weaksam.errors import WeightsError
+from weaksam.sam import SHIPPED
 from weaksam.sam.build import VARIANTS, build_sam
-
-BUNDLED = {"vit_xs": Path(__file__).parent / "weights" / "vit_xs.safetensors"}
 
 # https://github.com/facebookresearch/segment-anything: name and bytes. The name ends with the start of the SHA-256.
 OFFICIAL = {
@@ -50,7 +50,7 @@ def load_sam(
     sam = build_sam(model)
     path = Path(checkpoint) if checkpoint is not None else _bundled(model)
     check_file(path, model, sha256=sha256)
-    state = _read(path)
+    state = read_state(path)
     _check_fit(path, state, sam, model)
     sam.load_state_dict(state)
     return sam.to(device).eval().requires_grad_(False)
@@ -87,18 +87,27 @@ def file_sha256(path: Path) -> str:
 
 
 def _bundled(model: str) -> Path:
-    if model not in BUNDLED:
+    if model not in SHIPPED:
         official_name, _ = OFFICIAL[model]
         raise WeightsError(f"{model} has no weights in the package: download {official_name} and give its path")
-    return BUNDLED[model]
+    return SHIPPED[model]
 
 
-def _read(path: Path) -> dict[str, Tensor]:
-    """The state dict in a file, on the CPU; no code in the file is run."""
+def read_state(path: Path) -> dict[str, Tensor]:
+    """The state dict in a file, on the CPU; no code in the file is run.
+
+    Training scripts wrap it as `model` or `state_dict`, beside their arguments and the optimiser's state.
+
+    Raises:
+        WeightsError: there is no such file, it is cut off, or it holds no state dict.
+    """
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such file: give the path of a weights file")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
         size = path.stat().st_size
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -106,6 +115,9 @@ def _read(path: Path) -> dict[str, Tensor]:
             f"{path}: cannot be read as weights ({reason}). It has {size} bytes: a download that stopped early, or "
             "another kind of file. Download it again"
         ) from error
+    for wrapper in ("model", "state_dict"):
+        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
+            state = state[wrapper]
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise WeightsError(f"{path}: holds {type(state).__name__}, not a dict of tensors: save the model's state dict")
     return state

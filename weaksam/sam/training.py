@@ -44,7 +44,7 @@ class SegmenterTask:
     variant: str = "vit_xs"
     cells: int = 96  # K, cells compared per prompt
     mix: PromptMix = field(default_factory=PromptMix)
-    weights: str | None = None  # a pupil's safetensors to start from; None = random
+    weights: str | None = None  # safetensors to start from, of a pupil or of a SAM alone; None = random
     held_out: str | None = None  # folder of the cache to validate on
 
     @cached_property
@@ -65,7 +65,9 @@ class SegmenterTask:
         initialise(sam)
         pupil = Pupil(sam, VARIANTS[self.variant].prompt_dim)
         if self.weights:
-            pupil.load_state_dict(load_file(self.weights))
+            state = load_file(self.weights)
+            is_pupil = any(key.startswith("sam.") for key in state)
+            (pupil if is_pupil else sam).load_state_dict(state)
         for parameter in sam.prompt_encoder.mask_downscaling.parameters():
             parameter.requires_grad_(False)  # no prompt here is a mask
         return pupil.train()

@@ -1,0 +1,78 @@
+"""Proposals of several sources made one list."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from segment_anything.modeling import Sam
+
+from weaksam.sam.calibrate import noise_image
+from weaksam.sam.engine import EngineSettings, Proposals, SamEngine
+from weaksam.sam.prompts import Prompts
+from weaksam.sam.sources import SourceRule, join_sources, joint_points, propose_from_points
+
+
+def found(boxes: list[list[float]], ratings: list[float], source: int, masks: bool = False) -> Proposals:
+    count = len(boxes)
+    return Proposals(
+        boxes=np.array(boxes, np.float32).reshape(-1, 4),
+        predicted_iou=np.array(ratings, np.float32),
+        stability=np.linspace(0.5, 1, count, dtype=np.float32),
+        source=np.full(count, source, np.uint8),
+        masks=[f"{source}.{i}".encode() for i in range(count)] if masks else None,
+    )
+
+
+def test_nothing_found_anywhere_is_nothing() -> None:
+    joined = join_sources([found([], [], 0), found([], [], 1)], duplicate_threshold=0.9)
+    assert joined.boxes.shape == (0, 4)
+    assert joined.masks is None
+
+
+def test_an_earlier_source_wins_whatever_the_ratings_and_the_rest_is_by_rating() -> None:
+    grid = found([[0, 0, 10, 10], [20, 20, 30, 30]], [0.5, 0.4], 0, masks=True)
+    peaks = found([[0, 0, 10, 10], [50, 50, 60, 60]], [0.9, 0.8], 1, masks=True)
+    joined = join_sources([grid, peaks], duplicate_threshold=0.9)
+    assert joined.boxes.tolist() == [[50, 50, 60, 60], [0, 0, 10, 10], [20, 20, 30, 30]]
+    assert joined.source.tolist() == [1, 0, 0]
+    assert joined.predicted_iou.tolist() == pytest.approx([0.8, 0.5, 0.4])
+    assert joined.masks == [b"1.1", b"0.0", b"0.1"]
+    assert join_sources([grid, peaks], duplicate_threshold=None).source.tolist() == [1, 1, 0, 0]
+
+
+def test_one_source_is_left_as_it_is_and_the_cap_keeps_the_best() -> None:
+    near = found([[0, 0, 10, 10], [0, 0, 10, 10], [5, 5, 9, 9]], [0.9, 0.8, 0.7], 0)
+    assert len(join_sources([near], duplicate_threshold=0.5).boxes) == 3
+    assert join_sources([near], duplicate_threshold=0.5, max_proposals=2).predicted_iou.tolist() == pytest.approx(
+        [0.9, 0.8]
+    )
+
+
+def test_points_of_a_class_are_joined_and_a_lone_one_is_not_repeated() -> None:
+    points = np.array([[1, 1], [2, 2], [3, 3], [4, 4], [5, 5]], np.float32)
+    joint = joint_points(points, np.array([4, 7, 4, -1, -1]))
+    assert [one.tolist() for one in joint] == [[[1, 1], [3, 3]]]
+    assert joint_points(points[:0], np.zeros(0, np.int32)) == []
+
+
+def test_points_prompt_as_the_engine_does_and_the_image_is_encoded_once(tiny_sam: Sam) -> None:
+    engine = SamEngine(tiny_sam, settings=EngineSettings(points_per_side=2))
+    image = engine.encode(noise_image(90, 120))
+    points, labels = np.array([[20.0, 30.0], [60.0, 70.0], [90.0, 10.0]]), np.array([0, 0, 1])
+    rule = SourceRule(0.0, 0.0, None, keep_masks=(1, 2), joint=True)
+    some = propose_from_points(engine, image, points, labels, rule, source=2)
+    (wanted,) = engine.propose(
+        [image],
+        [Prompts(points=points, joint=[points[:2]], source=np.full(4, 2, np.uint8))],
+        pred_iou_threshold=0.0,
+        stability_threshold=0.0,
+        nms_threshold=None,
+        keep_masks=(1, 2),
+    )
+    np.testing.assert_array_equal(some.boxes, wanted.boxes)
+    assert set(some.source.tolist()) == {2}
+    assert 0 < len(some.boxes) <= 8
+    none = propose_from_points(engine, image, points[:0], labels[:0], rule, source=1, return_masks=True)
+    assert none.boxes.shape == (0, 4)
+    assert none.masks == []
+    assert engine.encoder_calls == 1

@@ -1,0 +1,193 @@
+"""Training WeakTr from image-level labels: the task the training loop runs. Knows no cluster.
+
+In: URIs of images and their labels. Out: what `TrainTask` asks for. Source of the recipe: WeakTr (arXiv 2304.01184).
+
+Axis legend: B images, C classes, L layers, S side of a training picture.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from weaksam import storage
+from weaksam.data.augment import augment_for_classification, resize_for_classification
+from weaksam.data.images import decode_image
+from weaksam.errors import ImageError
+from weaksam.models import weaktr_weights
+from weaksam.models.weaktr import WeakTr
+from weaksam.ops.classification import mean_average_precision
+
+log = logging.getLogger(__name__)
+
+_THREADS = 4  # reading and decoding ahead of the network
+_UNDECAYED = ("cls_token", "pos_embed")
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """Images and which classes each holds.
+
+    Attributes:
+        uris: of N images.
+        labels: (N, C) bool.
+    """
+
+    uris: list[str]
+    labels: np.ndarray
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How pictures are varied and the network is held back. The defaults are the published recipe."""
+
+    image_size: int = 224
+    min_scale: float = 0.08
+    rand_augment: float = 9.0
+    erase: float = 0.25
+    drop_path: float = 0.1
+
+
+@dataclass(frozen=True)
+class ClassifierTask:
+    """Multi-label classification with the losses of WeakTr.
+
+    Attributes:
+        backbone: `vit_xs` or a timm name.
+        pretrained: start from the weights the backbone is known with; `weights` takes their place.
+        weights: URI of a file to start from.
+        class_rows: which class of `weights` each class of the dataset is.
+        gated: whether attention is fused by the published gate.
+        train, held_out: images to learn from, and to be judged on.
+        recipe: of augmentation.
+    """
+
+    backbone: str
+    pretrained: bool
+    weights: str | None
+    class_rows: tuple[int, ...] | None
+    gated: bool
+    train: LabelledImages
+    held_out: LabelledImages
+    recipe: Recipe = Recipe()
+
+    @cached_property
+    def _pool(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(_THREADS, thread_name_prefix="pictures")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != "_pool"}
+
+    @property
+    def num_samples(self) -> int:
+        """Images to learn from."""
+        return len(self.train.uris)
+
+    @cached_property
+    def _drop_rates(self) -> np.ndarray:
+        """(L,) chance that a residual branch is left out, rising linearly with depth."""
+        return np.linspace(0, self.recipe.drop_path, weaktr_weights.size_of(self.backbone).depth)
+
+    def build_model(self) -> WeakTr:
+        """The network with its starting weights."""
+        model = weaktr_weights.build_weaktr(self.backbone, self.train.labels.shape[1], gated=self.gated)
+        if self.weights is not None:
+            weaktr_weights.load_file(model, storage.fetch(self.weights), class_rows=self.class_rows)
+        elif self.pretrained:
+            weaktr_weights.load_pretrained(model, self.backbone)
+        return model.train()
+
+    def build_optimizer(self, model: nn.Module, *, lr: float, weight_decay: float) -> torch.optim.Optimizer:
+        """AdamW; vectors, class tokens and positions are not decayed."""
+        named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        decayed = [p for name, p in named if p.ndim > 1 and name not in _UNDECAYED]
+        others = [p for name, p in named if p.ndim <= 1 or name in _UNDECAYED]
+        groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+        return torch.optim.AdamW(groups, lr=lr)
+
+    def load_batch(self, indices: np.ndarray, seeds: np.ndarray) -> dict[str, Tensor]:
+        """Varied pictures (B, 3, S, S), labels (B, C), weights (B,) and kept branches (B, L, 2)."""
+        rows = list(self._pool.map(self._load, indices.tolist(), seeds))
+        pictures, weights, keep = (np.stack(column) for column in zip(*rows, strict=True))
+        return {
+            "image": torch.from_numpy(pictures),
+            "weight": torch.from_numpy(weights),
+            "keep": torch.from_numpy(keep),
+            "labels": torch.from_numpy(self.train.labels[indices].astype(np.float32)),
+        }
+
+    def _load(self, index: int, seed: np.ndarray) -> tuple[np.ndarray, np.float32, np.ndarray]:
+        rng, recipe = np.random.default_rng(seed), self.recipe
+        rates = self._drop_rates[:, None]
+        keep = ((rng.random((len(rates), 2)) >= rates) / (1 - rates)).astype(np.float32)
+        pixels = _read_pixels(self.train.uris[index])
+        if pixels is None:
+            return np.zeros((3, recipe.image_size, recipe.image_size), np.float32), np.float32(0), keep
+        picture = augment_for_classification(
+            pixels,
+            rng,
+            size=recipe.image_size,
+            min_scale=recipe.min_scale,
+            rand_augment=recipe.rand_augment,
+            erase=recipe.erase,
+        )
+        return picture, np.float32(1), keep
+
+    def loss(self, model: WeakTr, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Sum over images of the multi-label losses of class tokens, coarse map and, with a gate, fine map."""
+        keep = batch["keep"] if self.recipe.drop_path else None
+        logits = model(batch["image"], keep)
+        losses = {
+            f"{name}_loss": _label_loss(found, batch)
+            for name, found in (("cls", logits.cls), ("patch", logits.patch), ("fine", logits.fine))
+            if found is not None
+        }
+        return torch.stack(list(losses.values())).sum(), {key: value.detach() for key, value in losses.items()}
+
+    @torch.inference_mode()
+    def validate(self, model: WeakTr) -> dict[str, float]:
+        """Loss and multi-label mAP of the class tokens on the held-out images."""
+        if not self.held_out.uris:
+            return {}
+        device = model.cls_token.device
+        found, kept = [], []
+        for pictures, rows in self._held_out_batches():
+            found.append(model(pictures.to(device)).cls.float().cpu())
+            kept += rows
+        logits, labels = torch.cat(found), self.held_out.labels[kept]
+        loss = F.multilabel_soft_margin_loss(logits, torch.from_numpy(labels.astype(np.float32)))
+        return {"held_out_loss": loss.item(), "held_out_mAP": mean_average_precision(logits.numpy(), labels)}
+
+    def _held_out_batches(self, size: int = 32) -> Iterator[tuple[Tensor, list[int]]]:
+        """Pictures (B, 3, S, S) and which held-out images they are; unreadable ones are left out."""
+        side = self.recipe.image_size
+        for start in range(0, len(self.held_out.uris), size):
+            uris = self.held_out.uris[start : start + size]
+            pixels = {start + i: one for i, one in enumerate(self._pool.map(_read_pixels, uris)) if one is not None}
+            if pixels:
+                pictures = np.stack([resize_for_classification(one, size=side) for one in pixels.values()])
+                yield torch.from_numpy(pictures), list(pixels)
+
+
+def _read_pixels(uri: str) -> np.ndarray | None:
+    """Pixels of an image, or None, with a warning, when the image itself is at fault: one is no reason to stop."""
+    try:
+        return decode_image(storage.read_bytes(uri))
+    except (ImageError, FileNotFoundError) as error:
+        log.warning("%s: left out of training: %s", uri, error)
+        return None
+
+
+def _label_loss(logits: Tensor, batch: dict[str, Tensor]) -> Tensor:
+    """Sum over images of the mean loss of their classes."""
+    losses = F.multilabel_soft_margin_loss(logits.float(), batch["labels"], reduction="none")
+    return (losses * batch["weight"]).sum()
