@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from pathlib import Path
 from typing import Annotated
 
-import ray
 import typer
 from safetensors.torch import load_file
 
+from weaksam import runtime
+from weaksam.cli import set_up_logging
 from weaksam.data.scene_cache import cache_scenes
 from weaksam.sam.build import build_sam
 from weaksam.sam.training import SegmenterTask, export_weights, sam_weights
 from weaksam.sam.training_scores import score_segmenter
 from weaksam.training import TrainResources, TrainSettings, train
 
+log = logging.getLogger("weaksam.jobs")
 BATCH = 24  # pictures a step
 
 
@@ -32,14 +33,14 @@ def main(
     workers: Annotated[int, typer.Option(min=1, help="Processes; one per core beats threads.")] = 2,
     gpus: Annotated[float, typer.Option(min=0, help="GPUs per process.")] = 0,
     seed: Annotated[int, typer.Option(min=0, help="Decides scenes, weights and order.")] = 1,
-    weights: Annotated[Path | None, typer.Option(help="A model.safetensors of an earlier run to start from.")] = None,
+    weights: Annotated[Path | None, typer.Option(help="To start from: vit_xs, or a run's model.safetensors.")] = None,
 ) -> None:
     """Draw scenes, train, score on unseen shapes, export."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    set_up_logging()
     folder = run_folder.resolve()
     drawn = cache_scenes(folder / "scenes", images=scenes, seed=seed, family="varied")
     held_out = cache_scenes(folder / "heldout", images=300, seed=seed + 6, family="demo")
-    ray.init(address=os.environ.get("RAY_ADDRESS", "local"), logging_level=logging.WARNING)
+    runtime.connect()
     settings = TrainSettings(
         steps=steps,
         batch_size=BATCH,
@@ -72,7 +73,7 @@ def finish(weights: str, held_out: Path, folder: Path, settings: TrainSettings) 
     }
     export_weights(state, folder / "vit_xs.safetensors", about)
     (folder / "metrics.json").write_text(json.dumps({"task": "segmenter", "metrics": scores}, indent=2) + "\n")
-    logging.info("scores %s", json.dumps(scores))
+    log.info("scores %s", json.dumps(scores))
 
 
 if __name__ == "__main__":

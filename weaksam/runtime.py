@@ -25,7 +25,7 @@ import pyarrow as pa
 
 from weaksam import schemas, tables
 from weaksam.errors import StageError, WeakSamError
-from weaksam.pools import TASK_CPUS, Pool, PoolResources, fit_pool
+from weaksam.pools import TASK_CPUS, Pool, PoolResources, duration, fit_pool
 from weaksam.stage import Outcome, Step
 
 # A killed driver's reservation in Ray Data's coordinator starves the next one until it expires (default 180 s).
@@ -199,13 +199,6 @@ def _progress(step: Step, total: int, done_before: int) -> Iterator[None]:
     finally:
         finished.set()
         thread.join()
-
-
-def duration(seconds: float) -> str:
-    """`42 s`, `7 min` or `3.5 h`."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _account(step: Step, source: pa.Table, *, computed: int) -> Outcome:

@@ -11,10 +11,14 @@ learnt, except for the order of floating-point sums.
 
 from __future__ import annotations
 
+import json
 import logging
+import math
 import tempfile
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
@@ -26,10 +30,14 @@ from safetensors.torch import save
 from torch import Tensor
 
 from weaksam import storage
-from weaksam.errors import StageError
-from weaksam.training_state import Journal, Trainee, TrainResources, TrainSettings, TrainTask, draw_batch, lr_factor
+from weaksam.errors import ConfigError, StageError, WeakSamError
+from weaksam.pools import duration
+from weaksam.training_settings import TrainResources, TrainSettings
+from weaksam.training_state import Journal, Trainee, TrainTask, draw_batch
 
-__all__ = ["TrainResources", "TrainSettings", "TrainTask", "draw_batch", "lr_factor", "train"]
+__all__ = ["TrainResources", "TrainSettings", "TrainTask", "train"]
+
+log = logging.getLogger(__name__)
 
 _PREFETCH = 2  # micro-batches prepared ahead of the one in use
 
@@ -60,9 +68,11 @@ def train(task: TrainTask[Any], settings: TrainSettings, folder: str) -> str:
     final = storage.join(folder, "checkpoint", "model.safetensors")
     if storage.exists(final):
         return final
+    check_workers(settings.resources, [node["Resources"] for node in ray.nodes() if node["Alive"]])
     trainer = _make_trainer(task, settings, folder)
     try:
-        trainer.fit()
+        with _progress(folder, settings):
+            trainer.fit()
     except ray.train.TrainingFailedError as error:
         raise StageError(
             f"{folder}: training stopped ({error}): the same command goes on from its checkpoint"
@@ -70,6 +80,60 @@ def train(task: TrainTask[Any], settings: TrainSettings, folder: str) -> str:
     if not storage.exists(final):
         raise StageError(f"{folder}: training ended without {final}: run the same command again")
     return final
+
+
+def check_workers(resources: TrainResources, nodes: Sequence[Mapping[str, float]]) -> None:
+    """Raises ConfigError when the workers do not fit a cluster of `nodes`: Ray Train would wait for ever."""
+    needed = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
+    fits = sum(min(math.floor(node.get(k, 0) / v + 1e-6) for k, v in needed.items() if v) for node in nodes)
+    if fits < resources.workers:
+        raise ConfigError(
+            f"resources: {resources.workers} worker(s) of {needed['CPU']:g} CPU and {needed['GPU']:g} GPU do not fit, "
+            f"the cluster has room for {fits}: lower workers, cpus_per_worker or gpus_per_worker"
+        )
+
+
+@contextmanager
+def _progress(folder: str, settings: TrainSettings) -> Iterator[None]:
+    """Logs each new row of metrics; workers may be anywhere, so they are read off the run folder."""
+    uri, finished = storage.join(folder, "metrics.jsonl"), threading.Event()
+
+    def read_rows() -> list[dict[str, float]]:
+        try:
+            return [json.loads(line) for line in storage.read_bytes(uri).decode().splitlines()]
+        except (WeakSamError, OSError, ValueError):  # not there yet; progress must never stop the work
+            return []
+
+    def report() -> None:
+        last = max((row["step"] for row in read_rows()), default=0)
+        while True:
+            ended = finished.wait(2.0)
+            for row in read_rows():
+                if row["step"] > last:
+                    log.info("%s", progress_line(row, settings))
+                    last = row["step"]
+            if ended:
+                return
+
+    thread = threading.Thread(target=report, name="training-progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        finished.set()
+        thread.join()
+
+
+def progress_line(row: Mapping[str, float], settings: TrainSettings) -> str:
+    """A row of metrics for people."""
+    left = (settings.steps - row["step"]) * settings.batch_size / max(row["images_per_second"], 1e-9)
+    told = "  ".join(
+        f"{key} {value:.3g}" for key, value in row.items() if key not in ("step", "lr", "images_per_second")
+    )
+    return (
+        f"step {row['step']}/{settings.steps}  {told}  lr {row['lr']:.2g}  {row['images_per_second']:.0f} images/s  "
+        f"eta {duration(left)}"
+    )
 
 
 def _make_trainer(task: TrainTask[Any], settings: TrainSettings, folder: str) -> _Trainer:
@@ -162,7 +226,7 @@ def _train_worker(config: dict) -> None:
         if trainee.step % settings.log_every == 0 or trainee.step == settings.steps:
             means = _mean(sums, count=(trainee.step - since) * settings.batch_size)
             if journal:
-                if settings.validate_every and trainee.step % settings.validate_every == 0:
+                if settings.validates_at(trainee.step):
                     means |= trainee.validate(task)
                 journal.write(trainee.step, means, lr=trainee.optimizer.param_groups[0]["lr"])
             sums, since = {}, trainee.step

@@ -12,11 +12,16 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from weaksam import schemas
-from weaksam.config import parse_settings
+from weaksam import schemas, storage, tables
+from weaksam.config import StageConfig, parse_settings
+from weaksam.errors import ConfigError
+from weaksam.models.weaktr_weights import build_weaktr
 from weaksam.ops.masks import decode_rle
 from weaksam.sam.build import build_sam
-from weaksam.stages.proposals import ProposalsConfig, ProposeBoxes
+from weaksam.stage import Outcome, Stage, Step
+from weaksam.stages import proposals
+from weaksam.stages.proposals import ProposalsConfig, ProposeBoxes, TrainedClassifier
+from weaksam.stages.train_classifier import TrainClassifierConfig
 
 SCHEMA = schemas.with_metadata(schemas.PROPOSALS, fingerprint="f", class_names=["thing"])
 
@@ -104,3 +109,126 @@ def test_an_official_model_needs_its_weights_named() -> None:
     _, faults = parse_settings(ProposalsConfig, {"images": "i", "sam": {"model": "vit_h"}}, where="steps.p")
     assert len(faults) == 1
     assert faults[0].startswith("steps.p.sam: checkpoint is required for vit_h")
+
+
+SMALL_PEAKS = {"coarse": {"kernel": 5}, "fine": {"kernel": 5}, "cross": {"kernel": 9}, "scales": [1.0]}
+OPEN = {"pred_iou_threshold": 0.0, "stability_threshold": 0.0}
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> TrainedClassifier:
+    torch.manual_seed(1)
+    path = tmp_path_factory.mktemp("classifier") / "model.safetensors"
+    save_file(build_weaktr("vit_xs", 3).state_dict(), path)
+    return TrainedClassifier(str(path), "vit_xs", gated=False, num_classes=3)
+
+
+def labelled(batch: pa.Table, labels: list[list[int] | None]) -> pa.Table:
+    return batch.append_column("labels", pa.array(labels, pa.list_(pa.int32())))
+
+
+def test_peaks_prompt_too_and_an_image_is_still_encoded_once(weights: Path, classifier: TrainedClassifier) -> None:
+    config = make_config(weights, clues={**SMALL_PEAKS, **OPEN}, masks=True, duplicate_threshold=None)
+    propose = ProposeBoxes(config, SCHEMA, classifier)
+    images = {"a": jpeg(64, 96), "b": jpeg(48, 48), "broken": b"x"}
+    table = propose(labelled(batch(**images), [[2, 0], None, [1]]))
+    assert table.schema.equals(SCHEMA, check_metadata=True)
+    assert propose.engine.encoder_calls == 2
+    a, b, broken = table.to_pylist()
+    assert a["labels"] == [0, 2]
+    assert set(a["source"]) >= {0, 1}
+    assert {point["kind"] for point in a["points"]} == {1, 2, 3}
+    assert {point["label"] for point in a["points"]} <= {0, 2}
+    assert all(0 <= point["x"] < 96 and 0 <= point["y"] < 64 and point["score"] >= 0.9 for point in a["points"])
+    assert len(a["masks"]) == len(a["boxes"]) == len(a["source"])
+    assert len(b["labels"]) >= 1  # predicted
+    assert broken["status"] == "unreadable"
+    assert broken["points"] is None
+
+
+def test_the_grids_part_is_what_the_grid_alone_gives(weights: Path, classifier: TrainedClassifier) -> None:
+    images = labelled(batch(a=jpeg(64, 96)), [[0, 1]])
+    config = make_config(weights, clues={**SMALL_PEAKS, **OPEN}, duplicate_threshold=None)
+    (every,) = ProposeBoxes(config, SCHEMA, classifier)(images).to_pylist()
+    (alone,) = ProposeBoxes(make_config(weights), SCHEMA)(images).to_pylist()
+    grid = [box for box, source in zip(every["boxes"], every["source"], strict=True) if source == 0]
+    assert grid == alone["boxes"]
+    assert len(every["boxes"]) > len(grid)
+    assert alone["points"] == []
+    assert alone["labels"] is None
+
+
+def test_a_kind_that_is_switched_off_prompts_nothing(weights: Path, classifier: TrainedClassifier) -> None:
+    clues = {**SMALL_PEAKS, **OPEN, "fine": {"enabled": False}, "cross": {"enabled": False}}
+    images = labelled(batch(a=jpeg(64, 96)), [[0]])
+    (row,) = ProposeBoxes(make_config(weights, clues=clues), SCHEMA, classifier)(images).to_pylist()
+    assert {point["kind"] for point in row["points"]} == {1}
+    assert set(row["source"]) <= {0, 1}
+
+
+def finished_images(folder: Path, rows: list[dict], name: str = "images", names: tuple[str, ...] = ("x", "y")) -> Step:
+    stage = Stage("index", 1, StageConfig, lambda step: Outcome(0), writes="images")
+    step = Step(name, stage, StageConfig(), {}, {}, name, str(folder / name))
+    schema = schemas.with_metadata(schemas.IMAGES, fingerprint="f", class_names=names)
+    part = tables.write_part(step.folder, schemas.to_table(rows, schema))
+    storage.write_json(step.manifest_uri, {"parts": [part], "excluded": {}})
+    return step
+
+
+def proposals_step(folder: Path, images: Step, trained_on: Step, **clues: object) -> Step:
+    config = TrainClassifierConfig(images="images", split="train", backbone="vit_xs")
+    stage = Stage("train_classifier", 1, TrainClassifierConfig, lambda step: Outcome(0), writes="classifier")
+    trained = Step("classifier", stage, config, {"images": trained_on}, {}, "c", str(folder / "classifier"))
+    own, faults = parse_settings(
+        ProposalsConfig, {"images": "i", "sam": {"model": "vit_xs"}, "clues": clues}, where="steps.p"
+    )
+    assert own, faults
+    return Step("p", proposals.STAGE, own, {"images": images, "classifier": trained}, {}, "p", str(folder / "p"))
+
+
+LISTED = [
+    {"image_id": "a", "uri": "a.jpg", "split": "train", "labels": [1]},
+    {"image_id": "b", "uri": "b.jpg", "split": "test", "labels": [0]},
+    {"image_id": "c", "uri": "c.jpg", "split": "train", "labels": []},
+]
+
+
+def test_labels_are_known_on_the_classifiers_own_split_alone(tmp_path: Path) -> None:
+    images = finished_images(tmp_path, LISTED)
+    table = tables.read_step(images)
+    step = proposals_step(tmp_path, images, images)
+    assert proposals._known_labels(step, table).to_pylist() == [[1], None, []]
+    step = proposals_step(tmp_path, images, images, known_splits=[])
+    assert proposals._known_labels(step, table).to_pylist() == [None, None, None]
+    step = proposals_step(tmp_path, images, images, known_splits=["test"])
+    assert proposals._known_labels(step, table).to_pylist() == [None, [0], None]
+    elsewhere = finished_images(tmp_path, LISTED, name="other")
+    step = proposals_step(tmp_path, images, elsewhere)
+    assert proposals._known_labels(step, table).to_pylist() == [None, None, None]
+    step = proposals_step(tmp_path, images, images, known_splits=["val"])
+    with pytest.raises(ConfigError, match=r"steps.p.clues.known_splits: no image has split 'val'"):
+        proposals._known_labels(step, table)
+
+
+def test_a_classifier_of_other_classes_is_refused(tmp_path: Path) -> None:
+    images = finished_images(tmp_path, LISTED)
+    other = finished_images(tmp_path, LISTED, name="other", names=("cat",))
+    step = proposals_step(tmp_path, images, other)
+    with pytest.raises(ConfigError, match=r"step classifier knows 1 classes \(cat, \.\.\.\), the images have 2"):
+        proposals._trained_classifier(step, ["x", "y"])
+
+
+def test_cross_layers_are_the_third_quarter_unless_named() -> None:
+    config = ProposalsConfig(images="i", sam={"model": "vit_xs"})
+    assert config.clues.rules(12).cross_layers == (8, 9)
+    assert config.clues.rules(6).cross_layers == (4,)
+    assert config.clues.rules(4).cross_layers == (2,)
+    _, faults = parse_settings(
+        ProposalsConfig,
+        {"images": "i", "sam": {"model": "vit_xs"}, "clues": {"coarse": {"kernel": 4}, "keep_masks": [3]}},
+        where="steps.p",
+    )
+    assert sorted(faults) == [
+        "steps.p.clues.coarse: kernel must be odd, got 4",
+        "steps.p.clues.keep_masks.0: input should be less than or equal to 2, got 3",
+    ]

@@ -1,98 +1,53 @@
-"""images (+ SAM weights) -> proposals: where could an object be?
+"""images (+ classifier, SAM weights) -> proposals: where could an object be?
 
-Each image is encoded once; every prompt is decoded from that encoding. The rows say for each box how sure SAM was
-and what prompted it, so later stages can choose.
+Each image is encoded once; every prompt, of the grid and of the classifier's peaks, is decoded from that encoding. The
+rows say for each box how sure SAM was and what prompted it, so later stages can choose.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-from pydantic import Field, model_validator
 
-import weaksam.sam
 from weaksam import schemas, storage, tables
-from weaksam.config import NotInFingerprint, OutsideFile, Reads, Settings, StageConfig
-from weaksam.errors import ImageError
-from weaksam.pools import PoolResources
+from weaksam.errors import ConfigError, ImageError
+from weaksam.sam import SHIPPED
 from weaksam.stage import Outcome, Stage, Step
+from weaksam.stages.proposal_settings import GridSettings, PeakSettings, ProposalsConfig, SamSettings
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from weaksam.models.clues import Clues
+    from weaksam.sam.engine import EncodedImage, Proposals
+    from weaksam.sam.sources import SourceRule
 
-class SamSettings(Settings):
-    """Which SAM, and its weights."""
-
-    model: Literal["vit_h", "vit_l", "vit_b", "vit_xs"] = "vit_h"
-    """Encoder; `vit_xs` is the small demo model that comes with this package."""
-    checkpoint: Annotated[str | None, OutsideFile()] = None
-    """URI of the weights, e.g. of the official `sam_vit_h_4b8939.pth`; only `vit_xs` has weights of its own."""
-    sha256: Annotated[str | None, NotInFingerprint()] = Field(default=None, pattern="^[0-9a-fA-F]{64}$")
-    """SHA-256 that the weights file must have."""
-
-    @model_validator(mode="after")
-    def _weights_are_named(self) -> SamSettings:
-        if self.model != "vit_xs" and self.checkpoint is None:
-            raise ValueError(f"checkpoint is required for {self.model}: the URI of its weights file")
-        return self
+__all__ = ["STAGE", "GridSettings", "PeakSettings", "ProposalsConfig", "ProposeBoxes", "SamSettings"]
 
 
-class GridSettings(Settings):
-    """A grid of single-point prompts, and which of its masks stay."""
+@dataclass(frozen=True)
+class TrainedClassifier:
+    """Where the weights of a `train_classifier` step are, and what they fit."""
 
-    points_per_side: int = Field(default=32, ge=1, le=256)
-    """Points along each side of the image."""
-    pred_iou_threshold: float = Field(default=0.3, ge=0, le=1)
-    """Masks that SAM itself rates at or below this IoU are dropped."""
-    stability_threshold: float = Field(default=0.3, ge=0, le=1)
-    """Masks that change more than this (IoU) when the mask threshold moves by +-1 are dropped."""
-    nms_threshold: float = Field(default=0.7, gt=0, le=1)
-    """Of two boxes that overlap by more than this IoU, the one SAM rates lower is dropped."""
-    # Differs from the published runs, which use 0.3: that deletes every part of a kept whole and every whole of a
-    # kept part. configs/reference/ has 0.3.
-
-
-class ProposalResources(PoolResources):
-    """Where and how wide proposals run."""
-
-    points_per_chunk: int | None = Field(default=None, ge=1)
-    """Prompts decoded at once, chosen by device when left out; halves by itself when memory runs out."""
-
-
-class ProposalsConfig(StageConfig):
-    """Prompts SAM over each image and keeps the boxes of its masks.
-
-    One row an image: boxes with SAM's own rating, their stability, and what prompted them.
-    """
-
-    images: Annotated[str, Reads("images")]
-    """The `index` step whose images are used."""
-    split: str | None = None
-    """Only images of this split; all when left out."""
-    sam: SamSettings
-    """The segmenter."""
-    grid: GridSettings = GridSettings()
-    """Prompts that look everywhere, whatever the classes."""
-    max_proposals: int | None = Field(default=None, ge=1)
-    """Most boxes an image may keep, the highest rated first."""
-    masks: bool = False
-    """Keep the masks too, as run lengths: about ten times the size."""
-    max_pixels: int = Field(default=100_000_000, ge=1)
-    """Larger images are refused with status `too_large`."""
-    resources: ProposalResources = ProposalResources()
-    """Where it runs."""
+    uri: str
+    backbone: str
+    gated: bool
+    num_classes: int
 
 
 class ProposeBoxes:
-    """Fetched images in, rows of `schemas.PROPOSALS` out; holds SAM."""
+    """Fetched images in, rows of `schemas.PROPOSALS` out; holds SAM and, when there is one, the classifier.
 
-    def __init__(self, config: ProposalsConfig, schema: pa.Schema) -> None:
+    Both in one actor: the image is decoded once, and SAM takes most of the time, so the classifier's share is small
+    (`python -m benchmarks.peaks`).
+    """
+
+    def __init__(self, config: ProposalsConfig, schema: pa.Schema, classifier: TrainedClassifier | None = None) -> None:
         import torch
 
         from weaksam.sam.checkpoints import load_sam
@@ -105,28 +60,24 @@ class ProposeBoxes:
         model = load_sam(config.sam.model, checkpoint, device=device)
         settings = EngineSettings(config.grid.points_per_side, config.resources.points_per_chunk)
         self.engine = SamEngine(model, settings=settings)
+        self.clues = _make_clue_finder(config, classifier, device) if classifier else None
         self.config = config
         self.schema = schema
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        rows = [self._row(image_id, image) for image_id, image in _decode_ahead(batch, self.config.max_pixels)]
+        labels = batch.column("labels").to_pylist() if "labels" in batch.column_names else [None] * batch.num_rows
+        decoded = _decode_ahead(batch, self.config.max_pixels)
+        rows = [self._row(image_id, image, known) for (image_id, image), known in zip(decoded, labels, strict=True)]
         return schemas.to_table(rows, self.schema)
 
-    def _row(self, image_id: str, image: np.ndarray | ImageError) -> dict[str, Any]:
+    def _row(self, image_id: str, image: np.ndarray | ImageError, labels: list[int] | None) -> dict[str, Any]:
         from weaksam.rows import failed_row
 
-        if isinstance(image, ImageError):
-            return failed_row(image_id, image.status, image.message)
-        grid = self.config.grid
         try:
-            (found,) = self.engine.propose(
-                [image],
-                pred_iou_threshold=grid.pred_iou_threshold,
-                stability_threshold=grid.stability_threshold,
-                nms_threshold=grid.nms_threshold,
-                max_proposals=self.config.max_proposals,
-                return_masks=self.config.masks,
-            )
+            if isinstance(image, ImageError):
+                raise image
+            clues = self.clues(image, labels) if self.clues else None
+            found = self._propose(image, clues)
         except ImageError as error:
             return failed_row(image_id, error.status, error.message)
         return {
@@ -140,9 +91,77 @@ class ProposeBoxes:
             "stability": found.stability,
             "source": found.source,
             "masks": found.masks,
-            "points": [],
-            "labels": None,
+            "points": _point_rows(clues) if clues else [],
+            "labels": clues.labels if clues else None,
         }
+
+    def _propose(self, image: np.ndarray, clues: Clues | None) -> Proposals:
+        from weaksam.sam.sources import join_sources, propose_from_points
+
+        config, encoded = self.config, self.engine.encode(image)
+        found = [self._propose_grid(encoded)]
+        for source, kind in enumerate(schemas.SOURCES[1:], start=1):
+            if clues is None or not getattr(config.clues, kind).enabled:
+                continue
+            here = clues.kinds == source - 1
+            points, labels, rule = clues.points[here], clues.point_labels[here], _source_rule(config, kind)
+            found.append(
+                propose_from_points(
+                    self.engine, encoded, points, labels, rule, source=source, return_masks=config.masks
+                )
+            )
+        return join_sources(found, duplicate_threshold=config.duplicate_threshold, max_proposals=config.max_proposals)
+
+    def _propose_grid(self, encoded: EncodedImage) -> Proposals:
+        grid = self.config.grid
+        (found,) = self.engine.propose(
+            [encoded],
+            pred_iou_threshold=grid.pred_iou_threshold,
+            stability_threshold=grid.stability_threshold,
+            nms_threshold=grid.nms_threshold,
+            return_masks=self.config.masks,
+        )
+        return found
+
+
+def _make_clue_finder(config: ProposalsConfig, classifier: TrainedClassifier, device: str) -> Any:
+    """`find(image, labels or None) -> Clues`."""
+    from weaksam.models.clues import find_clues
+    from weaksam.models.weaktr_weights import load_trained
+
+    model = load_trained(
+        storage.fetch(classifier.uri), classifier.backbone, classifier.num_classes, gated=classifier.gated
+    ).to(device)
+    rules = config.clues.rules(model.size.depth)
+
+    def find(image: np.ndarray, labels: Sequence[int] | None) -> Clues:
+        import torch
+
+        try:
+            return find_clues(model, image, labels, rules)[0]
+        except torch.OutOfMemoryError as error:
+            raise ImageError("oom", f"no device memory to classify {image.shape[:2]} pixels: {error}") from error
+
+    return find
+
+
+def _source_rule(config: ProposalsConfig, kind: str) -> SourceRule:
+    from weaksam.sam.sources import SourceRule
+
+    clues, peaks = config.clues, getattr(config.clues, kind)
+    return SourceRule(
+        clues.pred_iou_threshold,
+        clues.stability_threshold,
+        peaks.nms_threshold,
+        keep_masks=tuple(clues.keep_masks),
+        joint=peaks.joint,
+    )
+
+
+def _point_rows(clues: Clues) -> list[dict[str, Any]]:
+    columns = (clues.points[:, 0], clues.points[:, 1], clues.point_labels, clues.scores, clues.kinds + 1)
+    keys = ("x", "y", "label", "score", "kind")
+    return [dict(zip(keys, values, strict=True)) for values in zip(*(c.tolist() for c in columns), strict=True)]
 
 
 def _decode_ahead(batch: pa.Table, max_pixels: int) -> Iterator[tuple[str, np.ndarray | ImageError]]:
@@ -172,21 +191,52 @@ def run(step: Step) -> Outcome:
     from weaksam import runtime
 
     config: ProposalsConfig = step.config
-    images = tables.read_step(step.inputs["images"], columns=["uri", "split"])
+    images = tables.read_step(step.inputs["images"], columns=["uri", "split", "labels"])
     if config.split is not None:
         images = tables.of_split(images, config.split, where=f"steps.{step.name}.split")
     names = schemas.class_names_of(images.schema)
     schema = schemas.with_metadata(schemas.PROPOSALS, fingerprint=step.fingerprint, class_names=names)
+    kwargs: dict[str, Any] = {"config": config, "schema": schema}
     source = images.select(["image_id", "uri"])
-    kwargs = {"config": config, "schema": schema}
+    if "classifier" in step.inputs:
+        kwargs["classifier"] = _trained_classifier(step, names)
+        source = source.append_column("labels", _known_labels(step, images))
     return runtime.map_images(step, source, ProposeBoxes, kwargs, schema=schema, resources=config.resources)
+
+
+def _trained_classifier(step: Step, names: list[str]) -> TrainedClassifier:
+    trained = step.inputs["classifier"]
+    learnt = schemas.class_names_of(tables.read_step(trained.inputs["images"], columns=["image_id"]).schema)
+    if learnt != names:
+        raise ConfigError(
+            f"steps.{step.name}.classifier: step {trained.name} knows {len(learnt)} classes ({', '.join(learnt[:3])}, "
+            f"...), the images have {len(names)} ({', '.join(names[:3])}, ...): give both datasets the same `classes`"
+        )
+    uri = storage.join(trained.folder, "checkpoint", "model.safetensors")
+    return TrainedClassifier(uri, trained.config.backbone, trained.config.gated, len(names))
+
+
+def _known_labels(step: Step, images: pa.Table) -> pa.Array:
+    """Image-level labels where they may be used, null elsewhere: a test split has some, but only to be judged by.
+
+    Differs from the published scripts, which give COCO's validation images their true labels.
+    """
+    trained = step.inputs["classifier"]
+    known = step.config.clues.known_splits
+    if known is None:
+        same = trained.inputs["images"].fingerprint == step.inputs["images"].fingerprint
+        known = [trained.config.split] if same else []
+    else:
+        for split in known:
+            tables.of_split(images, split, where=f"steps.{step.name}.clues.known_splits")
+    rows = zip(images.column("split").to_pylist(), images.column("labels").to_pylist(), strict=True)
+    return pa.array([labels if split in known else None for split, labels in rows], pa.list_(pa.int32()))
 
 
 def _shipped_weights(config: ProposalsConfig) -> dict[str, str]:
     if config.sam.checkpoint is not None:
         return {}
-    bundled = Path(weaksam.sam.__file__).parent / "weights" / f"{config.sam.model}.safetensors"
-    return {f"sam.{config.sam.model}": storage.identity(str(bundled))}
+    return {f"sam.{config.sam.model}": storage.identity(str(SHIPPED[config.sam.model]))}
 
 
-STAGE = Stage("proposals", 1, ProposalsConfig, run, writes="proposals", outside=_shipped_weights)
+STAGE = Stage("proposals", 2, ProposalsConfig, run, writes="proposals", outside=_shipped_weights)

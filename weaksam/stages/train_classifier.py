@@ -1,0 +1,196 @@
+"""images -> classifier: a network that, from image-level labels alone, learns where classes are.
+
+Its peaks prompt SAM in `proposals`. Nothing is selected: the weights of the last step are handed on, and the held-out
+part of the training split only tells how good they are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import pyarrow as pa
+from pydantic import Field
+
+from weaksam import schemas, storage, tables
+from weaksam.config import NotInFingerprint, OutsideFile, Reads, StageConfig
+from weaksam.errors import DataError
+from weaksam.sam import SHIPPED
+from weaksam.stage import Outcome, Stage, Step
+from weaksam.training_settings import TrainResources, TrainSettings
+
+if TYPE_CHECKING:
+    from weaksam.models.classifier_task import ClassifierTask, LabelledImages
+
+
+class TrainClassifierConfig(StageConfig):
+    """Trains a WeakTr classifier from image-level labels.
+
+    Defaults are the published recipe for VOC (batch 64, learning rate 7.5e-5, 60 epochs, DeiT-S).
+    """
+
+    images: Annotated[str, Reads("images")]
+    """The `index` step with the images and their labels."""
+    split: str
+    """Split to train on."""
+    backbone: str = "deit_small_patch16_224"
+    """A plain ViT of timm, or `vit_xs`, the small one of the demo."""
+    pretrained: bool = True
+    """Start from timm's weights of the backbone (fetched by name); for vit_xs from the SAM in the package."""
+    weights: Annotated[str | None, OutsideFile()] = None
+    """URI of weights to start from instead: a ViT's, or a published WeakTr checkpoint."""
+    class_rows: list[int] | None = None
+    """Which class of `weights` each class of the dataset is; in the same order when left out."""
+    gated: bool = False
+    """Fuse attention maps by the published learnt gate instead of their plain mean."""
+    image_size: int = Field(default=224, ge=32)
+    """Side of training pictures, pixels."""
+    epochs: int = Field(default=60, ge=0)
+    """Times each image is seen; 0 takes the starting weights as they are."""
+    batch_size: int = Field(default=64, ge=1)
+    """Images of a step, over all workers together."""
+    lr: float = Field(default=7.5e-5, gt=0)
+    """Learning rate after the warm-up, for this batch size."""
+    final_lr: float = Field(default=0.13, ge=0, le=1)
+    """Share of `lr` that the cosine ends with."""
+    warmup_epochs: float = Field(default=5, ge=0)
+    """Epochs over which the learning rate rises."""
+    weight_decay: float = Field(default=0.03, ge=0)
+    """Weight decay of matrices."""
+    drop_path: float = Field(default=0.1, ge=0, lt=1)
+    """Chance to leave out a residual branch of the last layer; earlier ones less."""
+    min_scale: float = Field(default=0.08, gt=0, le=1)
+    """Smallest share of an image that a training picture shows."""
+    rand_augment: float = Field(default=9.0, ge=0, le=10)
+    """Strength of random operations on colour and shape; 0 = none."""
+    erase: float = Field(default=0.25, ge=0, le=1)
+    """Chance that a rectangle is erased."""
+    ema: float = Field(default=0.0, ge=0, lt=1)
+    """Memory of the running mean of the weights that is handed on; 0 = the last ones."""
+    precision: Literal["fp32", "bf16", "fp16"] = "bf16"
+    """What is computed in; the published recipe used fp16, which needs a GPU."""
+    held_out: float = Field(default=0.05, ge=0, le=0.5)
+    """Share of the images kept out of training to measure mAP on."""
+    max_held_out: int = Field(default=1000, ge=1)
+    """Most images kept out."""
+    seed: int = Field(default=0, ge=0)
+    """Decides order, augmentation and random weights."""
+    checkpoint_every: Annotated[int, NotInFingerprint()] = Field(default=500, ge=1)
+    """Steps between checkpoints: what an interruption can cost."""
+    validate_epochs: Annotated[int, NotInFingerprint()] = Field(default=5, ge=1)
+    """Epochs between two looks at the held-out images."""
+    resources: TrainResources = TrainResources()
+    """Where it runs."""
+
+
+def run(step: Step) -> Outcome:
+    """Trains, from where an earlier call stopped, and tells how good the result is."""
+    config: TrainClassifierConfig = step.config
+    task = _make_task(step)
+    rows = len(task.train.uris) + len(task.held_out.uris)
+    if config.epochs == 0:
+        summary = _keep_weights(task, step.folder)
+    else:
+        from weaksam import runtime, training
+
+        runtime.connect()
+        training.train(task, train_settings(config, len(task.train.uris)), step.folder)
+        summary = _summary(step.folder)
+    return Outcome(rows=rows, summary=summary)
+
+
+def train_settings(config: TrainClassifierConfig, num_images: int) -> TrainSettings:
+    """Epochs of `num_images` as steps."""
+    batch_size = min(config.batch_size, num_images)
+    per_epoch = num_images / batch_size
+    log_every = max(1, math.ceil(per_epoch))
+    return TrainSettings(
+        steps=max(1, round(config.epochs * per_epoch)),
+        batch_size=batch_size,
+        lr=config.lr,
+        warmup=round(config.warmup_epochs * per_epoch),
+        final_lr=config.final_lr,
+        weight_decay=config.weight_decay,
+        ema=config.ema,
+        precision=config.precision,
+        seed=config.seed,
+        checkpoint_every=config.checkpoint_every,
+        log_every=log_every,
+        validate_every=log_every * config.validate_epochs,
+        resources=config.resources,
+    )
+
+
+def _make_task(step: Step) -> ClassifierTask:
+    from weaksam.models.classifier_task import ClassifierTask, Recipe
+
+    config: TrainClassifierConfig = step.config
+    train, held_out = _split(step)
+    return ClassifierTask(
+        backbone=config.backbone,
+        pretrained=config.pretrained,
+        weights=config.weights,
+        class_rows=tuple(config.class_rows) if config.class_rows is not None else None,
+        gated=config.gated,
+        train=train,
+        held_out=held_out,
+        recipe=Recipe(config.image_size, config.min_scale, config.rand_augment, config.erase, config.drop_path),
+    )
+
+
+def _split(step: Step) -> tuple[LabelledImages, LabelledImages]:
+    """Images to train on and held-out ones, told apart by a hash of their ids: the same ones in every run."""
+    config: TrainClassifierConfig = step.config
+    images = tables.read_step(step.inputs["images"], columns=["uri", "split", "labels"])
+    names = schemas.class_names_of(images.schema)
+    images = tables.of_split(images, config.split, where=f"steps.{step.name}.split")
+    images = images.filter(images.column("labels").is_valid())
+    if not images.num_rows or not names:
+        raise DataError(f"steps.{step.name}.split: no image of split '{config.split}' has image-level labels")
+    order = sorted(
+        range(images.num_rows), key=lambda i: hashlib.sha256(images.column("image_id")[i].as_py().encode()).digest()
+    )
+    count = min(int(config.held_out * len(order)), config.max_held_out)
+    parts = (sorted(order[count:]), order[:count])
+    return tuple(_labelled(images.take(pa.array(part, pa.int64())), len(names)) for part in parts)  # type: ignore[return-value]
+
+
+def _labelled(images: pa.Table, num_classes: int) -> LabelledImages:
+    import numpy as np
+
+    from weaksam.models.classifier_task import LabelledImages
+
+    labels = np.zeros((images.num_rows, num_classes), bool)
+    for row, present in enumerate(images.column("labels").to_pylist()):
+        labels[row, present] = True
+    return LabelledImages(images.column("uri").to_pylist(), labels)
+
+
+def _keep_weights(task: ClassifierTask, folder: str) -> str:
+    from safetensors.torch import save
+
+    if task.weights is None and not task.pretrained:
+        raise DataError("epochs is 0 and there are no weights to take: set weights, or pretrained, or epochs")
+    model = task.build_model().eval()
+    storage.write_bytes(storage.join(folder, "checkpoint", "model.safetensors"), save(model.state_dict()))
+    return _tell(task.validate(model))
+
+
+def _summary(folder: str) -> str:
+    lines = storage.read_bytes(storage.join(folder, "metrics.jsonl")).decode().splitlines()
+    return _tell(json.loads(lines[-1]))
+
+
+def _tell(metrics: dict[str, Any]) -> str:
+    found = metrics.get("held_out_mAP")
+    return f"held-out mAP {100 * found:.1f} %" if found is not None and math.isfinite(found) else ""
+
+
+def _shipped_weights(config: TrainClassifierConfig) -> dict[str, str]:
+    uses_sam = config.backbone == "vit_xs" and config.pretrained and config.weights is None
+    return {"sam.vit_xs": storage.identity(str(SHIPPED["vit_xs"]))} if uses_sam else {}
+
+
+STAGE = Stage("train_classifier", 1, TrainClassifierConfig, run, writes="classifier", outside=_shipped_weights)

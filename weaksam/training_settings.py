@@ -1,0 +1,73 @@
+"""Settings of the one training loop; light, so that a run file is checked without torch."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from weaksam.config import NotInFingerprint, Settings
+
+
+class TrainResources(Settings):
+    """Where the loop runs. Changes nothing that is learnt."""
+
+    workers: int = Field(default=1, ge=1)
+    """Processes that share each batch."""
+    cpus_per_worker: float = Field(default=1, gt=0)
+    """Processors reserved per worker; also its number of threads."""
+    gpus_per_worker: float = Field(default=0, ge=0)
+    """GPUs reserved per worker; 0 trains on processors."""
+    micro_batch_size: int | None = Field(default=None, ge=1)
+    """Samples a worker holds at once; the rest of its share is accumulated. Unset = its whole share."""
+    max_failures: int = Field(default=3, ge=-1)
+    """How often lost workers are replaced before the step fails; -1 = always."""
+
+
+class TrainSettings(Settings):
+    """How a model is trained."""
+
+    steps: int = Field(ge=1)
+    """Optimiser steps."""
+    batch_size: int = Field(ge=1)
+    """Samples of a step, over all workers together."""
+    lr: float = Field(gt=0)
+    """Learning rate after the warm-up."""
+    warmup: int = Field(default=0, ge=0)
+    """Steps over which the learning rate rises from near 0."""
+    final_lr: float = Field(default=0.0, ge=0, le=1)
+    """Share of `lr` that the cosine ends with; 1 = no decay."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Weight decay of the optimiser."""
+    clip: float | None = Field(default=None, gt=0)
+    """Largest norm of the gradient; unset = not clipped."""
+    ema: float = Field(default=0.0, ge=0, lt=1)
+    """Memory of the running mean of the weights that is saved instead of the last ones; 0 = off."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """What autocast computes in; fp16 needs a GPU and scales the loss."""
+    seed: int = Field(default=0, ge=0)
+    """Decides initial weights, the order of samples and their augmentation."""
+    checkpoint_every: Annotated[int, NotInFingerprint()] = Field(default=500, ge=1)
+    """Steps between checkpoints: what an interruption can cost."""
+    log_every: Annotated[int, NotInFingerprint()] = Field(default=50, ge=1)
+    """Steps between rows of metrics."""
+    validate_every: Annotated[int | None, NotInFingerprint()] = Field(default=None, ge=1)
+    """Steps between validations, a multiple of `log_every`, and one at the end; unset = never."""
+    resources: TrainResources = TrainResources()
+    """Where it runs."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> TrainSettings:
+        if self.batch_size < self.resources.workers:
+            raise ValueError(
+                f"batch_size {self.batch_size} leaves some of {self.resources.workers} workers without work"
+            )
+        if self.validate_every and self.validate_every % self.log_every:
+            raise ValueError(f"validate_every {self.validate_every} is no multiple of log_every {self.log_every}")
+        if self.precision == "fp16" and not self.resources.gpus_per_worker:
+            raise ValueError("precision fp16 needs gpus_per_worker > 0: use bf16 on processors")
+        return self
+
+    def validates_at(self, step: int) -> bool:
+        """Whether held-out data is scored after `step`: every `validate_every` steps and at the end."""
+        return self.validate_every is not None and (step % self.validate_every == 0 or step == self.steps)
