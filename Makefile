@@ -3,10 +3,13 @@ PYTHON ?= python3
 VENV := .venv
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test check format clean
+.PHONY: demo ablation test check format clean
 
 demo: $(INSTALLED)  ## the whole pipeline on a small drawn world, minutes on a laptop
 	$(VENV)/bin/python -m jobs.demo demo
+
+ablation: $(INSTALLED)  ## what each choice of the demo's proposals is worth, after `make demo`
+	$(VENV)/bin/python -m jobs.ablation demo
 
 test: $(INSTALLED)  ## every test that needs no GPU
 	$(VENV)/bin/python -m pytest

@@ -27,10 +27,10 @@ from segment_anything.modeling import Sam
 
 from weaksam.data.scene_drawing import draw_scene
 from weaksam.ops.masks import decode_rle
+from weaksam.sam import SHIPPED
 from weaksam.sam import engine as engine_module
 from weaksam.sam.build import build_sam
 from weaksam.sam.calibrate import calibrate
-from weaksam.sam import SHIPPED
 from weaksam.sam.checkpoints import load_sam
 from weaksam.sam.engine import EngineSettings, Proposals, SamEngine
 

@@ -11,62 +11,81 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from weaksam import pipeline, storage, tables
+from weaksam import pipeline, schemas, storage, tables
 from weaksam.cli import run_pipeline, set_up_logging
 from weaksam.data.images import decode_image
 from weaksam.data.scenes import write_scenes
-from weaksam.pictures import contact_sheet, draw_proposals, png_bytes
+from weaksam.models.clues import KINDS, find_clues
+from weaksam.models.weaktr_weights import load_trained
+from weaksam.pictures import SOURCE_COLOURS, contact_sheet, draw_boxes, draw_heatmap, png_bytes
 from weaksam.stage import Step
 
 CONFIG = str(Path(__file__).parents[1] / "configs" / "demo.yaml")
-SHOWN, BOXES_SHOWN = 6, 15
+SCENES, SEED = 900, 7
+SHOWN, BOXES_SHOWN = 4, 40
 
 
 def main(folder: str) -> None:
     """Runs the demo below `folder`."""
     set_up_logging()
-    scenes = storage.join(storage.absolute(folder), "scenes")
-    write_scenes(scenes, images=240, seed=7, format="voc")
-    overrides = [f"run={storage.join(storage.absolute(folder), 'run')}", f"steps.images.root={scenes}"]
+    overrides = prepare(folder)
     run_pipeline(CONFIG, overrides)
     steps = {step.name: step for step in pipeline.load(CONFIG, overrides)}
     picture = storage.join(storage.absolute(folder), "proposals.png")
-    storage.write_bytes(picture, png_bytes(_picture(steps["images"], steps["proposals"])))
-    metrics = storage.read_json(storage.join(steps["recall"].folder, "metrics.json"))
-    print(recall_table(metrics))
+    storage.write_bytes(picture, png_bytes(_picture(steps)))
+    print(recall_table(storage.read_json(storage.join(steps["recall"].folder, "metrics.json"))))
     print(f"\nPicture: {picture}\nTable:   {steps['proposals'].folder}\nLook at it:\n")
     print("  import pandas as pd, glob")
     print(f"  table = pd.concat(map(pd.read_parquet, glob.glob('{steps['proposals'].folder}/part-*.parquet')))")
-    print("  print(table[['image_id', 'status', 'boxes', 'predicted_iou']])")
+    print("  print(table[['image_id', 'status', 'boxes', 'source', 'points', 'labels']])")
+
+
+def prepare(folder: str) -> list[str]:
+    """Draws the scenes below `folder`, unless they are there; gives the overrides that point a run file at them."""
+    scenes = storage.join(storage.absolute(folder), "scenes")
+    write_scenes(scenes, images=SCENES, seed=SEED, format="voc")
+    return [f"run={storage.join(storage.absolute(folder), 'run')}", f"steps.images.root={scenes}"]
 
 
 def recall_table(report: dict) -> str:
-    """The figures of an evaluation as a table for people."""
+    """The figures of an evaluation as a table for people: sources added one by one, then all by size of objects."""
     figures = report["metrics"]
-    rows = [("all", "", "AR"), ("best 10 boxes", "_top10", "AR@10"), ("best 50 boxes", "_top50", "AR@50")]
-    rows += [(f"{size} objects", f"_{size}", f"AR_{size}") for size in ("small", "medium", "large")]
+    counts = [figures.get(f"boxes_per_image_{source}", 0.0) for source in schemas.SOURCES]
+    rows = [("grid", "_grid", sum(counts[:1])), ("+ CAM peaks", "_grid+coarse+fine", sum(counts[:3]))]
+    rows += [("+ cross peaks", "", sum(counts)), ("best 50 boxes", "_top50", min(50.0, sum(counts)))]
+    rows += [(f"{size} objects", f"_{size}", sum(counts)) for size in ("small", "medium", "large")]
     lines = [
-        f"\nGrid proposals on the {report['split']} split: {report['num_images']} images, "
-        f"{report['num_objects']} objects, {figures['boxes_per_image']:.1f} boxes per image",
-        f"{'recall at IoU':16} {'0.5':>7} {'0.75':>7} {'0.9':>7} {'AR':>7}",
+        f"\nProposals on the {report['split']} split: {report['num_images']} images, {report['num_objects']} objects",
+        f"{'':16} {'boxes':>7} {'R@0.5':>7} {'R@0.75':>7} {'R@0.9':>7}",
     ]
-    for name, suffix, average in rows:
-        keys = [*(f"recall@{iou}{suffix}" for iou in ("0.5", "0.75", "0.9")), average]
+    for name, suffix, boxes in rows:
+        keys = [f"recall@{iou}{suffix}" for iou in ("0.5", "0.75", "0.9")]
         if keys[0] in figures:
-            lines.append(f"{name:16} " + " ".join(f"{100 * figures[key]:6.1f}%" for key in keys))
+            lines.append(f"{name:16} {boxes:7.1f} " + " ".join(f"{100 * figures[key]:6.1f}%" for key in keys))
     return "\n".join(lines)
 
 
-def _picture(images: Step, proposals: Step) -> Image.Image:
-    """The best-rated proposals of some images, masks tinted."""
-    uris = {row["image_id"]: row["uri"] for row in tables.read_step(images, columns=["uri"]).to_pylist()}
-    shown = tables.read_step(proposals, columns=["boxes", "masks"])[-SHOWN:].to_pylist()
+def _picture(steps: dict[str, Step]) -> Image.Image:
+    """A row per image: a heatmap of each kind with its peaks, and the proposals by what prompted them."""
+    classifier, proposals = steps["classifier"], steps["proposals"]
+    images = tables.read_step(steps["images"], columns=["uri"])
+    uris = dict(zip(images.column("image_id").to_pylist(), images.column("uri").to_pylist(), strict=True))
+    weights = storage.fetch(storage.join(classifier.folder, "checkpoint", "model.safetensors"))
+    model = load_trained(weights, classifier.config.backbone, len(schemas.class_names_of(images.schema)))
+    rules = proposals.config.clues.rules(model.size.depth)
     drawn = []
-    for row in shown:
-        boxes = np.array(row["boxes"][:BOXES_SHOWN], np.float32).reshape(-1, 4)
+    table = tables.read_step(proposals, columns=["boxes", "source", "labels"])
+    for row in table[-SHOWN:].to_pylist():
         image = decode_image(storage.read_bytes(uris[row["image_id"]]))
-        drawn.append(draw_proposals(image, boxes, row["masks"][:BOXES_SHOWN]))
-    return contact_sheet(drawn, columns=3)
+        clues, heatmaps = find_clues(model, image, row["labels"], rules)
+        first = clues.labels[0]
+        for kind, maps in heatmaps.items():
+            here = (clues.kinds == KINDS.index(kind)) & (clues.point_labels == first)
+            drawn.append(draw_heatmap(image, maps[0].mean(0).cpu().numpy(), clues.points[here]))
+        boxes = np.array(row["boxes"][:BOXES_SHOWN], np.float32).reshape(-1, 4)
+        colours = [SOURCE_COLOURS[schemas.SOURCES[source]] for source in row["source"][:BOXES_SHOWN]]
+        drawn.append(draw_boxes(Image.fromarray(image), boxes, colours))
+    return contact_sheet(drawn, columns=4)
 
 
 if __name__ == "__main__":

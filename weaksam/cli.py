@@ -155,6 +155,37 @@ def status(run_uri: Annotated[str, typer.Argument(metavar="RUN", help="Folder of
 
 @app.command()
 @guarded
+def metrics(run_uri: Annotated[str, typer.Argument(metavar="RUN", help="Folder of a run, any URI.")]) -> None:
+    """Show the figures of every finished evaluate step in RUN, one step a line."""
+    from weaksam.stages.evaluate import HEADLINES
+    from weaksam.storage import join, list_folders, read_json
+
+    reports = []
+    for name in list_folders(run_uri):
+        try:
+            reports.append((name, read_json(join(run_uri, name, "metrics.json"))))
+        except FileNotFoundError:
+            continue
+    if not reports:
+        raise ConfigError(f"{run_uri}: no evaluate step is finished there: check the folder, or run a config first")
+    for task in dict.fromkeys(report["task"] for _, report in reports):
+        table = Table("step", "split", "images", *HEADLINES[task], box=None)
+        for name, report in reports:
+            if report["task"] == task:
+                figures = [_figure(key, report["metrics"].get(key)) for key in HEADLINES[task]]
+                table.add_row(name, report["split"] or "all", str(report["num_images"]), *figures)
+        _console().print(table)
+
+
+def _figure(name: str, value: float | None) -> str:
+    """A fraction as percent, a count as it is."""
+    if value is None:
+        return ""
+    return f"{value:.1f}" if name.startswith("boxes_per_image") else f"{100 * value:.1f}%"
+
+
+@app.command()
+@guarded
 def stages(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="A stage; all when left out.")] = None,
 ) -> None:

@@ -1,4 +1,4 @@
-"""Pictures for people: proposals drawn on their images."""
+"""Pictures for people: proposals, heatmaps and peaks drawn on their images."""
 
 from __future__ import annotations
 
@@ -11,8 +11,19 @@ from PIL import Image, ImageDraw
 
 from weaksam.ops.masks import decode_rle
 
+Colour = tuple[int, int, int]
 
-def colours(count: int) -> list[tuple[int, int, int]]:
+# What prompted a box, by `schemas.SOURCES`: the grid steps back behind what a classifier pointed at.
+SOURCE_COLOURS: dict[str, Colour] = {
+    "grid": (150, 150, 150),
+    "coarse": (255, 170, 0),
+    "fine": (0, 220, 90),
+    "cross": (60, 160, 255),
+}
+_HEAT = np.array([[0, 0, 60], [120, 20, 120], [240, 80, 40], [255, 220, 60]], np.float32)  # cold to hot
+
+
+def colours(count: int) -> list[Colour]:
     """`count` strong colours, neighbours far apart in hue."""
     hues = [(index * 0.618034) % 1.0 for index in range(count)]  # golden ratio: never near the last few
     return [tuple(round(255 * part) for part in colorsys.hsv_to_rgb(hue, 0.85, 1.0)) for hue in hues]  # type: ignore[misc]
@@ -35,12 +46,35 @@ def draw_proposals(image: np.ndarray, boxes: np.ndarray, masks: Sequence[bytes] 
         for index in order:
             inside = decode_rle(masks[index], height, width)
             picture[inside] = 0.5 * picture[inside] + 0.5 * np.array(palette[index])
-    drawn = Image.fromarray(picture.astype(np.uint8))
+    return draw_boxes(Image.fromarray(picture.astype(np.uint8)), boxes[order], [palette[index] for index in order])
+
+
+def draw_boxes(picture: Image.Image, boxes: np.ndarray, colours: Sequence[Colour]) -> Image.Image:
+    """A copy with boxes (N, 4) xyxy outlined, each in its colour, later ones on top."""
+    drawn = picture.copy()
     draw = ImageDraw.Draw(drawn)
-    for index in order:
-        left, top, right, bottom = boxes[index]
-        draw.rectangle((left, top, max(left, right - 1), max(top, bottom - 1)), outline=palette[index], width=1)
+    for (left, top, right, bottom), colour in zip(boxes, colours, strict=True):
+        draw.rectangle((left, top, max(left, right - 1), max(top, bottom - 1)), outline=colour, width=1)
     return drawn
+
+
+def draw_heatmap(image: np.ndarray, heatmap: np.ndarray, points: np.ndarray) -> Image.Image:
+    """A heatmap laid over its image, peaks ringed.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        heatmap: (H, W) float in [0, 1].
+        points: (P, 2) float, x then y, pixels.
+    """
+    place = heatmap.clip(0, 1) * (len(_HEAT) - 1)
+    heat = np.stack([np.interp(place, range(len(_HEAT)), _HEAT[:, channel]) for channel in range(3)], -1)
+    grey = image.mean(2, keepdims=True)
+    picture = Image.fromarray((0.45 * grey + 0.55 * heat).clip(0, 255).astype(np.uint8))
+    draw = ImageDraw.Draw(picture)
+    for x, y in points:
+        for radius, colour in ((5, (0, 0, 0)), (4, (255, 255, 255))):
+            draw.ellipse((x - radius, y - radius, x + radius, y + radius), outline=colour, width=2)
+    return picture
 
 
 def contact_sheet(pictures: Sequence[Image.Image], *, columns: int, cell: int = 320, gap: int = 8) -> Image.Image:

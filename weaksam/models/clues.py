@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import torch
@@ -44,9 +45,9 @@ class PeakRule:
     threshold: float = 0.9
     max_peaks: int = 25
     collapse_plateaus: bool = True
-    cluster: str = "off"
+    cluster: Literal["per_class", "pooled", "off"] = "off"
     peaks_per_cluster: int = 5
-    centre: str = "member"
+    centre: Literal["member", "mean"] = "member"
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,7 @@ def choose_labels(probabilities: np.ndarray, *, threshold: float) -> np.ndarray:
     Differs from the published code, which asks the next view when no class passes and gives up after the last.
     """
     labels = np.flatnonzero(probabilities > threshold)
-    return (labels if len(labels) else probabilities.argmax(keepdims=True)).astype(np.int32)
+    return (labels if len(labels) else np.array([probabilities.argmax()])).astype(np.int32)
 
 
 def make_heatmaps(views: Views, labels: np.ndarray, size: tuple[int, int]) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -145,7 +146,7 @@ class AttentionGate(nn.Module):
 
     def forward(self, num_tokens: int) -> Tensor:
         """(channels,) weights."""
-        first = self.fc[0].weight
+        first = cast(nn.Linear, self.fc[0]).weight
         return self.fc(first.new_full((first.shape[1],), 1 / num_tokens))
 
 
@@ -215,9 +216,7 @@ class WeakTr(nn.Module):
             cross_layers: 0-based layers whose heads give the cross maps, in rising order.
         """
         classes, layers = self.num_classes, set(cross_layers)
-        mean, rows = images.new_zeros(()), []
-
-        for_layer = iter(range(self.size.depth))
+        mean, rows, for_layer = images.new_zeros(()), [], iter(range(self.size.depth))
         gates = self._gates(classes + self._num_patches(images))
 
         def watch(weights: Tensor) -> None:

@@ -19,6 +19,9 @@ from weaksam.errors import DataError
 from weaksam.stage import Outcome, Stage, Step
 
 _TRUTH = ["boxes", "classes", "difficult", "crowd", "masks"]
+
+# Of the many figures of a task, the ones to look at first.
+HEADLINES = {"proposals": ("boxes_per_image", "recall@0.5", "recall@0.75", "recall@0.9", "AR")}
 _FOUND = ["status", "boxes", "source", "predicted_iou"]
 
 
