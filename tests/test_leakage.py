@@ -1,0 +1,125 @@
+"""Training and proposals see image-level labels of the training split, and nothing else that a person drew or wrote.
+
+And a classifier whose driver is killed ends with the weights of an undisturbed one.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from safetensors.torch import load_file
+
+from tests.test_resume import ROOT, clear_up
+from weaksam import pipeline, tables
+from weaksam.stage import Step
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+XML = """<annotation><filename>{name}</filename><size><width>48</width><height>32</height><depth>3</depth></size>
+<object><name>{label}</name><bndbox><xmin>3</xmin><ymin>4</ymin><xmax>30</xmax><ymax>25</ymax></bndbox></object>
+</annotation>"""
+
+
+def write_run(base: Path, epochs: int = 1) -> str:
+    """A run file of a classifier and its proposals on ten noise images in two splits, with boxes."""
+    noise = np.random.default_rng(0)
+    for split, count in (("train", 6), ("test", 4)):
+        (base / "data" / split).mkdir(parents=True)
+        for i in range(count):
+            path = base / "data" / split / f"{split}{i}.jpg"
+            Image.fromarray(noise.integers(0, 255, (32, 48, 3), np.uint8)).save(path)
+            path.with_suffix(".xml").write_text(XML.format(name=path.name, label=["cat", "dog"][i % 2]))
+    path = base / "run.yaml"
+    path.write_text(
+        f"run: {base}/run\nsteps:\n"
+        f"  images: {{stage: index, format: voc_folder, root: {base}/data}}\n"
+        "  classifier: {stage: train_classifier, images: images, split: train, backbone: vit_xs, image_size: 32, "
+        f"epochs: {epochs}, batch_size: 3, lr: 1.0e-3, precision: fp32, held_out: 0.2, checkpoint_every: 4}}\n"
+        "  proposals:\n    stage: proposals\n    images: images\n    classifier: classifier\n"
+        "    resources: {max_actors: 1}\n    sam: {model: vit_xs}\n    grid: {points_per_side: 3}\n"
+        "    clues: {scales: [1.0], label_threshold: 0.5}\n"
+    )
+    return str(path)
+
+
+def spoil(images: Step) -> None:
+    """Makes ground truth unreadable and gives the images of the test split the labels of the other class."""
+    truth = Path(images.folder, tables.GROUND_TRUTH)
+    parts = list(truth.glob("part-*"))
+    assert parts
+    for part in parts:
+        part.write_bytes(b"whoever opens this fails")
+    for part in Path(images.folder).glob("part-*.parquet"):
+        table = pq.read_table(part)
+        rows = zip(table.column("split").to_pylist(), table.column("labels").to_pylist(), strict=True)
+        labels = [[1 - one for one in present] if split == "test" else present for split, present in rows]
+        place = table.schema.get_field_index("labels")
+        pq.write_table(
+            table.set_column(place, table.schema.field(place), pa.array(labels, table.schema.types[place])), part
+        )
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_neither_boxes_nor_labels_of_the_test_split_reach_training_or_proposals(tmp_path: Path) -> None:
+    config = write_run(tmp_path)
+    steps = pipeline.load(config)
+    pipeline.run_steps(steps)
+    images, classifier, proposals = steps
+    table = tables.read_step(proposals)
+    assert set(table.column("status").to_pylist()) == {"ok"}
+    used = [row["labels"] for row in table.to_pylist() if row["image_id"].startswith("train")]
+    assert used == [[0], [1]] * 3  # known
+    assert any(len(points) for points in table.column("points").to_pylist())
+    weights = load_file(Path(classifier.folder) / "checkpoint" / "model.safetensors")
+
+    for step in (classifier, proposals):
+        shutil.rmtree(step.folder)
+    spoil(images)
+    pipeline.run_steps(pipeline.load(config))
+    assert tables.read_step(proposals).equals(table)
+    again = load_file(Path(classifier.folder) / "checkpoint" / "model.safetensors")
+    assert all(np.array_equal(value, again[key]) for key, value in weights.items())
+
+
+@pytest.mark.timeout(400)
+def test_a_classifier_whose_driver_is_killed_ends_as_if_nothing_had_happened(tmp_path: Path) -> None:
+    config = write_run(tmp_path, epochs=12)
+    weights = []
+    for name, kill in (("calm", False), ("rough", True)):
+        ray_folder = tempfile.mkdtemp(prefix="ws", dir="/tmp")  # short: sockets live there
+        run = tmp_path / name
+        command = [sys.executable, "-c", "from weaksam.cli import main; main()", "run", config, f"run={run}"]
+        command += ["--only", "images", "--only", "classifier"]
+        environment = {**os.environ, "RAY_TMPDIR": ray_folder}
+        try:
+            if kill:
+                driver = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True)
+                end = time.monotonic() + 120
+                while not list(run.glob("classifier-*/checkpoint/checkpoint_2*/state.pt")):
+                    assert driver.poll() is None, "ended too early"
+                    assert time.monotonic() < end, "no checkpoint in 120 s"
+                    time.sleep(0.02)
+                driver.send_signal(signal.SIGKILL)
+                driver.wait()
+                assert not list(run.glob("classifier-*/manifest.json")), "the run ended before it was hit"
+                clear_up(ray_folder)  # what a killed driver leaves behind ends within seconds, but not at once
+                Path(ray_folder).mkdir()
+            subprocess.run(command, cwd=ROOT, env=environment, check=True, timeout=180)
+        finally:
+            clear_up(ray_folder)
+        (found,) = run.glob("classifier-*/checkpoint/model.safetensors")
+        weights.append(load_file(found))
+    calm, rough = weights
+    assert all(np.array_equal(value, rough[key]) for key, value in calm.items())
