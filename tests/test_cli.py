@@ -288,3 +288,24 @@ def test_one_damaged_step_does_not_hide_the_others(config: str, tmp_path: Path) 
     (broken / "config.json").write_text("{half")
     assert "images" in call(WEAKSAM, "status", str(tmp_path / "run")).stdout
     assert os.listdir(broken) == ["config.json"]
+
+
+def test_metrics_shows_the_headlines_of_every_finished_evaluation(tmp_path: Path) -> None:
+    figures = {"boxes_per_image": 31.66, "recall@0.5": 0.8514, "recall@0.75": 0.5, "AR": 0.4}
+    report = {"task": "proposals", "split": None, "num_images": 80, "metrics": figures}
+    storage.write_json(str(tmp_path / "recall-0123abcd" / "metrics.json"), report)
+    storage.write_json(str(tmp_path / "recall_other-0123abcd" / "metrics.json"), {**report, "split": "test"})
+    (tmp_path / "images-00000000").mkdir()
+    done = call(WEAKSAM, "metrics", str(tmp_path))
+    assert done.returncode == 0
+    head, one, other = done.stdout.strip().splitlines()
+    names = ["boxes_per_image", "recall@0.5", "recall@0.75", "recall@0.9", "AR"]
+    assert head.split() == ["step", "split", "images", *names]
+    assert one.split() == ["recall-0123abcd", "all", "80", "31.7", "85.1%", "50.0%", "40.0%"]  # no recall@0.9 in it
+    assert other.split()[:3] == ["recall_other-0123abcd", "test", "80"]
+
+
+def test_metrics_of_a_run_without_any_is_a_fault(tmp_path: Path) -> None:
+    done = call(WEAKSAM, "metrics", str(tmp_path))
+    assert done.returncode == 2
+    assert "no evaluate step is finished there" in done.stderr

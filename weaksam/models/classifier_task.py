@@ -29,7 +29,7 @@ from weaksam.ops.classification import mean_average_precision
 
 log = logging.getLogger(__name__)
 
-_THREADS = 4  # reading and decoding ahead of the network
+_THREADS = 8  # reading and decoding ahead of the network
 _UNDECAYED = ("cls_token", "pos_embed")
 
 

@@ -57,6 +57,8 @@ class PeakSettings(Settings):
     """Side of the window that a peak is the maximum of, odd, in pixels of the heatmap."""
     threshold: float = Field(default=0.9, ge=0, le=1)
     """Lowest value a peak may have; a heatmap reaches from 0 to 1."""
+    max_peaks: int = Field(default=25, ge=1)
+    """Most peaks of one heatmap, the highest."""
     joint: bool = True
     """Whether all peaks of a class are also one prompt together."""
     nms_threshold: float | None = Field(default=0.9, gt=0, le=1)
@@ -135,7 +137,7 @@ class ClueSettings(Settings):
         clusters = {}
         if isinstance(peaks, CrossSettings):
             clusters = {name: getattr(peaks, name) for name in ("cluster", "peaks_per_cluster", "centre")}
-        return PeakRule(peaks.kernel, peaks.threshold, collapse_plateaus=self.collapse_plateaus, **clusters)
+        return PeakRule(peaks.kernel, peaks.threshold, peaks.max_peaks, collapse_plateaus=self.collapse_plateaus, **clusters)
 
 
 class ProposalResources(PoolResources):

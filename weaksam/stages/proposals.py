@@ -43,8 +43,7 @@ class TrainedClassifier:
 class ProposeBoxes:
     """Fetched images in, rows of `schemas.PROPOSALS` out; holds SAM and, when there is one, the classifier.
 
-    Both in one actor: the image is decoded once, and SAM takes most of the time, so the classifier's share is small
-    (`python -m benchmarks.peaks`).
+    Both in one actor: the image is decoded once and nothing but bytes travels (`python -m benchmarks.clue_share`).
     """
 
     def __init__(self, config: ProposalsConfig, schema: pa.Schema, classifier: TrainedClassifier | None = None) -> None:

@@ -95,6 +95,7 @@ def run(step: Step) -> Outcome:
     else:
         from weaksam import runtime, training
 
+        task.build_model()  # a fault of the weights is told here, at once, and not by every worker in turn
         runtime.connect()
         training.train(task, train_settings(config, len(task.train.uris)), step.folder)
         summary = _summary(step.folder)
