@@ -18,7 +18,7 @@ LAYERS = [
     {"config", "schemas", "storage", "tables"},
     {"ops"},
     {"models", "sam", "data", "pictures"},
-    {"stage", "pools", "rows", "isolation", "runtime", "training", "training_state", "training_settings"},
+    {"stage", "pools", "progress", "rows", "isolation", "runtime", "training", "training_state", "training_settings"},
     {"stages"},
     {"pipeline", "cli", "submit", "report"},
 ]

@@ -75,10 +75,3 @@ def fit_pool(resources: PoolResources, nodes: Sequence[Mapping[str, float]]) -> 
 def _actors_on(node: Mapping[str, float], actor_cpus: float, actor_gpus: float) -> int:
     by_cpu = math.floor(node.get("CPU", 0.0) / actor_cpus + 1e-6)
     return min(by_cpu, math.floor(node.get("GPU", 0.0) / actor_gpus + 1e-6)) if actor_gpus > 0 else by_cpu
-
-
-def duration(seconds: float) -> str:
-    """`42 s`, `7 min` or `3.5 h`."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -14,18 +14,17 @@ import math
 import os
 import signal
 import sys
-import threading
 import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
 import pyarrow as pa
 
 from weaksam import schemas, tables
 from weaksam.errors import StageError, WeakSamError
-from weaksam.pools import TASK_CPUS, Pool, PoolResources, duration, fit_pool
+from weaksam.pools import TASK_CPUS, Pool, PoolResources, fit_pool
+from weaksam.progress import duration, repeatedly
 from weaksam.stage import Outcome, Step
 
 # A killed driver's reservation in Ray Data's coordinator starves the next one until it expires (default 180 s).
@@ -172,33 +171,24 @@ def _quieten() -> None:
             handler.setLevel(logging.CRITICAL)
 
 
-@contextmanager
-def _progress(step: Step, total: int, done_before: int) -> Iterator[None]:
+def _progress(step: Step, total: int, done_before: int) -> AbstractContextManager[None]:
     """Logs how many images are done every few seconds, read off the listing of the step's folder."""
-    finished = threading.Event()
-    started = time.monotonic()
+    started, last = time.monotonic(), done_before
 
     def report() -> None:
-        last = done_before
-        while not finished.wait(5.0):
-            try:
-                done = sum(tables.rows_in(part) for part in tables.list_parts(step.folder))
-            except (WeakSamError, OSError) as error:  # progress must never stop the work
-                log.debug("%s: no progress line: %s", step.name, error)
-                continue
-            if done > last:
-                rate = (done - done_before) / (time.monotonic() - started)
-                left = (total - done) / rate
-                log.info("%s  %d/%d images  %.1f images/s  eta %s", step.name, done, total, rate, duration(left))
-                last = done
+        nonlocal last
+        try:
+            done = sum(tables.rows_in(part) for part in tables.list_parts(step.folder))
+        except (WeakSamError, OSError) as error:  # progress must never stop the work
+            log.debug("%s: no progress line: %s", step.name, error)
+            return
+        if done > last:
+            rate = (done - done_before) / (time.monotonic() - started)
+            left = (total - done) / rate
+            log.info("%s  %d/%d images  %.1f images/s  eta %s", step.name, done, total, rate, duration(left))
+            last = done
 
-    thread = threading.Thread(target=report, name=f"progress-{step.name}", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        finished.set()
-        thread.join()
+    return repeatedly(report, seconds=5.0)
 
 
 def _account(step: Step, source: pa.Table, *, computed: int) -> Outcome:

@@ -15,10 +15,9 @@ import json
 import logging
 import math
 import tempfile
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from itertools import islice
 from typing import Any
 
@@ -31,7 +30,7 @@ from torch import Tensor
 
 from weaksam import storage
 from weaksam.errors import ConfigError, StageError, WeakSamError
-from weaksam.pools import duration
+from weaksam.progress import duration, repeatedly
 from weaksam.training_settings import TrainResources, TrainSettings
 from weaksam.training_state import Journal, Trainee, TrainTask, draw_batch
 
@@ -93,10 +92,9 @@ def check_workers(resources: TrainResources, nodes: Sequence[Mapping[str, float]
         )
 
 
-@contextmanager
-def _progress(folder: str, settings: TrainSettings) -> Iterator[None]:
+def _progress(folder: str, settings: TrainSettings) -> AbstractContextManager[None]:
     """Logs each new row of metrics; workers may be anywhere, so they are read off the run folder."""
-    uri, finished = storage.join(folder, "metrics.jsonl"), threading.Event()
+    uri = storage.join(folder, "metrics.jsonl")
 
     def read_rows() -> list[dict[str, float]]:
         try:
@@ -104,24 +102,16 @@ def _progress(folder: str, settings: TrainSettings) -> Iterator[None]:
         except (WeakSamError, OSError, ValueError):  # not there yet; progress must never stop the work
             return []
 
-    def report() -> None:
-        last = max((row["step"] for row in read_rows()), default=0)
-        while True:
-            ended = finished.wait(2.0)
-            for row in read_rows():
-                if row["step"] > last:
-                    log.info("%s", progress_line(row, settings))
-                    last = row["step"]
-            if ended:
-                return
+    last = max((row["step"] for row in read_rows()), default=0)
 
-    thread = threading.Thread(target=report, name="training-progress", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        finished.set()
-        thread.join()
+    def report() -> None:
+        nonlocal last
+        for row in read_rows():
+            if row["step"] > last:
+                log.info("%s", progress_line(row, settings))
+                last = row["step"]
+
+    return repeatedly(report, seconds=2.0)
 
 
 def progress_line(row: Mapping[str, float], settings: TrainSettings) -> str:

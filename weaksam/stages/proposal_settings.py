@@ -5,6 +5,7 @@ The defaults are what measured best on the demo (configs/demo_ablation.yaml); co
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -134,10 +135,10 @@ class ClueSettings(Settings):
     def _rule(self, peaks: PeakSettings) -> PeakRule:
         from weaksam.models.clues import PeakRule
 
-        clusters = {}
-        if isinstance(peaks, CrossSettings):
-            clusters = {name: getattr(peaks, name) for name in ("cluster", "peaks_per_cluster", "centre")}
-        return PeakRule(peaks.kernel, peaks.threshold, peaks.max_peaks, collapse_plateaus=self.collapse_plateaus, **clusters)
+        rule = PeakRule(peaks.kernel, peaks.threshold, peaks.max_peaks, self.collapse_plateaus)
+        if not isinstance(peaks, CrossSettings):
+            return rule
+        return replace(rule, cluster=peaks.cluster, peaks_per_cluster=peaks.peaks_per_cluster, centre=peaks.centre)
 
 
 class ProposalResources(PoolResources):
