@@ -22,7 +22,7 @@ from weaksam.stage import Step
 
 CONFIG = str(Path(__file__).parents[1] / "configs" / "demo.yaml")
 SCENES, SEED = 900, 7
-SHOWN, BOXES_SHOWN = 4, 40
+SHOWN, BOXES_SHOWN = 3, 40
 
 
 def main(folder: str) -> None:
@@ -85,7 +85,7 @@ def _picture(steps: dict[str, Step]) -> Image.Image:
         boxes = np.array(row["boxes"][:BOXES_SHOWN], np.float32).reshape(-1, 4)
         colours = [SOURCE_COLOURS[schemas.SOURCES[source]] for source in row["source"][:BOXES_SHOWN]]
         drawn.append(draw_boxes(Image.fromarray(image), boxes, colours))
-    return contact_sheet(drawn, columns=4)
+    return contact_sheet(drawn, columns=4, cell=280)
 
 
 if __name__ == "__main__":
