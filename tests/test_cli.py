@@ -244,7 +244,7 @@ def test_a_stage_shows_every_key_with_its_type_default_and_sentence(name: str) -
 def test_an_unknown_stage_is_told_with_the_known_ones() -> None:
     told = call(WEAKSAM, "stages", "proposal")
     assert told.returncode == 2
-    assert "there is no stage 'proposal': stages are index, proposals" in told.stderr
+    assert "there is no stage 'proposal': stages are index, train_classifier, proposals" in told.stderr
 
 
 @pytest.mark.parametrize("name", ["pipeline", *STAGES])

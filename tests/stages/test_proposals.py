@@ -230,5 +230,5 @@ def test_cross_layers_are_the_third_quarter_unless_named() -> None:
     )
     assert sorted(faults) == [
         "steps.p.clues.coarse: kernel must be odd, got 4",
-        "steps.p.clues.keep_masks.0: input should be less than or equal to 2, got 3",
+        "steps.p.clues.keep_masks.0: input should be 0, 1 or 2, got 3",
     ]

@@ -89,7 +89,8 @@ def load_file(model: WeakTr, path: Path, *, class_rows: Sequence[int] | None = N
     Raises:
         WeightsError: it cannot be read, or does not fit.
     """
-    load_state(model, read_state(path), where=str(path), class_rows=class_rows)
+    state = read_state(path, wrappers=("model", "state_dict"))  # as DeiT's and WeakTr's training scripts save it
+    load_state(model, state, where=str(path), class_rows=class_rows)
 
 
 def load_state(

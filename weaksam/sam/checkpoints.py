@@ -10,6 +10,7 @@ import argparse
 import hashlib
 import pickle
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -93,10 +94,12 @@ def _bundled(model: str) -> Path:
     return SHIPPED[model]
 
 
-def read_state(path: Path) -> dict[str, Tensor]:
+def read_state(path: Path, *, wrappers: Sequence[str] = ()) -> dict[str, Tensor]:
     """The state dict in a file, on the CPU; no code in the file is run.
 
-    Training scripts wrap it as `model` or `state_dict`, beside their arguments and the optimiser's state.
+    Args:
+        path: `.safetensors`, or what `torch.save` wrote.
+        wrappers: keys under which the state dict may lie, where training scripts save it beside other things.
 
     Raises:
         WeightsError: there is no such file, it is cut off, or it holds no state dict.
@@ -115,7 +118,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
             f"{path}: cannot be read as weights ({reason}). It has {size} bytes: a download that stopped early, or "
             "another kind of file. Download it again"
         ) from error
-    for wrapper in ("model", "state_dict"):
+    for wrapper in wrappers:
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
             state = state[wrapper]
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):

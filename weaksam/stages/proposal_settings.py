@@ -110,7 +110,7 @@ class ClueSettings(Settings):
     """Class activation maps refined by attention."""
     cross: CrossSettings = CrossSettings()
     """Attention of class tokens to patches."""
-    keep_masks: list[Annotated[int, Field(ge=0, le=2)]] = Field(default=[0, 1, 2], min_length=1)
+    keep_masks: list[Literal[0, 1, 2]] = Field(default=[0, 1, 2], min_length=1)
     """Which of SAM's three masks of a prompt are used; published: [1, 2]."""
     pred_iou_threshold: float = Field(default=0.3, ge=0, le=1)
     """Masks that SAM itself rates at or below this IoU are dropped; published: none."""
