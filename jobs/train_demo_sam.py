@@ -24,6 +24,7 @@ from weaksam.training import TrainResources, TrainSettings, train
 
 log = logging.getLogger("weaksam.jobs")
 BATCH = 24  # pictures a step
+HELD_OUT_SEED = 8  # the same scenes whatever the seed of training, so that scores compare
 
 
 def main(
@@ -32,6 +33,7 @@ def main(
     steps: Annotated[int, typer.Option(min=1, help=f"Steps, {BATCH} pictures each.")] = 10_000,
     workers: Annotated[int, typer.Option(min=1, help="Processes; one per core beats threads.")] = 2,
     gpus: Annotated[float, typer.Option(min=0, help="GPUs per process.")] = 0,
+    lr: Annotated[float, typer.Option(min=1e-6, help="Highest learning rate; it falls to zero.")] = 2e-3,
     seed: Annotated[int, typer.Option(min=0, help="Decides scenes, weights and order.")] = 1,
     weights: Annotated[Path | None, typer.Option(help="To start from: vit_xs, or a run's model.safetensors.")] = None,
 ) -> None:
@@ -39,12 +41,12 @@ def main(
     set_up_logging()
     folder = run_folder.resolve()
     drawn = cache_scenes(folder / "scenes", images=scenes, seed=seed, family="varied")
-    held_out = cache_scenes(folder / "heldout", images=300, seed=seed + 6, family="demo")
+    held_out = cache_scenes(folder / "heldout", images=300, seed=HELD_OUT_SEED, family="demo")
     runtime.connect()
     settings = TrainSettings(
         steps=steps,
         batch_size=BATCH,
-        lr=2e-3,
+        lr=lr,
         warmup=60,
         weight_decay=0.01,
         clip=1.0,

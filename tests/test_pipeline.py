@@ -113,6 +113,20 @@ def test_overrides_are_yaml_and_checked_like_the_file(load: Callable) -> None:
         load({"a": {"stage": "make"}}, "steps.a.size")
 
 
+def test_steps_can_be_written_as_changes_of_another(tmp_path: Path, load: Callable) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        "run: /r\nsteps:\n  a: &a {stage: make, size: 3, inner: &inner {lr: 0.5}}\n"
+        "  b: {<<: *a, size: 4, inner: {<<: *inner}}\n  c: {<<: *a}\n"
+    )
+    a, b, c = pipeline.load(str(path), ["steps.a.inner.lr=0.25"])
+    assert [step.config.size for step in (a, b, c)] == [3, 4, 3]
+    assert [step.config.inner.lr for step in (a, b, c)] == [0.25, 0.5, 0.5]
+    path.write_text("run: &r [*r]\n")
+    with pytest.raises(ConfigError, match="cannot be read as YAML"):
+        pipeline.load(str(path))
+
+
 def test_broken_yaml_names_file_and_line(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_text("run: x\nsteps: {a: [}\n")

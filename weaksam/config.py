@@ -52,18 +52,18 @@ class StageConfig(Settings):
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML in which `2e-5` is a number and a key given twice is a fault."""
+    """Safe YAML, merge keys included, in which `2e-5` is a number and a key given twice is a fault."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)  # before merge keys are resolved: those may be given again
         seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, str | int | float | bool):
-                raise yaml.MarkedYAMLError(problem=f"{key!r} cannot be a key", problem_mark=key_node.start_mark)
-            if key in seen:
-                raise yaml.MarkedYAMLError(problem=f"key {key!r} is given twice", problem_mark=key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag.endswith((":null", ":timestamp", ":binary")):
+                raise yaml.MarkedYAMLError(problem="this cannot be a key", problem_mark=key.start_mark)
+            if (key.tag, key.value) in seen:
+                raise yaml.MarkedYAMLError(problem=f"key {key.value!r} is given twice", problem_mark=key.start_mark)
+            seen.add((key.tag, key.value))
+        return node
 
 
 _Loader.add_implicit_resolver(
@@ -80,10 +80,11 @@ def load_run_file(path: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
         ConfigError: the file is missing or not YAML, or an override is not of that form.
     """
     try:
-        content = yaml.load(Path(path).read_text(), Loader=_Loader)
+        content = _unshared(yaml.load(Path(path).read_text(), Loader=_Loader))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
-    except (yaml.YAMLError, ValueError, OSError) as error:  # ValueError: a date that is none, or bytes that are no text
+    # ValueError: a date that is none, or bytes that are no text. RecursionError: an anchor inside itself.
+    except (yaml.YAMLError, ValueError, OSError, RecursionError) as error:
         raise ConfigError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: must be a mapping with the keys 'run' and 'steps'")
@@ -91,6 +92,13 @@ def load_run_file(path: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     if faults:
         raise ConfigError(*faults)
     return content
+
+
+def _unshared(content: Any) -> Any:
+    """A copy in which what was named by an anchor is a thing of its own each time: an override changes one step."""
+    if isinstance(content, dict):
+        return {key: _unshared(value) for key, value in content.items()}
+    return [_unshared(value) for value in content] if isinstance(content, list) else content
 
 
 def _apply_override(content: dict[str, Any], text: str) -> str | None:

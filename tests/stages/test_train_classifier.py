@@ -135,6 +135,16 @@ def test_weights_of_vectors_tokens_and_positions_are_not_decayed(images: Labelle
     assert others == {1, 3}
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_every_weight_that_is_learnt_has_one_place_in_the_optimizer(images: LabelledImages, optimizer: str) -> None:
+    task = make_task(images, backbone="vit_xs", optimizer=optimizer)
+    model = task.build_model()
+    groups = task.build_optimizer(model, lr=1e-3, weight_decay=0.5).param_groups
+    held = [id(p) for group in groups for p in group["params"]]
+    assert sorted(held) == sorted(id(p) for p in model.parameters() if p.requires_grad)
+    assert all(p.ndim == 2 for p in groups[0]["params"]) or optimizer == "adamw"
+
+
 def test_epochs_become_steps() -> None:
     config = TrainClassifierConfig(images="images", split="train", epochs=3, batch_size=4, warmup_epochs=0.5)
     found = train_settings(config, 10)

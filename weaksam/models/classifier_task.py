@@ -8,11 +8,11 @@ Axis legend: B images, C classes, L layers, S side of a training picture.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from weaksam.errors import ImageError
 from weaksam.models import weaktr_weights
 from weaksam.models.weaktr import WeakTr
 from weaksam.ops.classification import mean_average_precision
+from weaksam.sam.training_optimizer import MuonAdamW
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +70,7 @@ class ClassifierTask:
         gated: whether attention is fused by the published gate.
         train, held_out: images to learn from, and to be judged on.
         recipe: of augmentation.
+        optimizer: of the matrices inside the network; the rest has AdamW.
     """
 
     backbone: str
@@ -79,6 +81,7 @@ class ClassifierTask:
     train: LabelledImages
     held_out: LabelledImages
     recipe: Recipe = Recipe()
+    optimizer: Literal["adamw", "muon"] = "adamw"
 
     @cached_property
     def _pool(self) -> ThreadPoolExecutor:
@@ -107,10 +110,12 @@ class ClassifierTask:
         return model.train()
 
     def build_optimizer(self, model: nn.Module, *, lr: float, weight_decay: float) -> torch.optim.Optimizer:
-        """AdamW; vectors, class tokens and positions are not decayed."""
-        named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-        decayed = [p for name, p in named if p.ndim > 1 and name not in _UNDECAYED]
-        others = [p for name, p in named if p.ndim <= 1 or name in _UNDECAYED]
+        """What was asked for; vectors, class tokens and positions are not decayed."""
+        if self.optimizer == "muon":
+            linear = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear)}
+            inside, others = _parted(model, lambda name, p: id(p) in linear)
+            return MuonAdamW(inside, others, lr=lr, weight_decay=weight_decay)
+        decayed, others = _parted(model, lambda name, p: p.ndim > 1 and name not in _UNDECAYED)
         groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
         return torch.optim.AdamW(groups, lr=lr)
 
@@ -176,6 +181,17 @@ class ClassifierTask:
             if pixels:
                 pictures = np.stack([resize_for_classification(one, size=side) for one in pixels.values()])
                 yield torch.from_numpy(pictures), list(pixels)
+
+
+def _parted(
+    model: nn.Module, belongs: Callable[[str, nn.Parameter], bool]
+) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """The parameters that are learnt, those that belong and the others."""
+    parts: tuple[list[nn.Parameter], list[nn.Parameter]] = ([], [])
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            parts[0 if belongs(name, parameter) else 1].append(parameter)
+    return parts
 
 
 def _read_pixels(uri: str) -> np.ndarray | None:
