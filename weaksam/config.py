@@ -54,7 +54,7 @@ class StageConfig(Settings):
 class _Loader(yaml.SafeLoader):
     """Safe YAML, merge keys included, in which `2e-5` is a number and a key given twice is a fault."""
 
-    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)  # before merge keys are resolved: those may be given again
         seen = set()
         for key, _ in node.value:

@@ -1,0 +1,186 @@
+"""Multiple-instance learning over the proposals of one image: scores, pseudo boxes, losses.
+
+WSDDN (arXiv 1511.02853) makes a score for every (proposal, class) of which the image knows only the sum. OICR
+(arXiv 1704.00138) and MIST (arXiv 2004.04725) mine pseudo boxes from such scores and teach further classifiers.
+Everything here is for one image: a softmax over proposals never crosses images.
+
+Axis legend: N proposals, C classes, P classes present in the image, M pseudo boxes.
+Boxes are xyxy, absolute pixels, right and bottom exclusive: IoU here equals the published "+1" IoU of inclusive ones.
+In (C + 1) outputs, index 0 is the background.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from weaksam.ops.box_coding import encode_boxes
+from weaksam.ops.suppression import nms
+
+_EPS = 1e-6  # keeps log away from 0; the published 1e-8 is lost in float32 on the side of 1
+
+
+@dataclass(frozen=True)
+class PseudoBoxes:
+    """Proposals taken for objects.
+
+    Attributes:
+        rois: (M,) int64, which proposals.
+        classes: (M,) int64, 0-based.
+        scores: (M,) float, what they were chosen for.
+    """
+
+    rois: Tensor
+    classes: Tensor
+    scores: Tensor
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What the proposals of an image are taught.
+
+    Attributes:
+        labels: (N,) int64, 0 = background, else class + 1.
+        weights: (N,) float, how much each counts.
+        rois: (N,) int64, the proposal each should move to; its own index where there is no pseudo box.
+    """
+
+    labels: Tensor
+    weights: Tensor
+    rois: Tensor
+
+
+def wsddn_scores(cls_logits: Tensor, det_logits: Tensor) -> Tensor:
+    """(N, K): softmax over classes times softmax over proposals, in float32."""
+    return cls_logits.float().softmax(1) * det_logits.float().softmax(0)
+
+
+def image_loss(scores: Tensor, present: Tensor, *, background: bool, reduction: str = "mean") -> Tensor:
+    """Binary cross-entropy of what proposals say about the image as a whole; 0 when there is no proposal.
+
+    Args:
+        scores: (N, C) or, with `background`, (N, C + 1), from `wsddn_scores`.
+        present: (P,) int64, classes of the image.
+        background: whether column 0 is the background, which no image is labelled with.
+        reduction: `mean` (MIST) or `sum` (OICR as WeakSAM ran it) over columns.
+    """
+    found = scores.sum(0).clamp(_EPS, 1 - _EPS)
+    target = torch.zeros_like(found).index_fill(0, present + int(background), 1.0)
+    return F.binary_cross_entropy(found, target, reduction=reduction) if len(scores) else scores.sum()
+
+
+def mine_top(scores: Tensor, present: Tensor) -> PseudoBoxes:
+    """The best proposal of each class; one that an earlier class took is not available (OICR).
+
+    Args:
+        scores: (N, C) float.
+        present: (P,) int64, classes of the image, rising.
+    """
+    left, rois = scores[:, present].clone(), []
+    for column in range(min(len(present), len(scores))):
+        rois.append(left[:, column].argmax())
+        left[rois[-1]] = -1.0
+    chosen = torch.stack(rois) if rois else present[:0]
+    classes = present[: len(rois)]
+    return PseudoBoxes(chosen, classes, scores[chosen, classes])
+
+
+def mine_near_top(
+    boxes: Tensor, scores: Tensor, present: Tensor, *, share: float = 0.9, max_overlap: float = 0.5
+) -> PseudoBoxes:
+    """Every proposal that scores at least `share` of its class's best, less what a better one overlaps.
+
+    The rule of the OICR that WeakSAM trained. Suppression pays no attention to classes.
+
+    Args:
+        boxes: (N, 4) float, xyxy.
+        scores: (N, C) float.
+        present: (P,) int64, classes of the image, rising.
+    """
+    wanted = scores[:, present]
+    if not wanted.numel():
+        return _nothing(scores)
+    columns, rois = (wanted >= share * wanted.amax(0)).T.nonzero(as_tuple=True)
+    classes = present[columns]
+    chosen = scores[rois, classes]
+    keep = nms(boxes[rois], chosen, threshold=max_overlap)
+    return PseudoBoxes(rois[keep], classes[keep], chosen[keep])
+
+
+def mine_mist(
+    iou: Tensor, scores: Tensor, present: Tensor, *, share: float = 0.15, max_overlap: float = 0.2
+) -> PseudoBoxes:
+    """Of each class's best proposals, those that overlap no better one (MIST, algorithm 1).
+
+    A better one counts whether or not it was kept itself, which is stricter than NMS. At least one proposal a class
+    is looked at, however few there are; the published code fails for N < 7.
+
+    Args:
+        iou: (N, N) float, overlaps of the proposals.
+        scores: (N, C) float.
+        present: (P,) int64, classes of the image, rising.
+        share: of the proposals that are looked at.
+        max_overlap: a kept proposal overlaps better ones by less than this.
+    """
+    if not (len(scores) and len(present)):
+        return _nothing(scores)
+    ordered, order = scores[:, present].T.sort(dim=1, descending=True, stable=True)
+    count = max(1, int(share * len(scores)))
+    ordered, order = ordered[:, :count], order[:, :count]  # (P, count)
+    overlaps = iou[order[:, :, None], order[:, None, :]].tril(-1)  # with those that score higher
+    rows, columns = (overlaps.amax(2) < max_overlap).nonzero(as_tuple=True)
+    return PseudoBoxes(order[rows, columns], present[rows], ordered[rows, columns])
+
+
+def _nothing(scores: Tensor) -> PseudoBoxes:
+    none = torch.zeros(0, dtype=torch.int64, device=scores.device)
+    return PseudoBoxes(none, none, scores.new_zeros(0))
+
+
+def assign(iou: Tensor, pseudo: PseudoBoxes, *, min_overlap: float = 0.5) -> Targets:
+    """Each proposal takes the class of the pseudo box it overlaps most, or background, and that box's score as weight.
+
+    A proposal that overlaps no pseudo box is background with the weight of the best-scored one. (In the published
+    MIST it has the weight of whichever box comes first.) Without pseudo boxes nothing is taught: all weights are 0.
+
+    Args:
+        iou: (N, N) float, overlaps of the proposals.
+        pseudo: the pseudo boxes.
+        min_overlap: an object overlaps its pseudo box by at least this.
+    """
+    rois = torch.arange(len(iou), device=iou.device)
+    if not len(pseudo.rois):
+        return Targets(torch.zeros_like(rois), iou.new_zeros(len(iou)), rois)
+    overlap, which = iou[:, pseudo.rois].max(1)
+    labels = torch.where(overlap >= min_overlap, pseudo.classes[which] + 1, 0)
+    weights = torch.where(overlap > 0, pseudo.scores[which], pseudo.scores.max())
+    return Targets(labels, weights, pseudo.rois[which])
+
+
+def refinement_loss(logits: Tensor, targets: Targets) -> Tensor:
+    """Weighted cross-entropy, the mean over all proposals; 0 when there are none (OICR, equation 4).
+
+    Args:
+        logits: (N, C + 1) float.
+        targets: what they should say.
+    """
+    losses = F.cross_entropy(logits.float(), targets.labels, reduction="none")
+    return (losses * targets.weights).sum() / max(len(logits), 1)
+
+
+def regression_loss(offsets: Tensor, boxes: Tensor, targets: Targets) -> Tensor:
+    """Weighted smooth L1 of the offsets of each object's own class, over all proposals (MIST, equation 6).
+
+    Args:
+        offsets: (N, C + 1, 4) float, coded as `encode_boxes` does.
+        boxes: (N, 4) float, xyxy.
+        targets: which proposals are objects, and where their pseudo boxes are.
+    """
+    wanted = encode_boxes(boxes[targets.rois], boxes)
+    own = offsets.float().gather(1, targets.labels[:, None, None].expand(-1, 1, 4))[:, 0]
+    losses = F.smooth_l1_loss(own, wanted, reduction="none").sum(1)
+    weights = targets.weights * (targets.labels > 0)
+    return (losses * weights).sum() / max(len(boxes), 1)
