@@ -1,0 +1,131 @@
+"""AP and CorLoc: cases worked out by hand, and the devkit's procedure written out."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from weaksam.ops.detection_metrics import (
+    HIT,
+    IGNORED,
+    MISS,
+    DetectionRules,
+    average_precision,
+    concat_records,
+    detection_metrics,
+    detection_table,
+    match_image,
+    precision_recall,
+)
+
+RULES = DetectionRules()
+
+
+def truth(*objects: tuple) -> dict:
+    """Objects are (box, class) or (box, class, flag), flag being `difficult` or `crowd`."""
+    flags = [thing[2] if len(thing) > 2 else "" for thing in objects]
+    return {
+        "boxes": [thing[0] for thing in objects],
+        "classes": [thing[1] for thing in objects],
+        "difficult": [flag == "difficult" for flag in flags],
+        "crowd": [flag == "crowd" for flag in flags],
+    }
+
+
+def found(*detections: tuple, status: str = "ok") -> dict:
+    boxes, classes, scores = ([d[i] for d in detections] for i in range(3))
+    return {"status": status, "boxes": boxes, "classes": classes, "scores": scores}
+
+
+A, B, FAR = [0, 0, 10, 10], [20, 20, 40, 40], [60, 60, 70, 70]
+
+
+def test_a_second_detection_of_an_object_is_a_miss() -> None:
+    record = match_image(truth((A, 0), (B, 0)), found((A, 0, 0.5), (A, 0, 0.9), (B, 0, 0.1), (FAR, 0, 0.2)), 1, RULES)
+    assert record.scores.tolist() == [0.9, 0.5, 0.2, 0.1]
+    assert record.outcomes[:, 0].tolist() == [HIT, MISS, MISS, HIT]
+    (row,) = detection_table(record, ["a"], RULES)
+    # recall 0.5 at precision 1, recall 1 at precision 2 / 4
+    assert row["AP50"] == pytest.approx(0.5 * 1 + 0.5 * 0.5)
+    eleven = detection_table(record, ["a"], DetectionRules(eleven_point=True))[0]
+    assert eleven["AP50"] == pytest.approx((6 * 1 + 5 * 0.5) / 11)
+
+
+def test_difficult_objects_and_crowds_count_neither_way() -> None:
+    record = match_image(
+        truth((A, 0, "difficult"), (B, 0, "crowd"), (FAR, 0)),
+        found((A, 0, 0.9), (A, 0, 0.8), (B, 0, 0.7), (FAR, 0, 0.6)),
+        1,
+        RULES,
+    )
+    assert record.outcomes[:, 0].tolist() == [IGNORED, IGNORED, IGNORED, HIT]
+    assert record.num_objects.tolist() == [1]
+    assert detection_metrics(detection_table(record, ["a"], RULES), RULES)["AP50"] == 1.0
+
+
+def test_classes_do_not_mix_and_one_without_objects_has_no_ap() -> None:
+    record = match_image(truth((A, 0)), found((A, 1, 0.9), (A, 0, 0.1)), 3, RULES)
+    rows = detection_table(record, ["a", "b", "c"], RULES)
+    assert [row["AP50"] for row in rows] == [1.0, None, None]
+    assert [row["num_detections"] for row in rows] == [1, 1, 0]
+    assert detection_metrics(rows, RULES) == {"AP50": 1.0, "AP75": 1.0, "CorLoc": 1.0}
+
+
+def test_corloc_looks_at_the_best_detection_of_each_class_that_is_there() -> None:
+    records = concat_records(
+        [
+            match_image(truth((A, 0), (B, 1)), found((A, 0, 0.2), (FAR, 0, 0.1), (FAR, 1, 0.9), (B, 1, 0.8)), 2, RULES),
+            match_image(truth((A, 0, "difficult")), found((A, 0, 0.2)), 2, RULES),
+            match_image(truth((A, 0)), found(), 2, RULES),
+            match_image(truth((A, 0)), found((A, 0, 1.0), status="crash"), 2, RULES),
+            match_image(truth((A, 0, "crowd")), found((FAR, 1, 0.2)), 2, RULES),
+        ]
+    )
+    rows = detection_table(records, ["a", "b"], RULES)
+    assert [row["CorLoc"] for row in rows] == [2 / 4, 0.0]
+    assert detection_metrics(rows, RULES)["CorLoc"] == 0.25
+    assert records.num_images == 5
+
+
+def test_the_reference_evaluator_is_a_pixel_more_generous() -> None:
+    shifted = [0, 0, 10, 6.5]
+    assert match_image(truth(([0, 3.3, 10, 10], 0)), found((shifted, 0, 1.0)), 1, RULES).outcomes[0, 0] == MISS
+    lenient = DetectionRules(thresholds=(0.36,), plus_one=True)
+    assert match_image(truth(([0, 3.3, 10, 10], 0)), found((shifted, 0, 1.0)), 1, lenient).outcomes[0, 0] == HIT
+
+
+def devkit_ap(precision: list[float], recall: list[float], eleven_point: bool) -> float:
+    """VOCevaldet.m and VOCap.m, written out."""
+    if eleven_point:
+        return sum(
+            max((p for p, r in zip(precision, recall, strict=True) if r >= t / 10), default=0) / 11 for t in range(11)
+        )
+    mrec, mpre = [0.0, *recall, 1.0], [0.0, *precision, 0.0]
+    for i in range(len(mpre) - 2, -1, -1):
+        mpre[i] = max(mpre[i], mpre[i + 1])
+    return sum((mrec[i] - mrec[i - 1]) * mpre[i] for i in range(1, len(mrec)) if mrec[i] != mrec[i - 1])
+
+
+@pytest.mark.parametrize("eleven_point", [False, True])
+@pytest.mark.parametrize("seed", range(5))
+def test_average_precision_equals_the_devkits(seed: int, eleven_point: bool) -> None:
+    rng = np.random.default_rng(seed)
+    outcomes = rng.choice([HIT, MISS, IGNORED], 30, p=[0.4, 0.4, 0.2]).astype(np.int8)
+    scores = rng.random(30)
+    total = int((outcomes == HIT).sum()) + 3
+    hits, misses, precision, recall = 0, 0, [], []
+    for i in sorted(range(30), key=lambda i: -scores[i]):
+        hits, misses = hits + (outcomes[i] == HIT), misses + (outcomes[i] == MISS)
+        if outcomes[i] != IGNORED:
+            precision.append(hits / (hits + misses))
+            recall.append(hits / total)
+    ours = precision_recall(outcomes, scores, total)
+    assert average_precision(*ours, eleven_point=eleven_point) == pytest.approx(
+        devkit_ap(precision, recall, eleven_point)
+    )
+
+
+@pytest.mark.parametrize("eleven_point", [False, True])
+def test_nothing_detected_is_an_ap_of_zero(eleven_point: bool) -> None:
+    none = np.zeros(0)
+    assert average_precision(none, none, eleven_point=eleven_point) == 0.0
