@@ -6,13 +6,13 @@ import subprocess
 from pathlib import Path
 
 
-def actors_of(driver: int) -> list[int]:
-    """Process ids of the Ray Data actors that descend from the process `driver`."""
+def actors_of(driver: int, kind: str = "MapWorker") -> list[int]:
+    """Process ids of the Ray actors of one class, by default Ray Data's, that descend from the process `driver`."""
     found = []
     told = subprocess.run(["ps", "-eo", "pid=,args="], capture_output=True, text=True, check=True)
     for line in told.stdout.splitlines():
         pid, _, command = line.strip().partition(" ")
-        if command.startswith("ray::MapWorker") and driver in _ancestors(int(pid)):
+        if command.startswith(f"ray::{kind}") and driver in _ancestors(int(pid)):
             found.append(int(pid))
     return found
 

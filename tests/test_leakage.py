@@ -21,6 +21,7 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file
 
+from benchmarks.processes import actors_of
 from tests.test_resume import ROOT, clear_up
 from weaksam import pipeline, tables
 from weaksam.stage import Step
@@ -32,8 +33,8 @@ XML = """<annotation><filename>{name}</filename><size><width>48</width><height>3
 </annotation>"""
 
 
-def write_run(base: Path, epochs: int = 1) -> str:
-    """A run file of a classifier and its proposals on ten noise images in two splits, with boxes."""
+def write_run(base: Path, *, epochs: int = 1, steps: int = 3) -> str:
+    """A run file of classifier, proposals, detector and detections on ten noise images in two splits, with boxes."""
     noise = np.random.default_rng(0)
     for split, count in (("train", 6), ("test", 4)):
         (base / "data" / split).mkdir(parents=True)
@@ -50,6 +51,11 @@ def write_run(base: Path, epochs: int = 1) -> str:
         "  proposals:\n    stage: proposals\n    images: images\n    classifier: classifier\n"
         "    resources: {max_actors: 1}\n    sam: {model: vit_xs}\n    grid: {points_per_side: 3}\n"
         "    clues: {scales: [1.0], label_threshold: 0.5}\n"
+        "  mist: {stage: train_wsod, images: images, proposals: proposals, split: train, backbone: small, "
+        f"dropblock: one_pass, scales: [32, 40], min_side: 4, steps: {steps}, batch_size: 3, lr: 1.0e-3, warmup: 0, "
+        "checkpoint_every: 4, log_every: 2}\n"
+        "  found: {stage: detect, images: images, proposals: proposals, checkpoint: mist, scales: [32], "
+        "resources: {max_actors: 1}}\n"
     )
     return str(path)
 
@@ -76,50 +82,70 @@ def test_neither_boxes_nor_labels_of_the_test_split_reach_training_or_proposals(
     config = write_run(tmp_path)
     steps = pipeline.load(config)
     pipeline.run_steps(steps)
-    images, classifier, proposals = steps
+    images, classifier, proposals, mist, found = steps
+    detections = tables.read_step(found)
+    assert sum(map(len, detections.column("boxes").to_pylist())) > 0
     table = tables.read_step(proposals)
     assert set(table.column("status").to_pylist()) == {"ok"}
     used = [row["labels"] for row in table.to_pylist() if row["image_id"].startswith("train")]
     assert used == [[0], [1]] * 3  # known
     assert any(len(points) for points in table.column("points").to_pylist())
-    weights = load_file(Path(classifier.folder) / "checkpoint" / "model.safetensors")
+    weights = [load_file(Path(step.folder) / "checkpoint" / "model.safetensors") for step in (classifier, mist)]
 
-    for step in (classifier, proposals):
+    for step in (classifier, proposals, mist, found):
         shutil.rmtree(step.folder)
     spoil(images)
     pipeline.run_steps(pipeline.load(config))
     assert tables.read_step(proposals).equals(table)
-    again = load_file(Path(classifier.folder) / "checkpoint" / "model.safetensors")
-    assert all(np.array_equal(value, again[key]) for key, value in weights.items())
+    assert tables.read_step(found).equals(detections)
+    for before, step in zip(weights, (classifier, mist), strict=True):
+        again = load_file(Path(step.folder) / "checkpoint" / "model.safetensors")
+        assert all(np.array_equal(value, again[key]) for key, value in before.items())
 
 
-@pytest.mark.timeout(400)
-def test_a_classifier_whose_driver_is_killed_ends_as_if_nothing_had_happened(tmp_path: Path) -> None:
-    config = write_run(tmp_path, epochs=12)
+def kill(driver: subprocess.Popen, what: str) -> None:
+    """Kills the driver, or the process that trains for it."""
+    if what == "driver":
+        driver.send_signal(signal.SIGKILL)
+        driver.wait()
+        return
+    workers = actors_of(driver.pid, "RayTrainWorker")
+    assert workers, "no worker to kill"
+    os.kill(workers[0], signal.SIGKILL)
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(("step", "what"), [("classifier", "driver"), ("mist", "driver"), ("mist", "worker")])
+def test_training_that_is_killed_ends_as_if_nothing_had_happened(tmp_path: Path, step: str, what: str) -> None:
+    config = write_run(tmp_path, epochs=12 if step == "classifier" else 1, steps=60)
+    needed = ["images", "classifier", "proposals", "mist"]
+    needed = needed[: needed.index(step) + 1]
+    base = [sys.executable, "-c", "from weaksam.cli import main; main()", "run", config]
     weights = []
-    for name, kill in (("calm", False), ("rough", True)):
+    for name in ("calm", "rough"):
         ray_folder = tempfile.mkdtemp(prefix="ws", dir="/tmp")  # short: sockets live there
         run = tmp_path / name
-        command = [sys.executable, "-c", "from weaksam.cli import main; main()", "run", config, f"run={run}"]
-        command += ["--only", "images", "--only", "classifier"]
+        command = [*base, f"run={run}", *(part for one in needed for part in ("--only", one))]
         environment = {**os.environ, "RAY_TMPDIR": ray_folder}
         try:
-            if kill:
+            if name == "rough":
                 driver = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True)
-                end = time.monotonic() + 120
-                while not list(run.glob("classifier-*/checkpoint/checkpoint_2*/state.pt")):
+                end = time.monotonic() + 240
+                while not list(run.glob(f"{step}-*/checkpoint/checkpoint_2*/state.pt")):
                     assert driver.poll() is None, "ended too early"
-                    assert time.monotonic() < end, "no checkpoint in 120 s"
+                    assert time.monotonic() < end, "no checkpoint in 240 s"
                     time.sleep(0.02)
-                driver.send_signal(signal.SIGKILL)
-                driver.wait()
-                assert not list(run.glob("classifier-*/manifest.json")), "the run ended before it was hit"
-                clear_up(ray_folder)  # what a killed driver leaves behind ends within seconds, but not at once
-                Path(ray_folder).mkdir()
-            subprocess.run(command, cwd=ROOT, env=environment, check=True, timeout=180)
+                kill(driver, what)
+                assert not list(run.glob(f"{step}-*/manifest.json")), "the run ended before it was hit"
+                if what == "worker":
+                    assert driver.wait(240) == 0
+                else:
+                    clear_up(ray_folder)  # what a killed driver leaves behind ends within seconds, but not at once
+                    Path(ray_folder).mkdir()
+            subprocess.run(command, cwd=ROOT, env=environment, check=True, timeout=240)
         finally:
             clear_up(ray_folder)
-        (found,) = run.glob("classifier-*/checkpoint/model.safetensors")
+        (found,) = run.glob(f"{step}-*/checkpoint/model.safetensors")
         weights.append(load_file(found))
     calm, rough = weights
     assert all(np.array_equal(value, rough[key]) for key, value in calm.items())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
+from tensorboardX.proto import event_pb2
 from torch import Tensor, nn
 
 from weaksam.training import TrainResources, TrainSettings, share_of, train
@@ -82,11 +84,15 @@ def test_a_batch_larger_than_the_dataset():
 
 
 def test_the_learning_rate_rises_then_falls():
-    shape = {"steps": 10, "warmup": 2, "final_lr": 0.2}
-    assert [lr_factor(step, **shape) for step in (0, 1, 2)] == [0.5, 1.0, 1.0]
-    assert lr_factor(6, **shape) == pytest.approx(0.6)
-    assert lr_factor(10, **shape) == pytest.approx(0.2)
-    assert lr_factor(3, steps=10, warmup=0, final_lr=1.0) == 1.0
+    def factors(*steps: int, **changes: object) -> list[float]:
+        settings = TrainSettings(**{"steps": 10, "batch_size": 1, "lr": 1.0, "warmup": 2, "final_lr": 0.2} | changes)
+        return [lr_factor(settings, step) for step in steps]
+
+    assert factors(0, 1, 2) == [0.5, 1.0, 1.0]
+    assert factors(6, 10) == pytest.approx([0.6, 0.2])
+    assert factors(3, warmup=0, final_lr=1.0) == [1.0]
+    assert factors(0, 1, warmup_from=0.5) == [0.75, 1.0]
+    assert factors(2, 4, 5, 7, 9, milestones=(5, 8)) == pytest.approx([1.0, 1.0, 0.1, 0.1, 0.01])
 
 
 def test_workers_share_a_batch_that_does_not_divide():
@@ -133,6 +139,19 @@ def test_rows_after_the_checkpoint_are_written_again_not_twice(tmp_path: Path):
     resumed.write(8, {"loss": 2.0}, lr=0.1)
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [(row["step"], row["loss"]) for row in rows] == [(4, 1.0), (8, 2.0)]
+    (events,) = (tmp_path / "tensorboard").iterdir()
+    assert _scalars(events.read_bytes(), "loss") == [(4, 1.0), (8, 2.0)]
+
+
+def _scalars(content: bytes, tag: str) -> list[tuple[int, float]]:
+    """The values of a tag in a TensorBoard file: records of length (8 bytes), checksum (4), event, checksum (4)."""
+    found, place = [], 0
+    while place < len(content):
+        (size,) = struct.unpack_from("<Q", content, place)
+        event = event_pb2.Event.FromString(content[place + 12 : place + 12 + size])
+        found += [(event.step, value.simple_value) for value in event.summary.value if value.tag == tag]
+        place += size + 16
+    return found
 
 
 @pytest.mark.ray

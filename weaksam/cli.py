@@ -6,7 +6,7 @@ import functools
 import inspect
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 import typer
@@ -172,16 +172,19 @@ def metrics(run_uri: Annotated[str, typer.Argument(metavar="RUN", help="Folder o
         table = Table("step", "split", "images", *HEADLINES[task], box=None)
         for name, report in reports:
             if report["task"] == task:
-                figures = [_figure(key, report["metrics"].get(key)) for key in HEADLINES[task]]
+                figures = [_figure(key, report["metrics"]) for key in HEADLINES[task]]
                 table.add_row(name, report["split"] or "all", str(report["num_images"]), *figures)
         _console().print(table)
 
 
-def _figure(name: str, value: float | None) -> str:
-    """A fraction as percent, a count as it is."""
-    if value is None:
+def _figure(name: str, metrics: Mapping[str, float]) -> str:
+    """A fraction as percent, a count as it is; with its standard deviation where there were several runs."""
+    if name not in metrics:
         return ""
-    return f"{value:.1f}" if name.startswith("boxes_per_image") else f"{100 * value:.1f}%"
+    if name.startswith("boxes_per_image"):
+        return f"{metrics[name]:.1f}"
+    spread = metrics.get(f"{name}_std")
+    return f"{100 * metrics[name]:.1f}" + ("%" if spread is None else f" ± {100 * spread:.1f}%")
 
 
 @app.command()

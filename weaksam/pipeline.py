@@ -86,10 +86,7 @@ def _reference_faults(
     faults, graph = [], {}
     for name, (stage, _) in parsed.items():
         graph[name] = []
-        for key, noun in stage.reads.items():
-            target = raw_steps[name].get(key)
-            if not isinstance(target, str):
-                continue  # left out, or a type fault that is reported already
+        for key, (target, noun) in stage.references(raw_steps[name]).items():
             if target not in raw_steps:
                 close = difflib.get_close_matches(target, raw_steps, n=1)
                 hint = f": did you mean '{close[0]}'?" if close else f": steps are {', '.join(raw_steps)}"
@@ -106,17 +103,15 @@ def _reference_faults(
 
 
 def _resolve_all(run: str, parsed: Parsed) -> list[Step]:
-    graph = {
-        name: [target for key in stage.reads if (target := getattr(config, key))]
-        for name, (stage, config) in parsed.items()
-    }
+    references = {name: stage.references(dict(config)) for name, (stage, config) in parsed.items()}
+    graph = {name: [target for target, _ in named.values()] for name, named in references.items()}
     steps: dict[str, Step] = {}
     faults = []
     for name in TopologicalSorter(graph).static_order():
         stage, config = parsed[name]
         if any(target not in steps for target in graph[name]):
             continue  # its input has a fault, which is reported
-        inputs = {key: steps[target] for key in stage.reads if (target := getattr(config, key))}
+        inputs = {key: steps[target] for key, (target, _) in references[name].items()}
         try:
             steps[name] = resolve(run, name, stage, config, inputs)
         except WeakSamError as error:

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from weaksam.errors import DataError
 
-SCHEMA_VERSION = "1.0"  # major.minor: a reader refuses another major version
+SCHEMA_VERSION = "1.1"  # major.minor: a reader refuses another major version
 
 OK = "ok"
 FAILED_STATUSES = ("not_found", "unreadable", "too_large", "oom", "timeout", "crash")
@@ -67,6 +67,7 @@ GROUND_TRUTH = pa.schema(
         ("difficult", _list(pa.bool_())),
         ("crowd", _list(pa.bool_())),
         ("masks", _MASKS),  # an element is null where the dataset has no mask
+        ("areas", _FLOATS),  # square pixels as the dataset states them, to tell small from large; null: it does not
     ]
 )
 
@@ -87,8 +88,22 @@ PROPOSALS = pa.schema(
     ]
 )
 
+DETECTIONS = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("status", pa.string()),
+        ("message", pa.string()),
+        ("height", pa.int32()),  # of the decoded image; null when status is not ok
+        ("width", pa.int32()),
+        ("boxes", _BOXES),
+        ("classes", _CLASSES),
+        ("scores", _FLOATS),  # falling
+        ("masks", _MASKS),  # null unless the detector makes masks
+    ]
+)
+
 # Every table a stage may write. `ground_truth` lives in a folder of its own so that no training stage can read it.
-TABLES = {"images": IMAGES, "ground_truth": GROUND_TRUTH, "proposals": PROPOSALS}
+TABLES = {"images": IMAGES, "ground_truth": GROUND_TRUTH, "proposals": PROPOSALS, "detections": DETECTIONS}
 
 
 def with_metadata(schema: pa.Schema, *, fingerprint: str, class_names: Sequence[str]) -> pa.Schema:

@@ -63,6 +63,17 @@ class Stage:
             if isinstance(mark, Reads)
         }
 
+    def references(self, settings: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+        """Key -> (step it names, what that must write); the names of a list have keys like `detections.0`."""
+        found = {}
+        for key, noun in self.reads.items():
+            value = settings.get(key)
+            named = {key: value} if isinstance(value, str) else {}
+            if isinstance(value, list):
+                named = {f"{key}.{i}": one for i, one in enumerate(value) if isinstance(one, str)}
+            found |= {where: (name, noun) for where, name in named.items()}
+        return found
+
     @property
     def summary(self) -> str:
         """First line of the settings class's docstring."""

@@ -34,7 +34,11 @@ class TrainSettings(Settings):
     lr: float = Field(gt=0)
     """Learning rate after the warm-up."""
     warmup: int = Field(default=0, ge=0)
-    """Steps over which the learning rate rises from near 0."""
+    """Steps over which the learning rate rises."""
+    warmup_from: float = Field(default=0.0, ge=0, le=1)
+    """Share of `lr` that the warm-up starts from."""
+    milestones: tuple[int, ...] | None = None
+    """Steps after which the learning rate is divided by 10, instead of a cosine."""
     final_lr: float = Field(default=0.0, ge=0, le=1)
     """Share of `lr` that the cosine ends with; 1 = no decay."""
     weight_decay: float = Field(default=0.0, ge=0)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -16,6 +17,7 @@ from typing import Any, Protocol, TypeVar, cast
 
 import numpy as np
 import torch
+from tensorboardX import SummaryWriter
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -73,12 +75,14 @@ def draw_batch(seed: int, step: int, *, batch_size: int, num_samples: int) -> tu
     return indices, np.stack([np.full_like(indices, seed), rounds, indices], 1)
 
 
-def lr_factor(step: int, *, steps: int, warmup: int, final_lr: float) -> float:
-    """What the learning rate of a step is multiplied by: a linear rise, then half a cosine down to `final_lr`."""
-    if step < warmup:
-        return (step + 1) / warmup
-    done = (step - warmup) / max(steps - warmup, 1)
-    return final_lr + (1 - final_lr) * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+def lr_factor(settings: TrainSettings, step: int) -> float:
+    """What the learning rate of a step is multiplied by: a linear rise, then half a cosine, or falls by 10."""
+    if step < settings.warmup:
+        return settings.warmup_from + (1 - settings.warmup_from) * (step + 1) / settings.warmup
+    if settings.milestones is not None:
+        return 0.1 ** sum(step >= milestone for milestone in settings.milestones)
+    done = (step - settings.warmup) / max(settings.steps - settings.warmup, 1)
+    return settings.final_lr + (1 - settings.final_lr) * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
 
 
 class _Loss(nn.Module):
@@ -129,8 +133,7 @@ class Trainee:
         return torch.autocast(self.device.type, dtype, enabled=self.settings.precision != "fp32")
 
     def _update(self) -> None:
-        settings = self.settings
-        factor = lr_factor(self.step, steps=settings.steps, warmup=settings.warmup, final_lr=settings.final_lr)
+        settings, factor = self.settings, lr_factor(self.settings, self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
         if settings.clip:
@@ -173,19 +176,37 @@ class Trainee:
 
 
 class Journal:
-    """`metrics.jsonl`: each step once, whatever was interrupted. The file is small and rewritten whole."""
+    """The metrics of a run: `metrics.jsonl`, each step once whatever was interrupted, and the same for TensorBoard.
+
+    Both files are small and written whole each time, because an object store knows no other way.
+    """
 
     def __init__(self, folder: str, settings: TrainSettings, step: int) -> None:
         """Keeps the rows up to `step`, from which training goes on."""
-        self._uri, self._settings = storage.join(folder, "metrics.jsonl"), settings
+        self._folder, self._settings = folder, settings
+        self._uri = storage.join(folder, "metrics.jsonl")
+        self._local = tempfile.TemporaryDirectory(prefix="weaksam-events-")
+        self._events = SummaryWriter(self._local.name)
+        self._rows: list[dict[str, float]] = []
         lines = storage.read_bytes(self._uri).decode().splitlines() if storage.exists(self._uri) else []
-        self._rows = [row for row in map(json.loads, lines) if row["step"] <= step]
+        for row in map(json.loads, lines):
+            if row["step"] <= step:
+                self._add(row)
         self._then, self._step = time.monotonic(), step
 
     def write(self, step: int, means: dict[str, float], *, lr: float) -> None:
         """One more row."""
         now = time.monotonic()
         speed = (step - self._step) * self._settings.batch_size / (now - self._then)
-        self._rows.append({"step": step, **means, "lr": lr, "images_per_second": round(speed, 2)})
+        self._add({"step": step, **means, "lr": lr, "images_per_second": round(speed, 2)})
         storage.write_bytes(self._uri, "".join(json.dumps(row) + "\n" for row in self._rows).encode())
+        self._events.flush()
+        (events,) = Path(self._local.name).iterdir()
+        storage.write_bytes(storage.join(self._folder, "tensorboard", "events.out.tfevents.0.run"), events.read_bytes())
         self._then, self._step = now, step
+
+    def _add(self, row: dict[str, float]) -> None:
+        self._rows.append(row)
+        for key, value in row.items():
+            if key != "step":
+                self._events.add_scalar(key, value, int(row["step"]))

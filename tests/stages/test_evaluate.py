@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import re
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
-from weaksam import schemas, storage, tables
+from tests.conftest import SHARED_DATA
+from weaksam import pipeline, schemas, storage, tables
 from weaksam.config import StageConfig
 from weaksam.errors import DataError
+from weaksam.ops.coco_metrics import NAMES
 from weaksam.stage import Outcome, Stage, Step
 from weaksam.stages import evaluate
 from weaksam.stages.index import IndexConfig
@@ -33,7 +37,22 @@ FOUND = [
 ]
 
 
-def steps(folder: Path, found: list[dict], **settings: object) -> Step:
+DETECTED = [
+    {
+        "image_id": "a",
+        "status": "ok",
+        "boxes": [[0, 0, 10, 10], [1, 0, 11, 10]],
+        "classes": [0, 0],
+        "scores": [0.9, 0.8],
+    },
+    {"image_id": "b", "status": "unreadable"},
+    {"image_id": "c", "status": "ok", "boxes": [], "classes": [], "scores": []},
+]
+
+
+def steps(folder: Path, found: list[dict], *, others: tuple[list[dict], ...] = (), **settings: object) -> Step:
+    """A step that judges `found`, as proposals, or as detections of one or several seeds."""
+
     def finished(name: str, rows: list[dict], schema: object, config: StageConfig) -> Step:
         stage = Stage(name, 1, type(config), lambda step: Outcome(0), writes=name)
         step = Step(name, stage, config, {}, {}, "f", str(folder / name))
@@ -47,10 +66,13 @@ def steps(folder: Path, found: list[dict], **settings: object) -> Step:
     truth = [{**row, "crowd": [False] * len(row["boxes"]), "masks": [None] * len(row["boxes"])} for row in TRUTH]
     metadata = schemas.with_metadata(schemas.GROUND_TRUTH, fingerprint="f", class_names=["cat", "dog"])
     tables.write_ground_truth(images.folder, schemas.to_table(truth, metadata))
-    proposals = finished("proposals", found, schemas.PROPOSALS, StageConfig())
-    proposals = dataclasses.replace(proposals, inputs={"images": images})
-    config = evaluate.EvaluateConfig(images="images", proposals="proposals", **settings)
-    inputs = {"images": images, "proposals": proposals}
+    inputs = {"images": images}
+    key, schema = ("proposals", schemas.PROPOSALS) if "source" in found[0] else ("detections", schemas.DETECTIONS)
+    for number, rows in enumerate((found, *others)):
+        made = finished(f"{key}{number or ''}", rows, schema, StageConfig())
+        inputs[f"{key}.{number}" if others else key] = dataclasses.replace(made, inputs={"images": images})
+    named = [step.name for step in inputs.values()][1:]
+    config = evaluate.EvaluateConfig(images="images", **{key: named if others else named[0]}, **settings)
     return Step("recall", evaluate.STAGE, config, inputs, {}, "f", str(folder / "recall"))
 
 
@@ -85,3 +107,68 @@ def test_a_dataset_without_boxes_is_named(tmp_path: Path) -> None:
         part.unlink()
     with pytest.raises(DataError, match=r"the dataset of step images has no boxes"):
         evaluate.run(step)
+
+
+def test_detections_are_judged_by_ap_and_corloc(tmp_path: Path) -> None:
+    step = steps(tmp_path, DETECTED)
+    outcome = evaluate.run(step)
+    report = storage.read_json(storage.join(step.folder, "metrics.json"))
+    assert (report["task"], report["num_images"], report["num_objects"]) == ("detection", 3, 2)
+    # the dog is missed; the cat of image b is difficult, yet one of two cats to be localised
+    assert report["metrics"] == {"AP50": 0.5, "AP75": 0.5, "CorLoc": 0.25}
+    assert "AP50 50.0 %" in outcome.summary
+    rows = pq.read_table(storage.join(step.folder, "per_class.parquet")).to_pylist()
+    assert [(row["class"], row["AP50"], row["num_detections"]) for row in rows] == [("cat", 1.0, 2), ("dog", 0.0, 0)]
+
+
+def test_several_seeds_give_mean_and_standard_deviation(tmp_path: Path) -> None:
+    nothing = [{"image_id": row["image_id"], "status": "ok", "boxes": []} for row in TRUTH]
+    step = steps(tmp_path, DETECTED, others=(nothing,))
+    evaluate.run(step)
+    found = storage.read_json(storage.join(step.folder, "metrics.json"))["metrics"]
+    assert found["AP50"] == 0.25
+    assert found["AP50_std"] == pytest.approx(0.5 / 2**0.5)
+
+
+def test_coco_figures_ignore_what_voc_calls_difficult_no_more(tmp_path: Path) -> None:
+    step = steps(tmp_path, DETECTED, protocol="coco")
+    evaluate.run(step)
+    found = storage.read_json(storage.join(step.folder, "metrics.json"))["metrics"]
+    # cats: one of two found at every threshold, at precision 1: 51 of 101 recall points; dogs: none
+    assert found["AP50"] == pytest.approx(51 / 101 / 2)
+    assert found["AR@100"] == pytest.approx(0.25)
+
+
+def test_one_thing_is_judged(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="one of proposals, detections and results is to be judged, got none"):
+        evaluate.EvaluateConfig(images="images")
+    with pytest.raises(ValueError, match="got proposals, results"):
+        evaluate.EvaluateConfig(images="images", proposals="a", results="b")
+    with pytest.raises(ValueError, match="kind segm is for detections, with protocol coco"):
+        evaluate.EvaluateConfig(images="images", detections="a", kind="segm")
+
+
+@pytest.mark.parametrize("kind", ["bbox", "segm"])
+def test_the_published_figures_of_cocos_fake_detections_are_reproduced(tmp_path: Path, kind: str) -> None:
+    oracle = SHARED_DATA / "coco_oracle"
+    if not oracle.exists():
+        pytest.skip(f"{oracle} is not there")
+    annotations = json.loads((oracle / "instances_val2014_100.json").read_text())
+    folder = tmp_path / "val"
+    folder.mkdir()
+    for image in annotations["images"]:
+        (folder / image["file_name"]).touch()
+    results = f"instances_val2014_fake{'bbox' if kind == 'bbox' else 'segm'}100_results.json"
+    (tmp_path / "run.yaml").write_text(
+        f"run: {tmp_path}/run\nsteps:\n"
+        f"  images: {{stage: index, format: coco, root: {tmp_path}, splits: [val],\n"
+        f"    annotations: {{val: {oracle}/instances_val2014_100.json}}}}\n"
+        f"  ap: {{stage: evaluate, images: images, results: {oracle}/{results}, protocol: coco, kind: {kind}}}\n"
+    )
+    loaded = pipeline.load(str(tmp_path / "run.yaml"))
+    pipeline.run_steps(loaded)
+    found = storage.read_json(storage.join(loaded[-1].folder, "metrics.json"))["metrics"]
+    text = (oracle / "val2014_fake_eval_res.txt").read_text().split(f"type={kind}")[1].split("type=")[0]
+    wanted = [float(value) for value in re.findall(r"= (-?\d\.\d{3})", text)]
+    assert len(wanted) == 12
+    assert [round(found[name], 3) for name in NAMES] == wanted

@@ -194,6 +194,7 @@ def _objects(
         difficult=[False] * len(kept),
         crowd=[bool(a.get("iscrowd")) for a in kept],
         masks=[_mask(a.get("segmentation"), size, _name_of(a, uri)) if masks else None for a in kept],
+        areas=[float(a["area"]) for a in kept] if all(_is_finite(a.get("area")) for a in kept) else None,
     )
     return objects, has_area, is_outside
 

@@ -54,6 +54,7 @@ class Objects:
     difficult: list[bool]
     crowd: list[bool]
     masks: list[bytes | None]  # COCO compressed counts
+    areas: list[float] | None = None  # as the dataset states them, square pixels
 
 
 @dataclass(frozen=True)

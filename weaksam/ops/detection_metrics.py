@@ -146,7 +146,7 @@ def average_precision(precision: np.ndarray, recall: np.ndarray, *, eleven_point
 def detection_table(
     records: DetectionRecords, class_names: Sequence[str], rules: DetectionRules
 ) -> list[dict[str, Any]]:
-    """One row per class: `class`, `num_objects`, `num_detections`, `AP50` ..., `CorLoc`; null for what no object decides."""
+    """One row per class: `class`, `num_objects`, `num_detections`, `AP50` ..., `CorLoc`; null where there is none."""
     rows = []
     for label, name in enumerate(class_names):
         here = records.classes == label

@@ -1,4 +1,4 @@
-"""ground_truth and proposals -> metrics: how good is it?
+"""ground_truth and proposals or detections -> metrics: how good is it?
 
 The only stage, with the report, that may read boxes and masks made by people.
 """
@@ -7,48 +7,117 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import model_validator
 
 from weaksam import schemas, storage, tables
-from weaksam.config import Reads, StageConfig
+from weaksam.config import OutsideFile, Reads, StageConfig
 from weaksam.errors import DataError
 from weaksam.stage import Outcome, Stage, Step
 
-_TRUTH = ["boxes", "classes", "difficult", "crowd", "masks"]
+_TRUTH = ["boxes", "classes", "difficult", "crowd", "masks", "areas"]
 
 # Of the many figures of a task, the ones to look at first.
-HEADLINES = {"proposals": ("boxes_per_image", "recall@0.5", "recall@0.75", "recall@0.9", "AR")}
+HEADLINES = {
+    "proposals": ("boxes_per_image", "recall@0.5", "recall@0.75", "recall@0.9", "AR"),
+    "detection": ("AP", "AP50", "AP75", "CorLoc"),
+    "segmentation": ("AP", "AP50", "AP75"),
+}
 _FOUND = ["status", "boxes", "source", "predicted_iou"]
+_DETECTED = ["status", "height", "width", "boxes", "classes", "scores"]
+
+Pair = tuple[dict[str, Any], Mapping[str, Any]]
 
 
 class EvaluateConfig(StageConfig):
-    """Compares proposals with the ground truth: recall, average recall and boxes per image.
+    """Compares proposals or detections with the ground truth.
 
-    Writes metrics.json and per_class.parquet. Recall is class-free: an object counts as found when any proposal of
-    its image overlaps it enough. Size is by mask area where there are masks, else by box area.
+    Proposals: recall, average recall and boxes per image. Recall is class-free: an object counts as found when any
+    proposal of its image overlaps it enough. Detections: AP and CorLoc. Size is by the area the dataset
+    states, else by that of the mask, else of the box. Writes metrics.json and per_class.parquet.
     """
 
     images: Annotated[str, Reads("images")]
     """The `index` step that holds the ground truth."""
-    proposals: Annotated[str, Reads("proposals")]
+    proposals: Annotated[str | None, Reads("proposals")] = None
     """The step to be judged."""
+    detections: Annotated[str | list[str] | None, Reads("detections")] = None
+    """The step to be judged, or several, of other seeds: then mean and standard deviation are told."""
+    results: Annotated[str | None, OutsideFile()] = None
+    """URI of detections made elsewhere to be judged, a COCO results json."""
     split: str | None = None
     """Only images of this split; all that have ground truth when left out."""
     include_difficult: bool = False
-    """Whether objects flagged difficult count."""
+    """Whether objects flagged difficult count in recall."""
     include_crowd: bool = False
-    """Whether crowd regions count."""
+    """Whether crowd regions count in recall."""
+    protocol: Literal["voc", "coco"] = "voc"
+    """How AP is defined: AP50 and AP75 by the VOC devkit, or COCO's twelve figures by pycocotools."""
+    kind: Literal["bbox", "segm"] = "bbox"
+    """Whether boxes or, by COCO's protocol, masks of detections are compared."""
+    eleven_point: bool = False
+    """AP as the mean of 11 precisions, VOC07's way, instead of the area under the curve."""
     reference_rules: bool = False
-    """Count as the evaluator of the published method does: one proposal finds one object, difficult and crowd included,
-    images without proposals left out, objects shifted by a pixel."""
+    """Count as the evaluators of the published method do. Recall: one proposal finds one object, difficult and crowd
+    included, images without proposals left out, objects shifted by a pixel. VOC AP: boxes a pixel too large."""
+
+    @model_validator(mode="after")
+    def _judges_one_thing(self) -> EvaluateConfig:
+        given = [key for key in ("proposals", "detections", "results") if getattr(self, key)]
+        if len(given) != 1:
+            raise ValueError(
+                f"one of proposals, detections and results is to be judged, got {', '.join(given) or 'none'}"
+            )
+        if self.kind == "segm" and (self.protocol != "coco" or given == ["proposals"]):
+            raise ValueError("kind segm is for detections, with protocol coco")
+        return self
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What is told about proposals or detections; a figure's name and value, a row per class."""
+
+    task: str
+    num_objects: int
+    figures: dict[str, float]
+    per_class: list[dict[str, Any]]
 
 
 def run(step: Step) -> Outcome:
     """Matches every annotated image and sums up."""
+    config: EvaluateConfig = step.config
+    truth, names = _read_truth(step, config.split)
+    judge = _judge_proposals if config.proposals is not None else _judge_detections
+    judged = judge(step, truth, names)
+    figures = judged.figures
+    report = {
+        "task": judged.task,
+        "dataset": step.inputs["images"].config.root,
+        "split": config.split,
+        "num_images": truth.num_rows,
+        "num_objects": judged.num_objects,
+        "metrics": figures,
+    }
+    told = [
+        f"{name} {100 * figures[name]:.1f} %"
+        for name in HEADLINES[judged.task]
+        if name in figures and "boxes" not in name
+    ]
+    if "boxes_per_image" in figures:
+        told.append(f"{figures['boxes_per_image']:.0f} boxes per image")
+    content = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(judged.per_class), content)
+    storage.write_bytes(storage.join(step.folder, "per_class.parquet"), content.getvalue())
+    storage.write_json(storage.join(step.folder, "metrics.json"), report)
+    return Outcome(rows=truth.num_rows, summary=", ".join(told))
+
+
+def _judge_proposals(step: Step, truth: pa.Table, names: list[str]) -> Judged:
     from weaksam.ops import metrics
 
     config: EvaluateConfig = step.config
@@ -57,28 +126,54 @@ def run(step: Step) -> Outcome:
         if config.reference_rules
         else metrics.RecallRules(include_difficult=config.include_difficult, include_crowd=config.include_crowd)
     )
-    truth, names = _read_truth(step, config.split)
     found = tables.read_step(step.inputs["proposals"], columns=_FOUND)
-    records = metrics.concat_records(metrics.match_row(one, other, rules) for one, other in _pairs(step, truth, found))
-    figures = metrics.proposal_metrics(records, rules)
-    report = {
-        "task": "proposals",
-        "dataset": step.inputs["images"].config.root,
-        "split": config.split,
-        "num_images": records.num_images,
-        "num_objects": records.num_objects,
-        "metrics": figures,
-    }
-    per_class = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(metrics.recall_by_class(records, names)), per_class)
-    storage.write_bytes(storage.join(step.folder, "per_class.parquet"), per_class.getvalue())
-    storage.write_json(storage.join(step.folder, "metrics.json"), report)
-    told = [
-        f"{name} {100 * figures[name]:.1f} %" for name in ("recall@0.5", "recall@0.75", "recall@0.9") if name in figures
-    ]
-    return Outcome(
-        rows=records.num_images, summary=f"{', '.join(told)} with {figures['boxes_per_image']:.0f} boxes per image"
+    pairs = _pairs(step, "proposals", truth, found)
+    records = metrics.concat_records(metrics.match_row(one, other, rules) for one, other in pairs)
+    per_class = metrics.recall_by_class(records, names)
+    return Judged("proposals", records.num_objects, metrics.proposal_metrics(records, rules), per_class)
+
+
+def _judge_detections(step: Step, truth: pa.Table, names: list[str]) -> Judged:
+    """Mean figures of every step to be judged, `<name>_std` when there are several; classes are those of the first."""
+    judged = []
+    for key in [key for key in step.inputs if key != "images"] or ["results"]:
+        if key == "results":
+            from weaksam.data.coco_results import read_results
+
+            found = read_results(step.config.results, truth.column("image_id").to_pylist(), names)
+        else:
+            columns = [*_DETECTED, "masks"] if step.config.kind == "segm" else _DETECTED
+            found = tables.read_step(step.inputs[key], columns=columns)
+        judged.append(_detection_figures(step.config, list(_pairs(step, key, truth, found)), names))
+    task = "segmentation" if step.config.kind == "segm" else "detection"
+    ignored = [truth.column(flag).combine_chunks().flatten() for flag in ("difficult", "crowd")]
+    num_objects = sum(
+        not (difficult or crowd) for difficult, crowd in zip(*(c.to_pylist() for c in ignored), strict=True)
     )
+    return Judged(task, num_objects, _mean_and_std([figures for figures, _ in judged]), judged[0][1])
+
+
+def _detection_figures(
+    config: EvaluateConfig, pairs: list[Pair], names: list[str]
+) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    from weaksam.ops import detection_metrics as voc
+
+    rules = voc.DetectionRules(eleven_point=config.eleven_point, plus_one=config.reference_rules)
+    if config.protocol == "coco":
+        from weaksam.ops.coco_metrics import coco_metrics
+
+        return coco_metrics(pairs, names, kind=config.kind)
+    records = voc.concat_records(voc.match_image(one, other, len(names), rules) for one, other in pairs)
+    rows = voc.detection_table(records, names, rules)
+    return voc.detection_metrics(rows, rules), rows
+
+
+def _mean_and_std(figures: list[dict[str, float]]) -> dict[str, float]:
+    if len(figures) == 1:
+        return figures[0]
+    values = {key: [one[key] for one in figures] for key in figures[0]}
+    means = {key: float(np.mean(found)) for key, found in values.items()}
+    return means | {f"{key}_std": float(np.std(found, ddof=1)) for key, found in values.items()}
 
 
 def _read_truth(step: Step, split: str | None) -> tuple[pa.Table, list[str]]:
@@ -100,29 +195,33 @@ def _read_truth(step: Step, split: str | None) -> tuple[pa.Table, list[str]]:
     return truth.select(["image_id", *_TRUTH]), schemas.class_names_of(truth.schema)
 
 
-def _pairs(step: Step, truth: pa.Table, found: pa.Table) -> Iterator[tuple[dict[str, Any], Mapping[str, Any]]]:
-    """Each annotated image's row with the row of its proposals."""
-    made_from = step.inputs["proposals"].inputs["images"]
-    if made_from.fingerprint != step.inputs["images"].fingerprint:
-        raise DataError(
-            f"steps.{step.name}: step {step.inputs['proposals'].name} was made from the images of {made_from.name}, "
-            f"not of {step.inputs['images'].name}: name the same step for both"
-        )
+def _pairs(step: Step, key: str, truth: pa.Table, found: pa.Table) -> Iterator[Pair]:
+    """Each annotated image's row with the row of what was found there."""
+    name = step.inputs[key].name if key in step.inputs else key
+    if key in step.inputs:
+        made_from = step.inputs[key].inputs["images"]
+        if made_from.fingerprint != step.inputs["images"].fingerprint:
+            raise DataError(
+                f"steps.{step.name}: step {name} was made from the images of {made_from.name}, "
+                f"not of {step.inputs['images'].name}: name the same step for both"
+            )
     where = {image_id: index for index, image_id in enumerate(found.column("image_id").to_pylist())}
     missing = [image_id for image_id in truth.column("image_id").to_pylist() if image_id not in where]
     if missing:
         raise DataError(
-            f"steps.{step.name}: step {step.inputs['proposals'].name} has no row for {len(missing)} of "
+            f"steps.{step.name}: step {name} has no row for {len(missing)} of "
             f"{truth.num_rows} images, e.g. {missing[0]}: set the same split for both"
         )
     truth, found = truth.combine_chunks(), found.combine_chunks()
     for index, image_id in enumerate(truth.column("image_id").to_pylist()):
         row = _row(truth, index)
-        masks = row.pop("masks")
-        if len(masks) and all(mask is not None for mask in masks):
+        areas = row.pop("areas")
+        if len(areas):
+            row["areas"] = areas
+        elif len(row["masks"]) and all(mask is not None for mask in row["masks"]):
             from weaksam.ops.masks import rle_area
 
-            row["areas"] = np.array([rle_area(mask) for mask in masks], np.float64)
+            row["areas"] = np.array([rle_area(mask) for mask in row["masks"]], np.float64)
         yield row, _row(found, where[image_id])
 
 

@@ -125,4 +125,4 @@ def _list_identity(folder: str) -> str:
     return storage.listing_identity(storage.list_files(folder))
 
 
-STAGE = Stage("index", 1, IndexConfig, run, writes="images", outside=_identify)
+STAGE = Stage("index", 2, IndexConfig, run, writes="images", outside=_identify)

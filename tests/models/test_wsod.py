@@ -1,0 +1,302 @@
+"""The weakly supervised detector: backbones, dropblock, heads, losses and the training task."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.models import resnet50, vgg16
+from torchvision.ops import roi_pool
+
+from weaksam import schemas
+from weaksam.data.proposal_boxes import ProposalBoxes, clean_boxes, pack_proposals
+from weaksam.models.dropblock import ConcreteDropBlock
+from weaksam.models.noise import SampleNoise, dropout
+from weaksam.models.roi_backbones import DilatedVgg16, ResNet50C5, SmallCropNet, load_imagenet
+from weaksam.models.wsod import METHODS, WsodNet, forward_losses, wsod_losses
+from weaksam.models.wsod_task import WsodRecipe, WsodTask, flip_view, resize_view, view_size
+
+CPU = torch.device("cpu")
+BOXES = torch.tensor([[4.0, 4, 30, 30], [10, 12, 50, 40], [0, 0, 64, 48], [33, 3, 60, 20], [20, 20, 44, 44]])
+
+
+def make_image(seed: int = 0) -> Tensor:
+    return torch.randint(0, 256, (3, 48, 64), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+
+
+def make_net(method: str = "mist", *, dropblock: bool = False, classes: int = 3) -> WsodNet:
+    torch.manual_seed(0)
+    return WsodNet(SmallCropNet(8), classes, METHODS[method], dropblock=dropblock)
+
+
+@pytest.mark.slow
+def test_vgg16_is_torchvisions_but_for_pool4_and_the_dilated_stage() -> None:
+    theirs = vgg16(weights=None).eval()
+    ours = DilatedVgg16().eval()
+    assert load_imagenet(ours, theirs.state_dict()) == []
+    image = make_image()
+    maps = ours.features(ours.normalise(image))
+    assert maps.shape == (1, 512, 6, 8)
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    x = ((image / 255).permute(1, 2, 0) - mean) / std
+    conv4 = theirs.features[:23](x.permute(2, 0, 1)[None])
+    for place in (24, 26, 28):
+        layer = theirs.features[place]
+        conv4 = torch.conv2d(conv4, layer.weight, layer.bias, padding=2, dilation=2).relu()
+    torch.testing.assert_close(maps, conv4, rtol=1e-3, atol=1e-4)
+    pooled = ours.pool(image, BOXES)
+    inclusive = BOXES - torch.tensor([0.0, 0, 1, 1])
+    torch.testing.assert_close(pooled, roi_pool(maps, [inclusive], (7, 7), 1 / 8))
+    torch.testing.assert_close(ours.neck(pooled), theirs.classifier[:6](pooled.flatten(1)), rtol=1e-3, atol=1e-4)
+    frozen = [name for name, p in ours.named_parameters() if not p.requires_grad]
+    assert sum(p.numel() for p in ours.parameters() if not p.requires_grad) == 260_160
+    assert {name.split(".")[2] for name in frozen} == {"0", "2", "5", "7"}
+    assert DilatedVgg16(last_relu=False, frozen_stages=0).features(ours.normalise(image)).min() < 0
+
+
+@pytest.mark.slow
+def test_weights_from_caffe_see_blue_first_and_have_their_own_mean() -> None:
+    network = DilatedVgg16("caffe")
+    image = make_image()
+    seen = network.normalise(image)[0]
+    torch.testing.assert_close(seen[0], image[2] - 102.9801)
+    state = {key: value for key, value in vgg16(weights=None).state_dict().items() if key.startswith("features")}
+    state |= {f"classifier.{k}.{kind}": getattr(network.classifier[j], kind) + 1
+              for k, j in ((1, 0), (4, 3)) for kind in ("weight", "bias")}  # fmt: skip
+    before = network.classifier[3].bias.clone()
+    assert load_imagenet(network, state) == []
+    torch.testing.assert_close(network.classifier[3].bias, before + 1)
+    with pytest.raises(ValueError, match="the file has"):
+        load_imagenet(network, {"features.0.weight": torch.zeros(3)})
+
+
+def test_resnet50_keeps_stride_8_and_takes_torchvisions_weights() -> None:
+    network = ResNet50C5().eval()
+    assert load_imagenet(network, resnet50(weights=None).state_dict()) == []
+    pooled = network.pool(make_image(), BOXES)
+    assert pooled.shape == (5, 1024, 7, 7)
+    assert network.neck(pooled).shape == (5, 2048)
+
+
+def test_crops_see_the_box_and_a_margin() -> None:
+    network = SmallCropNet(8, margin=0.0)
+    flat = torch.zeros(3, 48, 64, dtype=torch.uint8)
+    flat[:, 10:26, 20:36] = 255
+    pooled = network.pool(flat, torch.tensor([[20.0, 10, 36, 26]]))
+    assert pooled.shape == (1, 3, 32, 32)
+    inside = (255 - network.pixel_mean) / network.pixel_std
+    torch.testing.assert_close(pooled[0, :, 2:-2, 2:-2], inside.expand(3, 28, 28))
+    assert SmallCropNet(8, margin=0.5).pool(flat, torch.tensor([[20.0, 10, 36, 26]]))[0, 0, 0, 0] < 0
+
+
+def test_noise_of_a_sample_does_not_depend_on_its_neighbours() -> None:
+    alone = SampleNoise([7], [3], CPU).uniform(2)
+    among = SampleNoise([5, 7, 9], [2, 3, 1], CPU).uniform(2)
+    torch.testing.assert_close(among[2:5], alone)
+    x = torch.ones(4000, 10)
+    dropped = dropout(x, SampleNoise([1], [4000], CPU))
+    assert set(dropped.unique().tolist()) == {0.0, 2.0}
+    assert dropped.mean().item() == pytest.approx(1, abs=0.05)
+    assert dropout(x, None) is x
+
+
+def test_dropblock_drops_blocks_and_learns_to_raise_the_loss() -> None:
+    torch.manual_seed(0)
+    block = ConcreteDropBlock(4)
+    pooled = torch.rand(60, 4, 7, 7, requires_grad=True)
+    noise = functools.partial(SampleNoise, [1, 2], [40, 20], CPU)
+    keep = block.draw(pooled.detach(), noise())
+    assert set(keep.unique().tolist()) == {0.0, 1.0}
+    assert 0.02 < 1 - keep.mean().item() < 0.3
+    for one in keep[:, 0][keep[:, 0].amin((1, 2)) == 0]:  # every hole holds a whole block, or one cut by the border
+        holes = 1 - one
+        eroded = -torch.nn.functional.max_pool2d(-torch.nn.functional.pad(holes, (1, 1, 1, 1), value=1)[None], 3, 1)
+        opened = torch.nn.functional.max_pool2d(eroded, 3, 1, padding=1)[0]
+        torch.testing.assert_close(opened, holes)
+    dropped = block(pooled, noise(), learns=True)
+    first = dropped[:40]
+    assert first[first > 0].numel() / first.numel() == pytest.approx(keep[:40].mean().item(), abs=1e-6)
+    dropped.sum().backward()
+    reversed_grad = block.shortcut.weight.grad.clone()
+    block.zero_grad()
+    scaled = torch.cat([one * one.numel() / one.sum() for one in block.draw(pooled.detach(), noise()).split([40, 20])])
+    (pooled.detach() * scaled).sum().backward()
+    torch.testing.assert_close(reversed_grad, -block.shortcut.weight.grad)
+    block.zero_grad()
+    block(pooled, noise(), learns=False).sum().backward()
+    assert block.shortcut.weight.grad is None
+
+
+@pytest.mark.parametrize("second_pass", [False, True])
+def test_the_detector_lowers_what_the_dropblock_raises(second_pass: bool) -> None:
+    net = make_net(dropblock=True)
+    noise = SampleNoise([3], [5], CPU)
+    losses, adverse = forward_losses(net, [make_image()], [BOXES], [torch.tensor([1])], noise, second_pass=second_pass)
+    total = torch.stack(list(losses[0].values())).sum() + adverse - adverse.detach()
+    total.backward()
+    assert all(p.grad is not None for p in net.parameters())
+    assert net.dropblock.shortcut.weight.grad.abs().sum() > 0
+    if second_pass:  # the detector's gradient is the first pass's alone
+        others = [p.grad.clone() for name, p in net.named_parameters() if not name.startswith("dropblock")]
+        net.zero_grad()
+        noise = SampleNoise([3], [5], CPU)
+        (found,) = net.heads(net.pool([make_image()], [BOXES]), [5], noise)
+        torch.stack(list(wsod_losses(found, BOXES, torch.tensor([1]), net.rules).values())).sum().backward()
+        again = [p.grad for name, p in net.named_parameters() if not name.startswith("dropblock")]
+        torch.testing.assert_close(others, again)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("present", [[], [1], [0, 1, 2]])
+@pytest.mark.parametrize("num", [1, 3, 5])
+def test_losses_are_finite_whatever_the_image_holds(method: str, present: list[int], num: int) -> None:
+    net = make_net(method)
+    classes = torch.tensor(present, dtype=torch.int64)
+    losses, _ = forward_losses(net, [make_image()], [BOXES[:num]], [classes], SampleNoise([0], [num], CPU))
+    total = torch.stack(list(losses[0].values())).sum()
+    total.backward()
+    assert total.isfinite()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
+
+
+def test_detections_are_the_mean_of_the_heads() -> None:
+    net = make_net().eval()
+    scores, boxes = net.detect(make_image(), BOXES)
+    x = net.roi_net.neck(net.roi_net.pool(make_image(), BOXES))
+    wanted = sum(getattr(net, f"ref{k}")(x).softmax(1) for k in (1, 2, 3))[:, 1:] / 3
+    torch.testing.assert_close(scores, wanted)
+    assert boxes.shape == (5, 3, 4)
+    assert boxes.min() >= 0
+    assert (boxes <= torch.tensor([64.0, 48, 64, 48])).all()
+    _, still = make_net("oicr").detect(make_image(), BOXES)
+    torch.testing.assert_close(still[:, 0], BOXES)
+
+
+def test_proposals_are_cut_and_cleaned() -> None:
+    boxes = np.array([[-5, 2, 20, 30], [0, 2, 20.3, 30], [0, 0, 3, 40], [50, 0, 90, 70]], np.float32)
+    assert clean_boxes(boxes, 60, 80, min_side=8).tolist() == [[0, 2, 20, 30], [50, 0, 80, 60]]
+    assert clean_boxes(np.zeros((0, 4), np.float32), 0, 0, min_side=8).shape == (0, 4)
+
+
+def test_packed_proposals_are_those_of_the_table() -> None:
+    rows = [
+        {"image_id": "a", "status": "ok", "boxes": np.array([[0, 0, 9, 9]], np.float32), "height": 10, "width": 20},
+        {"image_id": "b", "status": "unreadable"},
+        {"image_id": "c", "status": "ok", "boxes": np.zeros((0, 4), np.float32), "height": 5, "width": 5},
+        {"image_id": "d", "status": "ok", "boxes": np.ones((2, 4), np.float32), "height": 7, "width": 8},
+    ]
+    packed = pack_proposals(schemas.to_table(rows, schemas.PROPOSALS), ["d", "b", "a"])
+    assert packed.starts.tolist() == [0, 2, 2, 3]
+    assert packed.sizes.tolist() == [[7, 8], [0, 0], [10, 20]]
+    assert packed.of(2, min_side=1).tolist() == [[0, 0, 9, 9]]
+    assert len(packed.of(1, min_side=1)) == 0
+    with pytest.raises(KeyError):
+        pack_proposals(pa.table({"image_id": ["a"], "boxes": [[[1.0] * 4]], "height": [1], "width": [1]}), ["z"])
+
+
+def test_views_keep_boxes_on_their_objects() -> None:
+    pixels = np.zeros((40, 80, 3), np.uint8)
+    pixels[10:20, 16:32] = 255
+    box = np.array([[16, 10, 32, 20]], np.float32)
+    resized, moved = resize_view(pixels, box, 80, 1000)
+    assert resized.shape == (80, 160, 3)
+    assert moved.tolist() == [[32, 20, 64, 40]]
+    flipped, mirrored = flip_view(resized, moved)
+    assert mirrored.tolist() == [[96, 20, 128, 40]]
+    left, top, right, bottom = mirrored[0].astype(int)
+    assert flipped[top + 2 : bottom - 2, left + 2 : right - 2].min() > 250
+    assert view_size(40, 80, 80, 100) == (50, 100)
+
+
+@pytest.fixture
+def task(tmp_path: Path) -> WsodTask:
+    """20 grey images; class 0 is a red disc somewhere, class 1 a blue square; most proposals miss them."""
+    rng = np.random.default_rng(0)
+    uris, labels, boxes = [], np.zeros((20, 2), bool), []
+    for i in range(20):
+        pixels = rng.integers(90, 160, (64, 80, 3)).astype(np.uint8)
+        labels[i] = [i % 3 != 1, i % 3 != 0]
+        here = [[*(corner := rng.integers(0, [60, 44])), *(corner + rng.integers(8, 20, 2))] for _ in range(10)]
+        for label in np.flatnonzero(labels[i]):
+            x, y = (int(v) for v in rng.integers(0, [60, 44]))
+            patch = pixels[y : y + 18, x : x + 18]
+            inside = (
+                np.hypot(*(np.indices(patch.shape[:2]) - 8.5)) < 9 if label == 0 else np.ones(patch.shape[:2], bool)
+            )
+            patch[inside] = [[220, 30, 30], [30, 30, 220]][label]
+            here.append([x, y, x + patch.shape[1], y + patch.shape[0]])
+        boxes.append(np.array(here, np.float32))
+        uris.append(str(tmp_path / f"{i}.png"))
+        Image.fromarray(pixels).save(uris[-1])
+    packed = ProposalBoxes(
+        np.concatenate(boxes), np.cumsum([0, *map(len, boxes)]), np.full((20, 2), [64, 80], np.int32)
+    )
+    recipe = WsodRecipe(scales=(64,), min_side=4, optimizer="adamw")
+    make = functools.partial(_two_class_net, "mist")
+    return WsodTask(make, uris, labels, functools.partial(_same, packed), recipe)
+
+
+def _two_class_net(method: str) -> WsodNet:
+    return WsodNet(SmallCropNet(8), 2, METHODS[method])
+
+
+def _same(boxes: ProposalBoxes) -> ProposalBoxes:
+    return boxes
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_twenty_images_are_overfitted(task: WsodTask, method: str) -> None:
+    torch.manual_seed(1)
+    task = dataclasses.replace(task, make_net=functools.partial(_two_class_net, method))
+    model = task.build_model()
+    optimizer = task.build_optimizer(model, lr=2e-3, weight_decay=0.0)
+    for step in range(60):
+        seeds = np.stack([np.full(20, step), np.zeros(20, int), np.arange(20)], 1)
+        loss, _ = task.loss(model, task.load_batch(np.arange(20), seeds))
+        optimizer.zero_grad()
+        (loss / 20).backward()
+        optimizer.step()
+    hits = 0
+    for i in range(20):
+        boxes = torch.from_numpy(task._boxes.of(i, min_side=4))
+        image = torch.from_numpy(np.asarray(Image.open(task.uris[i])).transpose(2, 0, 1).copy())
+        scores, _ = model.eval().detect(image, boxes)
+        classes = np.flatnonzero(task.labels[i])  # the last proposals are the objects, in the order of their classes
+        wanted = [len(boxes) - len(classes) + k for k in range(len(classes))]
+        hits += sum(int(scores[:, label].argmax() == row) for label, row in zip(classes, wanted, strict=True))
+    assert hits >= 0.9 * task.labels.sum()
+
+
+def test_the_loss_of_a_batch_is_the_sum_over_its_images(task: WsodTask) -> None:
+    model = task.build_model()
+    indices, seeds = np.arange(4), np.arange(12).reshape(4, 3)
+    total, sums = task.loss(model, task.load_batch(indices, seeds))
+    parts = [task.loss(model, task.load_batch(indices[i : i + 1], seeds[i : i + 1]))[0] for i in range(4)]
+    torch.testing.assert_close(total, torch.stack(parts).sum())
+    assert set(sums) == {"image_loss", "refine_loss", "box_loss"}
+
+
+def test_a_broken_image_counts_for_nothing(task: WsodTask) -> None:
+    Path(task.uris[1]).write_bytes(b"junk")
+    model = task.build_model()
+    batch = task.load_batch(np.arange(3), np.zeros((3, 3), np.int64))
+    assert batch["weight"].tolist() == [1, 0, 1]
+    both = [task.loss(model, task.load_batch(np.array([i]), np.zeros((1, 3), np.int64)))[0] for i in (0, 2)]
+    torch.testing.assert_close(task.loss(model, batch)[0], torch.stack(both).sum())
+
+
+def test_biases_learn_twice_as_fast_and_do_not_decay(task: WsodTask) -> None:
+    task = dataclasses.replace(task, recipe=dataclasses.replace(task.recipe, optimizer="adam", refine_lr=10.0))
+    model = task.build_model()
+    optimizer = task.build_optimizer(model, lr=1.0, weight_decay=0.5)
+    found = {id(g["params"][0]): (g["lr"], g["weight_decay"]) for g in optimizer.param_groups}
+    wanted = {"cls_score.weight": (1.0, 0.5), "cls_score.bias": (2.0, 0.0), "ref2.weight": (10.0, 0.5)}
+    named = dict(model.named_parameters())
+    assert {key: found[id(named[key])] for key in wanted} == wanted

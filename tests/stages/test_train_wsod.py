@@ -1,0 +1,156 @@
+"""Training and using a weakly supervised detector as stages: two workers equal one, faults are named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torchvision.models import vgg16
+
+from weaksam import schemas, storage, tables
+from weaksam.config import StageConfig
+from weaksam.errors import DataError
+from weaksam.models.wsod import METHODS
+from weaksam.models.wsod_build import WsodSpec
+from weaksam.stage import Outcome, Stage, Step
+from weaksam.stages import train_wsod
+from weaksam.stages.detect import DetectConfig, DetectObjects
+from weaksam.stages.train_wsod import TrainWsodConfig, make_task, train_settings
+from weaksam.training import TrainResources
+
+
+def finished(folder: Path, name: str, rows: list[dict], schema: object, inputs: dict[str, Step]) -> Step:
+    stage = Stage(name, 1, StageConfig, lambda step: Outcome(0), writes=name)
+    step = Step(name, stage, StageConfig(), inputs, {}, "f", str(folder / name))
+    table = schemas.to_table(rows, schemas.with_metadata(schema, fingerprint="f", class_names=["red", "blue"]))
+    storage.write_json(step.manifest_uri, {"parts": [tables.write_part(step.folder, table)], "excluded": {}})
+    return step
+
+
+@pytest.fixture
+def inputs(tmp_path: Path) -> dict[str, Step]:
+    """Nine images of noise with a few boxes each; one has none, one could not be read by SAM."""
+    rng, images, proposals = np.random.default_rng(0), [], []
+    for i in range(9):
+        path = tmp_path / f"{i}.png"
+        Image.fromarray(rng.integers(0, 255, (40, 48, 3)).astype(np.uint8)).save(path)
+        images.append({"image_id": str(i), "uri": str(path), "split": "train", "labels": [i % 2]})
+        corners = rng.integers(0, 20, (6, 2))
+        boxes = np.concatenate([corners, corners + rng.integers(8, 20, (6, 2))], 1).astype(np.float32)
+        row = {"image_id": str(i), "status": "ok", "boxes": boxes if i else boxes[:0], "height": 40, "width": 48}
+        proposals.append(row if i != 4 else {"image_id": "4", "status": "oom"})
+    index = finished(tmp_path, "images", images, schemas.IMAGES, {})
+    return {"images": index, "proposals": finished(tmp_path, "proposals", proposals, schemas.PROPOSALS, {})}
+
+
+def make_step(folder: Path, inputs: dict[str, Step], **changes: object) -> Step:
+    settings = {"images": "images", "proposals": "proposals", "split": "train", "backbone": "small", "min_side": 4}
+    settings |= {"scales": [40, 56], "steps": 4, "batch_size": 4, "lr": 1e-3, "warmup": 1, "log_every": 2}
+    config = TrainWsodConfig(**settings | changes)
+    return Step("mist", train_wsod.STAGE, config, inputs, {}, "m", str(folder / "mist-m"))
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.parametrize("dropblock", ["off", "two_pass"])
+def test_two_workers_learn_what_one_learns(tmp_path: Path, inputs: dict[str, Step], dropblock: str) -> None:
+    weights = []
+    for workers, micro_batch_size in ((1, None), (2, 1)):
+        resources = TrainResources(workers=workers, micro_batch_size=micro_batch_size)
+        step = make_step(tmp_path / str(workers), inputs, dropblock=dropblock, resources=resources, optimizer="sgd")
+        outcome = train_wsod.run(step)
+        assert outcome.rows == 9
+        weights.append(load_file(Path(step.folder) / "checkpoint" / "model.safetensors"))
+        rows = [json.loads(line) for line in (Path(step.folder) / "metrics.jsonl").read_text().splitlines()]
+        assert [row["step"] for row in rows] == [2, 4]
+        assert {"loss", "image_loss", "refine_loss", "box_loss"} <= set(rows[0])
+    for key, value in weights[0].items():
+        torch.testing.assert_close(weights[1][key], value, rtol=1e-3, atol=1e-5, msg=key)
+
+
+def test_images_without_proposals_are_asked_for(tmp_path: Path, inputs: dict[str, Step]) -> None:
+    some = [{"image_id": "0", "status": "ok", "boxes": [], "height": 40, "width": 48}]
+    fewer = inputs | {"proposals": finished(tmp_path, "fewer", some, schemas.PROPOSALS, {})}
+    with pytest.raises(DataError, match=r"steps.mist.proposals: step fewer has no row for 8 of 9 images, e\.g\. 1"):
+        make_task(make_step(tmp_path, fewer))
+
+
+def test_the_published_schedule_is_the_default() -> None:
+    config = TrainWsodConfig(images="images", proposals="proposals", split="trainval")
+    settings = train_settings(config)
+    assert (settings.steps, settings.batch_size, settings.lr) == (30_000, 8, 1e-5)
+    assert (settings.milestones, settings.warmup_from) == ((20_000, 26_700), pytest.approx(1 / 3))
+    assert config.spec(20).rules == METHODS["mist"]
+    assert config.model_copy(update={"method": "oicr", "mining": "top"}).spec(20).rules.mining == "top"
+
+
+def test_starting_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "vgg.pth"
+    torch.save({"features.0.weight": torch.zeros(64, 3, 3, 3)}, path)
+    spec = WsodSpec("vgg16", 3, METHODS["oicr"], weights=str(path))
+    with pytest.raises(DataError, match=r"vgg.pth: has nothing for \d+ weights of the backbone, e\.g\. body.features"):
+        spec.with_starting_weights()
+    path.write_bytes(b"junk")
+    with pytest.raises(DataError, match="no file of weights"):
+        spec.with_starting_weights()
+    theirs = vgg16(weights=None).state_dict()
+    torch.save(theirs, path)
+    network = spec.with_starting_weights()
+    torch.testing.assert_close(network.roi_net.state_dict()["body.features.28.weight"], theirs["features.28.weight"])
+    with pytest.raises(ValueError, match="weights are for vgg16 and resnet50"):
+        TrainWsodConfig(images="i", proposals="p", split="s", backbone="small", weights="x")
+
+
+def test_detections_come_from_every_readable_image(tmp_path: Path, inputs: dict[str, Step]) -> None:
+    trained = make_step(tmp_path, inputs, dropblock="one_pass").config
+    weights = tmp_path / "model.safetensors"
+    from safetensors.torch import save_file
+
+    save_file(trained.spec(2).untrained().state_dict(), weights)
+    config = DetectConfig(images="i", proposals="p", checkpoint="c", scales=[40, 56], max_detections=5)
+    schema = schemas.with_metadata(schemas.DETECTIONS, fingerprint="d", class_names=["red", "blue"])
+    detect = DetectObjects(config, trained, str(weights), schema)
+    uris = tables.read_step(inputs["images"], columns=["uri"]).column("uri").to_pylist()
+    boxes = tables.read_step(inputs["proposals"], columns=["boxes"]).column("boxes").to_pylist()
+    rows = [
+        {
+            "image_id": str(i),
+            "uri": uri,
+            "boxes": boxes[i],
+            "data": Path(uri).read_bytes(),
+            "status": "ok",
+            "message": "",
+        }
+        for i, uri in enumerate(uris)
+    ]
+    rows[2] |= {"data": b"junk"}
+    rows[3] |= {"data": None, "status": "not_found", "message": "gone"}
+    fields = [
+        ("image_id", "string"),
+        ("uri", "string"),
+        ("data", "binary"),
+        ("status", "string"),
+        ("message", "string"),
+    ]
+    import pyarrow as pa
+
+    batch = pa.table(
+        {name: pa.array([row[name] for row in rows], kind) for name, kind in fields}
+        | {"boxes": [r["boxes"] for r in rows]}
+    )
+    found = detect(batch)
+    assert found.schema.equals(schema)
+    by_id = {row["image_id"]: row for row in found.to_pylist()}
+    assert [by_id[str(i)]["status"] for i in range(9)] == ["ok", "ok", "unreadable", "not_found"] + ["ok"] * 5
+    assert [len(by_id[i]["boxes"]) for i in "04"] == [0, 0]
+    for i in "15678":
+        row = by_id[i]
+        assert 0 < len(row["boxes"]) <= 5
+        assert row["scores"] == sorted(row["scores"], reverse=True)
+        assert np.array(row["boxes"]).min() >= 0
+        assert set(row["classes"]) <= {0, 1}

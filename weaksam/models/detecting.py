@@ -1,0 +1,99 @@
+"""A weakly supervised detector over several views of an image, and which of its boxes are detections.
+
+Axis legend: N proposals, C classes, K detections, H W pixels.
+Boxes are xyxy, absolute pixels of the original image, right and bottom exclusive.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.ops import batched_nms
+
+from weaksam.models.wsod import WsodNet
+from weaksam.models.wsod_task import view_size
+
+
+@dataclass(frozen=True)
+class DetectRules:
+    """Views, and what stays.
+
+    Attributes:
+        scales: lengths of the shorter side of the views, pixels.
+        max_side: the longer side is at most this.
+        flip: whether every view is seen mirrored too.
+        score_threshold: detections score more than this.
+        nms_threshold: of two boxes of a class that overlap by more, the lower-scored goes.
+        max_detections: of an image, the highest-scored.
+    """
+
+    scales: tuple[int, ...] = (800, 480, 576, 688, 864, 1000, 1200)
+    max_side: int = 2000
+    flip: bool = True
+    score_threshold: float = 0.0
+    nms_threshold: float = 0.3
+    max_detections: int = 100
+
+
+@torch.inference_mode()
+def detect_objects(net: WsodNet, image: Tensor, boxes: Tensor, rules: DetectRules) -> tuple[Tensor, Tensor, Tensor]:
+    """Boxes (K, 4), classes (K,) int64 and scores (K,), best first, of an image and proposals on it.
+
+    Scores and boxes are means over the views, as published: every view sees the same proposals.
+
+    Args:
+        net: in eval mode.
+        image: (3, H, W) uint8 RGB, on the device of `net`.
+        boxes: (N, 4) float32, there too.
+        rules: what is wanted.
+    """
+    if not len(boxes):
+        return boxes, torch.zeros(0, dtype=torch.int64), boxes.new_zeros(0)
+    seen = [_see(net, image, boxes, scale, rules.max_side, is_mirrored) for scale, is_mirrored in _views(rules)]
+    scores = torch.stack([one for one, _ in seen]).mean(0)
+    return select_detections(scores, torch.stack([moved for _, moved in seen]).mean(0), rules)
+
+
+def _views(rules: DetectRules) -> list[tuple[int, bool]]:
+    return [
+        (scale, is_mirrored) for scale in rules.scales for is_mirrored in ((False, True) if rules.flip else (False,))
+    ]
+
+
+def _see(
+    net: WsodNet, image: Tensor, boxes: Tensor, scale: int, max_side: int, is_mirrored: bool
+) -> tuple[Tensor, Tensor]:
+    """Scores (N, C) and boxes (N, C, 4) on one view, the boxes back in the frame of the image."""
+    height, width = image.shape[1:]
+    hw = view_size(height, width, scale, max_side)
+    view = F.interpolate(image[None].float(), hw, mode="bilinear", antialias=True, align_corners=False)[0]
+    factors = boxes.new_tensor([hw[1] / width, hw[0] / height] * 2)
+    rois = boxes * factors
+    if is_mirrored:
+        view, rois = view.flip(2), _mirror(rois, hw[1])
+    scores, moved = net.detect(view, rois)
+    return scores, (_mirror(moved, hw[1]) if is_mirrored else moved) / factors
+
+
+def _mirror(boxes: Tensor, width: int) -> Tensor:
+    return torch.stack([width - boxes[..., 2], boxes[..., 1], width - boxes[..., 0], boxes[..., 3]], -1)
+
+
+def select_detections(scores: Tensor, boxes: Tensor, rules: DetectRules) -> tuple[Tensor, Tensor, Tensor]:
+    """Threshold, NMS in each class, and the best of an image.
+
+    Args:
+        scores: (N, C) float.
+        boxes: (N, C, 4) float, xyxy.
+        rules: thresholds.
+
+    Returns:
+        boxes (K, 4), classes (K,) int64, scores (K,), by falling score.
+    """
+    rows, classes = (scores > rules.score_threshold).nonzero(as_tuple=True)
+    chosen, values = boxes[rows, classes], scores[rows, classes]
+    keep = batched_nms(chosen.float(), values, classes, rules.nms_threshold)[: rules.max_detections]
+    return chosen[keep], classes[keep], values[keep]

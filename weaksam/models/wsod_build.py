@@ -1,0 +1,97 @@
+"""Weakly supervised detectors by name, with their starting or their trained weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+from torchvision.models import ResNet50_Weights, VGG16_Weights
+
+from weaksam import storage
+from weaksam.errors import DataError
+from weaksam.models.roi_backbones import DilatedVgg16, Pixels, ResNet50C5, RoiNet, SmallCropNet, load_imagenet
+from weaksam.models.wsod import WsodNet, WsodRules
+
+Backbone = Literal["vgg16", "resnet50", "small"]
+_OF_TORCHVISION = {"vgg16": VGG16_Weights.IMAGENET1K_V1, "resnet50": ResNet50_Weights.IMAGENET1K_V1}
+
+
+@dataclass(frozen=True)
+class WsodSpec:
+    """Which network; picklable, and cheap to send.
+
+    Attributes:
+        backbone: `vgg16`, `resnet50` or `small`.
+        num_classes: C.
+        rules: OICR's or MIST's.
+        dropblock: whether it has one.
+        pixels: what the starting weights were trained on.
+        last_relu, frozen_stages: of the backbone.
+        pretrained: start from torchvision's ImageNet weights, fetched by name; `small` has none.
+        weights: URI of ImageNet weights to start from instead.
+    """
+
+    backbone: Backbone
+    num_classes: int
+    rules: WsodRules
+    dropblock: bool = False
+    pixels: Pixels = "torchvision"
+    last_relu: bool = True
+    frozen_stages: int = 2
+    pretrained: bool = True
+    weights: str | None = None
+
+    def untrained(self) -> WsodNet:
+        """The network with random weights."""
+        return WsodNet(self._roi_net(), self.num_classes, self.rules, dropblock=self.dropblock)
+
+    def _roi_net(self) -> RoiNet:
+        if self.backbone == "vgg16":
+            return DilatedVgg16(self.pixels, last_relu=self.last_relu, frozen_stages=self.frozen_stages)
+        return (
+            ResNet50C5(self.pixels, frozen_stages=self.frozen_stages) if self.backbone == "resnet50" else SmallCropNet()
+        )
+
+    def with_starting_weights(self) -> WsodNet:
+        """The network to train.
+
+        Raises:
+            DataError: the file lacks weights of the backbone, or they have other shapes.
+        """
+        network = self.untrained()
+        if self.weights is not None:
+            _load(network.roi_net, _read_state(storage.fetch(self.weights)), self.weights)
+        elif self.pretrained and self.backbone != "small":
+            known = _OF_TORCHVISION[self.backbone]
+            _load(network.roi_net, dict(known.get_state_dict(check_hash=True)), known.url)
+        return network
+
+    def trained(self, path: str | Path) -> WsodNet:
+        """The network of a finished `train_wsod` step, in eval mode."""
+        network = self.untrained()
+        network.load_state_dict(load_file(path))
+        return network.eval()
+
+
+def _read_state(path: str | Path) -> dict[str, Tensor]:
+    try:
+        if str(path).endswith(".safetensors"):
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, RuntimeError, EOFError, ValueError) as error:
+        raise DataError(f"{path}: no file of weights ({error}): give a state dict, .pth or .safetensors") from error
+    return state.get("state_dict", state)
+
+
+def _load(network: RoiNet, state: dict[str, Tensor], where: str) -> None:
+    try:
+        missing = load_imagenet(network, state)
+    except ValueError as error:
+        raise DataError(f"{where}: {error}") from error
+    if missing:
+        raise DataError(f"{where}: has nothing for {len(missing)} weights of the backbone, e.g. {missing[0]}")

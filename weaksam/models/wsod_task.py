@@ -1,0 +1,183 @@
+"""Training a weakly supervised detector from image-level labels and proposals: the task the training loop runs.
+
+In: URIs of images, their labels and their proposals. Out: what `TrainTask` asks for. Knows no cluster.
+Every image is seen at a size of its own, so images of a batch go through the backbone one by one and their proposals
+through everything above it together.
+
+Axis legend: B images, N proposals of an image, H W pixels.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from weaksam import storage
+from weaksam.data.images import decode_image
+from weaksam.data.proposal_boxes import ProposalBoxes
+from weaksam.errors import ImageError
+from weaksam.models.noise import SampleNoise
+from weaksam.models.wsod import WsodNet, forward_losses
+
+log = logging.getLogger(__name__)
+
+_THREADS = 8  # reading and decoding ahead of the network
+
+
+@dataclass(frozen=True)
+class WsodRecipe:
+    """How images are varied and weights learn.
+
+    Attributes:
+        scales: lengths of the shorter side, one is drawn for each image; pixels.
+        max_side: the longer side is at most this.
+        min_side: smaller proposals are left out; pixels of the original image.
+        optimizer: `adam` has weight decay as a part of the gradient, as published; `adamw` apart from it.
+        refine_lr: learning rate of the refinement heads, times the others'.
+        dropblock_lr: learning rate of the dropblock, times the others'.
+        second_pass: whether the dropblock learns in a pass of its own.
+    """
+
+    scales: tuple[int, ...] = (480, 576, 688, 864, 1000, 1200)
+    max_side: int = 2000
+    min_side: float = 20.0
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    refine_lr: float = 1.0
+    dropblock_lr: float = 1.0
+    second_pass: bool = True
+
+
+@dataclass(frozen=True)
+class WsodTask:
+    """OICR or MIST.
+
+    Attributes:
+        make_net: builds the network with its starting weights; picklable.
+        uris: of the images.
+        labels: (images, C) bool.
+        read_boxes: gives the proposals of the images, in their order; picklable, called once on each worker.
+        recipe: of augmentation and optimisation.
+    """
+
+    make_net: Callable[[], WsodNet]
+    uris: list[str]
+    labels: np.ndarray
+    read_boxes: Callable[[], ProposalBoxes]
+    recipe: WsodRecipe = WsodRecipe()
+
+    @cached_property
+    def _pool(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(_THREADS, thread_name_prefix="images")
+
+    @cached_property
+    def _boxes(self) -> ProposalBoxes:
+        return self.read_boxes()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key not in ("_pool", "_boxes")}
+
+    @property
+    def num_samples(self) -> int:
+        """Images to learn from."""
+        return len(self.uris)
+
+    def build_model(self) -> WsodNet:
+        """The network with its starting weights."""
+        return self.make_net().train()
+
+    def build_optimizer(self, model: nn.Module, *, lr: float, weight_decay: float) -> torch.optim.Optimizer:
+        """Biases learn twice as fast and are not decayed, as in every published recipe."""
+        groups = []
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                factor = 2.0 if name.endswith("bias") else 1.0
+                factor *= self.recipe.refine_lr if name.startswith("ref") else 1.0
+                factor *= self.recipe.dropblock_lr if name.startswith("dropblock") else 1.0
+                decay = 0.0 if name.endswith("bias") else weight_decay
+                groups.append({"params": [parameter], "lr": lr * factor, "weight_decay": decay})
+        if self.recipe.optimizer == "sgd":
+            return torch.optim.SGD(groups, lr=lr, momentum=0.9)
+        return (torch.optim.Adam if self.recipe.optimizer == "adam" else torch.optim.AdamW)(groups, lr=lr)
+
+    def load_batch(self, indices: np.ndarray, seeds: np.ndarray) -> dict[str, Tensor]:
+        """Per image i: `image/i` (3, H, W) uint8, `boxes/i` (N, 4), `present/i` (P,); and `seed`, `weight` (B,)."""
+        rows = list(self._pool.map(self._load, indices.tolist(), seeds))
+        batch = {f"{key}/{i}": value for i, row in enumerate(rows) for key, value in row.items()}
+        weights = [batch.pop(f"weight/{i}") for i in range(len(rows))]
+        noise = np.array([np.random.default_rng([*seed, 1]).integers(2**62) for seed in seeds])
+        return batch | {"weight": torch.stack(weights), "seed": torch.from_numpy(noise)}
+
+    def _load(self, index: int, seed: np.ndarray) -> dict[str, Tensor]:
+        rng, recipe = np.random.default_rng(seed), self.recipe
+        boxes = self._boxes.of(index, min_side=recipe.min_side)
+        pixels = _read_pixels(self.uris[index]) if len(boxes) else None
+        if pixels is None:  # counts for nothing, but every weight takes part in every step
+            nothing = torch.tensor([[0.0, 0.0, 32.0, 32.0]])
+            blank = torch.zeros(3, 64, 64, dtype=torch.uint8)
+            return {"image": blank, "boxes": nothing, "present": torch.zeros(0).long(), "weight": torch.tensor(0.0)}
+        pixels, boxes = resize_view(pixels, boxes, int(rng.choice(recipe.scales)), recipe.max_side)
+        if rng.random() < 0.5:
+            pixels, boxes = flip_view(pixels, boxes)
+        return {
+            "image": torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))),
+            "boxes": torch.from_numpy(boxes),
+            "present": torch.from_numpy(np.flatnonzero(self.labels[index])),
+            "weight": torch.tensor(1.0),
+        }
+
+    def loss(self, model: WsodNet, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Sum over images of all losses; an image that counts for nothing has weight 0."""
+        count = len(batch["weight"])
+        images, boxes, present = ([batch[f"{key}/{i}"] for i in range(count)] for key in ("image", "boxes", "present"))
+        noise = SampleNoise(batch["seed"].tolist(), [len(one) for one in boxes], images[0].device)
+        losses, adverse = forward_losses(model, images, boxes, present, noise, second_pass=self.recipe.second_pass)
+        sums = {
+            key: torch.stack([row[key] * weight for row, weight in zip(losses, batch["weight"], strict=True)]).sum()
+            for key in losses[0]
+        }
+        total = torch.stack(list(sums.values())).sum()
+        return total + (adverse - adverse.detach()), {key: value.detach() for key, value in sums.items()}
+
+    def validate(self, model: WsodNet) -> dict[str, float]:
+        """Nothing: without boxes there is nothing to measure, and labels are learnt by heart."""
+        return {}
+
+
+def _read_pixels(uri: str) -> np.ndarray | None:
+    try:
+        return decode_image(storage.read_bytes(uri))
+    except (ImageError, FileNotFoundError) as error:
+        log.warning("%s: left out of training: %s", uri, error)
+        return None
+
+
+def view_size(height: int, width: int, short_side: int, max_side: int) -> tuple[int, int]:
+    """(height, width) of a view whose shorter side is `short_side`, unless its longer one would exceed `max_side`."""
+    factor = min(short_side / min(height, width), max_side / max(height, width))
+    return max(1, round(height * factor)), max(1, round(width * factor))
+
+
+def resize_view(pixels: np.ndarray, boxes: np.ndarray, short_side: int, max_side: int) -> tuple[np.ndarray, np.ndarray]:
+    """An image (H, W, 3) uint8 and boxes (N, 4) on it, at another size."""
+    old_height, old_width = pixels.shape[:2]
+    height, width = view_size(old_height, old_width, short_side, max_side)
+    factors = np.array([width / old_width, height / old_height] * 2, np.float32)
+    resized = Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR)
+    return np.asarray(resized), boxes * factors
+
+
+def flip_view(pixels: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The same in a mirror."""
+    width = pixels.shape[1]
+    flipped = boxes.copy()
+    flipped[:, 0], flipped[:, 2] = width - boxes[:, 2], width - boxes[:, 0]
+    return pixels[:, ::-1], flipped

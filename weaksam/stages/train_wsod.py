@@ -1,0 +1,219 @@
+"""images, proposals -> wsod: a detector that, from image-level labels alone, learns which proposals are objects.
+
+Nothing is selected: the weights of the last step are handed on. Without boxes there is nothing to select by.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from weaksam import schemas, storage, tables
+from weaksam.config import NotInFingerprint, OutsideFile, Reads, StageConfig
+from weaksam.errors import DataError
+from weaksam.stage import Outcome, Stage, Step
+from weaksam.training_settings import TrainResources, TrainSettings
+
+if TYPE_CHECKING:
+    from weaksam.data.proposal_boxes import ProposalBoxes
+    from weaksam.models.wsod_build import WsodSpec
+    from weaksam.models.wsod_task import WsodTask
+
+
+class TrainWsodConfig(StageConfig):
+    """Trains a weakly supervised detector, OICR or MIST, from image-level labels and proposals.
+
+    Defaults are the published recipe of MIST for VOC07 (Adam, batch 8, learning rate 1e-5, 30,000 steps).
+    """
+
+    images: Annotated[str, Reads("images")]
+    """The `index` step with the images and their labels."""
+    proposals: Annotated[str, Reads("proposals")]
+    """The step with the proposals of these images."""
+    split: str
+    """Split to train on."""
+    method: Literal["oicr", "mist"] = "mist"
+    """OICR refines classifiers; MIST also finds several objects of a class and moves boxes."""
+    mining: Literal["top", "near_top", "mist"] | None = None
+    """How pseudo boxes are found; the method's own when left out: `near_top` for OICR (classic OICR: `top`)."""
+    backbone: Literal["vgg16", "resnet50", "small"] = "vgg16"
+    """`small` is for small images and no GPU: it looks at each box alone."""
+    pretrained: bool = True
+    """Start from torchvision's ImageNet weights of the backbone; `small` starts at random."""
+    weights: Annotated[str | None, OutsideFile()] = None
+    """URI of ImageNet weights to start from instead (a state dict with torchvision's or Caffe's numbering)."""
+    pixels: Literal["torchvision", "caffe"] = "torchvision"
+    """What `weights` want: RGB of unit variance, or BGR in 0..255 less a mean."""
+    last_relu: bool = True
+    """Whether vgg16's last convolution is rectified; the published MIST leaves that out."""
+    frozen_stages: int = Field(default=2, ge=0, le=4)
+    """Stages of the backbone that are not trained, from the first."""
+    dropblock: Literal["off", "one_pass", "two_pass"] = "two_pass"
+    """Concrete DropBlock, and whether it learns in a pass of its own (as published) or, cheaper, in the detector's."""
+    scales: list[int] = Field(default=[480, 576, 688, 864, 1000, 1200], min_length=1)
+    """Lengths of the shorter side of training images, one drawn for each; pixels."""
+    max_side: int = Field(default=2000, ge=32)
+    """The longer side is at most this, pixels."""
+    min_side: float = Field(default=20.0, ge=0)
+    """Proposals with a shorter side are left out, pixels of the original image; published: 20 on VOC, 2 on COCO."""
+    steps: int = Field(default=30_000, ge=1)
+    """Steps of the optimiser."""
+    batch_size: int = Field(default=8, ge=1)
+    """Images of a step, over all workers together."""
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    """`adam` has weight decay as part of the gradient, as published."""
+    lr: float = Field(default=1e-5, gt=0)
+    """Learning rate after the warm-up, for this batch size; biases have twice as much."""
+    refine_lr: float = Field(default=1.0, gt=0)
+    """Learning rate of the refinement heads, times `lr`."""
+    dropblock_lr: float = Field(default=1.0, gt=0)
+    """Learning rate of the dropblock, times `lr`."""
+    warmup: int = Field(default=200, ge=0)
+    """Steps over which the learning rate rises from a third."""
+    milestones: list[int] | None = Field(default=[20_000, 26_700])
+    """Steps after which the learning rate is divided by 10; null = a cosine to 0."""
+    weight_decay: float = Field(default=5e-4, ge=0)
+    """Weight decay; none on biases."""
+    clip: float | None = Field(default=None, gt=0)
+    """Largest norm of the gradient; unset = not clipped."""
+    ema: float = Field(default=0.0, ge=0, lt=1)
+    """Memory of the running mean of the weights that is handed on; 0 = the last ones."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """What is computed in; image-level losses and mining are fp32 always."""
+    seed: int = Field(default=0, ge=0)
+    """Decides order, augmentation and random weights."""
+    checkpoint_every: Annotated[int, NotInFingerprint()] = Field(default=500, ge=1)
+    """Steps between checkpoints: what an interruption can cost."""
+    log_every: Annotated[int, NotInFingerprint()] = Field(default=50, ge=1)
+    """Steps between rows of metrics."""
+    resources: TrainResources = TrainResources()
+    """Where it runs."""
+
+    @model_validator(mode="after")
+    def _weights_fit(self) -> TrainWsodConfig:
+        if self.backbone == "small" and self.weights is not None:
+            raise ValueError("weights are for vgg16 and resnet50: small starts at random")
+        if self.pixels == "caffe" and self.weights is None:
+            raise ValueError("pixels caffe goes with weights: torchvision's own want pixels torchvision")
+        return self
+
+    def spec(self, num_classes: int) -> WsodSpec:
+        """The network."""
+        from weaksam.models.wsod import METHODS
+        from weaksam.models.wsod_build import WsodSpec
+
+        rules = METHODS[self.method]
+        return WsodSpec(
+            backbone=self.backbone,
+            num_classes=num_classes,
+            rules=replace(rules, mining=self.mining) if self.mining else rules,
+            dropblock=self.dropblock != "off",
+            pixels=self.pixels,
+            last_relu=self.last_relu,
+            frozen_stages=self.frozen_stages,
+            pretrained=self.pretrained,
+            weights=self.weights,
+        )
+
+
+def run(step: Step) -> Outcome:
+    """Trains, from where an earlier call stopped."""
+    from weaksam import runtime, training
+
+    config: TrainWsodConfig = step.config
+    task = make_task(step)
+    task.build_model()  # a fault of the weights is told here, at once, and not by every worker in turn
+    runtime.connect()
+    training.train(task, train_settings(config), step.folder)
+    last = json.loads(storage.read_bytes(storage.join(step.folder, "metrics.jsonl")).decode().splitlines()[-1])
+    return Outcome(rows=len(task.uris), summary=f"loss {last['loss']:.3g}")
+
+
+def train_settings(config: TrainWsodConfig) -> TrainSettings:
+    """The same for the loop."""
+    return TrainSettings(
+        steps=config.steps,
+        batch_size=config.batch_size,
+        lr=config.lr,
+        warmup=config.warmup,
+        warmup_from=1 / 3,
+        milestones=tuple(config.milestones) if config.milestones is not None else None,
+        weight_decay=config.weight_decay,
+        clip=config.clip,
+        ema=config.ema,
+        precision=config.precision,
+        seed=config.seed,
+        checkpoint_every=config.checkpoint_every,
+        log_every=config.log_every,
+        resources=config.resources,
+    )
+
+
+def make_task(step: Step) -> WsodTask:
+    """The task of a step: images of its split that have labels.
+
+    Raises:
+        DataError: there are none, or an image has no row of proposals.
+    """
+    from weaksam.models.wsod_task import WsodRecipe, WsodTask
+
+    config: TrainWsodConfig = step.config
+    images = tables.read_step(step.inputs["images"], columns=["uri", "split", "labels"])
+    names = schemas.class_names_of(images.schema)
+    images = tables.of_split(images, config.split, where=f"steps.{step.name}.split")
+    images = images.filter(images.column("labels").is_valid())
+    if not images.num_rows or not names:
+        raise DataError(f"steps.{step.name}.split: no image of split '{config.split}' has image-level labels")
+    labels = np.zeros((images.num_rows, len(names)), bool)
+    for row, present in enumerate(images.column("labels").to_pylist()):
+        labels[row, present] = True
+    ids = images.column("image_id").to_pylist()
+    check_rows(step, ids)
+    source = step.inputs["proposals"]
+    manifest = source.manifest()
+    assert manifest is not None
+    recipe = WsodRecipe(
+        scales=tuple(config.scales),
+        max_side=config.max_side,
+        min_side=config.min_side,
+        optimizer=config.optimizer,
+        refine_lr=config.refine_lr,
+        dropblock_lr=config.dropblock_lr,
+        second_pass=config.dropblock == "two_pass",
+    )
+    spec = config.spec(len(names))
+    read = ReadProposals(source.folder, manifest, ids)
+    return WsodTask(spec.with_starting_weights, images.column("uri").to_pylist(), labels, read, recipe)
+
+
+def check_rows(step: Step, image_ids: list[str]) -> None:
+    """Raises DataError when the step's proposals lack one of these images."""
+    source = step.inputs["proposals"]
+    there = set(tables.read_step(source, columns=[]).column("image_id").to_pylist())
+    if missing := [image_id for image_id in image_ids if image_id not in there]:
+        raise DataError(
+            f"steps.{step.name}.proposals: step {source.name} has no row for {len(missing)} of {len(image_ids)} "
+            f"images, e.g. {missing[0]}: let it run on this split too"
+        )
+
+
+@dataclass(frozen=True)
+class ReadProposals:
+    """Reads the proposals of some images where they are needed: on each worker, from storage."""
+
+    folder: str
+    manifest: dict[str, Any]
+    image_ids: list[str]
+
+    def __call__(self) -> ProposalBoxes:
+        from weaksam.data.proposal_boxes import pack_proposals
+
+        table = tables.read_table(self.folder, self.manifest, columns=["boxes", "height", "width"])
+        return pack_proposals(table, self.image_ids)
+
+
+STAGE = Stage("train_wsod", 1, TrainWsodConfig, run, writes="wsod")
