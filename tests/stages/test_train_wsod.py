@@ -14,7 +14,7 @@ from torchvision.models import vgg16
 
 from weaksam import schemas, storage, tables
 from weaksam.config import StageConfig
-from weaksam.errors import DataError
+from weaksam.errors import DataError, WeightsError
 from weaksam.models.wsod import METHODS
 from weaksam.models.wsod_build import WsodSpec
 from weaksam.stage import Outcome, Stage, Step
@@ -93,10 +93,12 @@ def test_starting_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:
     path = tmp_path / "vgg.pth"
     torch.save({"features.0.weight": torch.zeros(64, 3, 3, 3)}, path)
     spec = WsodSpec("vgg16", 3, METHODS["oicr"], weights=str(path))
-    with pytest.raises(DataError, match=r"vgg.pth: has nothing for \d+ weights of the backbone, e\.g\. body.features"):
+    with pytest.raises(
+        WeightsError, match=r"vgg.pth: has nothing for \d+ weights of the backbone, e\.g\. body.features"
+    ):
         spec.with_starting_weights()
     path.write_bytes(b"junk")
-    with pytest.raises(DataError, match="no file of weights"):
+    with pytest.raises(WeightsError, match=r"vgg\.pth"):
         spec.with_starting_weights()
     theirs = vgg16(weights=None).state_dict()
     torch.save(theirs, path)

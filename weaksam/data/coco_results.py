@@ -46,7 +46,7 @@ def read_results(uri: str, image_ids: list[str], class_names: list[str]) -> pa.T
 
 
 def _parse(entry: dict[str, Any], classes: dict[int, int]) -> dict[str, Any]:
-    mask = entry.get("segmentation")
+    mask: Any = entry.get("segmentation")
     counts = mask["counts"] if mask else None
     box = entry["bbox"] if "bbox" in entry else coco_mask.toBbox(mask).tolist()
     left, top, width, height = map(float, box)

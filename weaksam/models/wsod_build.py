@@ -6,16 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 from torchvision.models import ResNet50_Weights, VGG16_Weights
 
 from weaksam import storage
-from weaksam.errors import DataError
+from weaksam.errors import WeightsError
 from weaksam.models.roi_backbones import DilatedVgg16, Pixels, ResNet50C5, RoiNet, SmallCropNet, load_imagenet
 from weaksam.models.wsod import WsodNet, WsodRules
+from weaksam.sam.checkpoints import read_state
 
 Backbone = Literal["vgg16", "resnet50", "small"]
 _OF_TORCHVISION = {"vgg16": VGG16_Weights.IMAGENET1K_V1, "resnet50": ResNet50_Weights.IMAGENET1K_V1}
@@ -61,11 +60,12 @@ class WsodSpec:
         """The network to train.
 
         Raises:
-            DataError: the file lacks weights of the backbone, or they have other shapes.
+            WeightsError: the file lacks weights of the backbone, or they have other shapes.
         """
         network = self.untrained()
         if self.weights is not None:
-            _load(network.roi_net, _read_state(storage.fetch(self.weights)), self.weights)
+            state = read_state(storage.fetch(self.weights), wrappers=("model", "state_dict"))
+            _load(network.roi_net, state, self.weights)
         elif self.pretrained and self.backbone != "small":
             known = _OF_TORCHVISION[self.backbone]
             _load(network.roi_net, dict(known.get_state_dict(check_hash=True)), known.url)
@@ -78,20 +78,10 @@ class WsodSpec:
         return network.eval()
 
 
-def _read_state(path: str | Path) -> dict[str, Tensor]:
-    try:
-        if str(path).endswith(".safetensors"):
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, EOFError, ValueError) as error:
-        raise DataError(f"{path}: no file of weights ({error}): give a state dict, .pth or .safetensors") from error
-    return state.get("state_dict", state)
-
-
 def _load(network: RoiNet, state: dict[str, Tensor], where: str) -> None:
     try:
         missing = load_imagenet(network, state)
     except ValueError as error:
-        raise DataError(f"{where}: {error}") from error
+        raise WeightsError(f"{where}: {error}") from error
     if missing:
-        raise DataError(f"{where}: has nothing for {len(missing)} weights of the backbone, e.g. {missing[0]}")
+        raise WeightsError(f"{where}: has nothing for {len(missing)} weights of the backbone, e.g. {missing[0]}")

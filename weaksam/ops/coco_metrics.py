@@ -17,7 +17,7 @@ from pycocotools.cocoeval import COCOeval
 
 from weaksam.schemas import OK
 
-NAMES = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large",
+NAMES: tuple[str, ...] = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large",
          "AR@1", "AR@10", "AR@100", "AR_small", "AR_medium", "AR_large")  # fmt: skip
 
 
@@ -38,12 +38,11 @@ def coco_metrics(
     """
     truth, found = _as_coco(pairs, len(class_names), kind)
     with contextlib.redirect_stdout(io.StringIO()):  # it tells its progress
-        gt = COCO()
+        gt: Any = COCO()
         gt.dataset = truth
         gt.createIndex()
         if not found:
-            none = dict.fromkeys(NAMES, 0.0)
-            return none, []
+            return dict.fromkeys(NAMES, 0.0), []
         evaluation = COCOeval(gt, gt.loadRes(found), kind)
         evaluation.evaluate()
         evaluation.accumulate()

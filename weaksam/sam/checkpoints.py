@@ -10,6 +10,7 @@ import argparse
 import hashlib
 import pickle
 import re
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -31,6 +32,17 @@ OFFICIAL = {
 }
 _OFFICIAL_NAME = re.compile(r"sam_(vit_[hlb])_([0-9a-f]{6})\.pth")
 _NAMED = 5  # keys named in a message; the rest are counted
+# What loaders raise for a file that holds no weights.
+_UNREADABLE = (
+    SafetensorError,
+    pickle.UnpicklingError,
+    struct.error,
+    RuntimeError,
+    EOFError,
+    LookupError,
+    ValueError,
+    OSError,
+)
 
 
 def load_sam(
@@ -111,7 +123,7 @@ def read_state(path: Path, *, wrappers: Sequence[str] = ()) -> dict[str, Tensor]
             return load_file(path)
         with torch.serialization.safe_globals([argparse.Namespace]):
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+    except _UNREADABLE as error:
         size = path.stat().st_size
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise WeightsError(

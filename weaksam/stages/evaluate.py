@@ -63,8 +63,8 @@ class EvaluateConfig(StageConfig):
     eleven_point: bool = False
     """AP as the mean of 11 precisions, VOC07's way, instead of the area under the curve."""
     reference_rules: bool = False
-    """Count as the evaluators of the published method do. Recall: one proposal finds one object, difficult and crowd
-    included, images without proposals left out, objects shifted by a pixel. VOC AP: boxes a pixel too large."""
+    """Count as the published evaluators do: in recall one proposal finds one object, difficult and crowd included,
+    images with none left out, objects shifted by a pixel; in VOC AP boxes are a pixel too large."""
 
     @model_validator(mode="after")
     def _judges_one_thing(self) -> EvaluateConfig:
