@@ -1,6 +1,6 @@
 """Settings of `proposals`: the segmenter, what prompts it, and which of its boxes stay.
 
-The defaults are what measured best on the demo (configs/demo_ablation.yaml); configs/reference/ has the published ones.
+benchmarks/README.md has the table the defaults were chosen from, and why; configs/reference/ has the published ones.
 """
 
 from __future__ import annotations
