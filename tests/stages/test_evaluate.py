@@ -13,6 +13,7 @@ import pytest
 from tests.conftest import SHARED_DATA
 from weaksam import pipeline, schemas, storage, tables
 from weaksam.config import StageConfig
+from weaksam.data.coco_results import read_results
 from weaksam.errors import DataError
 from weaksam.ops.coco_metrics import NAMES
 from weaksam.stage import Outcome, Stage, Step
@@ -146,6 +147,32 @@ def test_one_thing_is_judged(tmp_path: Path) -> None:
         evaluate.EvaluateConfig(images="images", proposals="a", results="b")
     with pytest.raises(ValueError, match="kind segm is for detections, with protocol coco"):
         evaluate.EvaluateConfig(images="images", detections="a", kind="segm")
+
+
+def test_results_of_other_images_or_classes_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    entry = {"image_id": 7, "category_id": 1, "bbox": [0, 0, 5, 5], "score": 0.5}
+    path.write_text(json.dumps([entry]))
+    with pytest.raises(
+        DataError, match=r"none of its 1 entries is of an image to be judged \(image_id 7 there, 'a' here"
+    ):
+        read_results(str(path), ["a"], ["cat"])
+    assert read_results(str(path), ["7"], ["cat"]).column("boxes").to_pylist() == [[[0, 0, 5, 5]]]
+    path.write_text(json.dumps([entry | {"category_id": 3}]))
+    with pytest.raises(DataError, match=r"entry 0 is no detection.* a category_id from 1 to 1"):
+        read_results(str(path), ["7"], ["cat"])
+
+
+def test_masks_are_compared_only_where_there_are_some(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="kind segm: the dataset has objects without masks: use kind bbox"):
+        evaluate.run(steps(tmp_path, DETECTED, protocol="coco", kind="segm"))
+
+
+def test_nothing_detected_is_a_figure_too(tmp_path: Path) -> None:
+    nothing = [{"image_id": row["image_id"], "status": "ok", "boxes": [], "classes": [], "scores": []} for row in TRUTH]
+    step = steps(tmp_path, nothing, protocol="coco")
+    evaluate.run(step)
+    assert storage.read_json(storage.join(step.folder, "metrics.json"))["metrics"]["AP50"] == 0.0
 
 
 @pytest.mark.parametrize("kind", ["bbox", "segm"])

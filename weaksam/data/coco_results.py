@@ -39,9 +39,18 @@ def read_results(uri: str, image_ids: list[str], class_names: list[str]) -> pa.T
             row = _parse(entry, classes)
             image_id = str(entry["image_id"])
         except (KeyError, TypeError, ValueError) as error:
-            raise DataError(f"{uri}: entry {position} is no detection ({error!r}): {str(entry)[:120]}") from error
+            raise DataError(
+                f"{uri}: entry {position} is no detection ({error!r}): {str(entry)[:120]}: it must have image_id, "
+                f"score, bbox or an RLE segmentation, and a category_id from {min(ids)} to {max(ids)}"
+            ) from error
         if image_id in found:
             found[image_id].append(row)
+    if entries and not any(found.values()):
+        there, here = entries[0]["image_id"], image_ids[0]
+        raise DataError(
+            f"{uri}: none of its {len(entries)} entries is of an image to be judged (image_id {there!r} there, "
+            f"{here!r} here): give the results of this dataset and split"
+        )
     return schemas.to_table([_row(image_id, rows) for image_id, rows in found.items()], schemas.DETECTIONS)
 
 

@@ -11,6 +11,7 @@ Axis legend: H W pixels.
 from __future__ import annotations
 
 import io
+import logging
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -30,6 +31,8 @@ from PIL import (
 
 from weaksam import storage
 from weaksam.errors import ImageError
+
+log = logging.getLogger(__name__)
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 MAX_PIXELS = 100_000_000  # 300 MB once decoded
@@ -73,6 +76,19 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
                 f"{image.width} x {image.height} pixels, the limit is {max_pixels}: shrink it or raise the limit",
             )
         return np.ascontiguousarray(_turn_upright(_decode(image), orientation))
+
+
+def read_for_training(uri: str) -> np.ndarray | None:
+    """Pixels of an image, or None, with a warning, when the image itself is at fault: one is no reason to stop.
+
+    Raises:
+        StorageError: the storage, not the image, is at fault.
+    """
+    try:
+        return decode_image(storage.read_bytes(uri))
+    except (ImageError, FileNotFoundError) as error:
+        log.warning("%s: left out of training: %s", uri, error)
+        return None
 
 
 def image_size(data: bytes) -> tuple[int, int]:

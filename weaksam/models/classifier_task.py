@@ -7,7 +7,6 @@ Axis legend: B images, C classes, L layers, S side of a training picture.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,14 +20,11 @@ from torch import Tensor, nn
 
 from weaksam import storage
 from weaksam.data.augment import augment_for_classification, resize_for_classification
-from weaksam.data.images import decode_image
-from weaksam.errors import ImageError
+from weaksam.data.images import read_for_training
 from weaksam.models import weaktr_weights
 from weaksam.models.weaktr import WeakTr
 from weaksam.ops.classification import mean_average_precision
 from weaksam.sam.training_optimizer import MuonAdamW
-
-log = logging.getLogger(__name__)
 
 _THREADS = 8  # reading and decoding ahead of the network
 _UNDECAYED = ("cls_token", "pos_embed")
@@ -134,7 +130,7 @@ class ClassifierTask:
         rng, recipe = np.random.default_rng(seed), self.recipe
         rates = self._drop_rates[:, None]
         keep = ((rng.random((len(rates), 2)) >= rates) / (1 - rates)).astype(np.float32)
-        pixels = _read_pixels(self.train.uris[index])
+        pixels = read_for_training(self.train.uris[index])
         if pixels is None:
             return np.zeros((3, recipe.image_size, recipe.image_size), np.float32), np.float32(0), keep
         picture = augment_for_classification(
@@ -177,7 +173,9 @@ class ClassifierTask:
         side = self.recipe.image_size
         for start in range(0, len(self.held_out.uris), size):
             uris = self.held_out.uris[start : start + size]
-            pixels = {start + i: one for i, one in enumerate(self._pool.map(_read_pixels, uris)) if one is not None}
+            pixels = {
+                start + i: one for i, one in enumerate(self._pool.map(read_for_training, uris)) if one is not None
+            }
             if pixels:
                 pictures = np.stack([resize_for_classification(one, size=side) for one in pixels.values()])
                 yield torch.from_numpy(pictures), list(pixels)
@@ -192,15 +190,6 @@ def _parted(
         if parameter.requires_grad:
             parts[0 if belongs(name, parameter) else 1].append(parameter)
     return parts
-
-
-def _read_pixels(uri: str) -> np.ndarray | None:
-    """Pixels of an image, or None, with a warning, when the image itself is at fault: one is no reason to stop."""
-    try:
-        return decode_image(storage.read_bytes(uri))
-    except (ImageError, FileNotFoundError) as error:
-        log.warning("%s: left out of training: %s", uri, error)
-        return None
 
 
 def _label_loss(logits: Tensor, batch: dict[str, Tensor]) -> Tensor:

@@ -9,7 +9,6 @@ Axis legend: B images, N proposals of an image, H W pixels.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,14 +20,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from weaksam import storage
-from weaksam.data.images import decode_image
+from weaksam.data.images import read_for_training
 from weaksam.data.proposal_boxes import ProposalBoxes
-from weaksam.errors import ImageError
 from weaksam.models.noise import SampleNoise
 from weaksam.models.wsod import WsodNet, forward_losses
-
-log = logging.getLogger(__name__)
 
 _THREADS = 8  # reading and decoding ahead of the network
 
@@ -119,7 +114,7 @@ class WsodTask:
     def _load(self, index: int, seed: np.ndarray) -> dict[str, Tensor]:
         rng, recipe = np.random.default_rng(seed), self.recipe
         boxes = self._boxes.of(index, min_side=recipe.min_side)
-        pixels = _read_pixels(self.uris[index]) if len(boxes) else None
+        pixels = read_for_training(self.uris[index]) if len(boxes) else None
         if pixels is None:  # counts for nothing, but every weight takes part in every step
             nothing = torch.tensor([[0.0, 0.0, 32.0, 32.0]])
             blank = torch.zeros(3, 64, 64, dtype=torch.uint8)
@@ -150,14 +145,6 @@ class WsodTask:
     def validate(self, model: WsodNet) -> dict[str, float]:
         """Nothing: without boxes there is nothing to measure, and labels are learnt by heart."""
         return {}
-
-
-def _read_pixels(uri: str) -> np.ndarray | None:
-    try:
-        return decode_image(storage.read_bytes(uri))
-    except (ImageError, FileNotFoundError) as error:
-        log.warning("%s: left out of training: %s", uri, error)
-        return None
 
 
 def view_size(height: int, width: int, short_side: int, max_side: int) -> tuple[int, int]:

@@ -162,6 +162,8 @@ def _detection_figures(
     if config.protocol == "coco":
         from weaksam.ops.coco_metrics import coco_metrics
 
+        if config.kind == "segm" and any(mask is None for truth, _ in pairs for mask in truth["masks"]):
+            raise DataError("kind segm: the dataset has objects without masks: use kind bbox")
         return coco_metrics(pairs, names, kind=config.kind)
     records = voc.concat_records(voc.match_image(one, other, len(names), rules) for one, other in pairs)
     rows = voc.detection_table(records, names, rules)

@@ -11,14 +11,14 @@ import json
 import math
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import pyarrow as pa
 from pydantic import Field
 
-from weaksam import schemas, storage, tables
+from weaksam import storage
 from weaksam.config import NotInFingerprint, OutsideFile, Reads, StageConfig
 from weaksam.errors import DataError
 from weaksam.sam import SHIPPED
 from weaksam.stage import Outcome, Stage, Step
+from weaksam.stages.labels import labelled_images
 from weaksam.training_settings import TrainResources, TrainSettings
 
 if TYPE_CHECKING:
@@ -146,30 +146,15 @@ def _make_task(step: Step) -> ClassifierTask:
 
 def _split(step: Step) -> tuple[LabelledImages, LabelledImages]:
     """Images to train on and held-out ones, told apart by a hash of their ids: the same ones in every run."""
-    config: TrainClassifierConfig = step.config
-    images = tables.read_step(step.inputs["images"], columns=["uri", "split", "labels"])
-    names = schemas.class_names_of(images.schema)
-    images = tables.of_split(images, config.split, where=f"steps.{step.name}.split")
-    images = images.filter(images.column("labels").is_valid())
-    if not images.num_rows or not names:
-        raise DataError(f"steps.{step.name}.split: no image of split '{config.split}' has image-level labels")
-    order = sorted(
-        range(images.num_rows), key=lambda i: hashlib.sha256(images.column("image_id")[i].as_py().encode()).digest()
-    )
-    count = min(int(config.held_out * len(order)), config.max_held_out)
-    parts = (sorted(order[count:]), order[:count])
-    return tuple(_labelled(images.take(pa.array(part, pa.int64())), len(names)) for part in parts)  # type: ignore[return-value]
-
-
-def _labelled(images: pa.Table, num_classes: int) -> LabelledImages:
-    import numpy as np
-
     from weaksam.models.classifier_task import LabelledImages
 
-    labels = np.zeros((images.num_rows, num_classes), bool)
-    for row, present in enumerate(images.column("labels").to_pylist()):
-        labels[row, present] = True
-    return LabelledImages(images.column("uri").to_pylist(), labels)
+    config: TrainClassifierConfig = step.config
+    images, labels = labelled_images(step)
+    ids, uris = (images.column(name).to_pylist() for name in ("image_id", "uri"))
+    order = sorted(range(len(ids)), key=lambda i: hashlib.sha256(ids[i].encode()).digest())
+    count = min(int(config.held_out * len(order)), config.max_held_out)
+    train, held_out = sorted(order[count:]), order[:count]
+    return tuple(LabelledImages([uris[i] for i in part], labels[part]) for part in (train, held_out))  # type: ignore[return-value]
 
 
 def _keep_weights(task: ClassifierTask, folder: str) -> str:

@@ -9,13 +9,13 @@ import json
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import numpy as np
 from pydantic import Field, model_validator
 
-from weaksam import schemas, storage, tables
+from weaksam import storage, tables
 from weaksam.config import NotInFingerprint, OutsideFile, Reads, StageConfig
 from weaksam.errors import DataError
 from weaksam.stage import Outcome, Stage, Step
+from weaksam.stages.labels import labelled_images
 from weaksam.training_settings import TrainResources, TrainSettings
 
 if TYPE_CHECKING:
@@ -162,15 +162,7 @@ def make_task(step: Step) -> WsodTask:
     from weaksam.models.wsod_task import WsodRecipe, WsodTask
 
     config: TrainWsodConfig = step.config
-    images = tables.read_step(step.inputs["images"], columns=["uri", "split", "labels"])
-    names = schemas.class_names_of(images.schema)
-    images = tables.of_split(images, config.split, where=f"steps.{step.name}.split")
-    images = images.filter(images.column("labels").is_valid())
-    if not images.num_rows or not names:
-        raise DataError(f"steps.{step.name}.split: no image of split '{config.split}' has image-level labels")
-    labels = np.zeros((images.num_rows, len(names)), bool)
-    for row, present in enumerate(images.column("labels").to_pylist()):
-        labels[row, present] = True
+    images, labels = labelled_images(step)
     ids = images.column("image_id").to_pylist()
     check_rows(step, ids)
     source = step.inputs["proposals"]
@@ -185,7 +177,7 @@ def make_task(step: Step) -> WsodTask:
         dropblock_lr=config.dropblock_lr,
         second_pass=config.dropblock == "two_pass",
     )
-    spec = config.spec(len(names))
+    spec = config.spec(labels.shape[1])
     read = ReadProposals(source.folder, manifest, ids)
     return WsodTask(spec.with_starting_weights, images.column("uri").to_pylist(), labels, read, recipe)
 

@@ -1,0 +1,31 @@
+"""The images a step learns from, with their image-level labels: all that training may know of them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+
+from weaksam import schemas, tables
+from weaksam.errors import DataError
+from weaksam.stage import Step
+
+
+def labelled_images(step: Step) -> tuple[pa.Table, np.ndarray]:
+    """Images of the step's split whose labels are known, and which of the C classes each holds, (images, C) bool.
+
+    Raises:
+        DataError: there are none.
+    """
+    split = step.config.split
+    images = tables.read_step(step.inputs["images"], columns=["uri", "split", "labels"])
+    names = schemas.class_names_of(images.schema)
+    images = tables.of_split(images, split, where=f"steps.{step.name}.split")
+    images = images.filter(images.column("labels").is_valid())
+    if not images.num_rows or not names:
+        raise DataError(
+            f"steps.{step.name}.split: no image of split '{split}' has image-level labels: name a split that has"
+        )
+    labels = np.zeros((images.num_rows, len(names)), bool)
+    for row, present in enumerate(images.column("labels").to_pylist()):
+        labels[row, present] = True
+    return images, labels
