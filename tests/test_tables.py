@@ -90,6 +90,7 @@ def test_ground_truth_lies_apart(tmp_path: Path) -> None:
         "difficult": [False],
         "crowd": [False],
         "masks": [None],
+        "areas": [0.5],
     }
     tables.write_ground_truth(folder, schemas.to_table([row], schema))
     assert tables.list_parts(folder) == []
