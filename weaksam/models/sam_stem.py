@@ -1,6 +1,6 @@
-"""The image encoder of a SAM as the patch embedding of another transformer, for images of any size.
+"""The image encoder of a SAM as the first part of another network, for images of any size.
 
-Axis legend: B images, H W pixels, h w patches, D channels asked for.
+Axis legend: B images, H W pixels, h w patches, D channels asked for, E channels of the encoder.
 """
 
 from __future__ import annotations
@@ -12,36 +12,54 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from weaksam.sam.build import VARIANTS, build_sam
+from weaksam.sam.checkpoints import load_sam
 
 
-class SamStem(nn.Module):
-    """(B, 3, H, W) to (B, h, w, D): frozen features of a SAM and a trained projection.
+class FrozenSam(nn.Module):
+    """(B, 3, H, W) to (B, E, h, w): what a SAM, which is not trained further, sees.
 
     A SAM sees where things begin and end without being told what they are, so a network on top of it learns classes
     from few images. Sides that are no whole number of patches are cut.
     """
 
-    def __init__(self, variant: str, dim: int) -> None:
+    def __init__(self, variant: str) -> None:
         super().__init__()
-        self.patch = VARIANTS[variant].patch_size
+        self.variant, self.patch, self.channels = variant, VARIANTS[variant].patch_size, VARIANTS[variant].prompt_dim
         self.encoder: Any = build_sam(variant).image_encoder.requires_grad_(False)
-        self.proj = nn.Linear(VARIANTS[variant].prompt_dim, dim)
 
-    def train(self, mode: bool = True) -> SamStem:
+    def load_shipped(self) -> None:
+        """Takes the weights that the SAM of this name is known with."""
+        self.encoder.load_state_dict(load_sam(self.variant).image_encoder.state_dict())
+
+    def train(self, mode: bool = True) -> FrozenSam:
         """The encoder stays in eval mode."""
         super().train(mode)
         self.encoder.eval()
         return self
 
-    def forward(self, images: Tensor) -> Tensor:
+    @torch.no_grad()
+    def features(self, images: Tensor) -> Tensor:
+        """(B, E, h, w) of images normalised as SAM wants them."""
         height, width = (side // self.patch * self.patch for side in images.shape[2:])
-        with torch.no_grad():
-            x = self.encoder.patch_embed(images[:, :, :height, :width])
-            x = x + _resize(self.encoder.pos_embed, x.shape[1:3])
-            for block in self.encoder.blocks:
-                x = block(x)
-            x = self.encoder.neck(x.permute(0, 3, 1, 2))
-        return self.proj(x.permute(0, 2, 3, 1))
+        x = self.encoder.patch_embed(images[:, :, :height, :width])
+        x = x + _resize(self.encoder.pos_embed, x.shape[1:3])
+        for block in self.encoder.blocks:
+            x = block(x)
+        return self.encoder.neck(x.permute(0, 3, 1, 2))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.features(images)
+
+
+class SamStem(FrozenSam):
+    """(B, 3, H, W) to (B, h, w, D): the patch embedding of a transformer, frozen features and a trained projection."""
+
+    def __init__(self, variant: str, dim: int) -> None:
+        super().__init__(variant)
+        self.proj = nn.Linear(self.channels, dim)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.proj(self.features(images).permute(0, 2, 3, 1))
 
 
 def _resize(positions: Tensor, hw: torch.Size) -> Tensor:

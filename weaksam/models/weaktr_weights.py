@@ -17,7 +17,7 @@ from torch import Tensor
 from weaksam.errors import ConfigError, WeightsError
 from weaksam.models.sam_stem import SamStem
 from weaksam.models.weaktr import WeakTr, WeakTrSize
-from weaksam.sam.checkpoints import load_sam, read_state
+from weaksam.sam.checkpoints import read_state
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ def load_trained(path: Path, backbone: str, num_classes: int, *, gated: bool = F
 def load_pretrained(model: WeakTr, backbone: str) -> None:
     """Starts `model` from the weights its backbone is known with: timm's, or for `vit_xs` those of the shipped SAM."""
     if isinstance(model.patch_embed, SamStem):
-        model.patch_embed.encoder.load_state_dict(load_sam(SMALL).image_encoder.state_dict())
+        model.patch_embed.load_shipped()
     else:
         load_state(model, _build_timm(backbone, pretrained=True).state_dict(), where=backbone)
 

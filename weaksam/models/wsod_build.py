@@ -12,7 +12,7 @@ from torchvision.models import ResNet50_Weights, VGG16_Weights
 
 from weaksam import storage
 from weaksam.errors import WeightsError
-from weaksam.models.roi_backbones import DilatedVgg16, Pixels, ResNet50C5, RoiNet, SmallCropNet, load_imagenet
+from weaksam.models.roi_backbones import DilatedVgg16, Pixels, ResNet50C5, RoiNet, SamCropNet, load_imagenet
 from weaksam.models.wsod import WsodNet, WsodRules
 from weaksam.sam.checkpoints import read_state
 
@@ -31,7 +31,8 @@ class WsodSpec:
         dropblock: whether it has one.
         pixels: what the starting weights were trained on.
         last_relu, frozen_stages: of the backbone.
-        pretrained: start from torchvision's ImageNet weights, fetched by name; `small` has none.
+        pretrained: start from the weights the backbone is known with: torchvision's of ImageNet, fetched by name, the
+            shipped SAM's for `small`.
         weights: URI of ImageNet weights to start from instead.
     """
 
@@ -53,7 +54,7 @@ class WsodSpec:
         if self.backbone == "vgg16":
             return DilatedVgg16(self.pixels, last_relu=self.last_relu, frozen_stages=self.frozen_stages)
         return (
-            ResNet50C5(self.pixels, frozen_stages=self.frozen_stages) if self.backbone == "resnet50" else SmallCropNet()
+            ResNet50C5(self.pixels, frozen_stages=self.frozen_stages) if self.backbone == "resnet50" else SamCropNet()
         )
 
     def with_starting_weights(self) -> WsodNet:
@@ -66,7 +67,9 @@ class WsodSpec:
         if self.weights is not None:
             state = read_state(storage.fetch(self.weights), wrappers=("model", "state_dict"))
             _load(network.roi_net, state, self.weights)
-        elif self.pretrained and self.backbone != "small":
+        elif self.pretrained and isinstance(network.roi_net, SamCropNet):
+            network.roi_net.sam.load_shipped()
+        elif self.pretrained:
             known = _OF_TORCHVISION[self.backbone]
             _load(network.roi_net, dict(known.get_state_dict(check_hash=True)), known.url)
         return network

@@ -18,12 +18,13 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from weaksam.data.images import read_for_training
 from weaksam.data.proposal_boxes import ProposalBoxes
 from weaksam.models.noise import SampleNoise
 from weaksam.models.wsod import WsodNet, forward_losses
+from weaksam.sam.training_optimizer import MuonAdamW
 
 _THREADS = 8  # reading and decoding ahead of the network
 
@@ -36,7 +37,8 @@ class WsodRecipe:
         scales: lengths of the shorter side, one is drawn for each image; pixels.
         max_side: the longer side is at most this.
         min_side: smaller proposals are left out; pixels of the original image.
-        optimizer: `adam` has weight decay as a part of the gradient, as published; `adamw` apart from it.
+        optimizer: `adam` has weight decay as a part of the gradient, as published; `adamw` apart from it; `muon` is for
+            the matrices of a `small` backbone, with AdamW for the rest.
         refine_lr: learning rate of the refinement heads, times the others'.
         dropblock_lr: learning rate of the dropblock, times the others'.
         second_pass: whether the dropblock learns in a pass of its own.
@@ -45,7 +47,7 @@ class WsodRecipe:
     scales: tuple[int, ...] = (480, 576, 688, 864, 1000, 1200)
     max_side: int = 2000
     min_side: float = 20.0
-    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    optimizer: Literal["adam", "adamw", "sgd", "muon"] = "adam"
     refine_lr: float = 1.0
     dropblock_lr: float = 1.0
     second_pass: bool = True
@@ -89,8 +91,13 @@ class WsodTask:
         """The network with its starting weights."""
         return self.make_net().train()
 
-    def build_optimizer(self, model: nn.Module, *, lr: float, weight_decay: float) -> torch.optim.Optimizer:
-        """Biases learn twice as fast and are not decayed, as in every published recipe."""
+    def build_optimizer(self, model: WsodNet, *, lr: float, weight_decay: float) -> torch.optim.Optimizer:
+        """Biases learn twice as fast and are not decayed, as in every published recipe; Muon's are like the rest."""
+        if self.recipe.optimizer == "muon":
+            inside = [p for p in model.roi_net.parameters() if p.requires_grad and p.ndim == 2]
+            matrices = {id(p) for p in inside}
+            others = [p for p in model.parameters() if p.requires_grad and id(p) not in matrices]
+            return MuonAdamW(inside, others, lr=lr, weight_decay=weight_decay)
         groups = []
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:

@@ -41,9 +41,9 @@ class TrainWsodConfig(StageConfig):
     mining: Literal["top", "near_top", "mist"] | None = None
     """How pseudo boxes are found; the method's own when left out: `near_top` for OICR (classic OICR: `top`)."""
     backbone: Literal["vgg16", "resnet50", "small"] = "vgg16"
-    """`small` is for small images and no GPU: it looks at each box alone."""
+    """`small` is for few images and no GPU: two layers on what the frozen small SAM sees in each box alone."""
     pretrained: bool = True
-    """Start from torchvision's ImageNet weights of the backbone; `small` starts at random."""
+    """Start from the weights the backbone is known with: torchvision's of ImageNet, the shipped SAM's for `small`."""
     weights: Annotated[str | None, OutsideFile()] = None
     """URI of ImageNet weights to start from instead (a state dict with torchvision's or Caffe's numbering)."""
     pixels: Literal["torchvision", "caffe"] = "torchvision"
@@ -64,8 +64,8 @@ class TrainWsodConfig(StageConfig):
     """Steps of the optimiser."""
     batch_size: int = Field(default=8, ge=1)
     """Images of a step, over all workers together."""
-    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
-    """`adam` has weight decay as part of the gradient, as published."""
+    optimizer: Literal["adam", "adamw", "sgd", "muon"] = "adam"
+    """`adam` has weight decay as part of the gradient, as published; `muon` is for `small` alone."""
     lr: float = Field(default=1e-5, gt=0)
     """Learning rate after the warm-up, for this batch size; biases have twice as much."""
     refine_lr: float = Field(default=1.0, gt=0)
@@ -96,7 +96,9 @@ class TrainWsodConfig(StageConfig):
     @model_validator(mode="after")
     def _weights_fit(self) -> TrainWsodConfig:
         if self.backbone == "small" and self.weights is not None:
-            raise ValueError("weights are for vgg16 and resnet50: small starts at random")
+            raise ValueError("weights are for vgg16 and resnet50: small stands on the shipped SAM")
+        if self.backbone != "small" and self.optimizer == "muon":
+            raise ValueError("optimizer muon is for backbone small: the others have adam, adamw or sgd")
         if self.pixels == "caffe" and self.weights is None:
             raise ValueError("pixels caffe goes with weights: torchvision's own want pixels torchvision")
         return self
