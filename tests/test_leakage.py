@@ -114,38 +114,55 @@ def kill(driver: subprocess.Popen, what: str) -> None:
     os.kill(workers[0], signal.SIGKILL)
 
 
+NEEDED = {"classifier": ["images", "classifier"], "mist": ["images", "classifier", "proposals", "mist"]}
+
+
+def command(config: str, run: Path, step: str) -> list[str]:
+    """The command line that runs a step and those it needs."""
+    only = [part for one in NEEDED[step] for part in ("--only", one)]
+    return [sys.executable, "-c", "from weaksam.cli import main; main()", "run", config, f"run={run}", *only]
+
+
+@pytest.fixture(scope="module")
+def calm(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """The run file, and the folder of a run that nothing disturbs."""
+    base = tmp_path_factory.mktemp("calm")
+    config, ray_folder = write_run(base, epochs=12, steps=120), tempfile.mkdtemp(prefix="ws", dir="/tmp")
+    environment = {**os.environ, "RAY_TMPDIR": ray_folder}
+    try:
+        subprocess.run(command(config, base / "run", "mist"), cwd=ROOT, env=environment, check=True, timeout=300)
+    finally:
+        clear_up(ray_folder)
+    return config, base / "run"
+
+
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(("step", "what"), [("classifier", "driver"), ("mist", "driver"), ("mist", "worker")])
-def test_training_that_is_killed_ends_as_if_nothing_had_happened(tmp_path: Path, step: str, what: str) -> None:
-    config = write_run(tmp_path, epochs=12 if step == "classifier" else 1, steps=60)
-    needed = ["images", "classifier", "proposals", "mist"]
-    needed = needed[: needed.index(step) + 1]
-    base = [sys.executable, "-c", "from weaksam.cli import main; main()", "run", config]
-    weights = []
-    for name in ("calm", "rough"):
-        ray_folder = tempfile.mkdtemp(prefix="ws", dir="/tmp")  # short: sockets live there
-        run = tmp_path / name
-        command = [*base, f"run={run}", *(part for one in needed for part in ("--only", one))]
-        environment = {**os.environ, "RAY_TMPDIR": ray_folder}
-        try:
-            if name == "rough":
-                driver = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True)
-                end = time.monotonic() + 240
-                while not list(run.glob(f"{step}-*/checkpoint/checkpoint_2*/state.pt")):
-                    assert driver.poll() is None, "ended too early"
-                    assert time.monotonic() < end, "no checkpoint in 240 s"
-                    time.sleep(0.02)
-                kill(driver, what)
-                assert not list(run.glob(f"{step}-*/manifest.json")), "the run ended before it was hit"
-                if what == "worker":
-                    assert driver.wait(240) == 0
-                else:
-                    clear_up(ray_folder)  # what a killed driver leaves behind ends within seconds, but not at once
-                    Path(ray_folder).mkdir()
-            subprocess.run(command, cwd=ROOT, env=environment, check=True, timeout=240)
-        finally:
-            clear_up(ray_folder)
-        (found,) = run.glob(f"{step}-*/checkpoint/model.safetensors")
-        weights.append(load_file(found))
-    calm, rough = weights
-    assert all(np.array_equal(value, rough[key]) for key, value in calm.items())
+def test_training_that_is_killed_ends_as_if_nothing_had_happened(
+    tmp_path: Path, calm: tuple[str, Path], step: str, what: str
+) -> None:
+    config, undisturbed = calm
+    run, ray_folder = tmp_path / "run", tempfile.mkdtemp(prefix="ws", dir="/tmp")  # short: sockets live there
+    for before in NEEDED[step][:-1]:
+        (folder,) = undisturbed.glob(f"{before}-*")
+        shutil.copytree(folder, run / folder.name)
+    environment = {**os.environ, "RAY_TMPDIR": ray_folder}
+    try:
+        driver = subprocess.Popen(command(config, run, step), cwd=ROOT, env=environment, start_new_session=True)
+        end = time.monotonic() + 240
+        while not list(run.glob(f"{step}-*/checkpoint/checkpoint_2*/state.pt")):
+            assert driver.poll() is None, "ended too early"
+            assert time.monotonic() < end, "no checkpoint in 240 s"
+            time.sleep(0.02)
+        kill(driver, what)
+        assert not list(run.glob(f"{step}-*/manifest.json")), "the run ended before it was hit"
+        if what == "worker":
+            assert driver.wait(240) == 0
+        else:
+            clear_up(ray_folder)  # what a killed driver leaves behind ends within seconds, but not at once
+            Path(ray_folder).mkdir()
+        subprocess.run(command(config, run, step), cwd=ROOT, env=environment, check=True, timeout=240)
+    finally:
+        clear_up(ray_folder)
+    found = [load_file(next(where.glob(f"{step}-*/checkpoint/model.safetensors"))) for where in (undisturbed, run)]
+    assert all(np.array_equal(value, found[1][key]) for key, value in found[0].items())

@@ -6,18 +6,43 @@ A callable is a plain class, `Callable(**kwargs)(batch) -> pa.Table`: `batch` ha
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 from ray.data import Datasink
 
 from weaksam import schemas, storage, tables
-from weaksam.errors import StorageError, WeakSamError
+from weaksam.data.images import decode_image
+from weaksam.errors import ImageError, StorageError, WeakSamError
 
 _FETCH_THREADS = 8
 _FETCHED = (("data", pa.large_binary()), ("status", pa.string()), ("message", pa.string()))
+
+
+def decode_ahead(batch: pa.Table, max_pixels: int) -> Iterator[np.ndarray | ImageError]:
+    """Images of fetched rows in order, the next one decoded in a thread while the caller works on this one."""
+
+    def decode(row: int) -> np.ndarray | ImageError:
+        status = batch.column("status")[row].as_py()
+        if status != schemas.OK:
+            return ImageError(status, batch.column("message")[row].as_py())
+        try:
+            return decode_image(batch.column("data")[row].as_py(), max_pixels=max_pixels)
+        except ImageError as error:
+            return error
+
+    if not batch.num_rows:
+        return
+    with ThreadPoolExecutor(1) as pool:
+        ahead = pool.submit(decode, 0)
+        for row in range(batch.num_rows):
+            image = ahead.result()
+            if row + 1 < batch.num_rows:
+                ahead = pool.submit(decode, row + 1)
+            yield image
 
 
 def failed_row(image_id: str, status: str, message: str) -> dict[str, Any]:

@@ -74,21 +74,23 @@ class DetectObjects:
         )
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        return schemas.to_table([self._row(row) for row in batch.to_pylist()], self.schema)
+        from weaksam.rows import decode_ahead
 
-    def _row(self, row: dict[str, Any]) -> dict[str, Any]:
-        from weaksam.data.images import decode_image
+        columns = (batch.column(name).to_pylist() for name in ("image_id", "boxes"))
+        decoded = decode_ahead(batch, self.config.max_pixels)
+        return schemas.to_table([self._row(*one) for one in zip(*columns, decoded, strict=True)], self.schema)
+
+    def _row(self, image_id: str, proposals: list | None, image: np.ndarray | ImageError) -> dict[str, Any]:
         from weaksam.rows import failed_row
 
         try:
-            if row["status"] != schemas.OK:
-                raise ImageError(row["status"], row["message"])
-            image = decode_image(row["data"], max_pixels=self.config.max_pixels)
-            boxes, classes, scores = self._detect(image, row["boxes"] or [])
+            if isinstance(image, ImageError):
+                raise image
+            boxes, classes, scores = self._detect(image, proposals or [])
         except ImageError as error:
-            return failed_row(row["image_id"], error.status, error.message)
+            return failed_row(image_id, error.status, error.message)
         return {
-            "image_id": row["image_id"],
+            "image_id": image_id,
             "status": schemas.OK,
             "message": "",
             "height": image.shape[0],

@@ -7,8 +7,7 @@ rows say for each box how sure SAM was and what prompted it, so later stages can
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -64,10 +63,12 @@ class ProposeBoxes:
         self.schema = schema
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        labels = batch.column("labels").to_pylist() if "labels" in batch.column_names else [None] * batch.num_rows
-        decoded = _decode_ahead(batch, self.config.max_pixels)
-        rows = [self._row(image_id, image, known) for (image_id, image), known in zip(decoded, labels, strict=True)]
-        return schemas.to_table(rows, self.schema)
+        from weaksam.rows import decode_ahead
+
+        ids = batch.column("image_id").to_pylist()
+        labels = batch.column("labels").to_pylist() if "labels" in batch.column_names else [None] * len(ids)
+        decoded = decode_ahead(batch, self.config.max_pixels)
+        return schemas.to_table([self._row(*one) for one in zip(ids, decoded, labels, strict=True)], self.schema)
 
     def _row(self, image_id: str, image: np.ndarray | ImageError, labels: list[int] | None) -> dict[str, Any]:
         from weaksam.rows import failed_row
@@ -161,28 +162,6 @@ def _point_rows(clues: Clues) -> list[dict[str, Any]]:
     columns = (clues.points[:, 0], clues.points[:, 1], clues.point_labels, clues.scores, clues.kinds + 1)
     keys = ("x", "y", "label", "score", "kind")
     return [dict(zip(keys, values, strict=True)) for values in zip(*(c.tolist() for c in columns), strict=True)]
-
-
-def _decode_ahead(batch: pa.Table, max_pixels: int) -> Iterator[tuple[str, np.ndarray | ImageError]]:
-    """Images in order, the next one decoded in a thread while the caller works on this one."""
-    from weaksam.data.images import decode_image
-
-    def decode(index: int) -> np.ndarray | ImageError:
-        status = batch.column("status")[index].as_py()
-        if status != schemas.OK:
-            return ImageError(status, batch.column("message")[index].as_py())
-        try:
-            return decode_image(batch.column("data")[index].as_py(), max_pixels=max_pixels)
-        except ImageError as error:
-            return error
-
-    with ThreadPoolExecutor(1) as pool:
-        ahead = pool.submit(decode, 0) if batch.num_rows else None
-        for index, image_id in enumerate(batch.column("image_id").to_pylist()):
-            image = ahead.result() if ahead else None
-            ahead = pool.submit(decode, index + 1) if index + 1 < batch.num_rows else None
-            assert image is not None
-            yield image_id, image
 
 
 def run(step: Step) -> Outcome:
