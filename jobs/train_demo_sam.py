@@ -19,6 +19,7 @@ from weaksam.cli import set_up_logging
 from weaksam.data.scene_cache import cache_scenes
 from weaksam.sam.build import build_sam
 from weaksam.sam.training import SegmenterTask, export_weights, sam_weights
+from weaksam.sam.training_loss import DICE_WEIGHT
 from weaksam.sam.training_scores import score_segmenter
 from weaksam.training import TrainResources, TrainSettings, train
 
@@ -34,6 +35,7 @@ def main(
     workers: Annotated[int, typer.Option(min=1, help="Processes; one per core beats threads.")] = 2,
     gpus: Annotated[float, typer.Option(min=0, help="GPUs per process.")] = 0,
     lr: Annotated[float, typer.Option(min=1e-6, help="Highest learning rate; it falls to zero.")] = 2e-3,
+    dice: Annotated[float, typer.Option(min=0, help="Weight of the dice term; raise it for last steps.")] = DICE_WEIGHT,
     seed: Annotated[int, typer.Option(min=0, help="Decides scenes, weights and order.")] = 1,
     weights: Annotated[Path | None, typer.Option(help="To start from: vit_xs, or a run's model.safetensors.")] = None,
 ) -> None:
@@ -56,7 +58,7 @@ def main(
         checkpoint_every=100,
         resources=TrainResources(workers=workers, gpus_per_worker=gpus),
     )
-    task = SegmenterTask(str(drawn), weights=str(weights.resolve()) if weights else None)
+    task = SegmenterTask(str(drawn), weights=str(weights.resolve()) if weights else None, dice_weight=dice)
     finish(train(task, settings, str(folder / "training")), held_out, folder, settings)
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from weaksam.sam.build import VARIANTS, build_sam
 from weaksam.sam.training_forward import embed_prompts, encode_images, predict_cells, run_decoder
-from weaksam.sam.training_loss import HINT_WEIGHT, Hints, segmentation_loss
+from weaksam.sam.training_loss import DICE_WEIGHT, HINT_WEIGHT, Hints, segmentation_loss
 from weaksam.sam.training_optimizer import MuonAdamW
 from weaksam.sam.training_prompts import PromptMix, Rng, draw_prompts, pack
 from weaksam.sam.training_scores import score_segmenter
@@ -45,6 +45,7 @@ class SegmenterTask:
     cells: int = 96  # K, cells compared per prompt
     mix: PromptMix = field(default_factory=PromptMix)
     weights: str | None = None  # safetensors to start from, of a pupil or of a SAM alone; None = random
+    dice_weight: float = DICE_WEIGHT
     held_out: str | None = None  # folder of the cache to validate on
 
     @cached_property
@@ -94,7 +95,7 @@ class SegmenterTask:
     def loss(self, model: Pupil, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Sum over images of the loss, and sums of what to watch."""
         embedding, logits, predicted_iou = ask(model.sam, batch, dtype=compute_dtype(batch["image"].device))
-        loss, watched = segmentation_loss(logits, predicted_iou, batch)
+        loss, watched = segmentation_loss(logits, predicted_iou, batch, dice_weight=self.dice_weight)
         with torch.autocast(embedding.device.type, enabled=False):
             together, found = model.hints(embedding.float(), batch["cell_labels"], batch["cell_pixels"])
         hints = {"together_loss": together.detach(), "pixel_loss": found.detach()}

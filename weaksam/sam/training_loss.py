@@ -19,13 +19,16 @@ PIXEL_WEIGHT, DICE_WEIGHT, IOU_WEIGHT, HINT_WEIGHT = 4.0, 1.0, 1.0, 0.5
 OUTLINE_WEIGHT = 4.0
 
 
-def mask_losses(logits: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+def mask_losses(
+    logits: Tensor, targets: Tensor, weights: Tensor, *, dice_weight: float = DICE_WEIGHT
+) -> tuple[Tensor, Tensor]:
     """Loss and IoU of every mask against every target.
 
     Args:
         logits: (B, P, K, 16, M) float32.
         targets: (B, P, G, K, 16) bool.
         weights: (B, P, K) float32, cells each cell stands for.
+        dice_weight: of the dice term; the larger, the closer the loss is to the IoU itself.
 
     Returns:
         losses, ious: (B, P, G, M) float32; IoU carries no gradient and is 0 where a target is empty.
@@ -45,19 +48,20 @@ def mask_losses(logits: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tenso
         both = truth @ hard
         either = hard.sum(2, keepdim=True) + (truth * area.unsqueeze(2)).sum(-1, keepdim=True) - both
         ious = both / either.clamp(min=1)
-    return PIXEL_WEIGHT * pixel + DICE_WEIGHT * dice, ious
+    return PIXEL_WEIGHT * pixel + dice_weight * dice, ious
 
 
 def segmentation_loss(
-    logits: Tensor, predicted_iou: Tensor, batch: dict[str, Tensor]
+    logits: Tensor, predicted_iou: Tensor, batch: dict[str, Tensor], *, dice_weight: float = DICE_WEIGHT
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Sum over images of the mean loss of an image's prompts, and sums of what to watch.
 
     Args:
         logits: (B, P, K, 16, M); predicted_iou: (B, P, M).
         batch: `targets`, `has_target`, `is_ambiguous`, `cell_weights` as `training_prompts.pack` gives them.
+        dice_weight: of the dice term.
     """
-    losses, ious = mask_losses(logits, batch["targets"], batch["cell_weights"])
+    losses, ious = mask_losses(logits, batch["targets"], batch["cell_weights"], dice_weight=dice_weight)
     ambiguous, has_target = batch["is_ambiguous"], batch["has_target"].float()
     best = losses[..., 1:].min(-1).values  # (B, P, G)
     chosen = torch.where(ambiguous.unsqueeze(-1), best, losses[..., 0])
