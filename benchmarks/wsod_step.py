@@ -2,7 +2,7 @@
 
 python -m benchmarks.wsod_step [--images 2] [--steps 3] [--threads N]
 
-Photographs of 600 x 800 pixels made here as JPEG files, and random proposals on them: 213 an image, as WeakSAM has, and
+Noise of 600 x 800 pixels in JPEG files made here, and random proposals on them: 213 an image, as WeakSAM has, and
 2000, as selective search has. The whole step runs as training runs it, two threads reading and decoding ahead; `waited
 for data` is what the step spent without any. The parts are then timed one by one, forward and backward, on the same
 batch. Takes the GPU when there is one. Exits 1 when data are 10 % of a step or more.

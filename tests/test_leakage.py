@@ -1,6 +1,6 @@
 """Training and proposals see image-level labels of the training split, and nothing else that a person drew or wrote.
 
-And a classifier whose driver is killed ends with the weights of an undisturbed one.
+And a classifier or a detector whose driver or worker is killed ends with the weights of an undisturbed one.
 """
 
 from __future__ import annotations

@@ -108,6 +108,25 @@ def test_starting_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:
         TrainWsodConfig(images="i", proposals="p", split="s", backbone="small", weights="x")
 
 
+def test_what_the_small_backbone_stands_on_is_part_of_the_fingerprint() -> None:
+    base = {"images": "i", "proposals": "p", "split": "s"}
+    assert set(train_wsod.STAGE.outside(TrainWsodConfig(**base, backbone="small"))) == {"sam.vit_xs"}
+    for other in ({"backbone": "small", "pretrained": False}, {"backbone": "vgg16"}):
+        assert train_wsod.STAGE.outside(TrainWsodConfig(**base, **other)) == {}
+
+
+@pytest.mark.parametrize(
+    ("settings", "fault"),
+    [
+        ({"backbone": "resnet50"}, "optimizer muon is for backbone small"),
+        ({"backbone": "small", "refine_lr": 10.0}, "optimizer muon has one lr for all"),
+    ],
+)
+def test_muon_is_refused_where_it_would_be_ignored(settings: dict, fault: str) -> None:
+    with pytest.raises(ValueError, match=fault):
+        TrainWsodConfig(images="i", proposals="p", split="s", optimizer="muon", **settings)
+
+
 def test_detections_come_from_every_readable_image(tmp_path: Path, inputs: dict[str, Step]) -> None:
     trained = make_step(tmp_path, inputs, dropblock="one_pass").config
     weights = tmp_path / "model.safetensors"

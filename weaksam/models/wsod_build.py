@@ -53,9 +53,9 @@ class WsodSpec:
     def _roi_net(self) -> RoiNet:
         if self.backbone == "vgg16":
             return DilatedVgg16(self.pixels, last_relu=self.last_relu, frozen_stages=self.frozen_stages)
-        return (
-            ResNet50C5(self.pixels, frozen_stages=self.frozen_stages) if self.backbone == "resnet50" else SamCropNet()
-        )
+        if self.backbone == "resnet50":
+            return ResNet50C5(self.pixels, frozen_stages=self.frozen_stages)
+        return SamCropNet()
 
     def with_starting_weights(self) -> WsodNet:
         """The network to train.

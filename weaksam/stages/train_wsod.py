@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 from weaksam import storage, tables
 from weaksam.config import NotInFingerprint, OutsideFile, Reads, StageConfig
 from weaksam.errors import DataError
+from weaksam.sam import SHIPPED
 from weaksam.stage import Outcome, Stage, Step
 from weaksam.stages.labels import labelled_images
 from weaksam.training_settings import TrainResources, TrainSettings
@@ -67,7 +68,7 @@ class TrainWsodConfig(StageConfig):
     optimizer: Literal["adam", "adamw", "sgd", "muon"] = "adam"
     """`adam` has weight decay as part of the gradient, as published; `muon` is for `small` alone."""
     lr: float = Field(default=1e-5, gt=0)
-    """Learning rate after the warm-up, for this batch size; biases have twice as much."""
+    """Learning rate after the warm-up, for this batch size; biases have twice as much, except with muon."""
     refine_lr: float = Field(default=1.0, gt=0)
     """Learning rate of the refinement heads, times `lr`."""
     dropblock_lr: float = Field(default=1.0, gt=0)
@@ -99,6 +100,8 @@ class TrainWsodConfig(StageConfig):
             raise ValueError("weights are for vgg16 and resnet50: small stands on the shipped SAM")
         if self.backbone != "small" and self.optimizer == "muon":
             raise ValueError("optimizer muon is for backbone small: the others have adam, adamw or sgd")
+        if self.optimizer == "muon" and (self.refine_lr, self.dropblock_lr) != (1.0, 1.0):
+            raise ValueError("optimizer muon has one lr for all: leave refine_lr and dropblock_lr out, or use adamw")
         if self.pixels == "caffe" and self.weights is None:
             raise ValueError("pixels caffe goes with weights: torchvision's own want pixels torchvision")
         return self
@@ -210,4 +213,9 @@ class ReadProposals:
         return pack_proposals(table, self.image_ids)
 
 
-STAGE = Stage("train_wsod", 1, TrainWsodConfig, run, writes="wsod")
+def _shipped_weights(config: TrainWsodConfig) -> dict[str, str]:
+    uses_sam = config.backbone == "small" and config.pretrained
+    return {"sam.vit_xs": storage.identity(str(SHIPPED["vit_xs"]))} if uses_sam else {}
+
+
+STAGE = Stage("train_wsod", 2, TrainWsodConfig, run, writes="wsod", outside=_shipped_weights)
