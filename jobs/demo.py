@@ -33,7 +33,8 @@ def main(folder: str) -> None:
     steps = {step.name: step for step in pipeline.load(CONFIG, overrides)}
     picture = storage.join(storage.absolute(folder), "proposals.png")
     storage.write_bytes(picture, png_bytes(_picture(steps)))
-    print(recall_table(storage.read_json(storage.join(steps["recall"].folder, "metrics.json"))))
+    print(recall_table(read_report(steps["recall"])))
+    print(detector_table({name: (steps[f"{name}_ap"], steps[f"{name}_corloc"]) for name in ("oicr", "mist")}))
     print(f"\nPicture: {picture}\nTable:   {steps['proposals'].folder}\nLook at it:\n")
     print("  import pandas as pd, glob")
     print(f"  table = pd.concat(map(pd.read_parquet, glob.glob('{steps['proposals'].folder}/part-*.parquet')))")
@@ -45,6 +46,30 @@ def prepare(folder: str) -> list[str]:
     scenes = storage.join(storage.absolute(folder), "scenes")
     write_scenes(scenes, images=SCENES, seed=SEED, format="voc")
     return [f"run={storage.join(storage.absolute(folder), 'run')}", f"steps.images.root={scenes}"]
+
+
+def read_report(step: Step) -> dict:
+    """What a finished `evaluate` step wrote."""
+    return storage.read_json(storage.join(step.folder, "metrics.json"))
+
+
+def detector_table(steps: dict[str, tuple[Step, Step]]) -> str:
+    """AP on one split and CorLoc on the other of detectors by name; with their deviations, when there are several."""
+    rows = []
+    for name, (ap, corloc) in steps.items():
+        figures = read_report(ap)["metrics"], read_report(ap)["metrics"], read_report(corloc)["metrics"]
+        cells = [_percent(one, key) for one, key in zip(figures, ("AP50", "AP75", "CorLoc"), strict=True)]
+        rows.append(f"{name.upper():16} " + " ".join(f"{cell:>14}" for cell in cells))
+    splits = [read_report(step)["split"] for step in next(iter(steps.values()))]
+    head = [f"AP50 {splits[0]}", f"AP75 {splits[0]}", f"CorLoc {splits[1]}"]
+    return "\n".join(
+        ["\nDetectors that learnt from image-level labels", " " * 17 + " ".join(f"{h:>14}" for h in head), *rows]
+    )
+
+
+def _percent(figures: dict, key: str) -> str:
+    deviation = f" ± {100 * figures[f'{key}_std']:.1f}" if f"{key}_std" in figures else ""
+    return f"{100 * figures[key]:.1f}%{deviation}"
 
 
 def recall_table(report: dict) -> str:

@@ -10,16 +10,18 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 from torchvision.models import resnet50, vgg16
 from torchvision.ops import roi_align, roi_pool
 
 from weaksam import schemas
-from weaksam.data.proposal_boxes import ProposalBoxes, clean_boxes, pack_proposals
+from weaksam.data.proposal_boxes import ProposalBoxes, clean_boxes, keep_sources, pack_proposals
 from weaksam.models.dropblock import ConcreteDropBlock
 from weaksam.models.noise import SampleNoise, dropout
 from weaksam.models.roi_backbones import DilatedVgg16, ResNet50C5, RoiNet, SamCropNet, load_imagenet
+from weaksam.models.sam_stem import FrozenSam
 from weaksam.models.wsod import METHODS, WsodNet, forward_losses, wsod_losses
 from weaksam.models.wsod_build import WsodSpec
 from weaksam.models.wsod_task import WsodRecipe, WsodTask, flip_view, resize_view, view_size
@@ -34,7 +36,9 @@ def make_image(seed: int = 0) -> Tensor:
 
 def make_net(method: str = "mist", *, dropblock: bool = False, classes: int = 3) -> WsodNet:
     torch.manual_seed(0)
-    return WsodNet(SamCropNet(dim=64), classes, METHODS[method], dropblock=dropblock)
+    network = SamCropNet(dim=64)
+    network.sam.load_shipped()
+    return WsodNet(network, classes, METHODS[method], dropblock=dropblock)
 
 
 @pytest.mark.slow
@@ -96,6 +100,25 @@ def test_crops_see_the_box_and_a_margin() -> None:
     torch.testing.assert_close(crops[0, :, 4:-4, 4:-4], inside.expand(3, 56, 56))
     assert SamCropNet(dim=8, margin=0.5).cut_out(flat, box)[0, 0, 0, 0] < 0
     assert network.pool(flat, box).shape == (1, 96, 4, 4)
+
+
+def test_windows_of_small_pictures_are_cut_and_not_filled_up() -> None:
+    """Attention of a window is the SAM's own, less what it pays to the zeros beyond the picture."""
+    whole, cut = FrozenSam("vit_xs"), FrozenSam("vit_xs", side=64)
+    whole.load_shipped()
+    cut.load_shipped()
+    assert [block.window_size for block in cut.encoder.blocks] == [4, 0, 4, 0, 4, 0]
+    old, new = whole.encoder.blocks[0].attn, cut.encoder.blocks[0].attn
+    x = torch.randn(2, 4, 4, 160, generator=torch.Generator().manual_seed(0))
+    padded = F.pad(x, (0, 0, 0, 4, 0, 4))
+    q, k, v = old.qkv(padded).view(2, 64, 3, 5, 32).permute(2, 0, 3, 1, 4)
+    scores = q @ k.mT * old.scale
+    rows, columns = torch.arange(64) // 8, torch.arange(64) % 8
+    scores += (q[..., :, None, :] * old.rel_pos_h[rows[:, None] - rows + 7]).sum(-1)
+    scores += (q[..., :, None, :] * old.rel_pos_w[columns[:, None] - columns + 7]).sum(-1)
+    scores[..., (rows > 3) | (columns > 3)] = -torch.inf
+    wanted = old.proj((scores.softmax(-1) @ v).transpose(1, 2).reshape(2, 8, 8, 160)[:, :4, :4])
+    torch.testing.assert_close(new(x), wanted, atol=1e-4, rtol=1e-4)
 
 
 def test_what_is_frozen_is_computed_once_for_a_view(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,6 +227,20 @@ def test_proposals_are_cut_and_cleaned() -> None:
     boxes = np.array([[-5, 2, 20, 30], [0, 2, 20.3, 30], [0, 0, 3, 40], [50, 0, 90, 70]], np.float32)
     assert clean_boxes(boxes, 60, 80, min_side=8).tolist() == [[0, 2, 20, 30], [50, 0, 80, 60]]
     assert clean_boxes(np.zeros((0, 4), np.float32), 0, 0, min_side=8).shape == (0, 4)
+
+
+def test_proposals_of_some_sources() -> None:
+    boxes = np.arange(12, dtype=np.float32).reshape(3, 4)
+    rows = [
+        {"image_id": "a", "status": "ok", "boxes": boxes, "source": [0, 3, 1]},
+        {"image_id": "b", "status": "unreadable"},
+        {"image_id": "c", "status": "ok", "boxes": boxes[:1], "source": [2]},
+    ]
+    table = schemas.to_table(rows, schemas.PROPOSALS).select(["boxes", "source", "image_id"])
+    kept = keep_sources(table, [0, 1])
+    assert kept.column("boxes").to_pylist() == [boxes[[0, 2]].tolist(), [], []]
+    assert kept.schema.field("boxes").type == table.schema.field("boxes").type
+    assert keep_sources(table, None) is table
 
 
 def test_packed_proposals_are_those_of_the_table() -> None:

@@ -6,6 +6,7 @@ Boxes are xyxy, absolute pixels, right and bottom exclusive.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,6 +49,18 @@ def pack_proposals(table: pa.Table, image_ids: list[str]) -> ProposalBoxes:
     boxes = column.flatten().flatten().to_numpy().reshape(-1, 4).astype(np.float32)
     sizes = np.stack([rows.column(k).fill_null(0).to_numpy() for k in ("height", "width")], 1).astype(np.int32)
     return ProposalBoxes(boxes, np.concatenate([[0], counts.cumsum()]), sizes)
+
+
+def keep_sources(table: pa.Table, sources: Sequence[int] | None) -> pa.Table:
+    """A table with `boxes` and `source` less the proposals that others than `sources` prompted; None = all stay."""
+    if sources is None:
+        return table
+    boxes, source = (table.column(name).combine_chunks() for name in ("boxes", "source"))
+    stays = np.isin(source.flatten().to_numpy(), sources)
+    rows = np.repeat(np.arange(len(table)), source.value_lengths().fill_null(0).to_numpy())
+    starts = np.concatenate([[0], np.bincount(rows[stays], minlength=len(table)).cumsum()])
+    kept = type(boxes).from_arrays(pa.array(starts, pa.int32()), boxes.flatten().filter(pa.array(stays)))
+    return table.set_column(table.column_names.index("boxes"), "boxes", kept).drop_columns(["source"])
 
 
 def clean_boxes(boxes: np.ndarray, height: int, width: int, *, min_side: float) -> np.ndarray:

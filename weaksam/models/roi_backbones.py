@@ -144,13 +144,18 @@ class SamCropNet(RoiNet):
     shapes apart already, so little data goes a long way. Boxes are enlarged a little, because an outline is seen
     against what is around it. What is frozen sees a view of an image always alike: while training, up to
     `memory_bytes` of it is remembered.
+
+    Args:
+        crop: side of what is cut out, pixels; a whole number of SAM's patches of 16.
+        margin: how much a box is enlarged to each side, as a share of its size.
+        drop: rate of the dropout after each trained layer.
     """
 
     def __init__(
         self, variant: str = "vit_xs", dim: int = 256, *, crop: int = 64, margin: float = 0.15, drop: float = 0.2
     ) -> None:
         super().__init__()
-        self.sam = FrozenSam(variant)
+        self.sam = FrozenSam(variant, crop)
         self.stride, self.pooled_channels, self.pooled_size = 1, self.sam.channels, crop // self.sam.patch
         self.dim, self.crop, self.margin, self.drop = dim, crop, margin, drop
         self.first = nn.Linear(self.pooled_channels * self.pooled_size**2, dim)

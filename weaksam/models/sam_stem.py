@@ -5,6 +5,7 @@ Axis legend: B images, H W pixels, h w patches, D channels asked for, E channels
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -20,16 +21,33 @@ class FrozenSam(nn.Module):
 
     A SAM sees where things begin and end without being told what they are, so a network on top of it learns classes
     from few images. Sides that are no whole number of patches are cut.
+
+    Args:
+        variant: of the SAM.
+        side: pixels, when all images are squares of this size: windows of attention are then no larger. Those of a SAM
+            are filled up with zeros, which cost as much as pixels and are attended to.
     """
 
-    def __init__(self, variant: str) -> None:
+    def __init__(self, variant: str, side: int | None = None) -> None:
         super().__init__()
-        self.variant, self.patch, self.channels = variant, VARIANTS[variant].patch_size, VARIANTS[variant].prompt_dim
-        self.encoder: Any = build_sam(variant).image_encoder.requires_grad_(False)
+        self.variant, self.side = variant, side
+        self.patch, self.channels = VARIANTS[variant].patch_size, VARIANTS[variant].prompt_dim
+        self.encoder: Any = self._fitted(build_sam(variant).image_encoder).requires_grad_(False)
 
     def load_shipped(self) -> None:
         """Takes the weights that the SAM of this name is known with."""
-        self.encoder.load_state_dict(load_sam(self.variant).image_encoder.state_dict())
+        self.encoder.load_state_dict(self._fitted(load_sam(self.variant).image_encoder).state_dict())
+
+    def _fitted(self, encoder: Any) -> Any:
+        tokens = self.side // self.patch if self.side else math.inf
+        for block in encoder.blocks:
+            if block.window_size > tokens:
+                # the table of relative positions, -w < offset < w, becomes its middle
+                cut = slice(block.window_size - tokens, block.window_size + tokens - 1)
+                block.attn.rel_pos_h = nn.Parameter(block.attn.rel_pos_h[cut].detach().clone())
+                block.attn.rel_pos_w = nn.Parameter(block.attn.rel_pos_w[cut].detach().clone())
+                block.window_size = tokens
+        return encoder
 
     def train(self, mode: bool = True) -> FrozenSam:
         """The encoder stays in eval mode."""

@@ -30,7 +30,8 @@ class WsodSpec:
         rules: OICR's or MIST's.
         dropblock: whether it has one.
         pixels: what the starting weights were trained on.
-        last_relu, frozen_stages: of the backbone.
+        last_relu, frozen_stages: of vgg16 and resnet50.
+        crop, margin: of `small`.
         pretrained: start from the weights the backbone is known with: torchvision's of ImageNet, fetched by name, the
             shipped SAM's for `small`.
         weights: URI of ImageNet weights to start from instead.
@@ -43,6 +44,8 @@ class WsodSpec:
     pixels: Pixels = "torchvision"
     last_relu: bool = True
     frozen_stages: int = 2
+    crop: int = 64
+    margin: float = 0.15
     pretrained: bool = True
     weights: str | None = None
 
@@ -55,7 +58,7 @@ class WsodSpec:
             return DilatedVgg16(self.pixels, last_relu=self.last_relu, frozen_stages=self.frozen_stages)
         if self.backbone == "resnet50":
             return ResNet50C5(self.pixels, frozen_stages=self.frozen_stages)
-        return SamCropNet()
+        return SamCropNet(crop=self.crop, margin=self.margin)
 
     def with_starting_weights(self) -> WsodNet:
         """The network to train.

@@ -119,6 +119,7 @@ class DetectObjects:
 def run(step: Step) -> Outcome:
     """Maps the images of the `images` step to detections."""
     from weaksam import runtime
+    from weaksam.data.proposal_boxes import keep_sources
 
     config: DetectConfig = step.config
     images = tables.read_step(step.inputs["images"], columns=["uri", "split"])
@@ -133,7 +134,8 @@ def run(step: Step) -> Outcome:
             f"images have {', '.join(names[:3])}, ...: give both datasets the same `classes`"
         )
     check_rows(step, images.column("image_id").to_pylist())
-    proposals = tables.read_step(step.inputs["proposals"], columns=["boxes"])
+    proposals = tables.read_step(step.inputs["proposals"], columns=["boxes", "source"])
+    proposals = keep_sources(proposals, trained.config.source_indices)
     where = {image_id: i for i, image_id in enumerate(proposals.column("image_id").to_pylist())}
     rows = pa.array([where[image_id] for image_id in images.column("image_id").to_pylist()], pa.int64())
     source = images.select(["image_id", "uri"]).append_column("boxes", proposals.column("boxes").take(rows))

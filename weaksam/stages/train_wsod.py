@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from weaksam import storage, tables
+from weaksam import schemas, storage, tables
 from weaksam.config import NotInFingerprint, OutsideFile, Reads, StageConfig
 from weaksam.errors import DataError
 from weaksam.sam import SHIPPED
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from weaksam.models.wsod_build import WsodSpec
     from weaksam.models.wsod_task import WsodTask
 
+Source = Literal["grid", "coarse", "fine", "cross"]
+
 
 class TrainWsodConfig(StageConfig):
     """Trains a weakly supervised detector, OICR or MIST, from image-level labels and proposals.
@@ -35,6 +37,8 @@ class TrainWsodConfig(StageConfig):
     """The `index` step with the images and their labels."""
     proposals: Annotated[str, Reads("proposals")]
     """The step with the proposals of these images."""
+    sources: list[Source] | None = Field(default=None, min_length=1)
+    """Only proposals that these prompted; all when left out. Detection keeps to them too."""
     split: str
     """Split to train on."""
     method: Literal["oicr", "mist"] = "mist"
@@ -53,6 +57,10 @@ class TrainWsodConfig(StageConfig):
     """Whether vgg16's last convolution is rectified; the published MIST leaves that out."""
     frozen_stages: int = Field(default=2, ge=0, le=4)
     """Stages of the backbone that are not trained, from the first."""
+    crop: int = Field(default=64, ge=32, le=256, multiple_of=16)
+    """Side of what `small` sees of each box, pixels: time grows with its square."""
+    margin: float = Field(default=0.15, ge=0, le=1)
+    """How much of a box's size `small` sees around it, to each side."""
     dropblock: Literal["off", "one_pass", "two_pass"] = "two_pass"
     """Concrete DropBlock, and whether it learns in a pass of its own (as published) or, cheaper, in the detector's."""
     scales: list[int] = Field(default=[480, 576, 688, 864, 1000, 1200], min_length=1)
@@ -106,6 +114,11 @@ class TrainWsodConfig(StageConfig):
             raise ValueError("pixels caffe goes with weights: torchvision's own want pixels torchvision")
         return self
 
+    @property
+    def source_indices(self) -> list[int] | None:
+        """`sources` as the values of the column `source`."""
+        return None if self.sources is None else [schemas.SOURCES.index(name) for name in self.sources]
+
     def spec(self, num_classes: int) -> WsodSpec:
         """The network."""
         from weaksam.models.wsod import METHODS
@@ -120,6 +133,8 @@ class TrainWsodConfig(StageConfig):
             pixels=self.pixels,
             last_relu=self.last_relu,
             frozen_stages=self.frozen_stages,
+            crop=self.crop,
+            margin=self.margin,
             pretrained=self.pretrained,
             weights=self.weights,
         )
@@ -183,7 +198,7 @@ def make_task(step: Step) -> WsodTask:
         second_pass=config.dropblock == "two_pass",
     )
     spec = config.spec(labels.shape[1])
-    read = ReadProposals(source.folder, manifest, ids)
+    read = ReadProposals(source.folder, manifest, ids, config.source_indices)
     return WsodTask(spec.with_starting_weights, images.column("uri").to_pylist(), labels, read, recipe)
 
 
@@ -205,12 +220,13 @@ class ReadProposals:
     folder: str
     manifest: dict[str, Any]
     image_ids: list[str]
+    sources: list[int] | None = None
 
     def __call__(self) -> ProposalBoxes:
-        from weaksam.data.proposal_boxes import pack_proposals
+        from weaksam.data.proposal_boxes import keep_sources, pack_proposals
 
-        table = tables.read_table(self.folder, self.manifest, columns=["boxes", "height", "width"])
-        return pack_proposals(table, self.image_ids)
+        table = tables.read_table(self.folder, self.manifest, columns=["boxes", "source", "height", "width"])
+        return pack_proposals(keep_sources(table, self.sources), self.image_ids)
 
 
 def _shipped_weights(config: TrainWsodConfig) -> dict[str, str]:
@@ -218,4 +234,4 @@ def _shipped_weights(config: TrainWsodConfig) -> dict[str, str]:
     return {"sam.vit_xs": storage.identity(str(SHIPPED["vit_xs"]))} if uses_sam else {}
 
 
-STAGE = Stage("train_wsod", 2, TrainWsodConfig, run, writes="wsod", outside=_shipped_weights)
+STAGE = Stage("train_wsod", 3, TrainWsodConfig, run, writes="wsod", outside=_shipped_weights)
