@@ -149,20 +149,20 @@ def test_rows_of_unknown_images_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_pool_that_would_take_every_cpu_is_refused_with_both_numbers() -> None:
-    with pytest.raises(ConfigError, match=r"2 actor\(s\) of 1 CPU.*the cluster has 2 CPU and 0 GPU"):
-        fit_pool(PoolResources(min_actors=2), [{"CPU": 2.0}])
+    with pytest.raises(ConfigError, match=r"an actor of 2 CPU.*the cluster has 2 CPU and 0 GPU"):
+        fit_pool(PoolResources(actor_cpus=2), [{"CPU": 2.0}])
 
 
-def test_a_pool_grows_to_what_the_cluster_holds() -> None:
-    assert fit_pool(PoolResources(), [{"CPU": 8.0}]).max_actors == 7
-    assert fit_pool(PoolResources(max_actors=3), [{"CPU": 8.0}]).max_actors == 3
+def test_a_pool_takes_what_the_cluster_holds() -> None:
+    assert fit_pool(PoolResources(), [{"CPU": 8.0}]).actors == 7
+    assert fit_pool(PoolResources(max_actors=3), [{"CPU": 8.0}]).actors == 3
     on_gpus = fit_pool(PoolResources(actor_gpus=0.5, actor_cpus=0.1), [{"CPU": 8.0, "GPU": 2.0}])
-    assert (on_gpus.max_actors, on_gpus.actor_gpus) == (4, 0.5)
+    assert (on_gpus.actors, on_gpus.actor_gpus) == (4, 0.5)
 
 
 def test_an_actor_must_fit_on_one_node() -> None:
     nodes = [{"CPU": 1.0}] * 4
-    assert fit_pool(PoolResources(actor_cpus=1.0), nodes).max_actors == 3
+    assert fit_pool(PoolResources(actor_cpus=1.0), nodes).actors == 3
     with pytest.raises(ConfigError, match=r"of 2 CPU.* on 4 node\(s\)"):
         fit_pool(PoolResources(actor_cpus=2.0), nodes)
 

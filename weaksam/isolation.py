@@ -82,7 +82,7 @@ def run_alone(step: Step, todo: pa.Table, callable_class: type, kwargs: dict, sc
     idle: list[Any] = []
     running: dict[Any, _Running] = {}
     while waiting or running:
-        while waiting and len(running) < pool.max_actors:
+        while waiting and len(running) < pool.actors:
             actor: Any = idle.pop() if idle else start.remote(step.folder, callable_class, kwargs, schema)
             row = waiting.popleft()
             ready = actor.ready.remote()

@@ -17,10 +17,8 @@ TASK_CPUS = 0.25  # of a fetch or write task: they mostly wait
 class PoolResources(Settings):
     """Where and how wide a stage runs; never what it computes."""
 
-    min_actors: int = Field(default=1, ge=1)
-    """Actors that are started at once."""
     max_actors: int | None = Field(default=None, ge=1)
-    """Most actors the pool may grow to; as many as the cluster holds when left out."""
+    """Most actors of the pool; as many as the cluster holds when left out."""
     actor_cpus: float = Field(default=1.0, gt=0)
     """CPUs reserved for one actor; its compute threads are this number rounded up."""
     actor_gpus: float | None = Field(default=None, ge=0)
@@ -35,8 +33,7 @@ class PoolResources(Settings):
 class Pool:
     """Pool resources fitted to a cluster."""
 
-    min_actors: int
-    max_actors: int
+    actors: int
     actor_cpus: float
     actor_gpus: float
     batch_size: int
@@ -47,24 +44,22 @@ def fit_pool(resources: PoolResources, nodes: Sequence[Mapping[str, float]]) -> 
     """The pool for a cluster of `nodes`, each given by its CPU and GPU counts; an actor lives on one node.
 
     Raises:
-        ConfigError: `min_actors` would leave nothing for reading and writing, so the run could never move.
+        ConfigError: one actor would leave nothing for reading and writing, so the run could never move.
     """
     cpus, gpus = (sum(node.get(kind, 0.0) for node in nodes) for kind in ("CPU", "GPU"))
     actor_gpus = resources.actor_gpus if resources.actor_gpus is not None else min(1.0, gpus)
     spare = 2 * TASK_CPUS  # one fetch and one write task
     on_nodes = sum(_actors_on(node, resources.actor_cpus, actor_gpus) for node in nodes)
     fits = min(on_nodes, math.floor((cpus - spare) / resources.actor_cpus + 1e-6))
-    if fits < resources.min_actors:
+    if fits < 1:
         raise ConfigError(
-            f"resources: {resources.min_actors} actor(s) of {resources.actor_cpus:g} CPU and {actor_gpus:g} GPU "
-            "do not fit: "
+            f"resources: an actor of {resources.actor_cpus:g} CPU and {actor_gpus:g} GPU does not fit: "
             f"the cluster has {cpus:g} CPU and {gpus:g} GPU on {len(nodes)} node(s), "
             f"of which {spare:g} CPU stay free for reading and writing: "
-            "lower min_actors, actor_cpus or actor_gpus"
+            "lower actor_cpus or actor_gpus"
         )
     return Pool(
-        min_actors=resources.min_actors,
-        max_actors=max(resources.min_actors, min(resources.max_actors or fits, fits)),
+        actors=min(resources.max_actors or fits, fits),
         actor_cpus=resources.actor_cpus,
         actor_gpus=actor_gpus,
         batch_size=resources.batch_size,
