@@ -3,13 +3,16 @@ PYTHON ?= python3
 VENV := .venv
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo ablation test check format clean
+.PHONY: demo ablation ablation-proposals test check format clean
 
 demo: $(INSTALLED)  ## the whole pipeline on a small drawn world, minutes on a laptop
 	$(VENV)/bin/python -m jobs.demo demo
 
-ablation: $(INSTALLED)  ## what each choice of the demo's proposals is worth, after `make demo`
-	$(VENV)/bin/python -m jobs.ablation demo
+ablation: $(INSTALLED)  ## after `make demo`: means over three seeds, and what each kind of prompt is worth
+	$(VENV)/bin/python -m jobs.ablation detectors demo
+
+ablation-proposals: $(INSTALLED)  ## after `make demo`: what each choice of its proposals is worth
+	$(VENV)/bin/python -m jobs.ablation proposals demo
 
 test: $(INSTALLED)  ## every test that needs no GPU
 	$(VENV)/bin/python -m pytest

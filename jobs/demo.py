@@ -21,7 +21,7 @@ from weaksam.pictures import SOURCE_COLOURS, contact_sheet, draw_boxes, draw_hea
 from weaksam.stage import Step
 
 CONFIG = str(Path(__file__).parents[1] / "configs" / "demo.yaml")
-SCENES, SEED = 1200, 7
+SCENES, SEED = 1000, 7
 SHOWN, BOXES_SHOWN = 3, 40
 
 
@@ -34,7 +34,8 @@ def main(folder: str) -> None:
     picture = storage.join(storage.absolute(folder), "proposals.png")
     storage.write_bytes(picture, png_bytes(_picture(steps)))
     print(recall_table(read_report(steps["recall"])))
-    print(detector_table({name: (steps[f"{name}_ap"], steps[f"{name}_corloc"]) for name in ("oicr", "mist")}))
+    print("\nDetectors that learnt from image-level labels")
+    print(detector_table({name.upper(): (steps[f"{name}_ap"], steps[f"{name}_corloc"]) for name in ("oicr", "mist")}))
     print(f"\nPicture: {picture}\nTable:   {steps['proposals'].folder}\nLook at it:\n")
     print("  import pandas as pd, glob")
     print(f"  table = pd.concat(map(pd.read_parquet, glob.glob('{steps['proposals'].folder}/part-*.parquet')))")
@@ -54,17 +55,17 @@ def read_report(step: Step) -> dict:
 
 
 def detector_table(steps: dict[str, tuple[Step, Step]]) -> str:
-    """AP on one split and CorLoc on the other of detectors by name; with their deviations, when there are several."""
-    rows = []
-    for name, (ap, corloc) in steps.items():
-        figures = read_report(ap)["metrics"], read_report(ap)["metrics"], read_report(corloc)["metrics"]
-        cells = [_percent(one, key) for one, key in zip(figures, ("AP50", "AP75", "CorLoc"), strict=True)]
-        rows.append(f"{name.upper():16} " + " ".join(f"{cell:>14}" for cell in cells))
+    """AP on one split and CorLoc on another of detectors by name; with deviations, where there are several seeds."""
     splits = [read_report(step)["split"] for step in next(iter(steps.values()))]
-    head = [f"AP50 {splits[0]}", f"AP75 {splits[0]}", f"CorLoc {splits[1]}"]
-    return "\n".join(
-        ["\nDetectors that learnt from image-level labels", " " * 17 + " ".join(f"{h:>14}" for h in head), *rows]
-    )
+    lines = [_cells("", [f"AP50 {splits[0]}", f"AP75 {splits[0]}", f"CorLoc {splits[1]}"])]
+    for name, (ap, corloc) in steps.items():
+        found, located = read_report(ap)["metrics"], read_report(corloc)["metrics"]
+        lines.append(_cells(name, [_percent(found, "AP50"), _percent(found, "AP75"), _percent(located, "CorLoc")]))
+    return "\n".join(lines)
+
+
+def _cells(name: str, cells: list[str]) -> str:
+    return f"{name:16} " + " ".join(f"{cell:>16}" for cell in cells)
 
 
 def _percent(figures: dict, key: str) -> str:

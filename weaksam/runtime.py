@@ -121,14 +121,13 @@ def _run_pass(step: Step, todo: pa.Table, callable_class: type, kwargs: dict, sc
         WeakSamError: a fault that is not an image's, such as storage or weights.
     """
     rows_per_block = max(1, min(ROWS_PER_BLOCK, math.ceil(todo.num_rows / (4 * pool.actors))))
-    blocks = math.ceil(todo.num_rows / rows_per_block)
+    starts = range(0, todo.num_rows, rows_per_block)
     with ray.data.DataContext.current(_context(todo.num_rows, rows_per_block, pool)), warnings.catch_warnings():
         # The restart options have no named replacement yet; pyproject.toml keeps Ray below the release without them.
         warnings.simplefilter("ignore", ray.util.annotations.RayDeprecationWarning)
         batch_size = min(pool.batch_size, rows_per_block)  # a larger batch would join blocks again
         dataset = (
-            ray.data.from_arrow(todo)
-            .repartition(target_num_rows_per_block=rows_per_block)
+            ray.data.from_arrow([todo.slice(start, rows_per_block) for start in starts])
             .map_batches(Fetch(), batch_format="pyarrow", batch_size=batch_size, num_cpus=TASK_CPUS)
             .map_batches(
                 Worker,
@@ -139,7 +138,7 @@ def _run_pass(step: Step, todo: pa.Table, callable_class: type, kwargs: dict, sc
                 num_gpus=pool.actor_gpus,
                 # One block more waits at each actor while it works, so that it never idles. A pool that grows by
                 # need would not grow: Ray Data keeps half of the CPUs for writing.
-                compute=ActorPoolStrategy(size=min(pool.actors, blocks), max_tasks_in_flight_per_actor=2),
+                compute=ActorPoolStrategy(size=min(pool.actors, len(starts)), max_tasks_in_flight_per_actor=2),
                 max_restarts=-1,
                 # Twice a block, then it is given up for this pass (the default retries a crash for ever).
                 max_task_retries=1,
