@@ -21,7 +21,7 @@ from weaksam.pictures import SOURCE_COLOURS, contact_sheet, draw_boxes, draw_hea
 from weaksam.stage import Step
 
 CONFIG = str(Path(__file__).parents[1] / "configs" / "demo.yaml")
-SCENES, SEED = 1000, 7
+SCENES, SEED = 900, 7
 SHOWN, BOXES_SHOWN = 3, 40
 
 
