@@ -72,7 +72,9 @@ def make_task(folder: Path, num: int, images: int) -> WsodTask:
     corners = rng.random((images * num, 2)) * (WIDTH - 260, HEIGHT - 260)
     boxes = np.concatenate([corners, corners + 30 + rng.random((images * num, 2)) * 220], 1).astype(np.float32)
     starts = np.arange(images + 1) * num
-    packed = ProposalBoxes(boxes, starts, np.full((images, 2), (HEIGHT, WIDTH), np.int32))
+    packed = ProposalBoxes(
+        boxes, np.ones(len(boxes), np.float32), starts, np.full((images, 2), (HEIGHT, WIDTH), np.int32)
+    )
     labels = np.zeros((images, CLASSES), bool)
     labels[:, [2, 7]] = True
     return WsodTask(make_net, uris, labels, lambda: packed, WsodRecipe(scales=(HEIGHT,)))

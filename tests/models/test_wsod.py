@@ -25,6 +25,7 @@ from weaksam.models.sam_stem import FrozenSam
 from weaksam.models.wsod import METHODS, WsodNet, forward_losses, wsod_losses
 from weaksam.models.wsod_build import WsodSpec
 from weaksam.models.wsod_task import WsodRecipe, WsodTask, flip_view, resize_view, view_size
+from weaksam.ops import mil
 
 CPU = torch.device("cpu")
 BOXES = torch.tensor([[4.0, 4, 30, 30], [10, 12, 50, 40], [0, 0, 64, 48], [33, 3, 60, 20], [20, 20, 44, 44]])
@@ -210,6 +211,28 @@ def test_losses_are_finite_whatever_the_image_holds(method: str, present: list[i
     assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters() if p.requires_grad)
 
 
+def test_a_prior_of_the_proposals_shifts_the_detection_stream_alone() -> None:
+    net = make_net()
+    (found,) = net.heads(net.pool([make_image()], [BOXES]), [5])
+    prior = torch.tensor([0.0, -50, -50, -50, -50])
+    losses = wsod_losses(found, BOXES, torch.tensor([1]), net.rules, prior)
+    alone = mil.image_loss(found.cls[:1].softmax(1), torch.tensor([1]), background=True)
+    torch.testing.assert_close(losses["image_loss"], alone)
+    same = wsod_losses(found, BOXES, torch.tensor([1]), net.rules, torch.full((5,), -3.0))
+    torch.testing.assert_close(same, wsod_losses(found, BOXES, torch.tensor([1]), net.rules))
+
+
+def test_ratings_are_the_prior_of_what_is_left_of_the_proposals(task: WsodTask) -> None:
+    boxes, ratings = task._boxes.of(0, min_side=4)
+    ratings[:] = np.linspace(0, 1, len(boxes))
+    rated = dataclasses.replace(task._boxes, boxes=boxes, ratings=ratings, starts=np.array([0, len(boxes)]))
+    task = dataclasses.replace(
+        task, read_boxes=lambda: rated, recipe=dataclasses.replace(task.recipe, rating_power=2.0)
+    )
+    prior = task.load_batch(np.array([0]), np.zeros((1, 3), int))["prior/0"]
+    torch.testing.assert_close(prior.exp(), torch.from_numpy(ratings).clamp(min=0.01) ** 2)
+
+
 def test_detections_are_the_mean_of_the_heads() -> None:
     net = make_net().eval()
     scores, boxes = net.detect(make_image(), BOXES)
@@ -225,38 +248,44 @@ def test_detections_are_the_mean_of_the_heads() -> None:
 
 def test_proposals_are_cut_and_cleaned() -> None:
     boxes = np.array([[-5, 2, 20, 30], [0, 2, 20.3, 30], [0, 0, 3, 40], [50, 0, 90, 70]], np.float32)
-    assert clean_boxes(boxes, 60, 80, min_side=8).tolist() == [[0, 2, 20, 30], [50, 0, 80, 60]]
-    assert clean_boxes(np.zeros((0, 4), np.float32), 0, 0, min_side=8).shape == (0, 4)
+    cleaned, rows = clean_boxes(boxes, 60, 80, min_side=8)
+    assert (cleaned.tolist(), rows.tolist()) == ([[0, 2, 20, 30], [50, 0, 80, 60]], [0, 3])
+    assert clean_boxes(np.zeros((0, 4), np.float32), 0, 0, min_side=8)[0].shape == (0, 4)
 
 
 def test_proposals_of_some_sources() -> None:
     boxes = np.arange(12, dtype=np.float32).reshape(3, 4)
     rows = [
-        {"image_id": "a", "status": "ok", "boxes": boxes, "source": [0, 3, 1]},
+        {"image_id": "a", "status": "ok", "boxes": boxes, "source": [0, 3, 1], "predicted_iou": [0.5, 0.25, 1.0]},
         {"image_id": "b", "status": "unreadable"},
-        {"image_id": "c", "status": "ok", "boxes": boxes[:1], "source": [2]},
+        {"image_id": "c", "status": "ok", "boxes": boxes[:1], "source": [2], "predicted_iou": [0.0]},
     ]
-    table = schemas.to_table(rows, schemas.PROPOSALS).select(["boxes", "source", "image_id"])
+    table = schemas.to_table(rows, schemas.PROPOSALS).select(["predicted_iou", "boxes", "source", "image_id"])
     kept = keep_sources(table, [0, 1])
     assert kept.column("boxes").to_pylist() == [boxes[[0, 2]].tolist(), [], []]
-    assert kept.schema.field("boxes").type == table.schema.field("boxes").type
+    assert kept.column("predicted_iou").to_pylist() == [[0.5, 1.0], [], []]
+    assert kept.schema.equals(table.schema)
     assert keep_sources(table, None) is table
 
 
 def test_packed_proposals_are_those_of_the_table() -> None:
     rows = [
-        {"image_id": "a", "status": "ok", "boxes": np.array([[0, 0, 9, 9]], np.float32), "height": 10, "width": 20},
+        {"image_id": "a", "status": "ok", "boxes": np.array([[0, 0, 9, 9]], np.float32), "height": 10, "width": 20}
+        | {"predicted_iou": [0.5]},
         {"image_id": "b", "status": "unreadable"},
-        {"image_id": "c", "status": "ok", "boxes": np.zeros((0, 4), np.float32), "height": 5, "width": 5},
-        {"image_id": "d", "status": "ok", "boxes": np.ones((2, 4), np.float32), "height": 7, "width": 8},
+        {"image_id": "c", "status": "ok", "boxes": np.zeros((0, 4), np.float32), "height": 5, "width": 5}
+        | {"predicted_iou": []},
+        {"image_id": "d", "status": "ok", "boxes": np.array([[1, 1, 2, 1], [0, 0, 4, 4]]), "height": 7, "width": 8}
+        | {"predicted_iou": [0.25, 0.75]},
     ]
     packed = pack_proposals(schemas.to_table(rows, schemas.PROPOSALS), ["d", "b", "a"])
     assert packed.starts.tolist() == [0, 2, 2, 3]
     assert packed.sizes.tolist() == [[7, 8], [0, 0], [10, 20]]
-    assert packed.of(2, min_side=1).tolist() == [[0, 0, 9, 9]]
-    assert len(packed.of(1, min_side=1)) == 0
+    assert packed.of(2, min_side=1)[0].tolist() == [[0, 0, 9, 9]]
+    assert packed.of(0, min_side=1)[1].tolist() == [0.75]
+    assert len(packed.of(1, min_side=1)[0]) == 0
     with pytest.raises(KeyError):
-        pack_proposals(pa.table({"image_id": ["a"], "boxes": [[[1.0] * 4]], "height": [1], "width": [1]}), ["z"])
+        pack_proposals(pa.table({"image_id": ["a"]}), ["z"])
 
 
 def test_views_keep_boxes_on_their_objects() -> None:
@@ -293,8 +322,12 @@ def task(tmp_path: Path) -> WsodTask:
         boxes.append(np.array(here, np.float32))
         uris.append(str(tmp_path / f"{i}.png"))
         Image.fromarray(pixels).save(uris[-1])
+    every = np.concatenate(boxes)
     packed = ProposalBoxes(
-        np.concatenate(boxes), np.cumsum([0, *map(len, boxes)]), np.full((20, 2), [64, 80], np.int32)
+        every,
+        np.full(len(every), 0.5, np.float32),
+        np.cumsum([0, *map(len, boxes)]),
+        np.full((20, 2), [64, 80], np.int32),
     )
     recipe = WsodRecipe(scales=(64,), min_side=4, optimizer="adamw")
     make = functools.partial(_two_class_net, "mist")
@@ -344,7 +377,7 @@ def test_twenty_images_are_overfitted(task: WsodTask, method: str) -> None:
         optimizer.step()
     hits = 0
     for i in range(20):
-        boxes = torch.from_numpy(task._boxes.of(i, min_side=4))
+        boxes = torch.from_numpy(task._boxes.of(i, min_side=4)[0])
         image = torch.from_numpy(np.asarray(Image.open(task.uris[i])).transpose(2, 0, 1).copy())
         scores, _ = model.eval().detect(image, boxes)
         classes = np.flatnonzero(task.labels[i])  # the last proposals are the objects, in the order of their classes

@@ -42,7 +42,9 @@ def inputs(tmp_path: Path) -> dict[str, Step]:
         images.append({"image_id": str(i), "uri": str(path), "split": "train", "labels": [i % 2]})
         corners = rng.integers(0, 20, (6, 2))
         boxes = np.concatenate([corners, corners + rng.integers(8, 20, (6, 2))], 1).astype(np.float32)
-        row = {"image_id": str(i), "status": "ok", "boxes": boxes if i else boxes[:0], "height": 40, "width": 48}
+        boxes = boxes if i else boxes[:0]
+        row = {"image_id": str(i), "status": "ok", "boxes": boxes, "height": 40, "width": 48}
+        row |= {"predicted_iou": np.full(len(boxes), 0.5, np.float32)}
         proposals.append(row if i != 4 else {"image_id": "4", "status": "oom"})
     index = finished(tmp_path, "images", images, schemas.IMAGES, {})
     return {"images": index, "proposals": finished(tmp_path, "proposals", proposals, schemas.PROPOSALS, {})}

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+_PER_BOX = ("boxes", "predicted_iou", "source")
+
 
 @dataclass(frozen=True)
 class ProposalBoxes:
@@ -19,25 +21,28 @@ class ProposalBoxes:
 
     Attributes:
         boxes: (sum of N, 4) float32.
+        ratings: (sum of N,) float32, SAM's prediction of the IoU of the mask behind each box.
         starts: (images + 1,) int64, where each image's boxes begin.
         sizes: (images, 2) int32, height and width; 0 where the image could not be read.
     """
 
     boxes: np.ndarray
+    ratings: np.ndarray
     starts: np.ndarray
     sizes: np.ndarray
 
-    def of(self, index: int, *, min_side: float) -> np.ndarray:
-        """(N, 4) float32 cleaned boxes of an image."""
-        found = self.boxes[self.starts[index] : self.starts[index + 1]]
-        return clean_boxes(found, *self.sizes[index].tolist(), min_side=min_side)
+    def of(self, index: int, *, min_side: float) -> tuple[np.ndarray, np.ndarray]:
+        """Cleaned boxes (N, 4) of an image, and their ratings (N,)."""
+        here = slice(self.starts[index], self.starts[index + 1])
+        boxes, kept = clean_boxes(self.boxes[here], *self.sizes[index].tolist(), min_side=min_side)
+        return boxes, self.ratings[here][kept]
 
 
 def pack_proposals(table: pa.Table, image_ids: list[str]) -> ProposalBoxes:
     """The proposals of `image_ids`, in that order.
 
     Args:
-        table: with `image_id`, `boxes`, `height`, `width`; a failed row has no boxes.
+        table: with `image_id`, `boxes`, `predicted_iou`, `height`, `width`; a failed row has no boxes.
 
     Raises:
         KeyError: an image has no row.
@@ -47,26 +52,31 @@ def pack_proposals(table: pa.Table, image_ids: list[str]) -> ProposalBoxes:
     column = rows.column("boxes").combine_chunks()
     counts = column.value_lengths().fill_null(0).to_numpy().astype(np.int64)
     boxes = column.flatten().flatten().to_numpy().reshape(-1, 4).astype(np.float32)
+    ratings = rows.column("predicted_iou").combine_chunks().flatten().to_numpy().astype(np.float32)
     sizes = np.stack([rows.column(k).fill_null(0).to_numpy() for k in ("height", "width")], 1).astype(np.int32)
-    return ProposalBoxes(boxes, np.concatenate([[0], counts.cumsum()]), sizes)
+    return ProposalBoxes(boxes, ratings, np.concatenate([[0], counts.cumsum()]), sizes)
 
 
 def keep_sources(table: pa.Table, sources: Sequence[int] | None) -> pa.Table:
-    """A table with `boxes` and `source` less the proposals that others than `sources` prompted; None = all stay."""
+    """A table of proposals less those that others than `sources` prompted; None = all stay."""
     if sources is None:
         return table
-    boxes, source = (table.column(name).combine_chunks() for name in ("boxes", "source"))
+    source = table.column("source").combine_chunks()
     stays = np.isin(source.flatten().to_numpy(), sources)
     rows = np.repeat(np.arange(len(table)), source.value_lengths().fill_null(0).to_numpy())
-    starts = np.concatenate([[0], np.bincount(rows[stays], minlength=len(table)).cumsum()])
-    kept = type(boxes).from_arrays(pa.array(starts, pa.int32()), boxes.flatten().filter(pa.array(stays)))
-    return table.set_column(table.column_names.index("boxes"), "boxes", kept).drop_columns(["source"])
+    starts = pa.array(np.concatenate([[0], np.bincount(rows[stays], minlength=len(table)).cumsum()]), pa.int32())
+    for index, name in enumerate(table.column_names):
+        if name in _PER_BOX:
+            column = table.column(name).combine_chunks()
+            kept = type(column).from_arrays(starts, column.flatten().filter(pa.array(stays)), type=column.type)
+            table = table.set_column(index, table.schema.field(name), kept)
+    return table
 
 
-def clean_boxes(boxes: np.ndarray, height: int, width: int, *, min_side: float) -> np.ndarray:
-    """Boxes cut to the image, without small ones and repetitions (to whole pixels), in their order."""
+def clean_boxes(boxes: np.ndarray, height: int, width: int, *, min_side: float) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes cut to the image, without small ones and repetitions (to whole pixels), in their order; and their rows."""
     cut = np.clip(boxes, 0, np.array([width, height, width, height], np.float32))
-    large = ((cut[:, 2:] - cut[:, :2]) >= max(min_side, 1)).all(1)
-    cut = cut[large]
-    firsts = np.unique(cut.round(), axis=0, return_index=True)[1]
-    return np.ascontiguousarray(cut[np.sort(firsts)])
+    large = np.flatnonzero(((cut[:, 2:] - cut[:, :2]) >= max(min_side, 1)).all(1))
+    firsts = np.unique(cut[large].round(), axis=0, return_index=True)[1]
+    kept = large[np.sort(firsts)]
+    return np.ascontiguousarray(cut[kept]), kept

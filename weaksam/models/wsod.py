@@ -127,7 +127,9 @@ class WsodNet(nn.Module):
         return scores, clip_boxes(moved.flatten(0, 1), height, width).view_as(moved)
 
 
-def wsod_losses(found: WsodOutput, boxes: Tensor, present: Tensor, rules: WsodRules) -> dict[str, Tensor]:
+def wsod_losses(
+    found: WsodOutput, boxes: Tensor, present: Tensor, rules: WsodRules, prior: Tensor | None = None
+) -> dict[str, Tensor]:
     """The losses of one image, by name; what is mined is mined without gradient.
 
     Args:
@@ -135,8 +137,10 @@ def wsod_losses(found: WsodOutput, boxes: Tensor, present: Tensor, rules: WsodRu
         boxes: (N, 4) float, xyxy.
         present: (P,) int64, classes of the image, rising.
         rules: OICR's or MIST's.
+        prior: (N,) float, added to the logits of the detection stream: what is known of the proposals beforehand
+            (as the box scores of WSDDN, arXiv 1511.02853, section 3).
     """
-    scores = mil.wsddn_scores(found.cls, found.det)
+    scores = mil.wsddn_scores(found.cls, found.det if prior is None else found.det + prior[:, None])
     reduction = rules.image_reduction
     losses = {"image_loss": mil.image_loss(scores, present, background=rules.background, reduction=reduction)}
     iou = box_iou(boxes, boxes)
@@ -159,6 +163,7 @@ def forward_losses(
     boxes: Sequence[Tensor],
     present: Sequence[Tensor],
     noise: SampleNoise,
+    priors: Sequence[Tensor] | None = None,
     *,
     second_pass: bool = False,
 ) -> tuple[list[dict[str, Tensor]], Tensor]:
@@ -174,12 +179,13 @@ def forward_losses(
     sizes = [len(one) for one in boxes]
     pooled = net.pool(images, boxes)
     found = net.heads(pooled, sizes, noise, against=not second_pass)
-    losses = [wsod_losses(*row, net.rules) for row in zip(found, boxes, present, strict=True)]
+    known = list(zip(boxes, present, [net.rules] * len(boxes), priors or [None] * len(boxes), strict=True))
+    losses = [wsod_losses(one, *row) for one, row in zip(found, known, strict=True)]
     if net.dropblock is None or not second_pass:
         return losses, pooled.new_zeros(())
     still = {f"net.{key}": p.detach() for key, p in net.named_parameters() if not key.startswith("dropblock.")}
     again = torch.func.functional_call(_Heads(net), still, (pooled.detach(), sizes, noise))
-    adverse = [sum(wsod_losses(*row, net.rules).values()) for row in zip(again, boxes, present, strict=True)]
+    adverse = [sum(wsod_losses(one, *row).values()) for one, row in zip(again, known, strict=True)]
     return losses, torch.stack(adverse).sum()  # pyright: ignore[reportArgumentType]
 
 

@@ -26,6 +26,7 @@ from weaksam.models.noise import SampleNoise
 from weaksam.models.wsod import WsodNet, forward_losses
 from weaksam.sam.training_optimizer import MuonAdamW
 
+_LEAST_RATING = 0.01  # SAM's ratings are not bounded
 _THREADS = 8  # reading and decoding ahead of the network
 
 
@@ -37,6 +38,7 @@ class WsodRecipe:
         scales: lengths of the shorter side, one is drawn for each image; pixels.
         max_side: the longer side is at most this.
         min_side: smaller proposals are left out; pixels of the original image.
+        rating_power: of a proposal's rating in the competition for the image's label.
         optimizer: `adam` has weight decay as a part of the gradient, as published; `adamw` apart from it; `muon` is for
             the matrices of a `small` backbone, with AdamW for the rest.
         refine_lr: learning rate of the refinement heads, times the others'.
@@ -47,6 +49,7 @@ class WsodRecipe:
     scales: tuple[int, ...] = (480, 576, 688, 864, 1000, 1200)
     max_side: int = 2000
     min_side: float = 20.0
+    rating_power: float = 0.0
     optimizer: Literal["adam", "adamw", "sgd", "muon"] = "adam"
     refine_lr: float = 1.0
     dropblock_lr: float = 1.0
@@ -111,7 +114,12 @@ class WsodTask:
         return (torch.optim.Adam if self.recipe.optimizer == "adam" else torch.optim.AdamW)(groups, lr=lr)
 
     def load_batch(self, indices: np.ndarray, seeds: np.ndarray) -> dict[str, Tensor]:
-        """Per image i: `image/i` (3, H, W) uint8, `boxes/i` (N, 4), `present/i` (P,); and `seed`, `weight` (B,)."""
+        """What `loss` wants.
+
+        Returns:
+            `seed` (B,) int64 and `weight` (B,); for image i `image/i` (3, H, W) uint8, `boxes/i` (N, 4) xyxy on it,
+            `prior/i` (N,) logarithms, and `present/i` (P,) int64.
+        """
         rows = list(self._pool.map(self._load, indices.tolist(), seeds))
         batch = {f"{key}/{i}": value for i, row in enumerate(rows) for key, value in row.items()}
         weights = [batch.pop(f"weight/{i}") for i in range(len(rows))]
@@ -120,18 +128,20 @@ class WsodTask:
 
     def _load(self, index: int, seed: np.ndarray) -> dict[str, Tensor]:
         rng, recipe = np.random.default_rng(seed), self.recipe
-        boxes = self._boxes.of(index, min_side=recipe.min_side)
+        boxes, ratings = self._boxes.of(index, min_side=recipe.min_side)
         pixels = read_for_training(self.uris[index]) if len(boxes) else None
         if pixels is None:  # counts for nothing, but every weight takes part in every step
             nothing = torch.tensor([[0.0, 0.0, 32.0, 32.0]])
             blank = torch.zeros(3, 64, 64, dtype=torch.uint8)
-            return {"image": blank, "boxes": nothing, "present": torch.zeros(0).long(), "weight": torch.tensor(0.0)}
+            none = {"prior": torch.zeros(1), "present": torch.zeros(0).long(), "weight": torch.tensor(0.0)}
+            return {"image": blank, "boxes": nothing} | none
         pixels, boxes = resize_view(pixels, boxes, int(rng.choice(recipe.scales)), recipe.max_side)
         if rng.random() < 0.5:
             pixels, boxes = flip_view(pixels, boxes)
         return {
             "image": torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))),
             "boxes": torch.from_numpy(boxes),
+            "prior": recipe.rating_power * torch.from_numpy(ratings).clamp(_LEAST_RATING, 1).log(),
             "present": torch.from_numpy(np.flatnonzero(self.labels[index])),
             "weight": torch.tensor(1.0),
         }
@@ -139,9 +149,12 @@ class WsodTask:
     def loss(self, model: WsodNet, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Sum over images of all losses; an image that counts for nothing has weight 0."""
         count = len(batch["weight"])
-        images, boxes, present = ([batch[f"{key}/{i}"] for i in range(count)] for key in ("image", "boxes", "present"))
+        keys = ("image", "boxes", "present", "prior")
+        images, boxes, present, priors = ([batch[f"{key}/{i}"] for i in range(count)] for key in keys)
         noise = SampleNoise(batch["seed"].tolist(), [len(one) for one in boxes], images[0].device)
-        losses, adverse = forward_losses(model, images, boxes, present, noise, second_pass=self.recipe.second_pass)
+        losses, adverse = forward_losses(
+            model, images, boxes, present, noise, priors, second_pass=self.recipe.second_pass
+        )
         sums = {
             key: torch.stack([row[key] * weight for row, weight in zip(losses, batch["weight"], strict=True)]).sum()
             for key in losses[0]

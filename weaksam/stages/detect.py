@@ -107,7 +107,7 @@ class DetectObjects:
         from weaksam.models.detecting import detect_objects
 
         boxes = np.array(found, np.float32).reshape(-1, 4)
-        boxes = clean_boxes(boxes, image.shape[0], image.shape[1], min_side=self.min_side)
+        boxes, _ = clean_boxes(boxes, image.shape[0], image.shape[1], min_side=self.min_side)
         pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))).to(self.device)
         try:
             kept = detect_objects(self.net, pixels, torch.from_numpy(boxes).to(self.device), self.rules)

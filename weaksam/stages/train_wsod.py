@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from weaksam.models.wsod_build import WsodSpec
     from weaksam.models.wsod_task import WsodTask
 
+_READ = ("boxes", "predicted_iou", "source")
 Source = Literal["grid", "coarse", "fine", "cross"]
 
 
@@ -69,6 +70,9 @@ class TrainWsodConfig(StageConfig):
     """The longer side is at most this, pixels."""
     min_side: float = Field(default=20.0, ge=0)
     """Proposals with a shorter side are left out, pixels of the original image; published: 20 on VOC, 2 on COCO."""
+    rating_power: float = Field(default=0.0, ge=0)
+    """How much SAM's rating of a proposal counts when proposals compete for the label of their image: its power times
+    the rating's logarithm is added to WSDDN's detection logits. 0 = not, as published; more holds against parts."""
     steps: int = Field(default=30_000, ge=1)
     """Steps of the optimiser."""
     batch_size: int = Field(default=8, ge=1)
@@ -192,6 +196,7 @@ def make_task(step: Step) -> WsodTask:
         scales=tuple(config.scales),
         max_side=config.max_side,
         min_side=config.min_side,
+        rating_power=config.rating_power,
         optimizer=config.optimizer,
         refine_lr=config.refine_lr,
         dropblock_lr=config.dropblock_lr,
@@ -225,7 +230,7 @@ class ReadProposals:
     def __call__(self) -> ProposalBoxes:
         from weaksam.data.proposal_boxes import keep_sources, pack_proposals
 
-        table = tables.read_table(self.folder, self.manifest, columns=["boxes", "source", "height", "width"])
+        table = tables.read_table(self.folder, self.manifest, columns=[*_READ, "height", "width"])
         return pack_proposals(keep_sources(table, self.sources), self.image_ids)
 
 
