@@ -58,12 +58,14 @@ def images(folder: Path, contents: dict[str, bytes]) -> pa.Table:
     return pa.table({"image_id": list(contents), "uri": [str(folder / name) for name in contents]})
 
 
-def run(tmp_path: Path, source: pa.Table, broken: str = "") -> tuple[Outcome, list[dict]]:
+def run(
+    tmp_path: Path, source: pa.Table, broken: str = "", resources: PoolResources = RESOURCES
+) -> tuple[Outcome, list[dict]]:
     from weaksam import runtime
 
     step = a_step(tmp_path)
     kwargs = {"log": str(tmp_path / "log"), "broken": broken}
-    outcome = runtime.map_images(step, source, CountBytes, kwargs, schema=SCHEMA, resources=RESOURCES)
+    outcome = runtime.map_images(step, source, CountBytes, kwargs, schema=SCHEMA, resources=resources)
     manifest = {"parts": outcome.parts, "excluded": outcome.excluded}
     return outcome, tables.read_table(step.folder, manifest).to_pylist()
 
@@ -137,6 +139,14 @@ def test_rows_that_are_there_are_not_computed_again(tmp_path: Path) -> None:
     assert again == whole
     assert outcome.computed == lost_rows
     assert len((tmp_path / "log").read_text().split()) == lost_rows
+
+
+@pytest.mark.ray
+def test_a_pool_of_nearly_every_cpu_leaves_enough_to_read_and_write(tmp_path: Path) -> None:
+    source = images(tmp_path / "images", {f"{i:03}": b"x" for i in range(40)})
+    full = PoolResources(actor_cpus=0.875, batch_size=4)  # four of them leave half of one of the cluster's four CPUs
+    outcome, rows = run(tmp_path, source, resources=full)
+    assert (outcome.computed, len(rows)) == (40, 40)
 
 
 @pytest.mark.ray

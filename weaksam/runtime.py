@@ -126,6 +126,7 @@ def _run_pass(step: Step, todo: pa.Table, callable_class: type, kwargs: dict, sc
         # The restart options have no named replacement yet; pyproject.toml keeps Ray below the release without them.
         warnings.simplefilter("ignore", ray.util.annotations.RayDeprecationWarning)
         batch_size = min(pool.batch_size, rows_per_block)  # a larger batch would join blocks again
+        # Cut here: Ray Data's `repartition` waits for a whole CPU, and beside a full pool there may be none for ever.
         dataset = (
             ray.data.from_arrow([todo.slice(start, rows_per_block) for start in starts])
             .map_batches(Fetch(), batch_format="pyarrow", batch_size=batch_size, num_cpus=TASK_CPUS)

@@ -7,21 +7,17 @@ import functools
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 from torchvision.models import resnet50, vgg16
 from torchvision.ops import roi_align, roi_pool
 
-from weaksam import schemas
-from weaksam.data.proposal_boxes import ProposalBoxes, clean_boxes, keep_sources, pack_proposals
+from weaksam.data.proposal_boxes import ProposalBoxes
 from weaksam.models.dropblock import ConcreteDropBlock
 from weaksam.models.noise import SampleNoise, dropout
 from weaksam.models.roi_backbones import DilatedVgg16, ResNet50C5, RoiNet, SamCropNet, load_imagenet
-from weaksam.models.sam_stem import FrozenSam
 from weaksam.models.wsod import METHODS, WsodNet, forward_losses, wsod_losses
 from weaksam.models.wsod_build import WsodSpec
 from weaksam.models.wsod_task import WsodRecipe, WsodTask, flip_view, resize_view, view_size
@@ -101,25 +97,6 @@ def test_crops_see_the_box_and_a_margin() -> None:
     torch.testing.assert_close(crops[0, :, 4:-4, 4:-4], inside.expand(3, 56, 56))
     assert SamCropNet(dim=8, margin=0.5).cut_out(flat, box)[0, 0, 0, 0] < 0
     assert network.pool(flat, box).shape == (1, 96, 4, 4)
-
-
-def test_windows_of_small_pictures_are_cut_and_not_filled_up() -> None:
-    """Attention of a window is the SAM's own, less what it pays to the zeros beyond the picture."""
-    whole, cut = FrozenSam("vit_xs"), FrozenSam("vit_xs", side=64)
-    whole.load_shipped()
-    cut.load_shipped()
-    assert [block.window_size for block in cut.encoder.blocks] == [4, 0, 4, 0, 4, 0]
-    old, new = whole.encoder.blocks[0].attn, cut.encoder.blocks[0].attn
-    x = torch.randn(2, 4, 4, 160, generator=torch.Generator().manual_seed(0))
-    padded = F.pad(x, (0, 0, 0, 4, 0, 4))
-    q, k, v = old.qkv(padded).view(2, 64, 3, 5, 32).permute(2, 0, 3, 1, 4)
-    scores = q @ k.mT * old.scale
-    rows, columns = torch.arange(64) // 8, torch.arange(64) % 8
-    scores += (q[..., :, None, :] * old.rel_pos_h[rows[:, None] - rows + 7]).sum(-1)
-    scores += (q[..., :, None, :] * old.rel_pos_w[columns[:, None] - columns + 7]).sum(-1)
-    scores[..., (rows > 3) | (columns > 3)] = -torch.inf
-    wanted = old.proj((scores.softmax(-1) @ v).transpose(1, 2).reshape(2, 8, 8, 160)[:, :4, :4])
-    torch.testing.assert_close(new(x), wanted, atol=1e-4, rtol=1e-4)
 
 
 def test_what_is_frozen_is_computed_once_for_a_view(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -244,48 +221,6 @@ def test_detections_are_the_mean_of_the_heads() -> None:
     assert (boxes <= torch.tensor([64.0, 48, 64, 48])).all()
     _, still = make_net("oicr").detect(make_image(), BOXES)
     torch.testing.assert_close(still[:, 0], BOXES)
-
-
-def test_proposals_are_cut_and_cleaned() -> None:
-    boxes = np.array([[-5, 2, 20, 30], [0, 2, 20.3, 30], [0, 0, 3, 40], [50, 0, 90, 70]], np.float32)
-    cleaned, rows = clean_boxes(boxes, 60, 80, min_side=8)
-    assert (cleaned.tolist(), rows.tolist()) == ([[0, 2, 20, 30], [50, 0, 80, 60]], [0, 3])
-    assert clean_boxes(np.zeros((0, 4), np.float32), 0, 0, min_side=8)[0].shape == (0, 4)
-
-
-def test_proposals_of_some_sources() -> None:
-    boxes = np.arange(12, dtype=np.float32).reshape(3, 4)
-    rows = [
-        {"image_id": "a", "status": "ok", "boxes": boxes, "source": [0, 3, 1], "predicted_iou": [0.5, 0.25, 1.0]},
-        {"image_id": "b", "status": "unreadable"},
-        {"image_id": "c", "status": "ok", "boxes": boxes[:1], "source": [2], "predicted_iou": [0.0]},
-    ]
-    table = schemas.to_table(rows, schemas.PROPOSALS).select(["predicted_iou", "boxes", "source", "image_id"])
-    kept = keep_sources(table, [0, 1])
-    assert kept.column("boxes").to_pylist() == [boxes[[0, 2]].tolist(), [], []]
-    assert kept.column("predicted_iou").to_pylist() == [[0.5, 1.0], [], []]
-    assert kept.schema.equals(table.schema)
-    assert keep_sources(table, None) is table
-
-
-def test_packed_proposals_are_those_of_the_table() -> None:
-    rows = [
-        {"image_id": "a", "status": "ok", "boxes": np.array([[0, 0, 9, 9]], np.float32), "height": 10, "width": 20}
-        | {"predicted_iou": [0.5]},
-        {"image_id": "b", "status": "unreadable"},
-        {"image_id": "c", "status": "ok", "boxes": np.zeros((0, 4), np.float32), "height": 5, "width": 5}
-        | {"predicted_iou": []},
-        {"image_id": "d", "status": "ok", "boxes": np.array([[1, 1, 2, 1], [0, 0, 4, 4]]), "height": 7, "width": 8}
-        | {"predicted_iou": [0.25, 0.75]},
-    ]
-    packed = pack_proposals(schemas.to_table(rows, schemas.PROPOSALS), ["d", "b", "a"])
-    assert packed.starts.tolist() == [0, 2, 2, 3]
-    assert packed.sizes.tolist() == [[7, 8], [0, 0], [10, 20]]
-    assert packed.of(2, min_side=1)[0].tolist() == [[0, 0, 9, 9]]
-    assert packed.of(0, min_side=1)[1].tolist() == [0.75]
-    assert len(packed.of(1, min_side=1)[0]) == 0
-    with pytest.raises(KeyError):
-        pack_proposals(pa.table({"image_id": ["a"]}), ["z"])
 
 
 def test_views_keep_boxes_on_their_objects() -> None:

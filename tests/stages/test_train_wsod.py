@@ -117,6 +117,15 @@ def test_what_the_small_backbone_stands_on_is_part_of_the_fingerprint() -> None:
         assert train_wsod.STAGE.outside(TrainWsodConfig(**base, **other)) == {}
 
 
+def test_every_source_of_proposals_can_be_chosen() -> None:
+    base = {"images": "i", "proposals": "p", "split": "s"}
+    assert TrainWsodConfig(**base).source_indices is None
+    assert TrainWsodConfig(**base, sources=list(schemas.SOURCES)).source_indices == [0, 1, 2, 3]
+    assert TrainWsodConfig(**base, sources=["cross", "grid"]).source_indices == [3, 0]
+    with pytest.raises(ValueError, match="sources"):
+        TrainWsodConfig(**base, sources=["peaks"])
+
+
 @pytest.mark.parametrize(
     ("settings", "fault"),
     [

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-_PER_BOX = ("boxes", "predicted_iou", "source")
+PER_BOX = ("boxes", "predicted_iou", "source")
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,12 @@ def pack_proposals(table: pa.Table, image_ids: list[str]) -> ProposalBoxes:
 
 
 def keep_sources(table: pa.Table, sources: Sequence[int] | None) -> pa.Table:
-    """A table of proposals less those that others than `sources` prompted; None = all stay."""
+    """A table of proposals less those that others than `sources` prompted; None = all stay.
+
+    Args:
+        table: with `source`, and of the other columns of proposals those of `PER_BOX` at most.
+        sources: indices into `schemas.SOURCES`.
+    """
     if sources is None:
         return table
     source = table.column("source").combine_chunks()
@@ -66,7 +71,7 @@ def keep_sources(table: pa.Table, sources: Sequence[int] | None) -> pa.Table:
     rows = np.repeat(np.arange(len(table)), source.value_lengths().fill_null(0).to_numpy())
     starts = pa.array(np.concatenate([[0], np.bincount(rows[stays], minlength=len(table)).cumsum()]), pa.int32())
     for index, name in enumerate(table.column_names):
-        if name in _PER_BOX:
+        if name in PER_BOX:
             column = table.column(name).combine_chunks()
             kept = type(column).from_arrays(starts, column.flatten().filter(pa.array(stays)), type=column.type)
             table = table.set_column(index, table.schema.field(name), kept)

@@ -146,6 +146,8 @@ class SamCropNet(RoiNet):
     `memory_bytes` of it is remembered.
 
     Args:
+        variant: of the SAM.
+        dim: of the two layers.
         crop: side of what is cut out, pixels; a whole number of SAM's patches of 16.
         margin: how much a box is enlarged to each side, as a share of its size.
         drop: rate of the dropout after each trained layer.

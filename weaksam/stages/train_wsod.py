@@ -24,8 +24,7 @@ if TYPE_CHECKING:
     from weaksam.models.wsod_build import WsodSpec
     from weaksam.models.wsod_task import WsodTask
 
-_READ = ("boxes", "predicted_iou", "source")
-Source = Literal["grid", "coarse", "fine", "cross"]
+Source = Literal["grid", "coarse", "fine", "cross"]  # schemas.SOURCES, as a type
 
 
 class TrainWsodConfig(StageConfig):
@@ -228,9 +227,9 @@ class ReadProposals:
     sources: list[int] | None = None
 
     def __call__(self) -> ProposalBoxes:
-        from weaksam.data.proposal_boxes import keep_sources, pack_proposals
+        from weaksam.data.proposal_boxes import PER_BOX, keep_sources, pack_proposals
 
-        table = tables.read_table(self.folder, self.manifest, columns=[*_READ, "height", "width"])
+        table = tables.read_table(self.folder, self.manifest, columns=[*PER_BOX, "height", "width"])
         return pack_proposals(keep_sources(table, self.sources), self.image_ids)
 
 
