@@ -6,7 +6,7 @@ KIND `detectors` runs `configs/ablation_detectors.yaml`: means over three seeds,
 
 from __future__ import annotations
 
-import sys
+import argparse
 from pathlib import Path
 
 from jobs.demo import detector_table, prepare
@@ -34,4 +34,8 @@ def main(kind: str, folder: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1] if len(sys.argv) > 1 else "detectors", sys.argv[2] if len(sys.argv) > 2 else "demo")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("kind", choices=("detectors", "proposals"))
+    parser.add_argument("folder", nargs="?", default="demo", help="where `make demo` ran")
+    given = parser.parse_args()
+    main(given.kind, given.folder)
