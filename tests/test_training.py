@@ -18,7 +18,15 @@ from tensorboardX.proto import event_pb2
 from torch import Tensor, nn
 
 from weaksam.training import TrainResources, TrainSettings, share_of, train
-from weaksam.training_state import Journal, Trainee, draw_batch, lr_factor
+from weaksam.training_state import Journal, Trainee, draw_batch, lr_factor, usable_precision
+
+
+def test_a_processor_that_imitates_bf16_computes_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    for capability, wanted in (("AVX2", "fp32"), ("DEFAULT", "fp32"), ("AVX512", "bf16"), ("SVE256", "bf16")):
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda capability=capability: capability)
+        assert usable_precision("bf16", torch.device("cpu")) == wanted
+        assert usable_precision("bf16", torch.device("cuda")) == "bf16"
+        assert usable_precision("fp32", torch.device("cpu")) == "fp32"
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,8 @@ from pydantic import Field, model_validator
 
 from weaksam.config import NotInFingerprint, Settings
 
+Precision = Literal["fp32", "bf16", "fp16"]
+
 
 class TrainResources(Settings):
     """Where the loop runs. Changes nothing that is learnt."""
@@ -47,8 +49,8 @@ class TrainSettings(Settings):
     """Largest norm of the gradient; unset = not clipped."""
     ema: float = Field(default=0.0, ge=0, lt=1)
     """Memory of the running mean of the weights that is saved instead of the last ones; 0 = off."""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """What autocast computes in; fp16 needs a GPU and scales the loss."""
+    precision: Precision = "fp32"
+    """What autocast computes in; fp16 needs a GPU and scales the loss; bf16 is fp32 on processors that lack it."""
     seed: int = Field(default=0, ge=0)
     """Decides initial weights, the order of samples and their augmentation."""
     checkpoint_every: Annotated[int, NotInFingerprint()] = Field(default=500, ge=1)

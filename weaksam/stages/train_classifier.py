@@ -19,7 +19,7 @@ from weaksam.errors import DataError
 from weaksam.sam import SHIPPED
 from weaksam.stage import Outcome, Stage, Step
 from weaksam.stages.labels import labelled_images
-from weaksam.training_settings import TrainResources, TrainSettings
+from weaksam.training_settings import Precision, TrainResources, TrainSettings
 
 if TYPE_CHECKING:
     from weaksam.models.classifier_task import ClassifierTask, LabelledImages
@@ -71,8 +71,8 @@ class TrainClassifierConfig(StageConfig):
     """Chance that a rectangle is erased."""
     ema: float = Field(default=0.0, ge=0, lt=1)
     """Memory of the running mean of the weights that is handed on; 0 = the last ones."""
-    precision: Literal["fp32", "bf16", "fp16"] = "bf16"
-    """What is computed in; the published recipe used fp16, which needs a GPU."""
+    precision: Precision = "bf16"
+    """What is computed in; fp16, as published, needs a GPU; bf16 is fp32 on processors that lack it."""
     held_out: float = Field(default=0.05, ge=0, le=0.5)
     """Share of the images kept out of training to measure mAP on."""
     max_held_out: int = Field(default=1000, ge=1)

@@ -17,7 +17,7 @@ from weaksam.errors import DataError
 from weaksam.sam import SHIPPED
 from weaksam.stage import Outcome, Stage, Step
 from weaksam.stages.labels import labelled_images
-from weaksam.training_settings import TrainResources, TrainSettings
+from weaksam.training_settings import Precision, TrainResources, TrainSettings
 
 if TYPE_CHECKING:
     from weaksam.data.proposal_boxes import ProposalBoxes
@@ -94,7 +94,7 @@ class TrainWsodConfig(StageConfig):
     """Largest norm of the gradient; unset = not clipped."""
     ema: float = Field(default=0.0, ge=0, lt=1)
     """Memory of the running mean of the weights that is handed on; 0 = the last ones."""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Precision = "fp32"
     """What is computed in; image-level losses and mining are fp32 always."""
     seed: int = Field(default=0, ge=0)
     """Decides order, augmentation and random weights."""
