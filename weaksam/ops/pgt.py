@@ -1,0 +1,128 @@
+"""Adaptive pseudo ground truth: which detections of an image a detector is to be retrained on.
+
+Scores of a weakly supervised detector differ between classes and images, so one threshold on all of them loses whole
+objects here and keeps parts there. Scores are therefore normalised for each class of each image, and the best of each
+class always stays. Source: WeakSAM, arXiv 2402.14812, after SoS-WSOD, arXiv 2206.10080.
+Departures from the published code, which takes detections in the order of their proposals: here the best is the best by
+score; no image is left without its top detection; `containment_rule: all_pairs` is the published filter, in which of
+two equal boxes both go, `greedy` keeps the better.
+Axis legend: N detections of an image, K that stay, C classes.
+Boxes are xyxy, absolute pixels, float32, right and bottom exclusive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+Norm = Literal["range", "minmax", "max"]
+ContainmentRule = Literal["greedy", "all_pairs", "off"]
+
+
+@dataclass(frozen=True)
+class PgtRules:
+    """What stays. The defaults are the paper's thresholds.
+
+    Attributes:
+        norm: scores s of a class in an image, from m to M, become (s - m) / (M - m) with `minmax` (the paper's figure),
+            s / (M - m) with `range` (its code), s / M with `max`.
+        threshold: detections with a normalised score of at least this stay, beside the best of each class.
+        containment: of a box, how much of its area in another of its class makes it a part of that one.
+        containment_rule: `greedy`: by falling score, parts of a box that stayed go. `all_pairs`: parts of any box
+            above the threshold go, the best of a class too. `off`: none go.
+        top_k: instead of all this, the best k of each class; None = adaptive.
+        max_per_class: most of a class in an image; None = no limit.
+        max_per_image: most of an image, the best of each class first; None = no limit.
+    """
+
+    norm: Norm = "minmax"
+    threshold: float = 0.3
+    containment: float = 0.85
+    containment_rule: ContainmentRule = "greedy"
+    top_k: int | None = None
+    max_per_class: int | None = None
+    max_per_image: int | None = None
+
+
+def select_pgt(
+    boxes: np.ndarray, classes: np.ndarray, scores: np.ndarray, labels: Collection[int], rules: PgtRules
+) -> np.ndarray:
+    """Rows of the detections that become pseudo ground truth.
+
+    Args:
+        boxes: (N, 4) float, xyxy.
+        classes: (N,) int.
+        scores: (N,) float; those that are not above 0 are no detections.
+        labels: image-level labels: classes that are there. Detections of others go.
+        rules: what stays.
+
+    Returns:
+        (K,) int64, by falling score; ties in their order.
+    """
+    ranked = np.argsort(-scores, kind="stable")
+    ranked = ranked[np.isin(classes[ranked], list(labels)) & (scores[ranked] > 0)]
+    chosen = [
+        _of_class(boxes[here], scores[here], here, rules)
+        for here in (ranked[classes[ranked] == label] for label in np.unique(classes[ranked]))
+    ]
+    if not chosen:
+        return np.zeros(0, np.int64)
+    rows = np.concatenate(chosen)
+    # the best of each class before all others, each by falling score
+    is_second = np.concatenate([np.arange(len(one)) > 0 for one in chosen])
+    rows = rows[np.lexsort((rows, -scores[rows], is_second))][: rules.max_per_image]
+    return rows[np.lexsort((rows, -scores[rows]))]
+
+
+def _of_class(boxes: np.ndarray, scores: np.ndarray, rows: np.ndarray, rules: PgtRules) -> np.ndarray:
+    """Those of `rows`, the detections of one class by falling score, that stay."""
+    if rules.top_k is not None:
+        return rows[: rules.top_k][: rules.max_per_class]
+    stays = normalise_scores(scores, rules.norm) >= rules.threshold
+    stays[0] = True
+    boxes, rows = boxes[stays], rows[stays]
+    if rules.containment_rule == "all_pairs":
+        covered = containment(boxes) >= rules.containment
+        np.fill_diagonal(covered, False)
+        rows = rows[~covered.any(1)]
+    elif rules.containment_rule == "greedy":
+        rows = rows[_without_parts(containment(boxes) >= rules.containment)]
+    return rows[: rules.max_per_class]
+
+
+def normalise_scores(scores: np.ndarray, norm: Norm) -> np.ndarray:
+    """Scores of one class in one image, (N,) float above 0, on a common scale; equal scores become 1 (`range`: inf).
+
+    Args:
+        scores: N is at least 1.
+        norm: see `PgtRules`.
+    """
+    scores = np.asarray(scores, np.float64)
+    low, high = scores.min(), scores.max()
+    if norm == "max":
+        return scores / high
+    if low == high:
+        return np.full(len(scores), np.inf if norm == "range" else 1.0)
+    return (scores - low if norm == "minmax" else scores) / (high - low)
+
+
+def containment(boxes: np.ndarray) -> np.ndarray:
+    """(N, N) float64: the share of box i's area (row) that lies in box j (column); 0 for a box without area."""
+    boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
+    low = np.maximum(boxes[:, None, :2], boxes[None, :, :2])
+    high = np.minimum(boxes[:, None, 2:], boxes[None, :, 2:])
+    shared = np.clip(high - low, 0, None).prod(2)
+    areas = np.clip(boxes[:, 2:] - boxes[:, :2], 0, None).prod(1)[:, None]
+    return np.divide(shared, areas, out=np.zeros_like(shared), where=areas > 0)
+
+
+def _without_parts(covered: np.ndarray) -> list[int]:
+    """Indices, best first, of the boxes that no better kept one covers; `covered` (N, N) bool, row by column."""
+    kept: list[int] = []
+    for index in range(len(covered)):
+        if not covered[index, kept].any():
+            kept.append(index)
+    return kept

@@ -1,0 +1,65 @@
+"""RoI drop: regions whose loss is large late in training were probably given a wrong label, and are not learnt from.
+
+A network fits what is consistent first; what it still gets very wrong after a while is more often the pseudo label's
+fault than its own. So from some step on, the losses of such regions count nothing.
+Source: WeakSAM, arXiv 2402.14812. Its figure draws two independent gates, its code drops where both are open and
+foreground (gate `and`, the default here). That code indexes wrongly and loses a divisor; here the divisors of the
+losses stay what they were, so that what is not dropped weighs as before.
+Axis legend: R regions: RoIs of a detector with proposals, matched queries of a DETR.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+Gate = Literal["off", "and", "independent", "cls", "reg"]
+Array = TypeVar("Array", bound=Any)  # of numpy, torch, jax: whatever has >, & and |
+
+
+@dataclass(frozen=True)
+class RoiDropRules:
+    """When a region's losses are dropped.
+
+    Attributes:
+        gate: `and`: both losses of a region where both are too large; `independent`: each loss where it itself is;
+            `cls`: the classification's alone; `reg`: the regression's alone; `off`: nothing ever.
+        cls_threshold: classification losses above this are too large. Cross-entropy of 4 is a probability of 0.018.
+        reg_threshold: regression losses above this are too large. L1 of 4, summed over the four deltas of a box, is a
+            mean error of 1.0 each.
+        start: step of the training from which on regions are dropped; before, their losses say little.
+    """
+
+    gate: Gate = "off"
+    cls_threshold: float = 4.0
+    reg_threshold: float = 4.0
+    start: int = 0
+
+
+def select_drops(
+    cls_losses: Array, reg_losses: Array, is_foreground: Array, rules: RoiDropRules, step: int
+) -> tuple[Array, Array]:
+    """Which regions' classification and regression losses are to count nothing. Background is always kept.
+
+    Args:
+        cls_losses: (R,) float, classification loss of each region, detached.
+        reg_losses: (R,) float, regression loss of each region, detached; of background it is not looked at.
+        is_foreground: (R,) bool, whether a region was given an object.
+        rules: gate, thresholds and start.
+        step: of the training, from 0.
+
+    Returns:
+        two masks (R,) bool, of the same kind of array: classification losses and regression losses to drop.
+    """
+    nothing = is_foreground & ~is_foreground
+    if rules.gate == "off" or step < rules.start:
+        return nothing, nothing
+    bad_cls = is_foreground & (cls_losses > rules.cls_threshold)
+    bad_reg = is_foreground & (reg_losses > rules.reg_threshold)
+    both = bad_cls & bad_reg
+    return {
+        "and": (both, both),
+        "independent": (bad_cls, bad_reg),
+        "cls": (bad_cls, nothing),
+        "reg": (nothing, bad_reg),
+    }[rules.gate]
