@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from weaksam import storage
+from weaksam.ops.precision import computes_bf16
 from weaksam.training_settings import Precision, TrainSettings
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -51,7 +52,10 @@ class TrainTask(Protocol[Model]):
         ...
 
     def loss(self, model: Model, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss *summed* over the samples of `batch`, and metrics summed likewise (no gradient)."""
+        """The loss *summed* over the samples of `batch`, and metrics summed likewise (no gradient).
+
+        To what `load_batch` gave, `step` () int64 is added: the step of the training, from 0.
+        """
         ...
 
     def validate(self, model: Model) -> dict[str, float]:
@@ -86,9 +90,8 @@ def lr_factor(settings: TrainSettings, step: int) -> float:
 
 
 def usable_precision(precision: Precision, device: torch.device) -> Precision:
-    """`precision`, or fp32 on a processor that has to imitate bf16: ten times slower there, and rounded for nothing."""
-    imitated = device.type == "cpu" and not torch.backends.cpu.get_cpu_capability().startswith(("AVX512", "SVE"))
-    return "fp32" if precision == "bf16" and imitated else precision
+    """`precision`, or fp32 instead of a bf16 that the device would have to imitate."""
+    return "fp32" if precision == "bf16" and not computes_bf16(device) else precision
 
 
 class _Loss(nn.Module):
@@ -125,6 +128,7 @@ class Trainee:
         scale = settings.resources.workers / settings.batch_size
         for i in range(count):
             batch = {key: value.to(self.device, non_blocking=True) for key, value in next(batches).items()}
+            batch["step"] = torch.tensor(self.step)
             waiting = i + 1 < count and settings.resources.workers > 1
             with cast(DistributedDataParallel, self.loss).no_sync() if waiting else nullcontext(), self._autocast():
                 loss, metrics = self.loss(batch)

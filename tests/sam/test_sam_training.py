@@ -27,7 +27,7 @@ from weaksam.sam.training_forward import (
     run_decoder,
 )
 from weaksam.sam.training_loss import Hints, mask_losses, segmentation_loss
-from weaksam.sam.training_optimizer import MuonAdamW
+from weaksam.sam.training_optimizer import Muon, MuonAdamW, orthogonalise
 from weaksam.sam.training_prompts import PromptMix, choose_cells, draw_prompts, pack, shrink
 from weaksam.sam.training_scores import score_segmenter
 
@@ -203,6 +203,27 @@ def test_hints_know_cells_of_one_object_from_others():
     right = torch.eye(3)[cells["cell_labels"].clamp(min=0)]
     wrong = torch.eye(3)[torch.arange(16) % 3][None]
     assert hints(right, **cells)[0] < 0.2 < hints(wrong, **cells)[0]
+
+
+@pytest.mark.parametrize(("capability", "tolerance"), [("AVX512", 0.0), ("AVX2", 0.02)])
+def test_muon_is_torchs_also_where_bf16_is_imitated(monkeypatch, capability: str, tolerance: float):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    weights = []
+    for kind in (Muon, torch.optim.Muon):
+        torch.manual_seed(0)
+        layers = torch.nn.Sequential(torch.nn.Linear(24, 8, bias=False), torch.nn.Linear(8, 12, bias=False))
+        more = {"adjust_lr_fn": "match_rms_adamw"} if kind is torch.optim.Muon else {}
+        optimizer = kind(list(layers.parameters()), lr=0.02, weight_decay=0.1, **more)
+        for _ in range(3):
+            (layers(torch.ones(2, 24)) - 1).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        weights.append([layer.weight.detach() for layer in layers])
+    for ours, theirs in zip(*weights, strict=True):
+        assert (ours - theirs).abs().max() <= tolerance
+    values = torch.linalg.svdvals(orthogonalise(torch.randn(6, 20, generator=torch.Generator().manual_seed(1))))
+    assert values.min() > 0.5
+    assert values.max() < 1.4
 
 
 def test_both_optimisers_go_on_where_they_stopped():
