@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from weaksam.sam.build import VARIANTS, build_sam
+from weaksam.sam.build import VARIANTS, ConvStem, build_sam
 from weaksam.sam.checkpoints import load_sam
 
 
@@ -59,11 +59,21 @@ class FrozenSam(nn.Module):
     def features(self, images: Tensor) -> Tensor:
         """(B, E, h, w) of images normalised as SAM wants them."""
         height, width = (side // self.patch * self.patch for side in images.shape[2:])
-        x = self.encoder.patch_embed(images[:, :, :height, :width])
+        return self._after_stem(self.encoder.patch_embed(images[:, :, :height, :width]))
+
+    def _after_stem(self, x: Tensor) -> Tensor:
+        """(B, E, h, w) of embedded patches (B, h, w, width of the encoder)."""
         x = x + _resize(self.encoder.pos_embed, x.shape[1:3])
         for block in self.encoder.blocks:
             x = block(x)
         return self.encoder.neck(x.permute(0, 3, 1, 2))
+
+    @torch.no_grad()
+    def pyramid(self, images: Tensor) -> list[Tensor]:
+        """The steps of the patch embedding, which must be a `ConvStem`, and the features: finer to coarser maps."""
+        stem: ConvStem = self.encoder.patch_embed
+        *finer, embedded = stem.steps(images)
+        return [*finer, self._after_stem(embedded.permute(0, 2, 3, 1))]
 
     def forward(self, images: Tensor) -> Tensor:
         return self.features(images)

@@ -83,12 +83,16 @@ class ConvStem(nn.Module):
         self.convs.extend(nn.Conv2d(i, o, 3, stride=2, padding=1) for i, o in pairwise(widths))
         self.norms = nn.ModuleList(nn.LayerNorm(w, eps=1e-6) for w in widths[:-1])
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        x = self.convs[0](pixels)
+    def steps(self, pixels: Tensor) -> list[Tensor]:
+        """(B, D, h, w) maps at stride 4, 8, ..., the patch, each after its nonlinearity but the last."""
+        maps = [self.convs[0](pixels)]
         for norm, conv in zip(self.norms, self.convs[1:], strict=True):
-            x = functional.gelu(norm(x.permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
-            x = conv(x)
-        return x.permute(0, 2, 3, 1)
+            maps[-1] = functional.gelu(norm(maps[-1].permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
+            maps.append(conv(maps[-1]))
+        return maps
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.steps(pixels)[-1].permute(0, 2, 3, 1)
 
 
 def build_sam(variant: str) -> Sam:
