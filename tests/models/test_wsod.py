@@ -20,7 +20,7 @@ from weaksam.models.noise import SampleNoise, dropout
 from weaksam.models.roi_backbones import DilatedVgg16, ResNet50C5, RoiNet, SamCropNet, load_imagenet
 from weaksam.models.wsod import METHODS, WsodNet, forward_losses, wsod_losses
 from weaksam.models.wsod_build import WsodSpec
-from weaksam.models.wsod_task import WsodRecipe, WsodTask, flip_view, resize_view, view_size
+from weaksam.models.wsod_task import WsodRecipe, WsodTask
 from weaksam.ops import mil
 
 CPU = torch.device("cpu")
@@ -221,20 +221,6 @@ def test_detections_are_the_mean_of_the_heads() -> None:
     assert (boxes <= torch.tensor([64.0, 48, 64, 48])).all()
     _, still = make_net("oicr").detect(make_image(), BOXES)
     torch.testing.assert_close(still[:, 0], BOXES)
-
-
-def test_views_keep_boxes_on_their_objects() -> None:
-    pixels = np.zeros((40, 80, 3), np.uint8)
-    pixels[10:20, 16:32] = 255
-    box = np.array([[16, 10, 32, 20]], np.float32)
-    resized, moved = resize_view(pixels, box, 80, 1000)
-    assert resized.shape == (80, 160, 3)
-    assert moved.tolist() == [[32, 20, 64, 40]]
-    flipped, mirrored = flip_view(resized, moved)
-    assert mirrored.tolist() == [[96, 20, 128, 40]]
-    left, top, right, bottom = mirrored[0].astype(int)
-    assert flipped[top + 2 : bottom - 2, left + 2 : right - 2].min() > 250
-    assert view_size(40, 80, 80, 100) == (50, 100)
 
 
 @pytest.fixture

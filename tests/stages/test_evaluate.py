@@ -51,8 +51,15 @@ DETECTED = [
 ]
 
 
-def steps(folder: Path, found: list[dict], *, others: tuple[list[dict], ...] = (), **settings: object) -> Step:
-    """A step that judges `found`, as proposals, or as detections of one or several seeds."""
+def steps(
+    folder: Path,
+    found: list[dict],
+    *,
+    others: tuple[list[dict], ...] = (),
+    noun: str = "detections",
+    **settings: object,
+) -> Step:
+    """A step that judges `found`, as proposals, or as detections or pgt of one or several seeds."""
 
     def finished(name: str, rows: list[dict], schema: object, config: StageConfig) -> Step:
         stage = Stage(name, 1, type(config), lambda step: Outcome(0), writes=name)
@@ -68,7 +75,7 @@ def steps(folder: Path, found: list[dict], *, others: tuple[list[dict], ...] = (
     metadata = schemas.with_metadata(schemas.GROUND_TRUTH, fingerprint="f", class_names=["cat", "dog"])
     tables.write_ground_truth(images.folder, schemas.to_table(truth, metadata))
     inputs = {"images": images}
-    key, schema = ("proposals", schemas.PROPOSALS) if "source" in found[0] else ("detections", schemas.DETECTIONS)
+    key, schema = (noun, schemas.DETECTIONS) if "source" not in found[0] else ("proposals", schemas.PROPOSALS)
     for number, rows in enumerate((found, *others)):
         made = finished(f"{key}{number or ''}", rows, schema, StageConfig())
         inputs[f"{key}.{number}" if others else key] = dataclasses.replace(made, inputs={"images": images})
@@ -95,6 +102,34 @@ def test_difficult_objects_count_only_when_asked(tmp_path: Path) -> None:
     evaluate.run(step)
     report = storage.read_json(storage.join(step.folder, "metrics.json"))
     assert report["metrics"]["recall@0.5"] == pytest.approx(1 / 3)
+
+
+def test_pseudo_ground_truth_is_told_by_precision_and_recall(tmp_path: Path) -> None:
+    chosen = [
+        {"image_id": "a", "boxes": [[0, 0, 10, 9], [1, 0, 11, 10], [20, 20, 30, 28]], "classes": [0, 0, 1]},
+        {
+            "image_id": "b",
+            "boxes": [[0, 0, 10, 10], [40, 40, 50, 50]],
+            "classes": [0, 0],
+        },  # a difficult object, nothing
+        {"image_id": "c", "boxes": [], "classes": []},
+    ]
+    chosen = [{**row, "status": "ok", "scores": [0.9 - 0.1 * i for i in range(len(row["boxes"]))]} for row in chosen]
+    step = steps(tmp_path, chosen, noun="pgt")
+    outcome = evaluate.run(step)
+    report = storage.read_json(storage.join(step.folder, "metrics.json"))
+    assert report["task"] == "pgt"
+    assert report["metrics"] == {
+        "precision@0.5": 0.5,  # of four boxes that count, the second cat of image a and the second of b are wrong
+        "recall@0.5": 1.0,
+        "precision@0.75": 0.5,
+        "recall@0.75": 1.0,
+        "boxes_per_image": pytest.approx(5 / 3),
+    }
+    assert outcome.summary.startswith("precision@0.5 50.0 %, recall@0.5 100.0 %")
+    rows = {row["class"]: row for row in pq.read_table(storage.join(step.folder, "per_class.parquet")).to_pylist()}
+    assert (rows["cat"]["num_boxes"], rows["cat"]["precision@0.5"]) == (4, pytest.approx(1 / 3))
+    assert (rows["dog"]["precision@0.75"], rows["dog"]["recall@0.75"]) == (1.0, 1.0)
 
 
 def test_proposals_of_another_split_are_refused(tmp_path: Path) -> None:
@@ -141,10 +176,12 @@ def test_coco_figures_ignore_what_voc_calls_difficult_no_more(tmp_path: Path) ->
 
 
 def test_one_thing_is_judged(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="one of proposals, detections and results is to be judged, got none"):
+    with pytest.raises(ValueError, match="one of proposals, detections, pgt and results is to be judged, got none"):
         evaluate.EvaluateConfig(images="images")
     with pytest.raises(ValueError, match="got proposals, results"):
         evaluate.EvaluateConfig(images="images", proposals="a", results="b")
+    with pytest.raises(ValueError, match="pgt is judged by protocol voc"):
+        evaluate.EvaluateConfig(images="images", pgt="a", protocol="coco")
     with pytest.raises(ValueError, match="kind segm is for detections, with protocol coco"):
         evaluate.EvaluateConfig(images="images", detections="a", kind="segm")
 

@@ -19,7 +19,7 @@ from weaksam.models.wsod import METHODS
 from weaksam.models.wsod_build import WsodSpec
 from weaksam.stage import Outcome, Stage, Step
 from weaksam.stages import train_wsod
-from weaksam.stages.detect import DetectConfig, DetectObjects
+from weaksam.stages.detect import DetectConfig, DetectObjects, WsodFinder
 from weaksam.stages.train_wsod import TrainWsodConfig, make_task, train_settings
 from weaksam.training import TrainResources
 
@@ -146,7 +146,7 @@ def test_detections_come_from_every_readable_image(tmp_path: Path, inputs: dict[
     save_file(trained.spec(2).untrained().state_dict(), weights)
     config = DetectConfig(images="i", proposals="p", checkpoint="c", scales=[40, 56], max_detections=5)
     schema = schemas.with_metadata(schemas.DETECTIONS, fingerprint="d", class_names=["red", "blue"])
-    detect = DetectObjects(config, trained, str(weights), schema)
+    detect = DetectObjects(config, WsodFinder(trained, 2, str(weights), config.rules("wsod")), schema)
     uris = tables.read_step(inputs["images"], columns=["uri"]).column("uri").to_pylist()
     boxes = tables.read_step(inputs["proposals"], columns=["boxes"]).column("boxes").to_pylist()
     rows = [

@@ -1,4 +1,7 @@
-"""A weakly supervised detector over several views of an image, and which of its boxes are detections.
+"""A detector over several views of an image, and which of its boxes are detections.
+
+A weakly supervised one sees the same proposals in every view, so their scores and boxes are averaged. Any other finds
+boxes of its own in each; those are put together and suppressed.
 
 Axis legend: N proposals, C classes, K detections, H W pixels.
 Boxes are xyxy, absolute pixels of the original image, right and bottom exclusive.
@@ -13,13 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import batched_nms
 
+from weaksam.data.views import view_size
+from weaksam.models.detector import Detector, Found
 from weaksam.models.wsod import WsodNet
-from weaksam.models.wsod_task import view_size
 
 
 @dataclass(frozen=True)
 class DetectRules:
-    """Views, and what stays.
+    """Views, and what stays. The defaults are those of MIST.
 
     Attributes:
         scales: lengths of the shorter side of the views, pixels.
@@ -39,8 +43,8 @@ class DetectRules:
 
 
 @torch.inference_mode()
-def detect_objects(net: WsodNet, image: Tensor, boxes: Tensor, rules: DetectRules) -> tuple[Tensor, Tensor, Tensor]:
-    """Boxes (K, 4), classes (K,) int64 and scores (K,), best first, of an image and proposals on it.
+def detect_objects(net: WsodNet, image: Tensor, boxes: Tensor, rules: DetectRules) -> Found:
+    """The detections among proposals on an image.
 
     Scores and boxes are means over the views, as published: every view sees the same proposals.
 
@@ -51,10 +55,36 @@ def detect_objects(net: WsodNet, image: Tensor, boxes: Tensor, rules: DetectRule
         rules: what is wanted.
     """
     if not len(boxes):
-        return boxes, torch.zeros(0, dtype=torch.int64), boxes.new_zeros(0)
+        return Found(boxes, torch.zeros(0, dtype=torch.int64), boxes.new_zeros(0))
     seen = [_see(net, image, boxes, scale, rules.max_side, is_mirrored) for scale, is_mirrored in _views(rules)]
     scores = torch.stack([one for one, _ in seen]).mean(0)
     return select_detections(scores, torch.stack([moved for _, moved in seen]).mean(0), rules)
+
+
+@torch.inference_mode()
+def detect_in_views(net: Detector, image: Tensor, rules: DetectRules) -> Found:
+    """The detections of a detector that needs no proposals.
+
+    One view is taken as the network gives it; of several, boxes of a class that overlap are one object.
+
+    Args:
+        net: in eval mode; its own thresholds come before those of `rules`.
+        image: (3, H, W) uint8 RGB, on the device of `net`.
+        rules: what is wanted.
+    """
+    height, width = image.shape[1:]
+    seen = []
+    for scale, is_mirrored in _views(rules):
+        hw = view_size(height, width, scale, rules.max_side)
+        found = net.detect([_view(image, hw, is_mirrored)])[0]
+        boxes = _mirror(found.boxes, hw[1]) if is_mirrored else found.boxes
+        seen.append(found._replace(boxes=boxes / boxes.new_tensor([hw[1] / width, hw[0] / height] * 2)))
+    boxes, classes, scores = (torch.cat(parts) for parts in zip(*seen, strict=True))
+    keep = scores.argsort(descending=True, stable=True)
+    if len(seen) > 1:
+        keep = batched_nms(boxes.float(), scores, classes, rules.nms_threshold)
+    keep = keep[scores[keep] > rules.score_threshold][: rules.max_detections]
+    return Found(boxes[keep], classes[keep], scores[keep])
 
 
 def _views(rules: DetectRules) -> list[tuple[int, bool]]:
@@ -69,31 +99,31 @@ def _see(
     """Scores (N, C) and boxes (N, C, 4) on one view, the boxes back in the frame of the image."""
     height, width = image.shape[1:]
     hw = view_size(height, width, scale, max_side)
-    view = F.interpolate(image[None].float(), hw, mode="bilinear", antialias=True, align_corners=False)[0]
     factors = boxes.new_tensor([hw[1] / width, hw[0] / height] * 2)
     rois = boxes * factors
-    if is_mirrored:
-        view, rois = view.flip(2), _mirror(rois, hw[1])
-    scores, moved = net.detect(view, rois)
+    scores, moved = net.detect(_view(image, hw, is_mirrored), _mirror(rois, hw[1]) if is_mirrored else rois)
     return scores, (_mirror(moved, hw[1]) if is_mirrored else moved) / factors
+
+
+def _view(image: Tensor, hw: tuple[int, int], is_mirrored: bool) -> Tensor:
+    """(3, *hw) float of an image (3, H, W) uint8, in the range of bytes."""
+    view = F.interpolate(image[None].float(), hw, mode="bilinear", antialias=True, align_corners=False)[0]
+    return view.flip(2) if is_mirrored else view
 
 
 def _mirror(boxes: Tensor, width: int) -> Tensor:
     return torch.stack([width - boxes[..., 2], boxes[..., 1], width - boxes[..., 0], boxes[..., 3]], -1)
 
 
-def select_detections(scores: Tensor, boxes: Tensor, rules: DetectRules) -> tuple[Tensor, Tensor, Tensor]:
+def select_detections(scores: Tensor, boxes: Tensor, rules: DetectRules) -> Found:
     """Threshold, NMS in each class, and the best of an image.
 
     Args:
         scores: (N, C) float.
         boxes: (N, C, 4) float, xyxy.
         rules: thresholds.
-
-    Returns:
-        boxes (K, 4), classes (K,) int64, scores (K,), by falling score.
     """
     rows, classes = (scores > rules.score_threshold).nonzero(as_tuple=True)
     chosen, values = boxes[rows, classes], scores[rows, classes]
     keep = batched_nms(chosen.float(), values, classes, rules.nms_threshold)[: rules.max_detections]
-    return chosen[keep], classes[keep], values[keep]
+    return Found(chosen[keep], classes[keep], values[keep])

@@ -17,11 +17,11 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from weaksam.data.images import read_for_training
 from weaksam.data.proposal_boxes import ProposalBoxes
+from weaksam.data.views import flip_view, resize_view
 from weaksam.models.noise import SampleNoise
 from weaksam.models.wsod import WsodNet, forward_losses
 from weaksam.sam.training_optimizer import MuonAdamW
@@ -165,26 +165,3 @@ class WsodTask:
     def validate(self, model: WsodNet) -> dict[str, float]:
         """Nothing: without boxes there is nothing to measure, and labels are learnt by heart."""
         return {}
-
-
-def view_size(height: int, width: int, short_side: int, max_side: int) -> tuple[int, int]:
-    """(height, width) of a view whose shorter side is `short_side`, unless its longer one would exceed `max_side`."""
-    factor = min(short_side / min(height, width), max_side / max(height, width))
-    return max(1, round(height * factor)), max(1, round(width * factor))
-
-
-def resize_view(pixels: np.ndarray, boxes: np.ndarray, short_side: int, max_side: int) -> tuple[np.ndarray, np.ndarray]:
-    """An image (H, W, 3) uint8 and boxes (N, 4) on it, at another size."""
-    old_height, old_width = pixels.shape[:2]
-    height, width = view_size(old_height, old_width, short_side, max_side)
-    factors = np.array([width / old_width, height / old_height] * 2, np.float32)
-    resized = Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR)
-    return np.asarray(resized), boxes * factors
-
-
-def flip_view(pixels: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The same in a mirror."""
-    width = pixels.shape[1]
-    flipped = boxes.copy()
-    flipped[:, 0], flipped[:, 2] = width - boxes[:, 2], width - boxes[:, 0]
-    return pixels[:, ::-1], flipped

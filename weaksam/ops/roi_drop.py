@@ -36,6 +36,9 @@ class RoiDropRules:
     start: int = 0
 
 
+NO_DROP = RoiDropRules()
+
+
 def select_drops(
     cls_losses: Array, reg_losses: Array, is_foreground: Array, rules: RoiDropRules, step: int
 ) -> tuple[Array, Array]:

@@ -1,8 +1,16 @@
 """The catalogue: every stage, by name, in the order of the pipeline."""
 
 from weaksam.stage import Stage
-from weaksam.stages import detect, evaluate, index, proposals, train_classifier, train_wsod
+from weaksam.stages import (
+    detect,
+    evaluate,
+    index,
+    pgt,
+    proposals,
+    train_classifier,
+    train_detector,
+    train_wsod,
+)
 
-STAGES: dict[str, Stage] = {
-    module.STAGE.name: module.STAGE for module in (index, train_classifier, proposals, train_wsod, detect, evaluate)
-}
+_MODULES = (index, train_classifier, proposals, train_wsod, detect, pgt, train_detector, evaluate)
+STAGES: dict[str, Stage] = {module.STAGE.name: module.STAGE for module in _MODULES}

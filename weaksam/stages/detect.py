@@ -1,84 +1,164 @@
-"""images, proposals, a trained detector -> detections: boxes with a class and a score."""
+"""images, a trained detector, and proposals if it needs them -> detections: boxes with a class and a score."""
 
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import pyarrow as pa
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from weaksam import schemas, storage, tables
 from weaksam.config import Reads, StageConfig
 from weaksam.errors import ConfigError, ImageError
 from weaksam.pools import PoolResources
 from weaksam.stage import Outcome, Stage, Step
+from weaksam.stages.train_detector import TrainDetectorConfig
 from weaksam.stages.train_wsod import TrainWsodConfig, check_rows
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from weaksam.models.detecting import DetectRules
+    from weaksam.models.detector import Found
+
+# How each kind of detector is published to be tested: MIST, Faster R-CNN on VOC, DINO, RT-DETR.
+_PUBLISHED: dict[str, dict[str, Any]] = {
+    "wsod": {"scales": (800, 480, 576, 688, 864, 1000, 1200), "max_side": 2000, "flip": True, "score_threshold": 0.0,
+             "nms_threshold": 0.3, "max_detections": 100},
+    "faster_rcnn": {"scales": (480, 576, 688, 864, 1000, 1200), "max_side": 2000, "flip": True, "score_threshold": 0.05,
+                    "nms_threshold": 0.5, "max_detections": 100},
+    "dino": {"scales": (800,), "max_side": 1333, "flip": False, "score_threshold": 0.0, "nms_threshold": 0.6,
+             "max_detections": 300},
+    "rt_detr_v2": {"scales": (640,), "max_side": 1333, "flip": False, "score_threshold": 0.0, "nms_threshold": 0.6,
+                   "max_detections": 300},
+}  # fmt: skip
 
 
 class DetectConfig(StageConfig):
-    """Finds objects with a trained weakly supervised detector.
+    """Finds objects with a trained detector, weakly supervised or retrained.
 
-    Every image is seen at several sizes, mirrored too, and the scores of its proposals are averaged. Image-level labels
-    are not used.
+    Every image may be seen at several sizes, and mirrored. Of a weakly supervised detector the scores of the proposals
+    are averaged over the views; what any other finds in them is put together. Image-level labels are not used. What is
+    left out is as the detector was published.
     """
 
     images: Annotated[str, Reads("images")]
     """The `index` step whose images are used."""
-    proposals: Annotated[str, Reads("proposals")]
-    """The step with the proposals of these images."""
-    checkpoint: Annotated[str, Reads("wsod")]
-    """The step that trained the detector."""
+    proposals: Annotated[str | None, Reads("proposals")] = None
+    """The step with the proposals of these images; goes with `checkpoint`."""
+    checkpoint: Annotated[str | None, Reads("wsod")] = None
+    """The step that trained the weakly supervised detector."""
+    detector: Annotated[str | None, Reads("detector")] = None
+    """The step that trained any other detector."""
     split: str | None = None
     """Only images of this split; all when left out."""
-    scales: list[int] = Field(default=[800, 480, 576, 688, 864, 1000, 1200], min_length=1)
+    scales: list[int] | None = Field(default=None, min_length=1)
     """Lengths of the shorter side of the views, pixels."""
-    max_side: int = Field(default=2000, ge=32)
+    max_side: int | None = Field(default=None, ge=32)
     """The longer side of a view is at most this, pixels."""
-    flip: bool = True
+    flip: bool | None = None
     """Whether each view is seen mirrored too."""
-    score_threshold: float = Field(default=0.0, ge=0, le=1)
+    score_threshold: float | None = Field(default=None, ge=0, le=1)
     """Detections score more than this."""
-    nms_threshold: float = Field(default=0.3, gt=0, le=1)
-    """Of two boxes of a class that overlap by more than this IoU the lower-scored one is dropped."""
-    max_detections: int = Field(default=100, ge=1)
+    nms_threshold: float | None = Field(default=None, gt=0, le=1)
+    """Of two boxes of a class that overlap by more than this IoU the lower-scored one is dropped; a DETR's of one view
+    all stay."""
+    max_detections: int | None = Field(default=None, ge=1)
     """Most detections of an image."""
     max_pixels: int = Field(default=100_000_000, ge=1)
     """Larger images are refused with status `too_large`."""
     resources: PoolResources = PoolResources()
     """Where it runs."""
 
+    @model_validator(mode="after")
+    def _has_one_detector(self) -> DetectConfig:
+        if (self.checkpoint is None) == (self.detector is None):
+            raise ValueError("one of checkpoint and detector is to find objects")
+        if (self.checkpoint is None) != (self.proposals is None):
+            raise ValueError("proposals go with checkpoint, the step of a weakly supervised detector")
+        return self
 
-class DetectObjects:
-    """Fetched images with the boxes of their proposals in, rows of `schemas.DETECTIONS` out."""
+    def rules(self, kind: str) -> DetectRules:
+        """What is wanted of a kind of detector, a key of `_PUBLISHED`."""
+        from weaksam.models.detecting import DetectRules
 
-    def __init__(self, config: DetectConfig, trained: TrainWsodConfig, uri: str, schema: pa.Schema) -> None:
+        published = _PUBLISHED[kind]
+        given = {key: value for key in published if (value := getattr(self, key)) is not None}
+        given |= {"scales": tuple(given["scales"])} if "scales" in given else {}
+        return DetectRules(**published | given)
+
+
+Find = Callable[["Tensor", np.ndarray], "Found"]  # an image (3, H, W) uint8 and proposals on it (N, 4) -> detections
+
+
+@dataclass(frozen=True)
+class WsodFinder:
+    """Makes a function that finds objects with a weakly supervised detector; picklable."""
+
+    trained: TrainWsodConfig
+    num_classes: int
+    uri: str
+    rules: DetectRules
+
+    def __call__(self, device: str) -> Find:
+        """The function, on a device."""
         import torch
 
-        from weaksam.models.detecting import DetectRules
+        from weaksam.data.proposal_boxes import clean_boxes
+        from weaksam.models.detecting import detect_objects
+
+        net = self.trained.spec(self.num_classes).trained(storage.fetch(self.uri)).to(device)
+
+        def find(image: Tensor, found: np.ndarray) -> Found:
+            boxes, _ = clean_boxes(found, image.shape[1], image.shape[2], min_side=self.trained.min_side)
+            return detect_objects(net, image, torch.from_numpy(boxes).to(device), self.rules)
+
+        return find
+
+
+@dataclass(frozen=True)
+class DetectorFinder:
+    """Makes a function that finds objects with any other detector; picklable."""
+
+    trained: TrainDetectorConfig
+    num_classes: int
+    uri: str
+    rules: DetectRules
+
+    def __call__(self, device: str) -> Find:
+        """The function, on a device."""
+        from weaksam.models.detecting import detect_in_views
+        from weaksam.models.faster_rcnn import FoundRules
+
+        rules = self.rules
+        found = FoundRules(rules.score_threshold, rules.nms_threshold, rules.max_detections)
+        net = self.trained.spec(self.num_classes).trained(storage.fetch(self.uri), found).to(device)
+        return lambda image, _: detect_in_views(net, image, rules)
+
+
+class DetectObjects:
+    """Fetched images, with `boxes` of their proposals if the detector needs some, to rows of `schemas.DETECTIONS`."""
+
+    def __init__(self, config: DetectConfig, make_finder: WsodFinder | DetectorFinder, schema: pa.Schema) -> None:
+        import torch
 
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         if self.device == "cpu":
             torch.set_num_threads(math.ceil(config.resources.actor_cpus))
-        classes = len(schemas.class_names_of(schema))
-        self.net = trained.spec(classes).trained(storage.fetch(uri)).to(self.device)
-        self.config, self.schema, self.min_side = config, schema, trained.min_side
-        self.rules = DetectRules(
-            scales=tuple(config.scales),
-            max_side=config.max_side,
-            flip=config.flip,
-            score_threshold=config.score_threshold,
-            nms_threshold=config.nms_threshold,
-            max_detections=config.max_detections,
-        )
+        self.find, self.config, self.schema = make_finder(self.device), config, schema
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         from weaksam.rows import decode_ahead
 
-        columns = (batch.column(name).to_pylist() for name in ("image_id", "boxes"))
+        ids = batch.column("image_id").to_pylist()
+        boxes = batch.column("boxes").to_pylist() if "boxes" in batch.column_names else [None] * len(ids)
         decoded = decode_ahead(batch, self.config.max_pixels)
-        return schemas.to_table([self._row(*one) for one in zip(*columns, decoded, strict=True)], self.schema)
+        rows = [self._row(*one) for one in zip(ids, boxes, decoded, strict=True)]
+        return schemas.to_table(rows, self.schema)
 
     def _row(self, image_id: str, proposals: list | None, image: np.ndarray | ImageError) -> dict[str, Any]:
         from weaksam.rows import failed_row
@@ -86,63 +166,61 @@ class DetectObjects:
         try:
             if isinstance(image, ImageError):
                 raise image
-            boxes, classes, scores = self._detect(image, proposals or [])
+            found = self._find(image, np.array(proposals or [], np.float32).reshape(-1, 4))
         except ImageError as error:
             return failed_row(image_id, error.status, error.message)
-        return {
-            "image_id": image_id,
-            "status": schemas.OK,
-            "message": "",
-            "height": image.shape[0],
-            "width": image.shape[1],
-            "boxes": boxes,
-            "classes": classes,
-            "scores": scores,
-        }
+        size = {"height": image.shape[0], "width": image.shape[1]}
+        return {"image_id": image_id, "status": schemas.OK, "message": "", **size, **found}
 
-    def _detect(self, image: np.ndarray, found: list) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _find(self, image: np.ndarray, proposals: np.ndarray) -> dict[str, np.ndarray]:
         import torch
 
-        from weaksam.data.proposal_boxes import clean_boxes
-        from weaksam.models.detecting import detect_objects
-
-        boxes = np.array(found, np.float32).reshape(-1, 4)
-        boxes, _ = clean_boxes(boxes, image.shape[0], image.shape[1], min_side=self.min_side)
         pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))).to(self.device)
         try:
-            kept = detect_objects(self.net, pixels, torch.from_numpy(boxes).to(self.device), self.rules)
+            return {key: part.cpu().numpy() for key, part in self.find(pixels, proposals)._asdict().items()}
         except torch.OutOfMemoryError as error:
             raise ImageError("oom", f"no device memory for {image.shape[:2]} pixels: {error}") from error
-        return tuple(part.cpu().numpy() for part in kept)  # type: ignore[return-value]
 
 
 def run(step: Step) -> Outcome:
     """Maps the images of the `images` step to detections."""
     from weaksam import runtime
-    from weaksam.data.proposal_boxes import keep_sources
 
     config: DetectConfig = step.config
     images = tables.read_step(step.inputs["images"], columns=["uri", "split"])
     if config.split is not None:
         images = tables.of_split(images, config.split, where=f"steps.{step.name}.split")
     names = schemas.class_names_of(images.schema)
-    trained = step.inputs["checkpoint"]
+    key = "detector" if config.detector is not None else "checkpoint"
+    trained = step.inputs[key]
     learnt = schemas.class_names_of(tables.read_step(trained.inputs["images"], columns=[]).schema)
     if learnt != names:
         raise ConfigError(
-            f"steps.{step.name}.checkpoint: step {trained.name} knows the classes {', '.join(learnt[:3])}, ..., the "
+            f"steps.{step.name}.{key}: step {trained.name} knows the classes {', '.join(learnt[:3])}, ..., the "
             f"images have {', '.join(names[:3])}, ...: give both datasets the same `classes`"
         )
-    check_rows(step, images.column("image_id").to_pylist())
-    proposals = tables.read_step(step.inputs["proposals"], columns=["boxes", "source"])
-    proposals = keep_sources(proposals, trained.config.source_indices)
-    where = {image_id: i for i, image_id in enumerate(proposals.column("image_id").to_pylist())}
-    rows = pa.array([where[image_id] for image_id in images.column("image_id").to_pylist()], pa.int64())
-    source = images.select(["image_id", "uri"]).append_column("boxes", proposals.column("boxes").take(rows))
-    schema = schemas.with_metadata(schemas.DETECTIONS, fingerprint=step.fingerprint, class_names=names)
+    source = images.select(["image_id", "uri"])
+    if config.proposals is not None:
+        source = source.append_column("boxes", _proposals_of(step, images, trained.config.source_indices))
     uri = storage.join(trained.folder, "checkpoint", "model.safetensors")
-    kwargs = {"config": config, "trained": trained.config, "uri": uri, "schema": schema}
+    if isinstance(trained.config, TrainDetectorConfig):
+        finder = DetectorFinder(trained.config, len(names), uri, config.rules(trained.config.model))
+    else:
+        finder = WsodFinder(trained.config, len(names), uri, config.rules("wsod"))
+    schema = schemas.with_metadata(schemas.DETECTIONS, fingerprint=step.fingerprint, class_names=names)
+    kwargs = {"config": config, "make_finder": finder, "schema": schema}
     return runtime.map_images(step, source, DetectObjects, kwargs, schema=schema, resources=config.resources)
 
 
-STAGE = Stage("detect", 1, DetectConfig, run, writes="detections")
+def _proposals_of(step: Step, images: pa.Table, sources: list[int] | None) -> pa.ChunkedArray:
+    """The boxes of the images' proposals, in the order of `images`; only of these sources."""
+    from weaksam.data.proposal_boxes import keep_sources
+
+    ids = images.column("image_id").to_pylist()
+    check_rows(step, ids)
+    proposals = keep_sources(tables.read_step(step.inputs["proposals"], columns=["boxes", "source"]), sources)
+    where = {image_id: i for i, image_id in enumerate(proposals.column("image_id").to_pylist())}
+    return proposals.column("boxes").take(pa.array([where[image_id] for image_id in ids], pa.int64()))
+
+
+STAGE = Stage("detect", 2, DetectConfig, run, writes="detections")

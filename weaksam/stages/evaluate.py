@@ -1,4 +1,4 @@
-"""ground_truth and proposals or detections -> metrics: how good is it?
+"""ground_truth and proposals, detections or pseudo ground truth -> metrics: how good is it?
 
 The only stage, with the report, that may read boxes and masks made by people.
 """
@@ -27,6 +27,7 @@ HEADLINES = {
     "proposals": ("boxes_per_image", "recall@0.5", "recall@0.75", "recall@0.9", "AR"),
     "detection": ("AP", "AP50", "AP75", "CorLoc"),
     "segmentation": ("AP", "AP50", "AP75"),
+    "pgt": ("boxes_per_image", "precision@0.5", "recall@0.5", "precision@0.75", "recall@0.75"),
 }
 _FOUND = ["status", "boxes", "source", "predicted_iou"]
 _DETECTED = ["status", "height", "width", "boxes", "classes", "scores"]
@@ -35,11 +36,12 @@ Pair = tuple[dict[str, Any], Mapping[str, Any]]
 
 
 class EvaluateConfig(StageConfig):
-    """Compares proposals or detections with the ground truth.
+    """Compares proposals, detections or pseudo ground truth with the ground truth.
 
     Proposals: recall, average recall and boxes per image. Recall is class-free: an object counts as found when any
-    proposal of its image overlaps it enough. Detections: AP and CorLoc. Size is by the area the dataset
-    states, else by that of the mask, else of the box. Writes metrics.json and per_class.parquet.
+    proposal of its image overlaps it enough. Detections: AP and CorLoc. Pseudo ground truth: precision and recall, to
+    be known before a detector is trained on it. Size is by the area the dataset states, else by that of the mask, else
+    of the box. Writes metrics.json and per_class.parquet.
     """
 
     images: Annotated[str, Reads("images")]
@@ -48,6 +50,8 @@ class EvaluateConfig(StageConfig):
     """The step to be judged."""
     detections: Annotated[str | list[str] | None, Reads("detections")] = None
     """The step to be judged, or several, of other seeds: then mean and standard deviation are told."""
+    pgt: Annotated[str | list[str] | None, Reads("pgt")] = None
+    """The step to be judged, or several."""
     results: Annotated[str | None, OutsideFile()] = None
     """URI of detections made elsewhere to be judged, a COCO results json."""
     split: str | None = None
@@ -68,11 +72,13 @@ class EvaluateConfig(StageConfig):
 
     @model_validator(mode="after")
     def _judges_one_thing(self) -> EvaluateConfig:
-        given = [key for key in ("proposals", "detections", "results") if getattr(self, key)]
+        given = [key for key in ("proposals", "detections", "pgt", "results") if getattr(self, key)]
         if len(given) != 1:
             raise ValueError(
-                f"one of proposals, detections and results is to be judged, got {', '.join(given) or 'none'}"
+                f"one of proposals, detections, pgt and results is to be judged, got {', '.join(given) or 'none'}"
             )
+        if given == ["pgt"] and self.protocol == "coco":
+            raise ValueError("pgt is judged by protocol voc: it has no ranking that COCO's AP could tell")
         if self.kind == "segm" and (self.protocol != "coco" or given == ["proposals"]):
             raise ValueError("kind segm is for detections, with protocol coco")
         return self
@@ -80,7 +86,7 @@ class EvaluateConfig(StageConfig):
 
 @dataclass(frozen=True)
 class Judged:
-    """What is told about proposals or detections; a figure's name and value, a row per class."""
+    """What is told about what was judged; a figure's name and value, a row per class."""
 
     task: str
     num_objects: int
@@ -109,7 +115,7 @@ def run(step: Step) -> Outcome:
         if name in figures and "boxes" not in name
     ]
     if "boxes_per_image" in figures:
-        told.append(f"{figures['boxes_per_image']:.0f} boxes per image")
+        told.append(f"{figures['boxes_per_image']:.3g} boxes per image")
     content = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(judged.per_class), content)
     storage.write_bytes(storage.join(step.folder, "per_class.parquet"), content.getvalue())
@@ -135,6 +141,7 @@ def _judge_proposals(step: Step, truth: pa.Table, names: list[str]) -> Judged:
 
 def _judge_detections(step: Step, truth: pa.Table, names: list[str]) -> Judged:
     """Mean figures of every step to be judged, `<name>_std` when there are several; classes are those of the first."""
+    config: EvaluateConfig = step.config
     judged = []
     for key in [key for key in step.inputs if key != "images"] or ["results"]:
         if key == "results":
@@ -142,10 +149,10 @@ def _judge_detections(step: Step, truth: pa.Table, names: list[str]) -> Judged:
 
             found = read_results(step.config.results, truth.column("image_id").to_pylist(), names)
         else:
-            columns = [*_DETECTED, "masks"] if step.config.kind == "segm" else _DETECTED
+            columns = [*_DETECTED, "masks"] if config.kind == "segm" else _DETECTED
             found = tables.read_step(step.inputs[key], columns=columns)
-        judged.append(_detection_figures(step.config, list(_pairs(step, key, truth, found)), names))
-    task = "segmentation" if step.config.kind == "segm" else "detection"
+        judged.append(_detection_figures(config, list(_pairs(step, key, truth, found)), names))
+    task = "pgt" if config.pgt else "segmentation" if config.kind == "segm" else "detection"
     ignored = [truth.column(flag).combine_chunks().flatten() for flag in ("difficult", "crowd")]
     num_objects = sum(
         not (difficult or crowd) for difficult, crowd in zip(*(c.to_pylist() for c in ignored), strict=True)
@@ -166,6 +173,10 @@ def _detection_figures(
             raise DataError("kind segm: the dataset has objects without masks: use kind bbox")
         return coco_metrics(pairs, names, kind=config.kind)
     records = voc.concat_records(voc.match_image(one, other, len(names), rules) for one, other in pairs)
+    if config.pgt:
+        from weaksam.ops.pgt_metrics import pgt_metrics, pgt_table
+
+        return pgt_metrics(records, rules), pgt_table(records, names, rules)
     rows = voc.detection_table(records, names, rules)
     return voc.detection_metrics(rows, rules), rows
 

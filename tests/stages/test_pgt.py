@@ -1,0 +1,109 @@
+"""Choosing pseudo ground truth as a stage: what it reads, what it tells, which faults it names."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.stages.test_train_wsod import finished
+from weaksam import schemas, storage, tables
+from weaksam.errors import DataError
+from weaksam.stage import Step
+from weaksam.stages import pgt
+from weaksam.stages.pgt import PgtConfig
+
+IMAGES = [
+    {"image_id": "a", "uri": "a.jpg", "split": "train", "labels": [0, 1]},
+    {"image_id": "b", "uri": "b.jpg", "split": "train", "labels": [1]},
+    {"image_id": "c", "uri": "c.jpg", "split": "train", "labels": [0]},
+    {"image_id": "d", "uri": "d.jpg", "split": "train", "labels": [0]},
+    {"image_id": "e", "uri": "e.jpg", "split": "train", "labels": None},
+    {"image_id": "t", "uri": "t.jpg", "split": "test", "labels": [0]},
+]
+BOX, PART, APART = [0, 0, 40, 40], [2, 2, 20, 20], [50, 0, 90, 40]
+FOUND = [  # in no order that the stage could rely on
+    {"image_id": "t", "boxes": [BOX], "classes": [0], "scores": [0.9]},
+    {"image_id": "c", "boxes": [BOX], "classes": [1], "scores": [0.9]},
+    {"image_id": "b", "boxes": [APART, BOX], "classes": [1, 0], "scores": [0.2, 0.1]},
+    {"image_id": "a", "boxes": [BOX, PART, APART, APART], "classes": [0, 0, 0, 1], "scores": [0.8, 0.7, 0.6, 0.1]},
+]
+
+
+@pytest.fixture
+def inputs(tmp_path: Path) -> dict[str, Step]:
+    rows = [{"status": "ok", "message": "", "height": 60, "width": 100} | row for row in FOUND]
+    rows.append({"image_id": "d", "status": "unreadable", "message": "cut off"})
+    images = finished(tmp_path, "images", IMAGES, schemas.IMAGES, {})
+    return {"images": images, "detections": finished(tmp_path, "found", rows, schemas.DETECTIONS, {"images": images})}
+
+
+def make_step(folder: Path, inputs: dict[str, Step], **changes: object) -> Step:
+    settings = {"images": "images", "detections": "found", "split": "train", "norm": "max"}
+    config = PgtConfig.model_validate(settings | changes)
+    return Step("pgt", pgt.STAGE, config, inputs, {}, "p", str(folder / "pgt-p"))
+
+
+def read(step: Step, parts: list[str]) -> dict[str, dict]:
+    storage.write_json(step.manifest_uri, {"parts": parts, "excluded": {}})
+    return {row["image_id"]: row for row in tables.read_step(step).to_pylist()}
+
+
+def test_labelled_images_of_the_split_have_a_row_each(tmp_path: Path, inputs: dict[str, Step]) -> None:
+    step = make_step(tmp_path, inputs)
+    outcome = pgt.run(step)
+    rows = read(step, outcome.parts)
+    assert set(rows) == {"a", "b", "c", "d"}
+    assert (outcome.rows, outcome.failed, outcome.failures) == (4, 1, ["d: unreadable: cut off"])
+    assert (rows["d"]["status"], rows["d"]["boxes"]) == ("unreadable", None)
+    assert rows["a"]["boxes"] == [BOX, APART, APART]  # the part is gone
+    assert rows["a"]["classes"] == [0, 0, 1]
+    assert np.allclose(rows["a"]["scores"], [0.8, 0.6, 0.1])  # as the detector gave them
+    assert (rows["b"]["boxes"], rows["b"]["classes"]) == ([APART], [1])  # class 0 is not among its labels
+    assert rows["c"]["boxes"] == []
+    assert (rows["a"]["height"], rows["a"]["width"]) == (60, 100)
+    assert schemas.class_names_of(tables.read_step(step).schema) == ["red", "blue"]
+
+
+def test_statistics_tell_what_was_not_found(tmp_path: Path, inputs: dict[str, Step]) -> None:
+    step = make_step(tmp_path, inputs)
+    outcome = pgt.run(step)
+    told = json.loads(Path(step.folder, "statistics.json").read_text())
+    assert (told["images"], told["boxes"], told["boxes_per_image"]) == (4, 4, 1.0)
+    assert (told["images_without"], told["labels"], told["labels_without"]) == (2, 5, 2)
+    assert told["boxes_by_class"] == {"red": 2, "blue": 2}
+    assert outcome.summary == "1.00 boxes per image, 2 images without any, 2 of 5 labels without any"
+
+
+def test_top_one_is_for_comparison(tmp_path: Path, inputs: dict[str, Step]) -> None:
+    step = make_step(tmp_path, inputs, top_k=1)
+    rows = read(step, pgt.run(step).parts)
+    assert rows["a"]["classes"] == [0, 1]
+
+
+def test_detections_made_elsewhere_are_taken(tmp_path: Path, inputs: dict[str, Step]) -> None:
+    path = tmp_path / "results.json"
+    found = [
+        {"image_id": "b", "category_id": 2, "bbox": [50, 0, 40, 40], "score": 0.3},
+        {"image_id": "b", "category_id": 1, "bbox": [0, 0, 40, 40], "score": 0.9},
+    ]
+    path.write_text(json.dumps(found))
+    step = make_step(tmp_path, {"images": inputs["images"]}, detections=None, results=str(path))
+    outcome = pgt.run(step)
+    rows = read(step, outcome.parts)
+    assert (rows["b"]["boxes"], rows["b"]["classes"], outcome.failed) == ([APART], [1], 0)
+    assert rows["a"]["boxes"] == rows["d"]["boxes"] == []
+
+
+def test_images_without_a_row_are_named(tmp_path: Path, inputs: dict[str, Step]) -> None:
+    fewer = finished(tmp_path, "fewer", [FOUND[3] | {"status": "ok"}], schemas.DETECTIONS, {})
+    with pytest.raises(DataError, match=r"step fewer has no row for 3 of 4 images, e\.g\. b: let it run on this split"):
+        pgt.run(make_step(tmp_path, inputs | {"detections": fewer}))
+
+
+@pytest.mark.parametrize("given", [{}, {"detections": "found", "results": "x.json"}])
+def test_it_chooses_from_one_thing(given: dict) -> None:
+    with pytest.raises(ValueError, match="one of detections and results"):
+        PgtConfig(images="images", split="train", **given)

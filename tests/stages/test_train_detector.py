@@ -1,0 +1,279 @@
+"""Training and using a detector on pseudo ground truth as stages: what is learnt from, faults, resume of the loop."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torchvision.models import resnet50
+
+from tests.models.pictures import squares_and_discs
+from tests.stages.test_train_wsod import finished
+from weaksam import schemas
+from weaksam.errors import DataError, WeightsError
+from weaksam.models.detecting import DetectRules, detect_in_views
+from weaksam.models.detector import Detector, Found
+from weaksam.models.detector_build import DetectorSpec
+from weaksam.stage import Step
+from weaksam.stages import detect, train_detector
+from weaksam.stages.detect import DetectConfig, DetectObjects, DetectorFinder
+from weaksam.stages.train_detector import TrainDetectorConfig, make_task, read_objects, train_settings
+from weaksam.training import TrainResources
+from weaksam.training_state import Trainee, draw_batch
+
+MODELS = ("faster_rcnn", "dino", "rt_detr_v2")
+
+
+@pytest.fixture
+def inputs(tmp_path: Path) -> dict[str, Step]:
+    """Six pictures with two boxes each; of one no box was found, one could not be read."""
+    pixels, targets = squares_and_discs(6, side=64)
+    images, boxes = [], []
+    for i, (image, target) in enumerate(zip(pixels, targets, strict=True)):
+        path = tmp_path / f"{i}.png"
+        Image.fromarray(image.numpy().transpose(1, 2, 0)).save(path)
+        images.append({"image_id": str(i), "uri": str(path), "split": "train", "labels": [0, 1]})
+        row = {"image_id": str(i), "status": "ok", "boxes": target.boxes.numpy(), "classes": target.classes.numpy()}
+        boxes.append(row | {"scores": np.array([0.9, 0.8], np.float32)})
+    boxes[2] |= {"boxes": np.zeros((0, 4), np.float32), "classes": [], "scores": []}
+    boxes[4] = {"image_id": "4", "status": "oom", "message": ""}
+    index = finished(tmp_path, "images", images, schemas.IMAGES, {})
+    return {"images": index, "pgt": finished(tmp_path, "pgt", boxes, schemas.DETECTIONS, {"images": index})}
+
+
+def make_step(folder: Path, inputs: dict[str, Step], **changes: Any) -> Step:
+    settings = {"images": "images", "pgt": "pgt", "backbone": "small", "scales": [64, 80], "steps": 4, "batch_size": 2}
+    settings |= {"lr": 1e-3, "warmup": 1, "milestones": None, "log_every": 2, "clip": 1.0}
+    config = TrainDetectorConfig.model_validate(settings | changes)
+    return Step("net", train_detector.STAGE, config, inputs, {}, "n", str(folder / "net-n"))
+
+
+def test_images_with_boxes_are_learnt_from(tmp_path: Path, inputs: dict[str, Step]) -> None:
+    uris, objects, classes = read_objects(make_step(tmp_path, inputs))
+    assert [Path(uri).stem for uri in uris] == ["0", "1", "3", "5"]
+    assert [len(boxes) for boxes in objects.boxes] == [2] * 4
+    assert objects.classes[0].tolist() == [0, 1]
+    assert classes == 2
+    kept, objects, _ = read_objects(make_step(tmp_path, inputs, keep_empty=True))
+    assert [Path(uri).stem for uri in kept] == ["0", "1", "2", "3", "5"]
+    assert objects.boxes[2].shape == (0, 4)
+
+
+def test_a_batch_holds_views_with_their_boxes(tmp_path: Path, inputs: dict[str, Step]) -> None:
+    task = make_task(make_step(tmp_path, inputs, scales=[128], crop_chance=0.0))
+    batch = task.load_batch(*draw_batch(0, 0, batch_size=4, num_samples=4))
+    for i, index in enumerate(draw_batch(0, 0, batch_size=4, num_samples=4)[0]):
+        image, boxes = batch[f"image/{i}"], batch[f"boxes/{i}"]
+        assert image.shape == (3, 128, 128)
+        square = boxes[0].int().tolist()
+        inside = image[:, square[1] + 2 : square[3] - 2, square[0] + 2 : square[2] - 2].float().mean()
+        assert inside > 190  # the bright square is still what the box is around
+        sides = 2 * (task.objects.boxes[index][:, 2:] - task.objects.boxes[index][:, :2])
+        assert np.allclose((boxes[:, 2:] - boxes[:, :2]).numpy(), sides)
+    again = task.load_batch(*draw_batch(0, 0, batch_size=4, num_samples=4))
+    assert all(torch.equal(value, again[key]) for key, value in batch.items())
+
+
+def test_detrs_crops_lose_no_class_of_a_box(tmp_path: Path, inputs: dict[str, Step]) -> None:
+    task = make_task(make_step(tmp_path, inputs, scales=[96], crop_chance=1.0))
+    sizes = set()
+    for step in range(6):
+        batch = task.load_batch(*draw_batch(0, step, batch_size=4, num_samples=4))
+        for i in range(4):
+            assert len(batch[f"boxes/{i}"]) == len(batch[f"classes/{i}"])
+            height, width = batch[f"image/{i}"].shape[1:]
+            sizes.add((height, width))
+            assert (batch[f"boxes/{i}"] <= torch.tensor([width, height] * 2) + 1e-3).all()
+    assert len(sizes) > 3
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_batch_of_unreadable_images_moves_nothing_but_holds_every_weight(
+    tmp_path: Path, inputs: dict[str, Step], model: str
+) -> None:
+    task = make_task(make_step(tmp_path, inputs, model=model))
+    for uri in task.uris:
+        Path(uri).write_bytes(b"junk")
+    net = task.build_model()
+    batch = task.load_batch(*draw_batch(0, 0, batch_size=2, num_samples=4)) | {"step": torch.tensor(0)}
+    assert batch["weight"].tolist() == [0, 0]
+    loss, _ = task.loss(net, batch)
+    loss.backward()
+    assert loss.item() == 0
+    for name, parameter in net.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None, name
+            assert parameter.grad.abs().max() == 0, name
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_training_that_goes_on_from_a_checkpoint_ends_with_the_same_weights(
+    tmp_path: Path, inputs: dict[str, Step], model: str
+) -> None:
+    step = make_step(tmp_path, inputs, model=model, roi_drop={"gate": "off"})
+    task, settings = make_task(step), train_settings(step.config)
+
+    def batches(first: int) -> Any:
+        for number in range(first, settings.steps):
+            torch.manual_seed(number)
+            yield task.load_batch(*draw_batch(0, number, batch_size=2, num_samples=task.num_samples))
+
+    def go_on(trainee: Trainee, until: int) -> None:
+        source = batches(trainee.step)
+        while trainee.step < until:
+            trainee.take_step(source, 1)
+
+    whole = Trainee(task, settings, torch.device("cpu"))
+    go_on(whole, 4)
+    first = Trainee(task, settings, torch.device("cpu"))
+    go_on(first, 2)
+    first.save(str(tmp_path))
+    second = Trainee(task, settings, torch.device("cpu"))
+    second.restore(str(tmp_path))
+    go_on(second, 4)
+    for key, value in whole.weights().items():
+        assert torch.equal(value, second.weights()[key]), key
+    assert any(not torch.equal(value, first.weights()[key]) for key, value in whole.weights().items())
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_step_trains_and_tells_how_many_regions_it_dropped(tmp_path: Path, inputs: dict[str, Step]) -> None:
+    drop = {"gate": "cls", "cls_threshold": 0.01, "start": 2}
+    step = make_step(tmp_path, inputs, roi_drop=drop, resources=TrainResources(workers=2).model_dump())
+    assert train_detector.run(step).rows == 4
+    rows = [json.loads(line) for line in (Path(step.folder) / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [2, 4]
+    assert rows[0]["dropped_cls"] == 0 < rows[1]["dropped_cls"]
+    assert load_file(Path(step.folder) / "checkpoint" / "model.safetensors")
+
+
+def test_pseudo_ground_truth_of_other_images_or_without_boxes_is_refused(
+    tmp_path: Path, inputs: dict[str, Step]
+) -> None:
+    others = Step("others", inputs["images"].stage, inputs["images"].config, {}, {}, "g", inputs["images"].folder)
+    with pytest.raises(DataError, match=r"steps.net: step pgt was made from the images of images, not of others"):
+        read_objects(make_step(tmp_path, inputs | {"images": others}))
+    nothing = [{"image_id": "0", "status": "ok", "boxes": [], "classes": [], "scores": []}]
+    empty = finished(tmp_path, "empty", nothing, schemas.DETECTIONS, {"images": inputs["images"]})
+    with pytest.raises(DataError, match="step empty holds no box to learn from"):
+        read_objects(make_step(tmp_path, inputs | {"pgt": empty}))
+
+
+def test_published_recipes_are_the_defaults_of_each_model() -> None:
+    base = {"images": "i", "pgt": "p"}
+    config = TrainDetectorConfig.model_validate(base)
+    assert (config.optimizer, config.lr, config.steps, config.milestones) == ("sgd", 0.02, 9000, [6000, 8000])
+    assert (config.box_loss, config.frozen_stages, config.max_side) == ("l1", 1, 2000)
+    assert (config.scales[0], config.scales[-1], len(config.scales)) == (480, 1216, 24)
+    dino = TrainDetectorConfig.model_validate(base | {"model": "dino"})
+    assert (dino.optimizer, dino.lr, dino.backbone_lr, dino.clip) == ("adamw", 9e-5, 0.1, 0.1)
+    assert TrainDetectorConfig.model_validate(base | {"model": "dino", "lr": 1e-4}).lr == 1e-4
+    rules = DetectConfig(images="i", detector="d").rules("dino")
+    assert (rules.scales, rules.flip, rules.max_detections) == ((800,), False, 300)
+    assert DetectConfig(images="i", detector="d", scales=[64]).rules("faster_rcnn").scales == (64,)
+
+
+@pytest.mark.parametrize(
+    ("settings", "fault"),
+    [
+        ({"backbone": "small", "weights": "x"}, "weights are for resnet50"),
+        ({"optimizer": "muon"}, "optimizer muon is for backbone small"),
+        ({"model": "rt_detr_v2", "roi_drop": {"gate": "and"}}, "roi_drop is for faster_rcnn and dino"),
+    ],
+)
+def test_settings_that_would_be_ignored_are_refused(settings: dict, fault: str) -> None:
+    with pytest.raises(ValueError, match=fault):
+        TrainDetectorConfig.model_validate({"images": "i", "pgt": "p"} | settings)
+
+
+@pytest.mark.parametrize(
+    ("given", "fault"),
+    [
+        ({}, "one of checkpoint and detector"),
+        ({"checkpoint": "c", "detector": "d", "proposals": "p"}, "one of checkpoint and detector"),
+        ({"checkpoint": "c"}, "proposals go with checkpoint"),
+        ({"detector": "d", "proposals": "p"}, "proposals go with checkpoint"),
+    ],
+)
+def test_a_detector_has_proposals_if_it_needs_them(given: dict, fault: str) -> None:
+    with pytest.raises(ValueError, match=fault):
+        DetectConfig(images="i", **given)
+
+
+def test_weights_of_imagenet_are_taken_by_uri(tmp_path: Path) -> None:
+    path, theirs = tmp_path / "resnet.pth", resnet50(weights=None).state_dict()
+    torch.save(theirs, path)
+    net = DetectorSpec("faster_rcnn", "resnet50", 2, weights=str(path)).with_starting_weights()
+    assert torch.equal(net.state_dict()["backbone.body.layer3.2.conv2.weight"], theirs["layer3.2.conv2.weight"])
+    frozen = {name for name, parameter in net.named_parameters() if not parameter.requires_grad}
+    assert {name.split(".")[2] for name in frozen} == {"conv1", "layer1"}
+    del theirs["layer3.2.conv2.weight"]
+    torch.save(theirs, path)
+    with pytest.raises(WeightsError, match=r"resnet.pth: has no layer3.2.conv2.weight"):
+        DetectorSpec("dino", "resnet50", 2, weights=str(path)).with_starting_weights()
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_detections_come_from_every_readable_image(tmp_path: Path, inputs: dict[str, Step], model: str) -> None:
+    trained = make_step(tmp_path, inputs, model=model).config
+    weights = tmp_path / "model.safetensors"
+    save_file({k: v.contiguous() for k, v in trained.spec(2).with_starting_weights().state_dict().items()}, weights)
+    config = DetectConfig(images="i", detector="d", scales=[64, 80], flip=True, max_detections=5, score_threshold=0.0)
+    schema = schemas.with_metadata(schemas.DETECTIONS, fingerprint="d", class_names=["red", "blue"])
+    find = DetectObjects(config, DetectorFinder(trained, 2, str(weights), config.rules(model)), schema)
+    good = (tmp_path / "0.png").read_bytes()
+    batch = pa.table(
+        {
+            "image_id": ["0", "1", "2"],
+            "data": pa.array([good, b"junk", None], pa.binary()),
+            "status": ["ok", "ok", "not_found"],
+            "message": ["", "", "gone"],
+        }
+    )
+    table = find(batch)
+    assert table.schema.equals(schema)
+    rows = table.to_pylist()
+    assert [row["status"] for row in rows] == ["ok", "unreadable", "not_found"]
+    assert len(rows[0]["boxes"]) == 5
+    assert rows[0]["scores"] == sorted(rows[0]["scores"], reverse=True)
+    boxes = np.array(rows[0]["boxes"])
+    assert boxes.min() >= 0
+    assert boxes.max() <= 64 + 1e-3
+
+
+class Corner(Detector):
+    """Finds the bright corner of a picture, wherever it is: a detector whose answer is known."""
+
+    def detect(self, images: Any) -> list[Found]:
+        found = []
+        for image in images:
+            rows, columns = (image[0] > 200).nonzero(as_tuple=True)
+            box = torch.stack([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]).float()
+            found.append(Found(box[None], torch.tensor([1]), torch.tensor([image.shape[1] / 1000])))
+        return found
+
+
+def test_what_several_views_show_is_one_object_in_the_images_own_pixels() -> None:
+    image = torch.zeros(3, 40, 80, dtype=torch.uint8)
+    image[:, :10, :20] = 255
+    rules = DetectRules(scales=(40, 80, 120), max_side=1000, nms_threshold=0.5)
+    found = detect_in_views(Corner(), image, rules)
+    assert (len(found.boxes), found.classes.tolist(), found.scores.tolist()) == (1, [1], [pytest.approx(0.12)])
+    assert torch.allclose(found.boxes[0], torch.tensor([0.0, 0, 20, 10]), atol=1)
+    every = detect_in_views(Corner(), image, DetectRules(scales=(40, 80), max_side=1000, nms_threshold=1.0))
+    assert len(every.boxes) == 4
+    assert every.scores.tolist() == sorted(every.scores.tolist(), reverse=True)
+
+
+def test_the_stages_read_what_the_others_write() -> None:
+    assert detect.STAGE.reads == {"images": "images", "proposals": "proposals", "checkpoint": "wsod",
+                                  "detector": "detector"}  # fmt: skip
+    assert train_detector.STAGE.reads == {"images": "images", "pgt": "pgt"}

@@ -1,0 +1,87 @@
+"""Detectors that learn from boxes by name, with their starting or their trained weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from safetensors.torch import load_file
+
+from weaksam.models.detector import Detector
+from weaksam.models.dino import Dino, DinoSize
+from weaksam.models.faster_rcnn import PUBLISHED, BoxLoss, FasterRcnn, FasterRcnnSize, FoundRules
+from weaksam.models.pyramids import Pyramid, ResNet50, SamPyramid, load_from
+from weaksam.models.rt_detr_v2 import RtDetrV2, RtDetrV2Size
+from weaksam.ops.roi_drop import NO_DROP, RoiDropRules
+
+Model = Literal["faster_rcnn", "dino", "rt_detr_v2"]
+Backbone = Literal["resnet50", "small"]
+_SMALL_FASTER_RCNN = FasterRcnnSize(
+    dim=96, hidden=256, anchors=(24, 48, 96, 192), roi_samples=128, proposals=300, pre_nms=(600, 600)
+)
+_SMALL_DINO = DinoSize(
+    dim=128, heads=4, points=4, encoder_layers=2, decoder_layers=3, ffn=256, queries=100, num_denoising=50,
+    detections=100, levels=3,
+)  # fmt: skip
+_SMALL_RT_DETR = RtDetrV2Size(image=256, dim=128, decoder_layers=3, queries=100, num_denoising=50, detections=100)
+
+
+@dataclass(frozen=True)
+class DetectorSpec:
+    """Which network; picklable, and cheap to send.
+
+    Attributes:
+        model: `faster_rcnn`, `dino` or `rt_detr_v2`.
+        backbone: `resnet50`, or `small`: a smaller network on what the small SAM sees.
+        num_classes: C.
+        frozen_stages: of resnet50.
+        box_loss: of Faster R-CNN.
+        drop: RoI drop.
+        boxes_per_image: mean of the training images, what the losses of the two DETRs are divided by.
+        pretrained: start from the weights the backbone is known with: torchvision's of ImageNet, fetched by name, or
+            the shipped SAM's.
+        weights: URI of ImageNet weights to start from instead.
+    """
+
+    model: Model
+    backbone: Backbone
+    num_classes: int
+    frozen_stages: int = 1
+    box_loss: BoxLoss = "l1"
+    drop: RoiDropRules = NO_DROP
+    boxes_per_image: float = 1.0
+    pretrained: bool = True
+    weights: str | None = None
+
+    def untrained(self, found: FoundRules = PUBLISHED) -> Detector:
+        """The network with random weights."""
+        pyramid: Pyramid = ResNet50(self.frozen_stages) if self.backbone == "resnet50" else SamPyramid()
+        is_small = self.backbone == "small"
+        if self.model == "faster_rcnn":
+            size = _SMALL_FASTER_RCNN if is_small else FasterRcnnSize()
+            return FasterRcnn(pyramid, self.num_classes, size, box_loss=self.box_loss, drop=self.drop, found=found)
+        if self.model == "rt_detr_v2":
+            size = _SMALL_RT_DETR if is_small else RtDetrV2Size()
+            return RtDetrV2(pyramid, self.num_classes, size, boxes_per_image=self.boxes_per_image)
+        size = _SMALL_DINO if is_small else DinoSize()
+        return Dino(pyramid, self.num_classes, size, boxes_per_image=self.boxes_per_image, drop=self.drop)
+
+    def with_starting_weights(self) -> Detector:
+        """The network to train.
+
+        Raises:
+            WeightsError: the file lacks weights of the backbone, or they have other shapes.
+        """
+        network = self.untrained()
+        if self.pretrained or self.weights is not None:
+            for module in network.modules():
+                if isinstance(module, Pyramid):
+                    load_from(module, self.weights)
+        return network
+
+    def trained(self, path: str | Path, found: FoundRules = PUBLISHED) -> Detector:
+        """The network of a finished `train_detector` step, in eval mode."""
+        network = self.untrained(found)
+        network.load_state_dict(load_file(path))
+        return network.eval()

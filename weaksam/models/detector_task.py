@@ -1,0 +1,176 @@
+"""Training a detector from pseudo ground truth: the task the training loop runs. Knows no cluster.
+
+In: URIs of images and the boxes they are to be learnt with. Out: what `TrainTask` asks for.
+Axis legend: B images, G objects of an image, H W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from weaksam.data.images import read_for_training
+from weaksam.data.views import crop_view, flip_view, resize_view
+from weaksam.models.detector import Detector, Targets
+from weaksam.sam.training_optimizer import MuonAdamW
+
+_THREADS = 8  # reading and decoding ahead of the network
+_NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
+_CROP_SIDES = (384, 600)  # DETR's: a part of this size is cut out of an image of one of these sizes
+_CROP_SCALES = (400, 500, 600)
+
+
+@dataclass(frozen=True)
+class PseudoObjects:
+    """The pseudo ground truth of many images.
+
+    Attributes:
+        boxes: (G, 4) float32 of each image, xyxy, pixels of the image.
+        classes: (G,) int64 of each image.
+    """
+
+    boxes: list[np.ndarray]
+    classes: list[np.ndarray]
+
+
+@dataclass(frozen=True)
+class DetectorRecipe:
+    """How images are varied and weights learn.
+
+    Attributes:
+        scales: lengths of the shorter side, one is drawn for each image; pixels.
+        max_side: the longer side is at most this.
+        crop_chance: how often a part is cut out before, DETR's way.
+        optimizer: `sgd` has momentum 0.9; `muon` is for matrices beyond the backbone, with AdamW for the rest.
+        backbone_lr: learning rate of the backbone, times the others'.
+    """
+
+    scales: tuple[int, ...]
+    max_side: int = 1333
+    crop_chance: float = 0.0
+    optimizer: Literal["sgd", "adamw", "muon"] = "sgd"
+    backbone_lr: float = 1.0
+
+
+@dataclass(frozen=True)
+class DetectorTask:
+    """Any `Detector`.
+
+    Attributes:
+        make_net: builds the network with its starting weights; picklable.
+        uris: of the images.
+        objects: of the images, in their order.
+        recipe: of augmentation and optimisation.
+    """
+
+    make_net: Callable[[], Detector]
+    uris: list[str]
+    objects: PseudoObjects
+    recipe: DetectorRecipe
+
+    @cached_property
+    def _pool(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(_THREADS, thread_name_prefix="images")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != "_pool"}
+
+    @property
+    def num_samples(self) -> int:
+        """Images to learn from."""
+        return len(self.uris)
+
+    def build_model(self) -> Detector:
+        """The network with its starting weights."""
+        return self.make_net().train()
+
+    def build_optimizer(self, model: Detector, *, lr: float, weight_decay: float) -> torch.optim.Optimizer:
+        """Layers of normalisation are not decayed, the backbone has a learning rate of its own."""
+        backbone = {id(p) for p in model.backbone_parameters()}
+        norms = {id(p) for module in model.modules() if isinstance(module, _NORMS) for p in module.parameters()}
+        trained = [p for p in model.parameters() if p.requires_grad]
+        if self.recipe.optimizer == "muon":
+            matrices = [p for p in trained if p.ndim == 2 and id(p) not in backbone]
+            chosen = {id(p) for p in matrices}
+            return MuonAdamW(matrices, [p for p in trained if id(p) not in chosen], lr=lr, weight_decay=weight_decay)
+        groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+        for parameter in trained:
+            groups.setdefault((id(parameter) in backbone, id(parameter) in norms), []).append(parameter)
+        listed = [
+            {
+                "params": params,
+                "lr": lr * (self.recipe.backbone_lr if in_backbone else 1.0),
+                "weight_decay": 0.0 if is_norm else weight_decay,
+            }
+            for (in_backbone, is_norm), params in groups.items()
+        ]
+        if self.recipe.optimizer == "sgd":
+            return torch.optim.SGD(listed, lr=lr, momentum=0.9)
+        return torch.optim.AdamW(listed, lr=lr)
+
+    def load_batch(self, indices: np.ndarray, seeds: np.ndarray) -> dict[str, Tensor]:
+        """What `loss` wants.
+
+        Returns:
+            `weight` (B,), 0 for an image that could not be read; for image i `image/i` (3, H, W) uint8, `boxes/i`
+            (G, 4) xyxy on it and `classes/i` (G,) int64.
+        """
+        rows = list(self._pool.map(self._load, indices.tolist(), seeds))
+        batch = {f"{key}/{i}": value for i, row in enumerate(rows) if row for key, value in row.items()}
+        return batch | {"weight": torch.tensor([1.0 if row else 0.0 for row in rows])}
+
+    def _load(self, index: int, seed: np.ndarray) -> dict[str, Tensor] | None:
+        pixels = read_for_training(self.uris[index])
+        if pixels is None:
+            return None
+        boxes, classes = self.objects.boxes[index], self.objects.classes[index]
+        pixels, boxes, classes = self._vary(np.random.default_rng(seed), pixels, boxes, classes)
+        return {
+            "image": torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))),
+            "boxes": torch.from_numpy(np.ascontiguousarray(boxes, np.float32)),
+            "classes": torch.from_numpy(classes.astype(np.int64)),
+        }
+
+    def _vary(
+        self, rng: np.random.Generator, pixels: np.ndarray, boxes: np.ndarray, classes: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """A random view: mirrored or not, perhaps a part, at one of the sizes."""
+        recipe = self.recipe
+        if rng.random() < 0.5:
+            pixels, boxes = flip_view(pixels, boxes)
+        if rng.random() < recipe.crop_chance:
+            pixels, boxes = resize_view(pixels, boxes, int(rng.choice(_CROP_SCALES)), recipe.max_side)
+            height, width = (
+                int(rng.integers(min(_CROP_SIDES[0], s), min(_CROP_SIDES[1], s) + 1)) for s in pixels.shape[:2]
+            )
+            top, left = (int(rng.integers(s - c + 1)) for s, c in zip(pixels.shape, (height, width), strict=False))
+            pixels, boxes, stays = crop_view(pixels, boxes, top, left, height, width)
+            classes = classes[stays]
+        pixels, boxes = resize_view(
+            np.ascontiguousarray(pixels), boxes, int(rng.choice(recipe.scales)), recipe.max_side
+        )
+        return pixels, boxes, classes
+
+    def loss(self, model: Detector, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Sum over images of all losses; an image that could not be read counts for nothing."""
+        step, weights = int(batch["step"]), batch["weight"].tolist()
+        rows = [i for i, weight in enumerate(weights) if weight]
+        images = [batch[f"image/{i}"] for i in rows]
+        targets = [Targets(batch[f"boxes/{i}"], batch[f"classes/{i}"]) for i in rows]
+        if not rows:  # every weight takes part in every step
+            images = [batch["weight"].new_zeros((3, 64, 64), dtype=torch.uint8)]
+            targets = [Targets(batch["weight"].new_zeros(0, 4), batch["weight"].new_zeros(0, dtype=torch.int64))]
+        told = {key: value if rows else value * 0 for key, value in model.losses(images, targets, step).items()}
+        total = torch.stack([value for key, value in told.items() if key.startswith("loss")]).sum()
+        return total, {key: value.detach() for key, value in told.items()}
+
+    def validate(self, model: Detector) -> dict[str, float]:
+        """Nothing: the only boxes there are were learnt from."""
+        return {}

@@ -1,0 +1,150 @@
+"""images, detections -> pgt: which detections a detector is retrained on.
+
+Only image-level labels are looked at, never boxes that people drew. A few numbers per image: this needs no cluster.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import pyarrow as pa
+from pydantic import Field, model_validator
+
+from weaksam import schemas, storage, tables
+from weaksam.config import OutsideFile, Reads, StageConfig
+from weaksam.errors import DataError
+from weaksam.stage import Outcome, Stage, Step
+from weaksam.stages.labels import labelled_images
+
+log = logging.getLogger(__name__)
+
+_ROWS_PER_PART = 4096
+_COLUMNS = ["status", "message", "height", "width", "boxes", "classes", "scores"]
+
+
+class PgtConfig(StageConfig):
+    """Chooses the pseudo ground truth: per image and class the best detection, and those not much worse.
+
+    Detections of classes that are not among an image's labels are left out. Also writes statistics.json.
+    """
+
+    images: Annotated[str, Reads("images")]
+    """The `index` step with the images and their labels."""
+    detections: Annotated[str | None, Reads("detections")] = None
+    """The step whose detections are chosen from."""
+    results: Annotated[str | None, OutsideFile()] = None
+    """URI of detections made elsewhere to be chosen from instead, a COCO results json."""
+    split: str
+    """Split that is to be trained on."""
+    norm: Literal["range", "minmax", "max"] = "minmax"
+    """Scores s of a class in an image, from m to M, count as s / (M - m), (s - m) / (M - m) or s / M."""
+    threshold: float = Field(default=0.3, ge=0)
+    """Detections whose normalised score is at least this stay, and the best of each class always."""
+    containment: float = Field(default=0.85, gt=0, le=1)
+    """A box with this share of its area in another of its class is a part of that one, and goes."""
+    containment_rule: Literal["greedy", "all_pairs", "off"] = "greedy"
+    """`greedy`: parts of better boxes go. `all_pairs`, as published: parts of any box go, of two equal ones both."""
+    top_k: int | None = Field(default=None, ge=1)
+    """The best so many of each class instead of all these rules, for comparison."""
+    max_per_class: int | None = Field(default=None, ge=1)
+    """Most boxes of a class in an image; unset = no limit."""
+    max_per_image: int | None = Field(default=None, ge=1)
+    """Most boxes of an image, the best of each class first; unset = no limit."""
+
+    @model_validator(mode="after")
+    def _chooses_from_one_thing(self) -> PgtConfig:
+        if (self.detections is None) == (self.results is None):
+            raise ValueError("one of detections and results is to be chosen from")
+        return self
+
+
+def run(step: Step) -> Outcome:
+    """Chooses for every labelled image of the split, in this process."""
+    from weaksam.ops.pgt import PgtRules
+
+    config: PgtConfig = step.config
+    images, labels = labelled_images(step)
+    names = schemas.class_names_of(images.schema)
+    ids = images.column("image_id").to_pylist()
+    found = _read_found(step, ids, names)
+    rules = PgtRules(**{key: getattr(config, key) for key in PgtRules.__dataclass_fields__})
+    schema = schemas.with_metadata(schemas.DETECTIONS, fingerprint=step.fingerprint, class_names=names)
+    parts, counts, failures = [], [], []
+    for start in range(0, len(ids), _ROWS_PER_PART):
+        piece = found.slice(start, _ROWS_PER_PART)
+        rows = [choose(row, np.flatnonzero(labels[start + i]), rules) for i, row in enumerate(piece.to_pylist())]
+        parts.append(tables.write_part(step.folder, schemas.to_table(rows, schema)))
+        counts += [np.bincount(row.get("classes", []), minlength=len(names)) for row in rows]
+        failures += [f"{r['image_id']}: {r['status']}: {r['message']}" for r in rows if r["status"] != schemas.OK]
+        log.info("%s  %d/%d images", step.name, min(start + _ROWS_PER_PART, len(ids)), len(ids))
+    told = statistics(np.stack(counts), labels, names)
+    storage.write_json(storage.join(step.folder, "statistics.json"), told)
+    return Outcome(
+        rows=len(ids),
+        failed=len(failures),
+        failures=failures[:10],
+        parts=parts,
+        summary=f"{told['boxes_per_image']:.2f} boxes per image, {told['images_without']} images without any, "
+        f"{told['labels_without']} of {told['labels']} labels without any",
+    )
+
+
+def _read_found(step: Step, ids: list[str], names: list[str]) -> pa.Table:
+    """Rows of detections of these images, in their order.
+
+    Raises:
+        DataError: an image has no row.
+    """
+    if step.config.results is not None:
+        from weaksam.data.coco_results import read_results
+
+        return read_results(step.config.results, ids, names).select(["image_id", *_COLUMNS])
+    source = step.inputs["detections"]
+    table = tables.read_step(source, columns=_COLUMNS)
+    if schemas.class_names_of(table.schema) != names:
+        raise DataError(f"steps.{step.name}: steps {source.name} and images have other classes: name the same images")
+    where = {image_id: row for row, image_id in enumerate(table.column("image_id").to_pylist())}
+    missing = [image_id for image_id in ids if image_id not in where]
+    if missing:
+        raise DataError(
+            f"steps.{step.name}: step {source.name} has no row for {len(missing)} of {len(ids)} images, e.g. "
+            f"{missing[0]}: let it run on this split too"
+        )
+    return table.take(pa.array([where[image_id] for image_id in ids], pa.int64()))
+
+
+def choose(row: dict[str, Any], labels: np.ndarray, rules: Any) -> dict[str, Any]:
+    """A row of pseudo ground truth from a row of detections; scores stay what they were, a failed row fails."""
+    from weaksam.ops.pgt import select_pgt
+
+    if row["status"] != schemas.OK:
+        return {key: row[key] for key in ("image_id", "status", "message")}
+    boxes = np.array(row["boxes"], np.float32).reshape(-1, 4)
+    classes, scores = np.array(row["classes"], np.int32), np.array(row["scores"], np.float32)
+    kept = select_pgt(boxes, classes, scores, labels.tolist(), rules)
+    return row | {"boxes": boxes[kept], "classes": classes[kept], "scores": scores[kept]}
+
+
+def statistics(counts: np.ndarray, labels: np.ndarray, names: list[str]) -> dict[str, Any]:
+    """What was chosen, in numbers.
+
+    Args:
+        counts: (images, C) int, boxes of each class.
+        labels: (images, C) bool.
+        names: of the classes.
+    """
+    return {
+        "images": len(counts),
+        "boxes": int(counts.sum()),
+        "boxes_per_image": float(counts.sum(1).mean()),
+        "boxes_per_label": float(counts.sum() / max(labels.sum(), 1)),
+        "images_without": int((counts.sum(1) == 0).sum()),
+        "labels": int(labels.sum()),
+        "labels_without": int((labels & (counts == 0)).sum()),
+        "boxes_by_class": {name: int(total) for name, total in zip(names, counts.sum(0), strict=True)},
+    }
+
+
+STAGE = Stage("pgt", 1, PgtConfig, run, writes="pgt")

@@ -1,0 +1,237 @@
+"""images, pgt -> detector: an ordinary detector, trained on pseudo ground truth.
+
+Nothing is selected: the weights of the last step are handed on. The only boxes there are were learnt from.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from weaksam import schemas, storage, tables
+from weaksam.config import NotInFingerprint, OutsideFile, Reads, Settings, StageConfig
+from weaksam.errors import DataError
+from weaksam.sam import SHIPPED
+from weaksam.stage import Outcome, Stage, Step
+from weaksam.training_settings import Precision, TrainResources, TrainSettings
+
+if TYPE_CHECKING:
+    from weaksam.models.detector_build import DetectorSpec
+    from weaksam.models.detector_task import DetectorTask, PseudoObjects
+
+# What a model is trained with where the step does not say: DINO's are those for VOC07.
+_RECIPES: dict[str, dict[str, Any]] = {
+    "dino": {
+        "scales": list(range(480, 801, 32)),
+        "max_side": 1333,
+        "crop_chance": 0.5,
+        "steps": 13_160,  # 14 rounds of three times 5,011 images
+        "milestones": [7_520, 9_400, 11_280],
+        "warmup": 0,
+        "optimizer": "adamw",
+        "lr": 9e-5,
+        "backbone_lr": 0.1,
+        "clip": 0.1,
+    },
+}
+_RECIPES["rt_detr_v2"] = _RECIPES["dino"] | {"lr": 1e-4}
+
+
+class RoiDropSettings(Settings):
+    """When a region that is hard to learn is held to be wrongly labelled, and not learnt from."""
+
+    gate: Literal["off", "and", "independent", "cls", "reg"] = "off"
+    """`and`: both losses of a region where both are too large; `independent`: each where it is; or one loss alone."""
+    cls_threshold: float = Field(default=4.0, gt=0)
+    """Classification losses above this are too large (4 = a probability below 0.018)."""
+    reg_threshold: float = Field(default=4.0, gt=0)
+    """Regression losses above this are too large (L1, summed over the four deltas of a box)."""
+    start: int = Field(default=2000, ge=0)
+    """Step from which on regions are dropped."""
+
+
+class TrainDetectorConfig(StageConfig):
+    """Trains Faster R-CNN, DINO or RT-DETRv2 on pseudo ground truth.
+
+    Defaults are the published recipe of Faster R-CNN for VOC07 (SGD, batch 16, learning rate 0.02, 9,000 steps); with
+    another model those of DINO for VOC07 (AdamW, batch 16, learning rate 9e-5).
+    """
+
+    images: Annotated[str, Reads("images")]
+    """The `index` step with the images."""
+    pgt: Annotated[str, Reads("pgt")]
+    """The step with the boxes to learn from; its images are trained on."""
+    model: Literal["faster_rcnn", "dino", "rt_detr_v2"] = "faster_rcnn"
+    """What is trained."""
+    backbone: Literal["resnet50", "small"] = "resnet50"
+    """`small` is for few images and no GPU: a smaller network on what the frozen small SAM sees."""
+    pretrained: bool = True
+    """Start from the weights the backbone is known with: torchvision's of ImageNet, the shipped SAM's for `small`."""
+    weights: Annotated[str | None, OutsideFile()] = None
+    """URI of ImageNet weights to start from instead (a state dict with torchvision's keys)."""
+    frozen_stages: int = Field(default=1, ge=0, le=4)
+    """Stages of resnet50 that are not trained, from the first."""
+    box_loss: Literal["l1", "smooth_l1"] = "l1"
+    """Of Faster R-CNN: `l1` as published, torchvision's own is `smooth_l1`."""
+    roi_drop: RoiDropSettings = RoiDropSettings()
+    """Which regions are not learnt from."""
+    keep_empty: bool = False
+    """Whether images without boxes are learnt from, as background; their objects were not found, but are there."""
+    scales: list[int] = Field(default=list(range(480, 1217, 32)), min_length=1)
+    """Lengths of the shorter side of training images, one drawn for each; pixels."""
+    max_side: int = Field(default=2000, ge=32)
+    """The longer side is at most this, pixels."""
+    crop_chance: float = Field(default=0.0, ge=0, le=1)
+    """How often a part is cut out of an image, DETR's way."""
+    steps: int = Field(default=9000, ge=1)
+    """Steps of the optimiser."""
+    batch_size: int = Field(default=16, ge=1)
+    """Images of a step, over all workers together."""
+    optimizer: Literal["sgd", "adamw", "muon"] = "sgd"
+    """`sgd` has momentum 0.9; `muon` is for backbone `small`."""
+    lr: float = Field(default=0.02, gt=0)
+    """Learning rate after the warm-up, for this batch size."""
+    backbone_lr: float = Field(default=1.0, gt=0)
+    """Learning rate of the backbone, times `lr`."""
+    warmup: int = Field(default=30, ge=0)
+    """Steps over which the learning rate rises from a thousandth."""
+    milestones: list[int] | None = Field(default=[6000, 8000])
+    """Steps after which the learning rate is divided by 10; null = a cosine to 0."""
+    weight_decay: float = Field(default=1e-4, ge=0)
+    """Weight decay; none on layers of normalisation."""
+    clip: float | None = Field(default=None, gt=0)
+    """Largest norm of the gradient; unset = not clipped."""
+    ema: float = Field(default=0.0, ge=0, lt=1)
+    """Memory of the running mean of the weights that is handed on; 0 = the last ones."""
+    precision: Precision = "fp32"
+    """What is computed in; bf16 is fp32 on processors that lack it."""
+    seed: int = Field(default=0, ge=0)
+    """Decides order, augmentation and random weights."""
+    checkpoint_every: Annotated[int, NotInFingerprint()] = Field(default=500, ge=1)
+    """Steps between checkpoints: what an interruption can cost."""
+    log_every: Annotated[int, NotInFingerprint()] = Field(default=50, ge=1)
+    """Steps between rows of metrics."""
+    resources: TrainResources = TrainResources()
+    """Where it runs."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_model(cls, given: Any) -> Any:
+        recipe = _RECIPES.get(str(given.get("model"))) if isinstance(given, dict) else None
+        return {**recipe, **given} if recipe else given
+
+    @model_validator(mode="after")
+    def _fits(self) -> TrainDetectorConfig:
+        if self.backbone == "small" and self.weights is not None:
+            raise ValueError("weights are for resnet50: small stands on the shipped SAM")
+        if self.backbone != "small" and self.optimizer == "muon":
+            raise ValueError("optimizer muon is for backbone small: resnet50 has sgd or adamw")
+        if self.model == "rt_detr_v2" and self.roi_drop.gate != "off":
+            raise ValueError("roi_drop is for faster_rcnn and dino: rt_detr_v2 has its losses summed up elsewhere")
+        return self
+
+    def spec(self, num_classes: int, boxes_per_image: float = 1.0) -> DetectorSpec:
+        """The network."""
+        from weaksam.models.detector_build import DetectorSpec
+        from weaksam.ops.roi_drop import RoiDropRules
+
+        return DetectorSpec(
+            model=self.model,
+            backbone=self.backbone,
+            num_classes=num_classes,
+            frozen_stages=self.frozen_stages,
+            box_loss=self.box_loss,
+            drop=RoiDropRules(**self.roi_drop.model_dump()),
+            boxes_per_image=boxes_per_image,
+            pretrained=self.pretrained,
+            weights=self.weights,
+        )
+
+
+def run(step: Step) -> Outcome:
+    """Trains, from where an earlier call stopped."""
+    from weaksam import runtime, training
+
+    config: TrainDetectorConfig = step.config
+    task = make_task(step)
+    task.build_model()  # a fault of the weights is told here, at once, and not by every worker in turn
+    runtime.connect()
+    training.train(task, train_settings(config), step.folder)
+    last = json.loads(storage.read_bytes(storage.join(step.folder, "metrics.jsonl")).decode().splitlines()[-1])
+    return Outcome(rows=len(task.uris), summary=f"loss {last['loss']:.3g}")
+
+
+def train_settings(config: TrainDetectorConfig) -> TrainSettings:
+    """The same for the loop."""
+    return TrainSettings(
+        steps=config.steps,
+        batch_size=config.batch_size,
+        lr=config.lr,
+        warmup=config.warmup,
+        warmup_from=1e-3,
+        milestones=tuple(config.milestones) if config.milestones is not None else None,
+        weight_decay=config.weight_decay,
+        clip=config.clip,
+        ema=config.ema,
+        precision=config.precision,
+        seed=config.seed,
+        checkpoint_every=config.checkpoint_every,
+        log_every=config.log_every,
+        resources=config.resources,
+    )
+
+
+def make_task(step: Step) -> DetectorTask:
+    """The task of a step: images of its pseudo ground truth.
+
+    Raises:
+        DataError: none has a box, or the boxes are of other images.
+    """
+    from weaksam.models.detector_task import DetectorRecipe, DetectorTask
+
+    config: TrainDetectorConfig = step.config
+    uris, objects, num_classes = read_objects(step)
+    boxes_per_image = sum(map(len, objects.boxes)) / len(uris)
+    recipe = DetectorRecipe(
+        scales=tuple(config.scales),
+        max_side=config.max_side,
+        crop_chance=config.crop_chance,
+        optimizer=config.optimizer,
+        backbone_lr=config.backbone_lr,
+    )
+    return DetectorTask(config.spec(num_classes, boxes_per_image).with_starting_weights, uris, objects, recipe)
+
+
+def read_objects(step: Step) -> tuple[list[str], PseudoObjects, int]:
+    """URIs of the images to train on, their objects, and the number of classes."""
+    from weaksam.models.detector_task import PseudoObjects
+
+    source = step.inputs["pgt"]
+    if source.inputs["images"].fingerprint != step.inputs["images"].fingerprint:
+        raise DataError(
+            f"steps.{step.name}: step {source.name} was made from the images of {source.inputs['images'].name}, "
+            f"not of {step.inputs['images'].name}: name the same step for both"
+        )
+    images = tables.read_step(step.inputs["images"], columns=["uri"])
+    uri_of = dict(zip(images.column("image_id").to_pylist(), images.column("uri").to_pylist(), strict=True))
+    table = tables.read_step(source, columns=["status", "boxes", "classes"])
+    rows = [
+        row for row in table.to_pylist() if row["status"] == schemas.OK and (row["boxes"] or step.config.keep_empty)
+    ]
+    boxes = [np.array(row["boxes"], np.float32).reshape(-1, 4) for row in rows]
+    classes = [np.array(row["classes"], np.int64) for row in rows]
+    if not any(map(len, boxes)):
+        raise DataError(f"steps.{step.name}: step {source.name} holds no box to learn from: lower its threshold")
+    uris = [uri_of[row["image_id"]] for row in rows]
+    return uris, PseudoObjects(boxes, classes), len(schemas.class_names_of(images.schema))
+
+
+def _shipped_weights(config: TrainDetectorConfig) -> dict[str, str]:
+    uses_sam = config.backbone == "small" and config.pretrained
+    return {"sam.vit_xs": storage.identity(str(SHIPPED["vit_xs"]))} if uses_sam else {}
+
+
+STAGE = Stage("train_detector", 1, TrainDetectorConfig, run, writes="detector", outside=_shipped_weights)
