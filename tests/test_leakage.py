@@ -1,6 +1,6 @@
 """Training and proposals see image-level labels of the training split, and nothing else that a person drew or wrote.
 
-And a classifier or a detector whose driver or worker is killed ends with the weights of an undisturbed one.
+And a classifier or detector whose driver or worker is killed ends with the weights of an undisturbed one.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ XML = """<annotation><filename>{name}</filename><size><width>48</width><height>3
 
 
 def write_run(base: Path, *, epochs: int = 1, steps: int = 3) -> str:
-    """A run file of classifier, proposals, detector and detections on ten noise images in two splits, with boxes."""
+    """A run file from classifier to retrained detector on ten noise images in two splits, with boxes."""
     noise = np.random.default_rng(0)
     for split, count in (("train", 6), ("test", 4)):
         (base / "data" / split).mkdir(parents=True)
@@ -55,6 +55,11 @@ def write_run(base: Path, *, epochs: int = 1, steps: int = 3) -> str:
         f"dropblock: one_pass, scales: [32, 40], min_side: 4, steps: {steps}, batch_size: 3, lr: 1.0e-3, warmup: 0, "
         "checkpoint_every: 4, log_every: 2}\n"
         "  found: {stage: detect, images: images, proposals: proposals, checkpoint: mist, scales: [32], "
+        "resources: {max_actors: 1}}\n"
+        "  pgt: {stage: pgt, images: images, detections: found, split: train}\n"
+        "  net: {stage: train_detector, images: images, pgt: pgt, backbone: small, scales: [32, 40], batch_size: 3, "
+        f"steps: {steps}, lr: 1.0e-3, warmup: 0, milestones: null, checkpoint_every: 4, log_every: 2}}\n"
+        "  net_found: {stage: detect, images: images, detector: net, scales: [32], score_threshold: 0.0, "
         "resources: {max_actors: 1}}\n"
     )
     return str(path)
@@ -82,23 +87,25 @@ def test_neither_boxes_nor_labels_of_the_test_split_reach_training_or_proposals(
     config = write_run(tmp_path)
     steps = pipeline.load(config)
     pipeline.run_steps(steps)
-    images, classifier, proposals, mist, found = steps
-    detections = tables.read_step(found)
-    assert sum(map(len, detections.column("boxes").to_pylist())) > 0
+    images, classifier, proposals, mist, found, pgt, net, net_found = steps
+    read = {step.name: tables.read_step(step) for step in (found, pgt, net_found)}
+    assert all(sum(map(len, one.column("boxes").to_pylist())) > 0 for one in read.values())
     table = tables.read_step(proposals)
     assert set(table.column("status").to_pylist()) == {"ok"}
     used = [row["labels"] for row in table.to_pylist() if row["image_id"].startswith("train")]
     assert used == [[0], [1]] * 3  # known
     assert any(len(points) for points in table.column("points").to_pylist())
-    weights = [load_file(Path(step.folder) / "checkpoint" / "model.safetensors") for step in (classifier, mist)]
+    trained = (classifier, mist, net)
+    weights = [load_file(Path(step.folder) / "checkpoint" / "model.safetensors") for step in trained]
 
-    for step in (classifier, proposals, mist, found):
+    for step in steps[1:]:
         shutil.rmtree(step.folder)
     spoil(images)
     pipeline.run_steps(pipeline.load(config))
     assert tables.read_step(proposals).equals(table)
-    assert tables.read_step(found).equals(detections)
-    for before, step in zip(weights, (classifier, mist), strict=True):
+    for step in (found, pgt, net_found):
+        assert tables.read_step(step).equals(read[step.name])
+    for before, step in zip(weights, trained, strict=True):
         again = load_file(Path(step.folder) / "checkpoint" / "model.safetensors")
         assert all(np.array_equal(value, again[key]) for key, value in before.items())
 
@@ -114,7 +121,11 @@ def kill(driver: subprocess.Popen, what: str) -> None:
     os.kill(workers[0], signal.SIGKILL)
 
 
-NEEDED = {"classifier": ["images", "classifier"], "mist": ["images", "classifier", "proposals", "mist"]}
+NEEDED = {
+    "classifier": ["images", "classifier"],
+    "mist": ["images", "classifier", "proposals", "mist"],
+    "net": ["images", "classifier", "proposals", "mist", "found", "pgt", "net"],
+}
 
 
 def command(config: str, run: Path, step: str) -> list[str]:
@@ -130,14 +141,16 @@ def calm(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     config, ray_folder = write_run(base, epochs=12, steps=120), tempfile.mkdtemp(prefix="ws", dir="/tmp")
     environment = {**os.environ, "RAY_TMPDIR": ray_folder}
     try:
-        subprocess.run(command(config, base / "run", "mist"), cwd=ROOT, env=environment, check=True, timeout=300)
+        subprocess.run(command(config, base / "run", "net"), cwd=ROOT, env=environment, check=True, timeout=300)
     finally:
         clear_up(ray_folder)
     return config, base / "run"
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(("step", "what"), [("classifier", "driver"), ("mist", "driver"), ("mist", "worker")])
+@pytest.mark.parametrize(
+    ("step", "what"), [("classifier", "driver"), ("mist", "driver"), ("mist", "worker"), ("net", "driver")]
+)
 def test_training_that_is_killed_ends_as_if_nothing_had_happened(
     tmp_path: Path, calm: tuple[str, Path], step: str, what: str
 ) -> None:

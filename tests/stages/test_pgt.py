@@ -41,7 +41,7 @@ def inputs(tmp_path: Path) -> dict[str, Step]:
 
 
 def make_step(folder: Path, inputs: dict[str, Step], **changes: object) -> Step:
-    settings = {"images": "images", "detections": "found", "split": "train", "norm": "max"}
+    settings = {"images": "images", "detections": "found", "split": "train"}
     config = PgtConfig.model_validate(settings | changes)
     return Step("pgt", pgt.STAGE, config, inputs, {}, "p", str(folder / "pgt-p"))
 

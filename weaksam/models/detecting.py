@@ -79,7 +79,7 @@ def detect_in_views(net: Detector, image: Tensor, rules: DetectRules) -> Found:
         found = net.detect([_view(image, hw, is_mirrored)])[0]
         boxes = _mirror(found.boxes, hw[1]) if is_mirrored else found.boxes
         seen.append(found._replace(boxes=boxes / boxes.new_tensor([hw[1] / width, hw[0] / height] * 2)))
-    boxes, classes, scores = (torch.cat(parts) for parts in zip(*seen, strict=True))
+    boxes, classes, scores = (torch.cat(parts) for parts in zip(*(one[:3] for one in seen), strict=True))
     keep = scores.argsort(descending=True, stable=True)
     if len(seen) > 1:
         keep = batched_nms(boxes.float(), scores, classes, rules.nms_threshold)

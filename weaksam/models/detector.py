@@ -18,18 +18,26 @@ _MEAN, _STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # ImageNet, RG
 
 
 class Targets(NamedTuple):
-    """Objects of an image: boxes (G, 4) float32 and classes (G,) int64. G may be 0."""
+    """Objects of an image: boxes (G, 4) float32 and classes (G,) int64; masks (G, H, W) bool, where asked for.
+
+    G may be 0.
+    """
 
     boxes: Tensor
     classes: Tensor
+    masks: Tensor | None = None
 
 
 class Found(NamedTuple):
-    """Detections of an image, best first: boxes (K, 4) float32, classes (K,) int64, scores (K,) float32 in 0..1."""
+    """Detections of an image, best first: boxes (K, 4) float32, classes (K,) int64, scores (K,) float32 in 0..1.
+
+    And masks (K, H, W) bool, of a detector that makes some.
+    """
 
     boxes: Tensor
     classes: Tensor
     scores: Tensor
+    masks: Tensor | None = None
 
 
 class Batch(NamedTuple):

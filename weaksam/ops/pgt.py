@@ -24,11 +24,12 @@ ContainmentRule = Literal["greedy", "all_pairs", "off"]
 
 @dataclass(frozen=True)
 class PgtRules:
-    """What stays. The defaults are the paper's thresholds.
+    """What stays. The defaults are the paper's but for `norm`.
 
     Attributes:
         norm: scores s of a class in an image, from m to M, become (s - m) / (M - m) with `minmax` (the paper's figure),
-            s / (M - m) with `range` (its code), s / M with `max`.
+            s / (M - m) with `range` (its code), s / M with `max`. Where there are a hundred detections, down to nothing,
+            these are as good as equal; where there are few, `minmax` loses the second best, however good it is.
         threshold: detections with a normalised score of at least this stay, beside the best of each class.
         containment: of a box, how much of its area in another of its class makes it a part of that one.
         containment_rule: `greedy`: by falling score, parts of a box that stayed go. `all_pairs`: parts of any box
@@ -38,7 +39,7 @@ class PgtRules:
         max_per_image: most of an image, the best of each class first; None = no limit.
     """
 
-    norm: Norm = "minmax"
+    norm: Norm = "max"
     threshold: float = 0.3
     containment: float = 0.85
     containment_rule: ContainmentRule = "greedy"

@@ -177,7 +177,8 @@ class DetectObjects:
 
         pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))).to(self.device)
         try:
-            return {key: part.cpu().numpy() for key, part in self.find(pixels, proposals)._asdict().items()}
+            found = self.find(pixels, proposals)
+            return {key: part.cpu().numpy() for key, part in found._asdict().items() if part is not None}
         except torch.OutOfMemoryError as error:
             raise ImageError("oom", f"no device memory for {image.shape[:2]} pixels: {error}") from error
 

@@ -38,8 +38,8 @@ class PgtConfig(StageConfig):
     """URI of detections made elsewhere to be chosen from instead, a COCO results json."""
     split: str
     """Split that is to be trained on."""
-    norm: Literal["range", "minmax", "max"] = "minmax"
-    """Scores s of a class in an image, from m to M, count as s / (M - m), (s - m) / (M - m) or s / M."""
+    norm: Literal["range", "minmax", "max"] = "max"
+    """Scores s of a class in an image, from m to M, count as s / (M - m), as published, (s - m) / (M - m) or s / M."""
     threshold: float = Field(default=0.3, ge=0)
     """Detections whose normalised score is at least this stay, and the best of each class always."""
     containment: float = Field(default=0.85, gt=0, le=1)
