@@ -108,7 +108,7 @@ def test_roi_drop_zeroes_single_regions_and_keeps_the_divisor(gate: Any, step: i
     logits, deltas = 2 * torch.randn(19, classes + 1), torch.randn(19, 4 * (classes + 1))
     wanted_deltas = [torch.randn(size, 4) for size in sizes]
     rules = RoiDropRules(gate, cls_threshold=2.0, reg_threshold=4.0, start=10)
-    got = roi_losses(logits, deltas, labels, wanted_deltas, 0.0, rules, step)
+    got = roi_losses(logits, deltas, labels, wanted_deltas, 0.0, rules, step).sums(rules)
 
     cls_sum = reg_sum = dropped_cls = dropped_reg = 0.0
     row = 0

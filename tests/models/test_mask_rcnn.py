@@ -15,8 +15,8 @@ from torchvision.models.detection import FasterRCNN, maskrcnn_resnet50_fpn
 from tests.models.pictures import squares_and_discs
 from tests.models.test_faster_rcnn import SMALL, TinyPyramid, twin
 from weaksam.models.detector import Found, Targets
-from weaksam.models.faster_rcnn import FoundRules
-from weaksam.models.mask_rcnn import MaskRcnn, MaskRcnnSize, dropped_rois, mask_loss
+from weaksam.models.faster_rcnn import FoundRules, roi_losses
+from weaksam.models.mask_rcnn import MaskRcnn, MaskRcnnSize, mask_loss
 from weaksam.models.pyramids import ResNet50
 from weaksam.ops.roi_drop import RoiDropRules
 
@@ -137,7 +137,8 @@ def test_a_mask_is_dropped_where_its_class_or_its_box_is_and_the_divisor_stays(g
     logits, deltas = 2 * torch.randn(20, classes + 1), torch.randn(20, 4 * (classes + 1))
     wanted_deltas = [torch.randn(size, 4) for size in sizes]
     rules = RoiDropRules(gate, cls_threshold=2.0, reg_threshold=4.0, start=10)
-    dropped = dropped_rois(logits, deltas, labels, wanted_deltas, 0.0, rules, step)
+    by_roi = roi_losses(logits, deltas, labels, wanted_deltas, 0.0, rules, step)
+    dropped = by_roi.drop_cls | by_roi.drop_reg
 
     is_object = torch.cat(labels) > 0
     masks = torch.randn(int(is_object.sum()), classes + 1, cells, cells)
@@ -162,6 +163,13 @@ def test_a_mask_is_dropped_where_its_class_or_its_box_is_and_the_divisor_stays(g
     assert got.item() == pytest.approx(told, rel=1e-5)
     assert int(dropped.sum()) == num_dropped
     assert (num_dropped > 0) == (step >= 10 and gate != "off")
+
+
+def test_regions_are_dropped_from_the_step_on_that_the_rules_name() -> None:
+    images, targets = masked_pictures(2, side=64)
+    net = tiny(drop=RoiDropRules("cls", cls_threshold=0.01, start=10)).train()
+    counts = [net.losses(images, targets, step)["dropped_mask"].item() for step in (9, 10)]
+    assert counts[0] == 0 < counts[1]
 
 
 def test_drops_of_masks_are_told() -> None:

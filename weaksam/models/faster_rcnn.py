@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -190,10 +190,49 @@ class _RoiHeads(RoIHeads):
         """torchvision's, with our losses."""
         if not self.training:
             return super().forward(features, proposals, image_shapes)
-        proposals, _, labels, regression_targets = self.select_training_samples(proposals, targets)
-        pooled = self.box_head(self.box_roi_pool(features, proposals, image_shapes))
-        logits, deltas = self.box_predictor(pooled)
-        return [], roi_losses(logits, deltas, labels, regression_targets, self.beta, self.drop, self.step)
+        rois, _, labels, wanted = self.select_training_samples(proposals, targets)
+        return [], self.box_losses(features, rois, labels, wanted, image_shapes).sums(self.drop)
+
+    def box_losses(
+        self,
+        features: dict[str, Tensor],
+        rois: list[Tensor],
+        labels: list[Tensor],
+        wanted: list[Tensor],
+        image_shapes: list[tuple[int, int]],
+    ) -> RoiLosses:
+        """Of sampled RoIs."""
+        logits, deltas = self.box_predictor(self.box_head(self.box_roi_pool(features, rois, image_shapes)))
+        return roi_losses(logits, deltas, labels, wanted, self.beta, self.drop, self.step)
+
+
+class RoiLosses(NamedTuple):
+    """Losses of sampled RoIs, one by one, and which of them count nothing.
+
+    Attributes:
+        cls, reg: (R,) cross-entropy, and smooth L1 summed over the four deltas, 0 of background.
+        drop_cls, drop_reg: (R,) bool.
+        shares: (R,) what each is multiplied by: one over the number of RoIs of its image.
+    """
+
+    cls: Tensor
+    reg: Tensor
+    drop_cls: Tensor
+    drop_reg: Tensor
+    shares: Tensor
+
+    def sums(self, drop: RoiDropRules) -> dict[str, Tensor]:
+        """Sums over images; what is dropped counts 0 and is still divided by.
+
+        Returns:
+            `loss_classifier`, `loss_box_reg`; with RoI drop `dropped_cls`, `dropped_reg`, how many RoIs' losses were.
+        """
+        losses = {
+            "loss_classifier": (self.cls * self.shares).masked_fill(self.drop_cls, 0).sum(),
+            "loss_box_reg": (self.reg * self.shares).masked_fill(self.drop_reg, 0).sum(),
+        }
+        told = {"dropped_cls": self.drop_cls.sum(), "dropped_reg": self.drop_reg.sum()}
+        return losses | (told if drop.gate != "off" else {})
 
 
 def roi_losses(
@@ -204,8 +243,8 @@ def roi_losses(
     beta: float,
     drop: RoiDropRules,
     step: int,
-) -> dict[str, Tensor]:
-    """Losses of the second stage, sums over images; what is dropped counts 0 and is still divided by.
+) -> RoiLosses:
+    """Losses of the second stage.
 
     Args:
         logits: (R, 1 + C), the first is background's.
@@ -215,23 +254,13 @@ def roi_losses(
         beta: of smooth L1; 0 = L1.
         drop: RoI drop.
         step: of the training.
-
-    Returns:
-        `loss_classifier`, `loss_box_reg`; with RoI drop `dropped_cls`, `dropped_reg`, how many RoIs' losses were.
     """
-    shares = torch.cat([one.new_full(one.shape, 1 / max(len(one), 1), dtype=logits.dtype) for one in labels])
+    shares = torch.cat([one.new_full(one.shape, 1 / max(len(one), 1), dtype=torch.float32) for one in labels])
     classes, wanted = torch.cat(list(labels)), torch.cat(list(regression_targets))
-    by_class = deltas.view(len(deltas), -1, 4)
+    own = deltas.view(len(deltas), -1, 4)[torch.arange(len(classes), device=classes.device), classes]
     cls = F.cross_entropy(logits.float(), classes, reduction="none")
-    reg = _box_losses(by_class[torch.arange(len(classes), device=classes.device), classes], wanted, beta)
-    reg = torch.where(classes > 0, reg, 0.0)
-    drop_cls, drop_reg = select_drops(cls.detach(), reg.detach(), classes > 0, drop, step)
-    losses = {
-        "loss_classifier": (cls * shares).masked_fill(drop_cls, 0).sum(),
-        "loss_box_reg": (reg * shares).masked_fill(drop_reg, 0).sum(),
-    }
-    told = {} if drop.gate == "off" else {"dropped_cls": drop_cls.sum(), "dropped_reg": drop_reg.sum()}
-    return losses | told
+    reg = torch.where(classes > 0, _box_losses(own, wanted, beta), 0.0)
+    return RoiLosses(cls, reg, *select_drops(cls.detach(), reg.detach(), classes > 0, drop, step), shares)
 
 
 def _box_losses(deltas: Tensor, targets: Tensor, beta: float) -> Tensor:

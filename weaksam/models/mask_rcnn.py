@@ -22,17 +22,9 @@ from torchvision.models.detection.roi_heads import paste_masks_in_image, project
 from torchvision.ops import MultiScaleRoIAlign
 
 from weaksam.models.detector import Found, Targets
-from weaksam.models.faster_rcnn import (
-    PUBLISHED,
-    BoxLoss,
-    FasterRcnn,
-    FasterRcnnSize,
-    FoundRules,
-    _box_losses,
-    roi_losses,
-)
+from weaksam.models.faster_rcnn import PUBLISHED, BoxLoss, FasterRcnn, FasterRcnnSize, FoundRules
 from weaksam.models.pyramids import Pyramid
-from weaksam.ops.roi_drop import NO_DROP, RoiDropRules, select_drops
+from weaksam.ops.roi_drop import NO_DROP, RoiDropRules
 
 _THRESHOLD = 0.5  # a pixel is the object's from this probability on
 
@@ -91,14 +83,14 @@ class MaskRcnn(FasterRcnn):
         Raises:
             ValueError: an image has objects without masks.
         """
+        self.roi_heads.step = step
         listed = [{"boxes": one.boxes, "labels": one.classes + 1, "masks": _masks(one)} for one in targets]
         batch, maps = self._see(images)
         proposals, first = self.rpn(batch, maps, listed)
         heads: Any = self.roi_heads
         sizes = batch.image_sizes
         rois, places, labels, wanted = heads.select_training_samples(proposals, listed)
-        logits, deltas = heads.box_predictor(heads.box_head(heads.box_roi_pool(maps, rois, sizes)))
-        second = roi_losses(logits, deltas, labels, wanted, heads.beta, heads.drop, step)
+        by_roi = heads.box_losses(maps, rois, labels, wanted, sizes)
 
         rois, places = ([v[c > 0] for v, c in zip(values, labels, strict=True)] for values in (rois, places))
         masks: Tensor = heads.mask_predictor(heads.mask_head(heads.mask_roi_pool(maps, rois, sizes)))
@@ -107,10 +99,10 @@ class MaskRcnn(FasterRcnn):
             project_masks_on_boxes(one["masks"], boxes, matched, cells)
             for one, boxes, matched in zip(listed, rois, places, strict=True)
         ]
-        drops = dropped_rois(logits.detach(), deltas.detach(), labels, wanted, heads.beta, heads.drop, step)
+        drops = by_roi.drop_cls | by_roi.drop_reg
         loss = mask_loss(masks, parts, [one[one > 0] for one in labels], drops[torch.cat(labels) > 0])
         told = {} if heads.drop.gate == "off" else {"dropped_mask": drops.sum()}
-        return {**first, **second, "loss_mask": loss, **told}
+        return {**first, **by_roi.sums(heads.drop), "loss_mask": loss, **told}
 
     @torch.no_grad()
     def detect(self, images: Sequence[Tensor]) -> list[Found]:
@@ -121,23 +113,6 @@ class MaskRcnn(FasterRcnn):
             Found(one["boxes"], one["labels"] - 1, one["scores"], _paste(one["masks"], one["boxes"], hw))
             for one, hw in zip(found, batch.image_sizes, strict=True)
         ]
-
-
-def dropped_rois(
-    logits: Tensor,
-    deltas: Tensor,
-    labels: Sequence[Tensor],
-    regression_targets: Sequence[Tensor],
-    beta: float,
-    drop: RoiDropRules,
-    step: int,
-) -> Tensor:
-    """(R,) bool, whether a RoI's class loss or its box loss is dropped. Arguments are those of `roi_losses`."""
-    classes, wanted = torch.cat(list(labels)), torch.cat(list(regression_targets))
-    own = deltas.view(len(deltas), -1, 4)[torch.arange(len(classes), device=classes.device), classes]
-    cls = F.cross_entropy(logits.float(), classes, reduction="none")
-    drop_cls, drop_reg = select_drops(cls, _box_losses(own, wanted, beta), classes > 0, drop, step)
-    return drop_cls | drop_reg
 
 
 def mask_loss(logits: Tensor, wanted: Sequence[Tensor], labels: Sequence[Tensor], is_dropped: Tensor) -> Tensor:

@@ -28,8 +28,8 @@ class PgtRules:
 
     Attributes:
         norm: scores s of a class in an image, from m to M, become (s - m) / (M - m) with `minmax` (the paper's figure),
-            s / (M - m) with `range` (its code), s / M with `max`. Where there are a hundred detections, down to nothing,
-            these are as good as equal; where there are few, `minmax` loses the second best, however good it is.
+            s / (M - m) with `range` (its code), s / M with `max`. With a hundred detections, down to no score at all,
+            all are as good as equal; with few, `minmax` loses the second best, however good it is.
         threshold: detections with a normalised score of at least this stay, beside the best of each class.
         containment: of a box, how much of its area in another of its class makes it a part of that one.
         containment_rule: `greedy`: by falling score, parts of a box that stayed go. `all_pairs`: parts of any box
