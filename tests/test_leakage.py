@@ -82,6 +82,7 @@ def spoil(images: Step) -> None:
         )
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.usefixtures("ray_cluster")
 def test_neither_boxes_nor_labels_of_the_test_split_reach_training_or_proposals(tmp_path: Path) -> None:
     config = write_run(tmp_path)
@@ -141,7 +142,7 @@ def calm(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     config, ray_folder = write_run(base, epochs=12, steps=120), tempfile.mkdtemp(prefix="ws", dir="/tmp")
     environment = {**os.environ, "RAY_TMPDIR": ray_folder}
     try:
-        subprocess.run(command(config, base / "run", "net"), cwd=ROOT, env=environment, check=True, timeout=300)
+        subprocess.run(command(config, base / "run", "net"), cwd=ROOT, env=environment, check=True, timeout=500)
     finally:
         clear_up(ray_folder)
     return config, base / "run"

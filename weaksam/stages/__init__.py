@@ -4,6 +4,7 @@ from weaksam.stage import Stage
 from weaksam.stages import (
     detect,
     evaluate,
+    export,
     index,
     pgt,
     proposals,
@@ -12,5 +13,5 @@ from weaksam.stages import (
     train_wsod,
 )
 
-_MODULES = (index, train_classifier, proposals, train_wsod, detect, pgt, train_detector, evaluate)
+_MODULES = (index, train_classifier, proposals, train_wsod, detect, pgt, train_detector, evaluate, export)
 STAGES: dict[str, Stage] = {module.STAGE.name: module.STAGE for module in _MODULES}

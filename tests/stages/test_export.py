@@ -1,0 +1,228 @@
+"""Exporting as a stage: what it reads, what it tells, which faults it names, and that a broken export is noticed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pycocotools import mask as coco_mask
+
+from tests.stages.test_train_wsod import finished
+from weaksam import schemas, storage, tables
+from weaksam.data import export_yolo
+from weaksam.data.coco_results import read_results
+from weaksam.errors import ConfigError, DataError, StageError
+from weaksam.stage import Step
+from weaksam.stages import export
+from weaksam.stages.export import ExportConfig
+
+
+def encode(*window: int, hole: bool = False) -> bytes:
+    mask = np.zeros((60, 100), np.uint8, order="F")
+    left, top, right, bottom = window
+    mask[top:bottom, left:right] = 1
+    if hole:
+        mask[top + 5 : top + 10, left + 5 : left + 10] = 0
+    return coco_mask.encode(mask)["counts"]
+
+
+IMAGES = [
+    {"image_id": "a", "uri": "s3://b/i/train/a 1.jpg", "split": "train", "height": 60, "width": 100},
+    {"image_id": "b", "uri": "s3://b/i/train/ö.jpg", "split": "train"},
+    {"image_id": "c", "uri": "s3://b/i/train/c.jpg", "split": "train", "height": 60, "width": 100},
+    {"image_id": "d", "uri": "s3://b/i/train/d.jpg", "split": "train"},
+    {"image_id": "t", "uri": "s3://b/i/test/t.jpg", "split": "test", "height": 60, "width": 100},
+]
+FOUND = [
+    # Worst first; sizes are those of the images table. One box reaches beyond the image, one is all outside.
+    {
+        "image_id": "a",
+        "boxes": [[10, 10, 40, 40], [20.5, 20.25, 110, 50], [120, 0, 130, 10], [1, 1, 5, 5]],
+        "classes": [0, 1, 0, 0],
+        "scores": [0.5, 0.9, 0.8, 0.1],
+        "masks": [encode(10, 10, 40, 40, hole=True), encode(30, 20, 90, 50), None, encode(0, 0, 0, 0)],
+    },
+    {"image_id": "b", "boxes": [], "classes": [], "scores": [], "masks": None, "height": 60, "width": 100},
+    {"image_id": "c", "boxes": [[0, 0, 9, 9]], "classes": [1], "scores": [0.7], "masks": None},
+]
+FORMATS = ["coco", "coco_results", "voc", "yolo", "yolo_segment", "label_studio"]
+
+
+@pytest.fixture
+def inputs(tmp_path: Path) -> dict[str, Step]:
+    """Pseudo ground truth in two parts; one image failed, one part holds an image again."""
+    images = finished(tmp_path, "images", IMAGES, schemas.IMAGES, {})
+    rows = [{"status": "ok", "message": ""} | row for row in FOUND]
+    rows.append({"image_id": "d", "status": "unreadable", "message": "cut off"})
+    pgt = finished(tmp_path, "pgt", rows[2:], schemas.DETECTIONS, {"images": images})
+    schema = schemas.with_metadata(schemas.DETECTIONS, fingerprint="f", class_names=["red", "blue"])
+    again = {**rows[2], "boxes": [], "classes": [], "scores": []}
+    parts = [tables.write_part(pgt.folder, schemas.to_table(some, schema)) for some in (rows[2:], [*rows[:2], again])]
+    storage.write_json(pgt.manifest_uri, {"parts": parts, "excluded": {parts[1]: ["c"]}})
+    return {"images": images, "pgt": pgt}
+
+
+def make_step(folder: Path, inputs: dict[str, Step], **changes: object) -> Step:
+    config = ExportConfig.model_validate({"images": "images", "pgt": "pgt", "format": "coco"} | changes)
+    return Step("export", export.STAGE, config, inputs, {}, "x", str(folder / "export-x"))
+
+
+def report_of(step: Step) -> dict:
+    return json.loads(Path(step.folder, "export.json").read_text())
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_every_format_is_written_and_read_back(tmp_path: Path, inputs: dict[str, Step], format: str) -> None:
+    step = make_step(tmp_path, inputs, format=format, to=f"memory://export/{tmp_path.name}/{format}")
+    outcome = export.run(step)
+    assert (outcome.rows, outcome.failed, outcome.failures) == (4, 1, ["d: unreadable: cut off"])
+    report = report_of(step)
+    assert report["left_out"]["failed_images"] == 1
+    assert (report["images"], report["splits"], report["image_root"]) == (3, {"train": 3}, "s3://b/i/train")
+    assert report["boxes"] == (5 if format == "coco_results" else 4)  # results stay as they were judged
+    assert report["masks"] == (0 if format == "yolo" else 2)
+    assert report["left_out"].get("boxes_without_area") == (None if format == "coco_results" else 1)
+    assert report["lost"].get("boxes_cut_at_border") == (None if format == "coco_results" else 1)
+    files = storage.list_files(step.config.to)
+    assert len(files) == report["files"] + 1  # the mark that the folder is this step's
+    assert outcome.summary.startswith(f"{format}: {report['files']} files, 3 images")
+    assert outcome.summary.endswith(step.config.to)
+
+
+def test_best_first_in_a_coco_dataset_beside_the_step(tmp_path: Path, inputs: dict[str, Step]) -> None:
+    step = make_step(tmp_path, inputs, min_score=0.2)
+    export.run(step)
+    content = json.loads(Path(step.folder, "export", "annotations", "instances_train.json").read_text())
+    assert [(i["id"], i["file_name"], i["original_id"]) for i in content["images"]] == [
+        (1, "a 1.jpg", "a"),
+        (2, "ö.jpg", "b"),
+        (3, "c.jpg", "c"),
+    ]
+    first, second, third = content["annotations"]
+    assert (first["bbox"], first["category_id"], first["image_id"]) == ([20.5, 20.25, 79.5, 29.75], 2, 1)
+    assert (first["area"], first["segmentation"]["size"]) == (60 * 30, [60, 100])
+    assert (second["bbox"], second["area"]) == ([10, 10, 30, 30], 30 * 30 - 25)
+    assert (third["area"], "segmentation" in third) == (81, False)
+    report = report_of(step)
+    assert report["left_out"] == {"failed_images": 1, "boxes_below_min_score": 1, "boxes_without_area": 1}
+    assert report["mask_iou"] == {"mean": 1.0, "worst": 1.0, "worst_image": None}
+
+
+def test_what_polygons_lose_is_told(tmp_path: Path, inputs: dict[str, Step]) -> None:
+    step = make_step(tmp_path, inputs, polygons=True)
+    outcome = export.run(step)
+    report = report_of(step)
+    assert report["lost"]["holes_filled"] == 1
+    assert report["mask_iou"] == {
+        "mean": pytest.approx((1 + 875 / 900) / 2),
+        "worst": pytest.approx(875 / 900),
+        "worst_image": "a",
+    }
+    assert "masks' IoU 0.9861 on average, 0.9722 at worst" in outcome.summary
+
+
+def test_results_are_accepted_by_the_reader_of_results(tmp_path: Path, inputs: dict[str, Step]) -> None:
+    step = make_step(tmp_path, inputs, format="coco_results", max_per_image=2)
+    export.run(step)
+    table = read_results(f"{step.folder}/export/results.json", ["a", "b", "c"], ["red", "blue"])
+    rows = table.to_pylist()
+    assert [row["boxes"] for row in rows] == [[[20.5, 20.25, 110, 50], [120, 0, 130, 10]], [], [[0, 0, 9, 9]]]
+    assert np.allclose(rows[0]["scores"], [0.9, 0.8])
+    assert report_of(step)["left_out"]["boxes_beyond_max_per_image"] == 2
+
+
+def test_masks_that_cover_each_other_are_counted(tmp_path: Path, inputs: dict[str, Step]) -> None:
+    step = make_step(tmp_path, inputs, format="voc")
+    export.run(step)
+    assert report_of(step)["lost"]["mask_pixels_covered"] == 10 * 20
+    assert report_of(step)["lost"]["images_renamed"] == 1
+    text = Path(step.folder, "export", "ImageSets", "Main", "train.txt").read_text()
+    assert text == "a_1\nc\nö\n"
+    again = make_step(tmp_path, inputs, format="voc", masks=False, to=str(tmp_path / "boxes"))
+    export.run(again)
+    assert not (tmp_path / "boxes" / "SegmentationObject").exists()
+
+
+def test_detections_can_be_exported(tmp_path: Path, inputs: dict[str, Step]) -> None:
+    found = {"images": inputs["images"], "detections": inputs["pgt"]}
+    step = make_step(tmp_path, found, pgt=None, detections="found", format="label_studio")
+    export.run(step)
+    [task, *_] = json.loads(Path(step.folder, "export", "tasks.json").read_text())
+    assert task["data"]["image"] == "s3://b/i/train/a 1.jpg"
+    assert task["predictions"][0]["model_version"] == "pgt-f"
+
+
+def test_the_same_step_goes_on_and_another_is_refused(tmp_path: Path, inputs: dict[str, Step]) -> None:
+    to = str(tmp_path / "out")
+    step = make_step(tmp_path, inputs, format="yolo", to=to)
+    first, second = export.run(step), export.run(step)
+    assert first.summary == second.summary
+    (tmp_path / "out" / "weaksam_export_yolo.json").unlink()
+    with pytest.raises(ConfigError, match=r"steps.export.to: .*/out holds labels and data.yaml and images.csv already"):
+        export.run(step)
+
+
+def test_what_another_program_spoils_is_noticed(
+    tmp_path: Path, inputs: dict[str, Step], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = make_step(tmp_path, inputs, format="yolo")
+    right = export_yolo.to_lines
+    monkeypatch.setattr(export_yolo, "to_lines", lambda classes, shapes: right(classes, [s * 0.9 for s in shapes]))
+    with pytest.raises(StageError, match="image a: read back, its boxes are"):
+        export.run(step)
+    monkeypatch.setattr(export_yolo, "to_lines", lambda classes, shapes: b"red 1 2 3 4\n")
+    with pytest.raises(StageError, match=r"what was written for images a to c cannot be read back \(ValueError"):
+        export.run(step)
+    monkeypatch.undo()
+    Path(step.folder, "export", "labels", "train", "more.txt").write_text("")
+    with pytest.raises(StageError, match="labels has 4 files, 3 were written"):
+        export.run(step)
+    assert not Path(step.folder, "export.json").exists()
+
+
+def test_images_of_unknown_size_are_named(tmp_path: Path, inputs: dict[str, Step]) -> None:
+    rows = [{"image_id": "b", "status": "ok", "boxes": [[0, 0, 5, 5]], "classes": [0], "scores": [0.5]}]
+    source = finished(tmp_path, "sizeless", rows, schemas.DETECTIONS, {})
+    with pytest.raises(DataError, match="image b: neither its row nor the images table has its height and width"):
+        export.run(make_step(tmp_path, inputs | {"pgt": source}))
+    export.run(make_step(tmp_path / "results", inputs | {"pgt": source}, format="coco_results"))  # needs none
+
+
+def test_faults_are_named(tmp_path: Path, inputs: dict[str, Step]) -> None:
+    with pytest.raises(DataError, match=r"step pgt has no row for 1 of 1 images of split 'test', e\.g\. t"):
+        export.run(make_step(tmp_path, inputs, split="test"))
+    with pytest.raises(ConfigError, match=r"steps.export.split: no image has split 'x'"):
+        export.run(make_step(tmp_path, inputs, split="x"))
+    ok = {"status": "ok", "boxes": [], "classes": [], "scores": [], "height": 60, "width": 100}
+    strange = finished(tmp_path, "strange", [ok | {"image_id": "z"}], schemas.DETECTIONS, {})
+    with pytest.raises(DataError, match="step strange has image z, which is not in step images"):
+        export.run(make_step(tmp_path, inputs | {"pgt": strange}))
+    box = {"image_id": "c", "boxes": [[0, 0, 5, 5]], "classes": [0], "scores": [0.5]}
+    plain = finished(tmp_path, "plain", [ok | box], schemas.DETECTIONS, {})
+    with pytest.raises(DataError, match="step plain has no masks: use format yolo"):
+        export.run(make_step(tmp_path, inputs | {"pgt": plain}, format="yolo_segment"))
+    masked = ok | box | {"height": 30, "masks": [encode(0, 0, 100, 60)]}
+    other = finished(tmp_path, "other", [masked], schemas.DETECTIONS, {})
+    with pytest.raises(DataError, match="image c: mask 1 is not of the image's size, 30 x 100"):
+        export.run(make_step(tmp_path / "other", inputs | {"pgt": other}))
+    failed = finished(tmp_path, "failed", [{"image_id": "c", "status": "oom"}], schemas.DETECTIONS, {})
+    with pytest.raises(DataError, match=r"step failed has no image to export \(1 failed\)"):
+        export.run(make_step(tmp_path, inputs | {"pgt": failed}))
+
+
+@pytest.mark.parametrize(
+    ("settings", "fault"),
+    [
+        ({"pgt": None}, "one of pgt and detections"),
+        ({"detections": "found"}, "one of pgt and detections"),
+        ({"format": "voc", "polygons": True}, "polygons is for format coco, not voc"),
+        ({"polygon_tolerance": 1.0}, "polygon_tolerance goes with polygons: true"),
+        ({"number_images": True}, "number_images is for format coco_results, not coco"),
+        ({"format": "yolo_segment", "masks": False}, "yolo_segment is made of masks"),
+    ],
+)
+def test_settings_that_would_be_ignored_are_refused(settings: dict, fault: str) -> None:
+    with pytest.raises(ValueError, match=fault):
+        ExportConfig.model_validate({"images": "images", "pgt": "pgt", "format": "coco"} | settings)

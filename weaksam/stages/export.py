@@ -1,0 +1,251 @@
+"""pgt or detections -> files that other programs read: COCO, VOC, YOLO, Label Studio.
+
+Everything is read back by another reader, and compared with the tables, before the step is finished. The tables are
+read twice for that, part by part: a large dataset needs no more memory than a small one, but for the text of the json
+formats. This needs no cluster.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from weaksam import storage
+from weaksam.config import Reads, StageConfig
+from weaksam.errors import ConfigError, DataError, StageError
+from weaksam.progress import repeatedly
+from weaksam.stage import Outcome, Stage, Step
+from weaksam.stages.export_source import Source, read_source
+
+if TYPE_CHECKING:
+    from weaksam.data.exports import Exporter, ExportImage, Tally
+
+log = logging.getLogger(__name__)
+
+_REPORT_EVERY = 5.0  # seconds
+
+# Settings that only some formats know.
+_ONLY_FOR = {
+    "polygons": ("coco",),
+    "polygon_tolerance": ("coco", "yolo_segment", "label_studio"),
+    "number_images": ("coco_results",),
+    "image_prefix": ("label_studio",),
+}
+
+
+class ExportConfig(StageConfig):
+    """Writes pseudo ground truth or detections in a form that other programs read, and checks what was written.
+
+    Formats: `coco` (a dataset json a split), `coco_results` (a list of detections), `voc` (a devkit: XML files, lists,
+    index images of masks), `yolo` (text files of boxes), `yolo_segment` (text files of polygons) and `label_studio`
+    (tasks with predictions, for people to correct). Images are not copied; voc and yolo come with images.csv, which
+    says where each belongs. Images with a failed row are left out. Also writes export.json: what was written, how it
+    was checked, and what the format had no place for.
+    """
+
+    images: Annotated[str, Reads("images")]
+    """The `index` step with the images."""
+    pgt: Annotated[str | None, Reads("pgt")] = None
+    """The step whose pseudo ground truth is exported."""
+    detections: Annotated[str | None, Reads("detections")] = None
+    """The step whose detections are exported instead."""
+    format: Literal["coco", "coco_results", "voc", "yolo", "yolo_segment", "label_studio"]
+    """What is written."""
+    to: str | None = None
+    """URI of the folder to write to; the folder `export` of the step when left out. What an earlier export left there
+    is never overwritten."""
+    split: str | None = None
+    """Only images of this split; all that the step has rows of when left out."""
+    min_score: float = Field(default=0.0, ge=0)
+    """Boxes with a lower score are left out. Detectors find many that are hardly likely: a dataset made of detections
+    wants a limit."""
+    max_per_image: int | None = Field(default=None, ge=1)
+    """Most boxes of an image, the best first; unset = no limit."""
+    masks: bool = True
+    """Whether masks are exported where there are some; yolo has no place for them."""
+    polygons: bool = False
+    """Format coco: masks as polygons, which some programs want, rather than RLE. Polygons lose holes."""
+    polygon_tolerance: float | None = Field(default=None, ge=0)
+    """Pixels that a polygon may deviate to have fewer corners. When left out, 1 for label_studio, and 0 for others:
+    polygons follow every pixel."""
+    number_images: bool = False
+    """Format coco_results: images have the numbers that format coco gives them, so that both files fit together.
+    Otherwise they have the dataset's own ids, as `evaluate` and `pgt` read results. For COCO both are the same."""
+    image_prefix: str | None = None
+    """Format label_studio: what stands before the file names in URLs, e.g. https://host/images/ or
+    /data/local-files/?d=images/. The images' own URIs when left out."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> ExportConfig:
+        if (self.pgt is None) == (self.detections is None):
+            raise ValueError("one of pgt and detections is to be exported")
+        for key, formats in _ONLY_FOR.items():
+            if getattr(self, key) not in (None, False) and self.format not in formats:
+                raise ValueError(f"{key} is for format {' and '.join(formats)}, not {self.format}")
+        if self.format == "coco" and self.polygon_tolerance is not None and not self.polygons:
+            raise ValueError("polygon_tolerance goes with polygons: true")
+        if self.format == "yolo_segment" and not self.masks:
+            raise ValueError("format yolo_segment is made of masks: use yolo for boxes")
+        return self
+
+
+def run(step: Step) -> Outcome:
+    """Writes all images, then reads all back."""
+    from weaksam.data.exports import Tally, compare
+
+    config: ExportConfig = step.config
+    source = read_source(step)
+    to = storage.absolute(config.to) if config.to is not None else storage.join(step.folder, "export")
+    exporter = make_exporter(step, source, to)
+    _claim(step, to, exporter)
+    tally, left_out = Tally(), Counter[str]()
+    with _progress(step, source, "written"):
+        for images in source.batches(left_out):
+            exporter.write(images)
+    if config.format == "yolo_segment" and not source.num_masks:
+        raise DataError(f"steps.{step.name}: step {source.step.name} has no masks: use format yolo")
+    exporter.finish()
+    with _progress(step, source, "read back"):
+        for images in source.batches(Counter()):
+            for image, found in zip(images, _read_back(step, exporter, images), strict=True):
+                compare(image, found, exporter, tally)
+    _check_rest(step, exporter)
+    report = make_report(step, source, to, exporter, tally, left_out)
+    storage.write_json(storage.join(step.folder, "export.json"), report)
+    return Outcome(
+        rows=len(source.places) + len(source.failures),
+        failed=len(source.failures),
+        failures=source.failures[:10],
+        summary=summarise(report),
+    )
+
+
+def make_exporter(step: Step, source: Source, to: str) -> Exporter:
+    """What writes the format, into the folder `to`."""
+    from weaksam.data.export_coco import CocoDataset, CocoResults
+    from weaksam.data.export_label_studio import LabelStudioTasks
+    from weaksam.data.export_voc import VocDevkit
+    from weaksam.data.export_yolo import YoloLabels
+
+    config, names = source.config, source.class_names
+    tolerance = config.polygon_tolerance or 0.0
+    if config.format == "coco":
+        return CocoDataset(to, names, polygons=tolerance if config.polygons else None, image_root=source.image_root)
+    if config.format == "coco_results":
+        return CocoResults(to, names, number_images=config.number_images)
+    if config.format == "voc":
+        return VocDevkit(to, names)
+    if config.format != "label_studio":
+        return YoloLabels(to, names, polygons=tolerance if config.format == "yolo_segment" else None)
+    tolerance = 1.0 if config.polygon_tolerance is None else config.polygon_tolerance
+    version = f"{source.step.name}-{source.step.fingerprint}"
+    return LabelStudioTasks(to, names, tolerance=tolerance, model_version=version, image_prefix=config.image_prefix)
+
+
+def _claim(step: Step, to: str, exporter: Exporter) -> None:
+    """Marks the folder as this export's.
+
+    Raises:
+        ConfigError: something else lies where this export would write.
+    """
+    marker = storage.join(to, f"weaksam_export_{step.config.format}.json")
+    try:
+        is_ours = storage.read_json(marker).get("fingerprint") == step.fingerprint
+    except FileNotFoundError:
+        is_ours = False
+    there = [name for name in exporter.targets if storage.exists(storage.join(to, name))]
+    if there and not is_ours:
+        raise ConfigError(
+            f"steps.{step.name}.to: {to} holds {' and '.join(there)} already, which this step did not write: name "
+            "another folder, or remove them"
+        )
+    storage.write_json(marker, {"step": step.name, "fingerprint": step.fingerprint})
+
+
+def _progress(step: Step, source: Source, what: str) -> Any:
+    told = -1
+
+    def report() -> None:
+        nonlocal told
+        if told != source.done:
+            told = source.done
+            log.info("%s  %d/%d images %s", step.name, told, len(source.places), what)
+
+    return repeatedly(report, seconds=_REPORT_EVERY)
+
+
+# --- whether it is right
+
+
+def _read_back(step: Step, exporter: Exporter, images: list[ExportImage]) -> Iterator[Any]:
+    """What is found in the files.
+
+    Raises:
+        StageError: they cannot be read.
+    """
+    try:
+        yield from exporter.read(images)
+    except (ValueError, LookupError, TypeError, OSError, DataError) as error:
+        raise StageError(
+            f"step {step.name}: what was written for images {images[0].image_id} to {images[-1].image_id} cannot be "
+            f"read back ({error!r}): is another program writing there? Remove the export and run the step again"
+        ) from error
+
+
+def _check_rest(step: Step, exporter: Exporter) -> None:
+    try:
+        exporter.check_rest()
+    except (ValueError, LookupError, TypeError, OSError) as error:
+        raise StageError(f"step {step.name}: {error}: remove the export and run the step again") from error
+
+
+def make_report(
+    step: Step, source: Source, to: str, exporter: Exporter, tally: Tally, left_out: Counter[str]
+) -> dict[str, Any]:
+    """The content of export.json."""
+    lost = exporter.lost
+    lost["boxes_cut_at_border"] = left_out.pop("boxes_cut_at_border", 0)
+    if step.config.format == "voc":
+        lost["mask_pixels_covered"] = tally.mask_pixels - tally.mask_pixels_written
+    lost["images_renamed"] = sum(
+        place.picture != place.file_name.rpartition("/")[2]
+        for place in source.places.values()
+        if step.config.format in ("voc", "yolo", "yolo_segment")
+    )
+    report: dict[str, Any] = {
+        "format": step.config.format,
+        "to": to,
+        "image_root": source.image_root,
+        "files": exporter.files,
+        "images": tally.images,
+        "boxes": tally.boxes,
+        "masks": tally.masks,
+        "splits": dict(sorted(tally.splits.items())),
+        "verified": exporter.verified,
+        "left_out": {"failed_images": len(source.failures), **{k: n for k, n in sorted(left_out.items()) if n}},
+        "lost": {key: count for key, count in sorted(lost.items()) if count},
+    }
+    if tally.masks:
+        mean = tally.iou_sum / tally.masks
+        report["mask_iou"] = {"mean": mean, "worst": tally.worst_iou, "worst_image": tally.worst_image}
+    return report
+
+
+def summarise(report: Mapping[str, Any]) -> str:
+    """One line of a report."""
+    told = [f"{report[key]} {key}" for key in ("files", "images", "boxes", "masks")]
+    told[-1] += ", read back and compared"
+    if "mask_iou" in report:
+        told.append(
+            f"masks' IoU {report['mask_iou']['mean']:.4f} on average, {report['mask_iou']['worst']:.4f} at worst"
+        )
+    counts = {**report["left_out"], **report["lost"]}
+    told += [f"{count} {key.replace('_', ' ')}" for key, count in counts.items() if count]
+    return f"{report['format']}: {', '.join(told)} -> {report['to']}"
+
+
+STAGE = Stage("export", 1, ExportConfig, run, writes="export")

@@ -1,0 +1,191 @@
+"""What an `export` step exports: rows of pgt or detections, with names and sizes of their images, a few at a time."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from weaksam import schemas, tables
+from weaksam.errors import DataError, StageError
+from weaksam.stage import Step
+
+if TYPE_CHECKING:
+    from weaksam.data.exports import ExportImage, Place
+    from weaksam.stages.export import ExportConfig
+
+_BATCH = 1024  # images
+_COLUMNS = ["status", "height", "width", "boxes", "classes", "scores", "masks"]
+
+
+@dataclass
+class Source:
+    """The rows to be exported, a few at a time and the same each time."""
+
+    step: Step
+    config: ExportConfig
+    class_names: list[str]
+    places: dict[str, Place]  # of the images that have a usable row
+    image_root: str
+    failures: list[str]
+    groups: list[list[str]]  # parts that are read together
+    excluded: Mapping[str, list[str]]
+    done: int = 0
+    num_masks: int = 0
+
+    def batches(self, left_out: Counter[str]) -> Iterator[list[ExportImage]]:
+        """All images; `left_out` counts what is not exported of them."""
+        self.done = self.num_masks = 0
+        for group in self.groups:
+            read = tables.read_parts(self.step.folder, group, columns=["image_id", *_COLUMNS])
+            kept = [tables.without_ids(t, self.excluded.get(p, [])) for p, t in zip(group, read, strict=True)]
+            table = pa.concat_tables(kept).sort_by("image_id")
+            wanted = [image_id in self.places for image_id in table.column("image_id").to_pylist()]
+            table = table.filter(pa.array(wanted, pa.bool_()))
+            for start in range(0, table.num_rows, _BATCH):
+                rows = table.slice(start, _BATCH).to_pylist()
+                images = [to_image(row, self.places[row["image_id"]], self.config, left_out) for row in rows]
+                self.num_masks += sum(mask is not None for image in images for mask in image.masks)
+                yield images
+                self.done += len(images)
+
+
+def read_source(step: Step) -> Source:
+    """Which images are exported, and where their rows are.
+
+    Raises:
+        DataError: an image has no row, or is of another dataset; there is nothing to export.
+    """
+    from weaksam.data.exports import place_images
+
+    config: ExportConfig = step.config
+    images = tables.read_step(step.inputs["images"], columns=["uri", "height", "width", "split"])
+    source = step.inputs["pgt" if config.pgt is not None else "detections"]
+    manifest = source.manifest()
+    if manifest is None:
+        raise StageError(f"step {source.name}: not finished ({source.folder} has no manifest): run it first")
+    read = tables.read_parts(source.folder, manifest["parts"], columns=["image_id", "status", "message"])
+    parts = dict(zip(manifest["parts"], read, strict=True))
+    kept = [tables.without_ids(table, manifest["excluded"].get(part, [])) for part, table in parts.items()]
+    rows = [row for table in kept for row in table.to_pylist()]
+    names = schemas.class_names_of(images.schema)
+    rows = _of_split(step, source, images, rows)
+    _check_same(step, source, images, rows, [table.schema for table in read], names)
+    failures = [f"{r['image_id']}: {r['status']}: {r['message']}" for r in rows if r["status"] != schemas.OK]
+    chosen = {row["image_id"] for row in rows if row["status"] == schemas.OK}
+    if not chosen:
+        raise DataError(f"steps.{step.name}: step {source.name} has no image to export ({len(failures)} failed)")
+    places, root = place_images(images.to_pylist(), chosen, keep_spaces=config.format != "voc")
+    # Parts are named by hashes: by their first ids, the order of the export is nearly that of the ids.
+    ordered = sorted(parts, key=lambda part: min(parts[part].column("image_id").to_pylist(), default=""))
+    return Source(source, config, names, places, root, failures, _group(ordered), manifest["excluded"])
+
+
+def _of_split(step: Step, source: Step, images: pa.Table, rows: list[dict]) -> list[dict]:
+    """The rows of the split that is asked for."""
+    split = step.config.split
+    if split is None:
+        return rows
+    wanted = set(tables.of_split(images, split, where=f"steps.{step.name}.split").column("image_id").to_pylist())
+    rows = [row for row in rows if row["image_id"] in wanted]
+    if missing := sorted(wanted - {row["image_id"] for row in rows}):
+        raise DataError(
+            f"steps.{step.name}: step {source.name} has no row for {len(missing)} of {len(wanted)} images of split "
+            f"'{split}', e.g. {missing[0]}: let it run on this split too"
+        )
+    return rows
+
+
+def _check_same(
+    step: Step, source: Step, images: pa.Table, rows: list[dict], found: list[pa.Schema], names: list[str]
+) -> None:
+    """Raises DataError when the rows are of another dataset than the images."""
+    strange = sorted({row["image_id"] for row in rows}.difference(images.column("image_id").to_pylist()))
+    if strange or any(schemas.class_names_of(schema) != names for schema in found):
+        what = f"image {strange[0]}, which is" if strange else "classes that are"
+        raise DataError(
+            f"steps.{step.name}: step {source.name} has {what} not in step {step.inputs['images'].name}: "
+            "name the images it was made from"
+        )
+
+
+def _group(parts: list[str]) -> list[list[str]]:
+    """Parts to be read together, about `_BATCH` rows: a detector's parts are small, and storage may be far away."""
+    groups: list[list[str]] = []
+    rows = _BATCH
+    for part in parts:
+        if rows >= _BATCH:
+            groups.append([])
+            rows = 0
+        groups[-1].append(part)
+        rows += tables.rows_in(part)
+    return groups
+
+
+def to_image(row: Mapping[str, Any], place: Place, config: ExportConfig, left_out: Counter[str]) -> ExportImage:
+    """A row as it is exported, best boxes first; cut at the border but for results, which stay as they were judged.
+
+    Raises:
+        DataError: nobody knows the image's size, or a mask is of another.
+    """
+    from weaksam.data.datasets import fit_boxes
+    from weaksam.data.exports import ExportImage
+
+    boxes, scores = np.array(row["boxes"], np.float32).reshape(-1, 4), np.array(row["scores"], np.float32)
+    masks = row["masks"] if config.masks and row["masks"] else [None] * len(boxes)
+    is_needed = config.format != "coco_results" or any(mask is not None for mask in masks)
+    height, width = _size(row, place, is_needed=is_needed)
+    kept = scores >= config.min_score
+    left_out["boxes_below_min_score"] += int((~kept).sum())
+    if config.format != "coco_results":
+        cut, has_area, _ = fit_boxes(boxes.astype(np.float64), (height, width))
+        left_out["boxes_without_area"] += int((kept & ~has_area).sum())
+        kept &= has_area
+        left_out["boxes_cut_at_border"] += int((kept & (cut != boxes).any(1)).sum())
+        boxes = cut
+    order = np.argsort(-scores, kind="stable")
+    order = order[kept[order]]
+    left_out["boxes_beyond_max_per_image"] += max(len(order) - (config.max_per_image or len(order)), 0)
+    order = order[: config.max_per_image]
+    classes = np.array(row["classes"], np.int64)[order]
+    chosen = [masks[i] for i in order]
+    image = ExportImage(row["image_id"], place, height, width, boxes[order], classes, scores[order], chosen)
+    left_out["empty_masks"] += _check_masks(image)
+    return image
+
+
+def _check_masks(image: ExportImage) -> int:
+    """Takes away masks without pixels and says how many; DataError when one does not fit into the image."""
+    from pycocotools import mask as coco_mask
+
+    empty = 0
+    for position, mask in enumerate(image.masks):
+        if mask is None:
+            continue
+        left, top, width, height = coco_mask.toBbox(image.rle(mask))
+        if left + width > image.width or top + height > image.height:
+            raise DataError(
+                f"image {image.image_id}: mask {position + 1} is not of the image's size, "
+                f"{image.height} x {image.width}: was it made of another image?"
+            )
+        if not width * height:
+            image.masks[position] = None
+            empty += 1
+    return empty
+
+
+def _size(row: Mapping[str, Any], place: Place, *, is_needed: bool) -> tuple[int, int]:
+    """Height and width: of the decoded image, else as the dataset states them."""
+    for height, width in ((row["height"], row["width"]), (place.height, place.width)):
+        if height and width:
+            return height, width
+    if is_needed:
+        raise DataError(
+            f"image {row['image_id']}: neither its row nor the images table has its height and width: export what "
+            "comes from a `detect` step, which knows them, or index the dataset in a format that states them"
+        )
+    return 0, 0
