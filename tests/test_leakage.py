@@ -58,7 +58,7 @@ def write_run(base: Path, *, epochs: int = 1, steps: int = 3) -> str:
         "resources: {max_actors: 1}}\n"
         "  pgt: {stage: pgt, images: images, detections: found, split: train}\n"
         "  net: {stage: train_detector, images: images, pgt: pgt, backbone: small, scales: [32, 40], batch_size: 3, "
-        f"steps: {steps}, lr: 1.0e-3, warmup: 0, milestones: null, checkpoint_every: 4, log_every: 2}}\n"
+        f"steps: {max(steps // 3, 3)}, lr: 1.0e-3, warmup: 0, milestones: null, checkpoint_every: 4, log_every: 2}}\n"
         "  net_found: {stage: detect, images: images, detector: net, scales: [32], score_threshold: 0.0, "
         "resources: {max_actors: 1}}\n"
     )
@@ -148,7 +148,7 @@ def calm(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     return config, base / "run"
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     ("step", "what"), [("classifier", "driver"), ("mist", "driver"), ("mist", "worker"), ("net", "driver")]
 )

@@ -221,9 +221,16 @@ def settings_rows(config: Any, prefix: str = "") -> list[tuple[str, str, str, st
             rows += settings_rows(inner, f"{prefix}{name}.")
             continue
         kind = inner.__name__ if isinstance(inner, type) else str(inner).replace("typing.", "")
-        default = "required" if info.is_required() else repr(info.get_default(call_default_factory=True))
+        default = "required" if info.is_required() else _shortly(info.get_default(call_default_factory=True))
         rows.append((prefix + name, kind, default, " ".join((info.description or "").split())))
     return rows
+
+
+def _shortly(value: Any) -> str:
+    """`repr`, of a long list its beginning and its end."""
+    if isinstance(value, list) and len(value) > 8:
+        return f"[{', '.join(map(repr, value[:2]))}, ..., {value[-1]!r}]"
+    return repr(value)
 
 
 @app.command()
