@@ -14,14 +14,14 @@ def test_one_view_at_its_own_size_is_the_network_itself() -> None:
     scores, boxes = net.detect(make_image().float(), BOXES)
     rules = DetectRules(scales=(48,), flip=False)
     wanted = select_detections(scores, boxes, rules)
-    for one, other in zip(detect_objects(net, make_image(), BOXES, rules), wanted, strict=True):
+    for one, other in zip(detect_objects(net, make_image(), BOXES, rules)[:3], wanted[:3], strict=True):
         torch.testing.assert_close(one, other)
 
 
 def test_a_mirrored_image_gives_mirrored_detections() -> None:
     net = make_net().eval()
     rules = DetectRules(scales=(48, 64), nms_threshold=1.0)
-    boxes, classes, scores = detect_objects(net, make_image(), BOXES, rules)
+    boxes, classes, scores, _ = detect_objects(net, make_image(), BOXES, rules)
     mirrored = torch.stack([64 - BOXES[:, 2], BOXES[:, 1], 64 - BOXES[:, 0], BOXES[:, 3]], 1)
     again = detect_objects(net, make_image().flip(2), mirrored, rules)
     torch.testing.assert_close(again[2], scores, atol=1e-5, rtol=1e-4)
@@ -31,14 +31,14 @@ def test_a_mirrored_image_gives_mirrored_detections() -> None:
 
 
 def test_no_proposals_no_detections() -> None:
-    boxes, classes, scores = detect_objects(make_net().eval(), make_image(), BOXES[:0], DetectRules())
+    boxes, classes, scores, _ = detect_objects(make_net().eval(), make_image(), BOXES[:0], DetectRules())
     assert (len(boxes), len(classes), len(scores)) == (0, 0, 0)
 
 
 def test_suppression_stays_within_a_class() -> None:
     scores = torch.tensor([[0.9, 0.2], [0.8, 0.6], [0.3, 0.0]])
     boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 9], [50, 50, 60, 60]])[:, None].expand(-1, 2, -1)
-    kept, classes, values = select_detections(scores, boxes, DetectRules())
+    kept, classes, values, _ = select_detections(scores, boxes, DetectRules())
     assert list(zip(classes.tolist(), values.tolist(), strict=True)) == [
         (0, pytest.approx(0.9)),
         (1, pytest.approx(0.6)),
