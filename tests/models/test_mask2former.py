@@ -14,8 +14,8 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, ResNetConfig
 
-from tests.models.pictures import squares_and_discs
-from tests.models.test_mask_rcnn import NOTHING, best_overlap, masked_pictures, total
+from tests.models.pictures import assert_same, best_overlap, learn, masked_pictures, squares_and_discs, total
+from tests.models.test_mask_rcnn import NOTHING
 from weaksam.models.detector import Targets
 from weaksam.models.mask2former import Mask2Former, Mask2FormerSize, found_instances
 from weaksam.models.pyramids import Pyramid, ResNet50
@@ -231,10 +231,7 @@ def test_weights_go_there_and_back() -> None:
     other = Mask2Former(TinyPyramid(), 2, SIZE).eval()
     other.load_state_dict(load(save(net.state_dict())))
     images, _ = squares_and_discs(1, side=64)
-    for one, two in zip(net.detect(images)[0], other.detect(images)[0], strict=True):
-        assert one is not None
-        assert two is not None
-        assert torch.equal(one, two)
+    assert_same(net.detect(images)[0], other.detect(images)[0])
 
 
 def test_the_published_size_has_the_published_weights() -> None:
@@ -263,14 +260,6 @@ def test_starting_weights_are_drawn_the_published_way() -> None:
 def test_learns_four_pictures_by_heart() -> None:
     images, targets = masked_pictures(4, side=64)
     net = tiny(dataclasses.replace(SIZE, decoder_layers=2), masks_per_image=2.0).train()
-    steps = 100
-    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3, weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=steps)
-    for step in range(steps):
-        (total(net.losses(images, targets, step)) / 4).backward()
-        nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        schedule.step()
-    for found, target in zip(net.eval().detect(images), targets, strict=True):
+    learn(net, images, targets, steps=100, lr=1e-3)
+    for found, target in zip(net.detect(images), targets, strict=True):
         assert best_overlap(found, target) > 0.7

@@ -9,12 +9,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load, save
-from torch import Tensor
 from torchvision.models.detection import FasterRCNN, maskrcnn_resnet50_fpn
 
-from tests.models.pictures import squares_and_discs
+from tests.models.pictures import assert_same, best_overlap, learn, masked_pictures, squares_and_discs, total
 from tests.models.test_faster_rcnn import SMALL, TinyPyramid, twin
-from weaksam.models.detector import Found, Targets
+from weaksam.models.detector import Targets
 from weaksam.models.faster_rcnn import FoundRules, roi_losses
 from weaksam.models.mask_rcnn import MaskRcnn, MaskRcnnSize, mask_loss
 from weaksam.models.pyramids import ResNet50
@@ -22,32 +21,6 @@ from weaksam.ops.roi_drop import RoiDropRules
 
 SIZE = MaskRcnnSize(**asdict(SMALL), mask_dim=32, mask_layers=2)
 NOTHING = Targets(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
-
-
-def masked_pictures(count: int, *, side: int) -> tuple[list[Tensor], list[Targets]]:
-    """`squares_and_discs` with masks, each of the whole object, whatever hides it."""
-    images, targets = squares_and_discs(count, side=side)
-    rows, columns = torch.arange(side)[:, None] + 0.5, torch.arange(side)[None] + 0.5
-    with_masks = []
-    for one in targets:
-        (left, top, right, bottom), disc = one.boxes.tolist()
-        square = (columns > left) & (columns < right) & (rows > top) & (rows < bottom)
-        x, y, radius = (disc[0] + disc[2]) / 2, (disc[1] + disc[3]) / 2, (disc[2] - disc[0]) / 2
-        round_one = (columns - x) ** 2 + (rows - y) ** 2 <= radius**2
-        with_masks.append(one._replace(masks=torch.stack([square, round_one])))
-    return images, with_masks
-
-
-def best_overlap(found: Found, target: Targets) -> float:
-    """Of the objects of an image, the least IoU of masks with its best detection of its class that scores over 0.5."""
-    assert found.masks is not None
-    assert target.masks is not None
-    overlaps = []
-    for label, mask in zip(target.classes, target.masks, strict=True):
-        own = found.masks[(found.scores > 0.5) & (found.classes == label)]
-        ious = (own & mask).sum((1, 2)) / (own | mask).sum((1, 2))
-        overlaps.append(max(ious.tolist(), default=0.0))
-    return min(overlaps)
 
 
 def tiny(size: MaskRcnnSize = SIZE, **changes: Any) -> MaskRcnn:
@@ -61,10 +34,6 @@ def masked_twin(ours: MaskRcnn) -> FasterRCNN:
     for name in ("mask_roi_pool", "mask_head", "mask_predictor"):
         setattr(theirs.roi_heads, name, getattr(ours.roi_heads, name))
     return theirs
-
-
-def total(losses: dict[str, Tensor]) -> Tensor:
-    return torch.stack([value for key, value in losses.items() if key.startswith("loss")]).sum()
 
 
 def test_a_checkpoint_has_the_keys_and_shapes_of_torchvisions_and_its_number_of_weights() -> None:
@@ -209,19 +178,12 @@ def test_weights_go_there_and_back() -> None:
     other = MaskRcnn(TinyPyramid(), 2, SIZE).eval()
     other.load_state_dict(load(save(net.state_dict())))
     images, _ = squares_and_discs(1, side=64)
-    for one, two in zip(net.detect(images)[0], other.detect(images)[0], strict=True):
-        assert one is not None
-        assert two is not None
-        assert torch.equal(one, two)
+    assert_same(net.detect(images)[0], other.detect(images)[0])
 
 
 def test_learns_four_pictures_by_heart() -> None:
     images, targets = masked_pictures(4, side=64)
     net = tiny(MaskRcnnSize(**asdict(SIZE) | {"mask_dim": 16})).train()
-    optimizer = torch.optim.AdamW(net.parameters(), lr=2e-3)
-    for step in range(60):
-        (total(net.losses(images, targets, step)) / 4).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    for found, target in zip(net.eval().detect(images), targets, strict=True):
+    learn(net, images, targets, steps=80, lr=4e-3)
+    for found, target in zip(net.detect(images), targets, strict=True):
         assert best_overlap(found, target) > 0.7

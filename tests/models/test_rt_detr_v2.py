@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.models.test_dino import NOTHING, ONE, TWO, TinyPyramid, draw_rectangles, make_image, total
+from tests.models.pictures import learn, total
+from tests.models.test_dino import NOTHING, ONE, TWO, TinyPyramid, check_learnt, draw_rectangles, make_image
 from weaksam.models.detector import Targets
 from weaksam.models.pyramids import ResNet50
 from weaksam.models.rt_detr_v2 import RtDetrV2, RtDetrV2Size
-from weaksam.ops.boxes import box_iou
 
 SIZE = RtDetrV2Size(image=64, dim=32, decoder_layers=2, queries=20, num_denoising=6, detections=30)
 KINDS = ("class", "box", "giou", "aux", "encoder", "denoising")
@@ -114,17 +114,5 @@ def test_the_published_size_has_the_published_weights() -> None:
 def test_it_learns_a_few_images_by_heart() -> None:
     images, targets = draw_rectangles()
     net = make_net(boxes_per_image=2.5)
-    steps = 110
-    optimiser = torch.optim.AdamW(net.parameters(), lr=4e-3, weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 4e-3, total_steps=steps)
-    for step in range(steps):
-        optimiser.zero_grad()
-        total(net.losses(images, targets, step)).div(len(images)).backward()
-        nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-        optimiser.step()
-        schedule.step()
-    for found, wanted in zip(net.eval().detect(images), targets, strict=True):
-        best = slice(len(wanted.classes))
-        overlap = box_iou(wanted.boxes, found.boxes[best]) * (wanted.classes[:, None] == found.classes[best])
-        assert overlap.amax(1).min() > 0.7
-        assert found.scores[best].min() > 0.3
+    learn(net, images, targets, steps=110, lr=4e-3)
+    check_learnt(net, images, targets)

@@ -98,7 +98,8 @@ def test_detections_made_elsewhere_are_taken(tmp_path: Path, inputs: dict[str, S
 
 
 def test_images_without_a_row_are_named(tmp_path: Path, inputs: dict[str, Step]) -> None:
-    fewer = finished(tmp_path, "fewer", [FOUND[3] | {"status": "ok"}], schemas.DETECTIONS, {})
+    from_images = {"images": inputs["images"]}
+    fewer = finished(tmp_path, "fewer", [FOUND[3] | {"status": "ok"}], schemas.DETECTIONS, from_images)
     with pytest.raises(DataError, match=r"step fewer has no row for 3 of 4 images, e\.g\. b: let it run on this split"):
         pgt.run(make_step(tmp_path, inputs | {"detections": fewer}))
 

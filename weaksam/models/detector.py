@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from weaksam.models.pyramids import Pyramid
-
-_MEAN, _STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # ImageNet, RGB of 0..255
+from weaksam.sam.build import PIXEL_MEAN, PIXEL_STD
 
 
 class Targets(NamedTuple):
@@ -26,6 +25,18 @@ class Targets(NamedTuple):
     boxes: Tensor
     classes: Tensor
     masks: Tensor | None = None
+
+    def known_masks(self) -> Tensor:
+        """(G, H, W) bool; of an image without objects (0, 1, 1), if nothing else is said.
+
+        Raises:
+            ValueError: there are objects without masks.
+        """
+        if self.masks is not None:
+            return self.masks
+        if len(self.classes):
+            raise ValueError(f"targets of an image have {len(self.classes)} objects without masks: give `masks`")
+        return torch.zeros(0, 1, 1, dtype=torch.bool, device=self.boxes.device)
 
 
 class Found(NamedTuple):
@@ -95,8 +106,8 @@ class Normaliser(nn.Module):
     def __init__(self, multiple: int = 32) -> None:
         super().__init__()
         self.multiple = multiple
-        self.register_buffer("mean", torch.tensor(_MEAN).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(_STD).view(3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(PIXEL_MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(PIXEL_STD).view(3, 1, 1), persistent=False)
 
     def forward(self, images: Sequence[Tensor]) -> Batch:
         sizes = [(int(image.shape[1]), int(image.shape[2])) for image in images]

@@ -23,6 +23,7 @@ from transformers.models.deformable_detr.modeling_deformable_detr import (
     DeformableDetrMultiscaleDeformableAttention,
 )
 
+from weaksam.models.deformable import start_attention
 from weaksam.models.detector import Batch
 
 PRIOR = 0.01  # what a class head says of everything at first
@@ -210,20 +211,10 @@ class Decoder(nn.Module):
 
 
 def _start(module: nn.Module) -> None:
-    """Starting weights. Each head of deformable attention first looks in a direction of its own, point by point on."""
+    """Starting weights."""
     for weight in module.parameters():
         if weight.dim() > 1:
             nn.init.xavier_uniform_(weight)
     for layer in module.modules():
         if isinstance(layer, DeformableDetrMultiscaleDeformableAttention):
-            turns = torch.arange(layer.n_heads) * (2 * math.pi / layer.n_heads)
-            ways = torch.stack([turns.cos(), turns.sin()], 1)
-            ways = ways / ways.abs().amax(1, keepdim=True)
-            steps = torch.arange(1, layer.n_points + 1)
-            points = (ways[:, None, None] * steps[:, None]).expand(-1, layer.n_levels, -1, -1)
-            nn.init.zeros_(layer.sampling_offsets.weight)
-            layer.sampling_offsets.bias.data = points.flatten().contiguous()
-            for part in (layer.attention_weights.weight, layer.attention_weights.bias):
-                nn.init.zeros_(part)
-            nn.init.zeros_(layer.value_proj.bias)
-            nn.init.zeros_(layer.output_proj.bias)
+            start_attention(layer)

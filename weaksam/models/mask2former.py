@@ -7,7 +7,6 @@ Axis legend: B images, Q queries, C classes, G objects of an image, K detections
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -22,6 +21,7 @@ from transformers.models.mask2former.modeling_mask2former import (
     Mask2FormerTransformerModule,
 )
 
+from weaksam.models.deformable import start_attention
 from weaksam.models.detector import Batch, Detector, Found, Normaliser, Targets
 from weaksam.models.mask2former_loss import matched_losses
 from weaksam.models.pyramids import Pyramid
@@ -179,12 +179,8 @@ def found_instances(logits: Tensor, masks: Tensor, padded: tuple[int, int], size
 
 
 def _pad(targets: Targets, height: int, width: int) -> Targets:
-    """With masks (G, height, width) float; an image without objects needs none."""
-    masks = targets.masks
-    if masks is None:
-        if len(targets.classes):
-            raise ValueError(f"targets of an image have {len(targets.classes)} objects without masks: give `masks`")
-        masks = torch.zeros(0, height, width, device=targets.classes.device)
+    """With masks (G, height, width) float."""
+    masks = targets.known_masks()
     right, below = width - masks.shape[2], height - masks.shape[1]
     return targets._replace(masks=F.pad(masks.float(), (0, right, 0, below)))
 
@@ -216,18 +212,4 @@ def _start(network: _Network) -> None:
         if isinstance(layer, nn.Conv2d) and layer.bias is not None:
             nn.init.zeros_(layer.bias)
         if isinstance(layer, Mask2FormerPixelDecoderEncoderMultiscaleDeformableAttention):
-            _start_attention(layer)
-
-
-def _start_attention(layer: Mask2FormerPixelDecoderEncoderMultiscaleDeformableAttention) -> None:
-    """Each head first looks in a direction of its own, point by point on."""
-    turns = torch.arange(layer.n_heads) * (2 * math.pi / layer.n_heads)
-    ways = torch.stack([turns.cos(), turns.sin()], 1)
-    ways = ways / ways.abs().amax(1, keepdim=True)
-    points = ways[:, None, None] * torch.arange(1, layer.n_points + 1)[:, None]
-    with torch.no_grad():
-        layer.sampling_offsets.bias.copy_(points.expand(-1, layer.n_levels, -1, -1).flatten())
-    for part in (layer.sampling_offsets.weight, layer.attention_weights.weight, layer.attention_weights.bias):
-        nn.init.zeros_(part)
-    for part in (layer.value_proj, layer.output_proj):
-        nn.init.zeros_(part.bias)
+            start_attention(layer)

@@ -84,7 +84,7 @@ class MaskRcnn(FasterRcnn):
             ValueError: an image has objects without masks.
         """
         self.roi_heads.step = step
-        listed = [{"boxes": one.boxes, "labels": one.classes + 1, "masks": _masks(one)} for one in targets]
+        listed = [{"boxes": one.boxes, "labels": one.classes + 1, "masks": one.known_masks()} for one in targets]
         batch, maps = self._see(images)
         proposals, first = self.rpn(batch, maps, listed)
         heads: Any = self.roi_heads
@@ -129,15 +129,6 @@ def mask_loss(logits: Tensor, wanted: Sequence[Tensor], labels: Sequence[Tensor]
     own = logits[torch.arange(len(classes), device=classes.device), classes].float()
     by_roi = F.binary_cross_entropy_with_logits(own, torch.cat(list(wanted)), reduction="none").flatten(1).mean(1)
     return (by_roi * shares).masked_fill(is_dropped, 0).sum()
-
-
-def _masks(targets: Targets) -> Tensor:
-    """(G, H, W) bool; an image without objects needs none."""
-    if targets.masks is not None:
-        return targets.masks
-    if len(targets.classes):
-        raise ValueError(f"targets of an image have {len(targets.classes)} objects without masks: give `masks`")
-    return torch.zeros(0, 1, 1, dtype=torch.bool, device=targets.boxes.device)
 
 
 def _paste(masks: Tensor, boxes: Tensor, hw: tuple[int, int]) -> Tensor:

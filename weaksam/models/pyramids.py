@@ -6,8 +6,8 @@ Axis legend: B images, H W pixels, D channels, h w cells of a map.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from weaksam import storage
 from weaksam.errors import WeightsError
-from weaksam.models.sam_stem import FrozenSam
+from weaksam.models.sam_stem import FrozenSam, SeenViews
 from weaksam.sam.checkpoints import read_state
 
 _STAGES = ("layer1", "layer2", "layer3", "layer4")
@@ -90,8 +90,7 @@ class ResNet50(Pyramid):
 class SamPyramid(Pyramid):
     """What the small SAM, which is not trained, sees: its patch embedding at strides 4 and 8, its features at 16.
 
-    For few small images and no GPU. What is frozen sees a view of an image always alike: while training, up to
-    `memory_bytes` of it is remembered.
+    For few small images and no GPU. While training, what it saw is remembered.
     """
 
     channels, strides = (32, 64, 96), (4, 8, 16)
@@ -99,24 +98,14 @@ class SamPyramid(Pyramid):
     def __init__(self, variant: str = "vit_xs") -> None:
         super().__init__()
         self.sam = FrozenSam(variant)
-        self.memory: dict[bytes, list[Tensor]] = {}
-        self.memory_bytes = 2**31
+        self.seen = SeenViews()
 
     @torch.no_grad()
     def forward(self, pixels: Tensor) -> list[Tensor]:
         if not self.training:
             return self.sam.pyramid(pixels)
-        seen = [self._recall(image[None]) for image in pixels]
+        seen = [self.seen.recall([one], partial(self.sam.pyramid, one)) for one in pixels.split(1)]
         return [torch.cat(maps) for maps in zip(*seen, strict=True)]
-
-    def _recall(self, image: Tensor) -> list[Tensor]:
-        view = hashlib.blake2b(image.cpu().numpy().tobytes()).digest()
-        if view not in self.memory:
-            maps = self.sam.pyramid(image)
-            if (len(self.memory) + 1) * sum(one.nbytes for one in maps) > self.memory_bytes:
-                return maps
-            self.memory[view] = maps
-        return self.memory[view]
 
     def load_pretrained(self) -> None:
         self.sam.load_shipped()

@@ -10,7 +10,6 @@ Boxes are xyxy, absolute pixels of the image given, right and bottom exclusive.
 
 from __future__ import annotations
 
-import hashlib
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Literal
@@ -22,13 +21,13 @@ from torchvision.models import resnet50, vgg16
 from torchvision.ops import FrozenBatchNorm2d, roi_align, roi_pool
 
 from weaksam.models.noise import SampleNoise, dropout
-from weaksam.models.sam_stem import FrozenSam
+from weaksam.models.sam_stem import FrozenSam, SeenViews
 from weaksam.ops.boxes import to_inclusive
+from weaksam.sam.build import PIXEL_MEAN, PIXEL_STD
 
 Pixels = Literal["torchvision", "caffe"]
 
 _CAFFE_MEAN = (122.7717, 115.9465, 102.9801)  # RGB, of 0..255
-_MEAN, _STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
 
 class RoiNet(nn.Module):
@@ -46,7 +45,7 @@ class RoiNet(nn.Module):
     def __init__(self, pixels: Pixels = "torchvision") -> None:
         super().__init__()
         self.is_bgr = pixels == "caffe"
-        mean, std = (_CAFFE_MEAN, (1.0, 1.0, 1.0)) if pixels == "caffe" else (_MEAN, _STD)
+        mean, std = (_CAFFE_MEAN, (1.0, 1.0, 1.0)) if pixels == "caffe" else (PIXEL_MEAN, PIXEL_STD)
         self.register_buffer("pixel_mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(std).view(3, 1, 1), persistent=False)
 
@@ -142,8 +141,7 @@ class SamCropNet(RoiNet):
 
     For a few hundred small images and no GPU: what an object looks like does not depend on its size, and SAM tells
     shapes apart already, so little data goes a long way. Boxes are enlarged a little, because an outline is seen
-    against what is around it. What is frozen sees a view of an image always alike: while training, up to
-    `memory_bytes` of it is remembered.
+    against what is around it. While training, what the SAM saw is remembered.
 
     Args:
         variant: of the SAM.
@@ -162,20 +160,13 @@ class SamCropNet(RoiNet):
         self.dim, self.crop, self.margin, self.drop = dim, crop, margin, drop
         self.first = nn.Linear(self.pooled_channels * self.pooled_size**2, dim)
         self.norm, self.second = nn.LayerNorm(dim), nn.Linear(dim, dim)
-        self.memory: dict[bytes, Tensor] = {}
-        self.memory_bytes = 2**31
+        self.seen = SeenViews()
 
     @torch.no_grad()
     def pool(self, image: Tensor, boxes: Tensor) -> Tensor:
         if not self.training:
             return self._see(image, boxes)
-        view = hashlib.blake2b(image.cpu().numpy().tobytes() + boxes.cpu().numpy().tobytes()).digest()
-        if view not in self.memory:
-            seen = self._see(image, boxes)
-            if (len(self.memory) + 1) * seen.nbytes > self.memory_bytes:
-                return seen
-            self.memory[view] = seen
-        return self.memory[view]
+        return self.seen.recall([image, boxes], lambda: [self._see(image, boxes)])[0]
 
     def _see(self, image: Tensor, boxes: Tensor) -> Tensor:
         return self.sam(self.cut_out(image, boxes))

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from weaksam.errors import ConfigError
 
-PIXEL_MEAN = (123.675, 116.28, 103.53)  # RGB, of 0..255
+PIXEL_MEAN = (123.675, 116.28, 103.53)  # RGB, of 0..255; ImageNet's
 PIXEL_STD = (58.395, 57.12, 57.375)
 
 

@@ -16,8 +16,9 @@ from weaksam.config import Reads, StageConfig
 from weaksam.errors import ConfigError, ImageError
 from weaksam.pools import PoolResources
 from weaksam.stage import Outcome, Stage, Step
+from weaksam.stages.checks import check_rows
 from weaksam.stages.train_detector import TrainDetectorConfig
-from weaksam.stages.train_wsod import TrainWsodConfig, check_rows
+from weaksam.stages.train_wsod import TrainWsodConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,10 +26,9 @@ if TYPE_CHECKING:
     from weaksam.models.detecting import DetectRules
     from weaksam.models.detector import Found
 
-# How each kind of detector is published to be tested: MIST, Faster R-CNN on VOC, DINO, RT-DETR.
+# How each kind of detector is published to be tested: Faster R-CNN on VOC, DINO, RT-DETR; MIST: `DetectRules` itself.
 _PUBLISHED: dict[str, dict[str, Any]] = {
-    "wsod": {"scales": (800, 480, 576, 688, 864, 1000, 1200), "max_side": 2000, "flip": True, "score_threshold": 0.0,
-             "nms_threshold": 0.3, "max_detections": 100},
+    "wsod": {},
     "faster_rcnn": {"scales": (480, 576, 688, 864, 1000, 1200), "max_side": 2000, "flip": True, "score_threshold": 0.05,
                     "nms_threshold": 0.5, "max_detections": 100},
     "dino": {"scales": (800,), "max_side": 1333, "flip": False, "score_threshold": 0.0, "nms_threshold": 0.6,
@@ -86,10 +86,9 @@ class DetectConfig(StageConfig):
         """What is wanted of a kind of detector, a key of `_PUBLISHED`."""
         from weaksam.models.detecting import DetectRules
 
-        published = _PUBLISHED[kind]
-        given = {key: value for key in published if (value := getattr(self, key)) is not None}
+        given = {key: value for key in DetectRules.__dataclass_fields__ if (value := getattr(self, key)) is not None}
         given |= {"scales": tuple(given["scales"])} if "scales" in given else {}
-        return DetectRules(**published | given)
+        return DetectRules(**_PUBLISHED[kind] | given)
 
 
 Find = Callable[["Tensor", np.ndarray], "Found"]  # an image (3, H, W) uint8 and proposals on it (N, 4) -> detections
@@ -218,7 +217,7 @@ def _proposals_of(step: Step, images: pa.Table, sources: list[int] | None) -> pa
     from weaksam.data.proposal_boxes import keep_sources
 
     ids = images.column("image_id").to_pylist()
-    check_rows(step, ids)
+    check_rows(step, "proposals", ids)
     proposals = keep_sources(tables.read_step(step.inputs["proposals"], columns=["boxes", "source"]), sources)
     where = {image_id: i for i, image_id in enumerate(proposals.column("image_id").to_pylist())}
     return proposals.column("boxes").take(pa.array([where[image_id] for image_id in ids], pa.int64()))

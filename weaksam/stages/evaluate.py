@@ -19,6 +19,7 @@ from weaksam import schemas, storage, tables
 from weaksam.config import OutsideFile, Reads, StageConfig
 from weaksam.errors import DataError
 from weaksam.stage import Outcome, Stage, Step
+from weaksam.stages.checks import check_same_images
 
 _TRUTH = ["boxes", "classes", "difficult", "crowd", "masks", "areas"]
 
@@ -212,12 +213,7 @@ def _pairs(step: Step, key: str, truth: pa.Table, found: pa.Table) -> Iterator[P
     """Each annotated image's row with the row of what was found there."""
     name = step.inputs[key].name if key in step.inputs else key
     if key in step.inputs:
-        made_from = step.inputs[key].inputs["images"]
-        if made_from.fingerprint != step.inputs["images"].fingerprint:
-            raise DataError(
-                f"steps.{step.name}: step {name} was made from the images of {made_from.name}, "
-                f"not of {step.inputs['images'].name}: name the same step for both"
-            )
+        check_same_images(step, key)
     where = {image_id: index for index, image_id in enumerate(found.column("image_id").to_pylist())}
     missing = [image_id for image_id in truth.column("image_id").to_pylist() if image_id not in where]
     if missing:

@@ -14,8 +14,8 @@ from pydantic import Field, model_validator
 
 from weaksam import schemas, storage, tables
 from weaksam.config import OutsideFile, Reads, StageConfig
-from weaksam.errors import DataError
 from weaksam.stage import Outcome, Stage, Step
+from weaksam.stages.checks import check_rows, check_same_images
 from weaksam.stages.labels import labelled_images
 
 log = logging.getLogger(__name__)
@@ -95,23 +95,16 @@ def _read_found(step: Step, ids: list[str], names: list[str]) -> pa.Table:
     """Rows of detections of these images, in their order.
 
     Raises:
-        DataError: an image has no row.
+        DataError: an image has no row, or the detections are of other images.
     """
     if step.config.results is not None:
         from weaksam.data.coco_results import read_results
 
         return read_results(step.config.results, ids, names).select(["image_id", *_COLUMNS])
-    source = step.inputs["detections"]
-    table = tables.read_step(source, columns=_COLUMNS)
-    if schemas.class_names_of(table.schema) != names:
-        raise DataError(f"steps.{step.name}: steps {source.name} and images have other classes: name the same images")
+    check_same_images(step, "detections")
+    check_rows(step, "detections", ids)
+    table = tables.read_step(step.inputs["detections"], columns=_COLUMNS)
     where = {image_id: row for row, image_id in enumerate(table.column("image_id").to_pylist())}
-    missing = [image_id for image_id in ids if image_id not in where]
-    if missing:
-        raise DataError(
-            f"steps.{step.name}: step {source.name} has no row for {len(missing)} of {len(ids)} images, e.g. "
-            f"{missing[0]}: let it run on this split too"
-        )
     return table.take(pa.array([where[image_id] for image_id in ids], pa.int64()))
 
 

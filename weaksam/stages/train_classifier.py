@@ -7,7 +7,6 @@ part of the training split only tells how good they are.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -16,9 +15,9 @@ from pydantic import Field
 from weaksam import storage
 from weaksam.config import NotInFingerprint, OutsideFile, Reads, StageConfig
 from weaksam.errors import DataError
-from weaksam.sam import SHIPPED
 from weaksam.stage import Outcome, Stage, Step
 from weaksam.stages.labels import labelled_images
+from weaksam.stages.training_run import identify_sam, loop_settings, train_task
 from weaksam.training_settings import Precision, TrainResources, TrainSettings
 
 if TYPE_CHECKING:
@@ -95,12 +94,7 @@ def run(step: Step) -> Outcome:
     if config.epochs == 0:
         summary = _keep_weights(task, step.folder)
     else:
-        from weaksam import runtime, training
-
-        task.build_model()  # a fault of the weights is told here, at once, and not by every worker in turn
-        runtime.connect()
-        training.train(task, train_settings(config, len(task.train.uris)), step.folder)
-        summary = _summary(step.folder)
+        summary = _tell(train_task(step, task, train_settings(config, len(task.train.uris))))
     return Outcome(rows=rows, summary=summary)
 
 
@@ -109,20 +103,13 @@ def train_settings(config: TrainClassifierConfig, num_images: int) -> TrainSetti
     batch_size = min(config.batch_size, num_images)
     per_epoch = num_images / batch_size
     log_every = max(1, math.ceil(per_epoch))
-    return TrainSettings(
+    return loop_settings(
+        config,
         steps=max(1, round(config.epochs * per_epoch)),
         batch_size=batch_size,
-        lr=config.lr,
         warmup=round(config.warmup_epochs * per_epoch),
-        final_lr=config.final_lr,
-        weight_decay=config.weight_decay,
-        ema=config.ema,
-        precision=config.precision,
-        seed=config.seed,
-        checkpoint_every=config.checkpoint_every,
         log_every=log_every,
         validate_every=log_every * config.validate_epochs,
-        resources=config.resources,
     )
 
 
@@ -167,19 +154,13 @@ def _keep_weights(task: ClassifierTask, folder: str) -> str:
     return _tell(task.validate(model))
 
 
-def _summary(folder: str) -> str:
-    lines = storage.read_bytes(storage.join(folder, "metrics.jsonl")).decode().splitlines()
-    return _tell(json.loads(lines[-1]))
-
-
 def _tell(metrics: dict[str, Any]) -> str:
     found = metrics.get("held_out_mAP")
     return f"held-out mAP {100 * found:.1f} %" if found is not None and math.isfinite(found) else ""
 
 
 def _shipped_weights(config: TrainClassifierConfig) -> dict[str, str]:
-    uses_sam = config.backbone == "vit_xs" and config.pretrained and config.weights is None
-    return {"sam.vit_xs": storage.identity(str(SHIPPED["vit_xs"]))} if uses_sam else {}
+    return identify_sam(is_used=config.backbone == "vit_xs" and config.pretrained and config.weights is None)
 
 
 STAGE = Stage("train_classifier", 1, TrainClassifierConfig, run, writes="classifier", outside=_shipped_weights)

@@ -5,17 +5,17 @@ Nothing is selected: the weights of the last step are handed on. The only boxes 
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
 
-from weaksam import schemas, storage, tables
+from weaksam import schemas, tables
 from weaksam.config import NotInFingerprint, OutsideFile, Reads, Settings, StageConfig
 from weaksam.errors import DataError
-from weaksam.sam import SHIPPED
 from weaksam.stage import Outcome, Stage, Step
+from weaksam.stages.checks import check_same_images
+from weaksam.stages.training_run import identify_sam, loop_settings, train_task
 from weaksam.training_settings import Precision, TrainResources, TrainSettings
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class TrainDetectorConfig(StageConfig):
     """Trains Faster R-CNN, DINO or RT-DETRv2 on pseudo ground truth.
 
     Defaults are the published recipe of Faster R-CNN for VOC07 (SGD, batch 16, learning rate 0.02, 9,000 steps); with
-    another model those of DINO for VOC07 (AdamW, batch 16, learning rate 9e-5).
+    another model those of DINO for VOC07 (AdamW, batch 16, learning rate 9e-5; RT-DETRv2 1e-4).
     """
 
     images: Annotated[str, Reads("images")]
@@ -153,35 +153,14 @@ class TrainDetectorConfig(StageConfig):
 
 def run(step: Step) -> Outcome:
     """Trains, from where an earlier call stopped."""
-    from weaksam import runtime, training
-
-    config: TrainDetectorConfig = step.config
     task = make_task(step)
-    task.build_model()  # a fault of the weights is told here, at once, and not by every worker in turn
-    runtime.connect()
-    training.train(task, train_settings(config), step.folder)
-    last = json.loads(storage.read_bytes(storage.join(step.folder, "metrics.jsonl")).decode().splitlines()[-1])
+    last = train_task(step, task, train_settings(step.config))
     return Outcome(rows=len(task.uris), summary=f"loss {last['loss']:.3g}")
 
 
 def train_settings(config: TrainDetectorConfig) -> TrainSettings:
     """The same for the loop."""
-    return TrainSettings(
-        steps=config.steps,
-        batch_size=config.batch_size,
-        lr=config.lr,
-        warmup=config.warmup,
-        warmup_from=1e-3,
-        milestones=tuple(config.milestones) if config.milestones is not None else None,
-        weight_decay=config.weight_decay,
-        clip=config.clip,
-        ema=config.ema,
-        precision=config.precision,
-        seed=config.seed,
-        checkpoint_every=config.checkpoint_every,
-        log_every=config.log_every,
-        resources=config.resources,
-    )
+    return loop_settings(config, warmup_from=1e-3)
 
 
 def make_task(step: Step) -> DetectorTask:
@@ -209,12 +188,8 @@ def read_objects(step: Step) -> tuple[list[str], PseudoObjects, int]:
     """URIs of the images to train on, their objects, and the number of classes."""
     from weaksam.models.detector_task import PseudoObjects
 
+    check_same_images(step, "pgt")
     source = step.inputs["pgt"]
-    if source.inputs["images"].fingerprint != step.inputs["images"].fingerprint:
-        raise DataError(
-            f"steps.{step.name}: step {source.name} was made from the images of {source.inputs['images'].name}, "
-            f"not of {step.inputs['images'].name}: name the same step for both"
-        )
     images = tables.read_step(step.inputs["images"], columns=["uri"])
     uri_of = dict(zip(images.column("image_id").to_pylist(), images.column("uri").to_pylist(), strict=True))
     table = tables.read_step(source, columns=["status", "boxes", "classes"])
@@ -230,8 +205,7 @@ def read_objects(step: Step) -> tuple[list[str], PseudoObjects, int]:
 
 
 def _shipped_weights(config: TrainDetectorConfig) -> dict[str, str]:
-    uses_sam = config.backbone == "small" and config.pretrained
-    return {"sam.vit_xs": storage.identity(str(SHIPPED["vit_xs"]))} if uses_sam else {}
+    return identify_sam(is_used=config.backbone == "small" and config.pretrained)
 
 
 STAGE = Stage("train_detector", 1, TrainDetectorConfig, run, writes="detector", outside=_shipped_weights)

@@ -5,18 +5,17 @@ Nothing is selected: the weights of the last step are handed on. Without boxes t
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from weaksam import schemas, storage, tables
+from weaksam import schemas, tables
 from weaksam.config import NotInFingerprint, OutsideFile, Reads, StageConfig
-from weaksam.errors import DataError
-from weaksam.sam import SHIPPED
 from weaksam.stage import Outcome, Stage, Step
+from weaksam.stages.checks import check_rows
 from weaksam.stages.labels import labelled_images
+from weaksam.stages.training_run import identify_sam, loop_settings, train_task
 from weaksam.training_settings import Precision, TrainResources, TrainSettings
 
 if TYPE_CHECKING:
@@ -145,35 +144,14 @@ class TrainWsodConfig(StageConfig):
 
 def run(step: Step) -> Outcome:
     """Trains, from where an earlier call stopped."""
-    from weaksam import runtime, training
-
-    config: TrainWsodConfig = step.config
     task = make_task(step)
-    task.build_model()  # a fault of the weights is told here, at once, and not by every worker in turn
-    runtime.connect()
-    training.train(task, train_settings(config), step.folder)
-    last = json.loads(storage.read_bytes(storage.join(step.folder, "metrics.jsonl")).decode().splitlines()[-1])
+    last = train_task(step, task, train_settings(step.config))
     return Outcome(rows=len(task.uris), summary=f"loss {last['loss']:.3g}")
 
 
 def train_settings(config: TrainWsodConfig) -> TrainSettings:
     """The same for the loop."""
-    return TrainSettings(
-        steps=config.steps,
-        batch_size=config.batch_size,
-        lr=config.lr,
-        warmup=config.warmup,
-        warmup_from=1 / 3,
-        milestones=tuple(config.milestones) if config.milestones is not None else None,
-        weight_decay=config.weight_decay,
-        clip=config.clip,
-        ema=config.ema,
-        precision=config.precision,
-        seed=config.seed,
-        checkpoint_every=config.checkpoint_every,
-        log_every=config.log_every,
-        resources=config.resources,
-    )
+    return loop_settings(config, warmup_from=1 / 3)
 
 
 def make_task(step: Step) -> WsodTask:
@@ -187,7 +165,7 @@ def make_task(step: Step) -> WsodTask:
     config: TrainWsodConfig = step.config
     images, labels = labelled_images(step)
     ids = images.column("image_id").to_pylist()
-    check_rows(step, ids)
+    check_rows(step, "proposals", ids)
     source = step.inputs["proposals"]
     manifest = source.manifest()
     assert manifest is not None
@@ -204,17 +182,6 @@ def make_task(step: Step) -> WsodTask:
     spec = config.spec(labels.shape[1])
     read = ReadProposals(source.folder, manifest, ids, config.source_indices)
     return WsodTask(spec.with_starting_weights, images.column("uri").to_pylist(), labels, read, recipe)
-
-
-def check_rows(step: Step, image_ids: list[str]) -> None:
-    """Raises DataError when the step's proposals lack one of these images."""
-    source = step.inputs["proposals"]
-    there = set(tables.read_step(source, columns=[]).column("image_id").to_pylist())
-    if missing := [image_id for image_id in image_ids if image_id not in there]:
-        raise DataError(
-            f"steps.{step.name}.proposals: step {source.name} has no row for {len(missing)} of {len(image_ids)} "
-            f"images, e.g. {missing[0]}: let it run on this split too"
-        )
 
 
 @dataclass(frozen=True)
@@ -234,8 +201,7 @@ class ReadProposals:
 
 
 def _shipped_weights(config: TrainWsodConfig) -> dict[str, str]:
-    uses_sam = config.backbone == "small" and config.pretrained
-    return {"sam.vit_xs": storage.identity(str(SHIPPED["vit_xs"]))} if uses_sam else {}
+    return identify_sam(is_used=config.backbone == "small" and config.pretrained)
 
 
 STAGE = Stage("train_wsod", 3, TrainWsodConfig, run, writes="wsod", outside=_shipped_weights)

@@ -1,0 +1,31 @@
+"""Faults of a step's inputs that only their tables show: rows that are not there, rows of another dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from weaksam import tables
+from weaksam.errors import DataError
+from weaksam.stage import Step
+
+
+def check_rows(step: Step, key: str, image_ids: Sequence[str]) -> None:
+    """Raises DataError when the input named by `key` lacks one of these images."""
+    source = step.inputs[key]
+    there = set(tables.read_step(source, columns=[]).column("image_id").to_pylist())
+    if missing := [image_id for image_id in image_ids if image_id not in there]:
+        raise DataError(
+            f"steps.{step.name}.{key}: step {source.name} has no row for {len(missing)} of {len(image_ids)} "
+            f"images, e.g. {missing[0]}: let it run on this split too"
+        )
+
+
+def check_same_images(step: Step, key: str) -> None:
+    """Raises DataError when the input named by `key` was made from other images than the step names."""
+    source, images = step.inputs[key], step.inputs["images"]
+    made_from = source.inputs["images"]
+    if made_from.fingerprint != images.fingerprint:
+        raise DataError(
+            f"steps.{step.name}: step {source.name} was made from the images of {made_from.name}, "
+            f"not of {images.name}: name the same step for both"
+        )

@@ -1,0 +1,39 @@
+"""What every stage that trains does: settings of the loop from those of the step, and the run itself."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from weaksam import storage
+from weaksam.config import StageConfig
+from weaksam.sam import SHIPPED
+from weaksam.stage import Step
+from weaksam.training_settings import TrainSettings
+
+if TYPE_CHECKING:
+    from weaksam.training_state import TrainTask
+
+
+def loop_settings(config: StageConfig, **others: Any) -> TrainSettings:
+    """Settings of the loop: those that the step has under the same name, and `others` where it has none or another."""
+    values = {key: getattr(config, key) for key in TrainSettings.model_fields if key in type(config).model_fields}
+    if isinstance(values.get("milestones"), list):  # a run file has no tuples
+        values["milestones"] = tuple(values["milestones"])
+    return TrainSettings(**values | others)
+
+
+def train_task(step: Step, task: TrainTask[Any], settings: TrainSettings) -> dict[str, float]:
+    """Trains, from where an earlier call stopped; gives the last row of metrics."""
+    from weaksam import runtime, training
+
+    task.build_model()  # a fault of the weights is told here, at once, and not by every worker in turn
+    runtime.connect()
+    training.train(task, settings, step.folder)
+    lines = storage.read_bytes(storage.join(step.folder, "metrics.jsonl")).decode().splitlines()
+    return json.loads(lines[-1])
+
+
+def identify_sam(*, is_used: bool) -> dict[str, str]:
+    """The shipped SAM as an outside file, where a network stands on it."""
+    return {"sam.vit_xs": storage.identity(str(SHIPPED["vit_xs"]))} if is_used else {}
