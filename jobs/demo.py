@@ -1,11 +1,13 @@
-"""The demo: draws a small world, runs `configs/demo.yaml` on it and shows what came out.
+"""The demo: draws a small world, runs a config of it and shows what came out.
 
-python -m jobs.demo FOLDER     (what `make demo` does; the same command again goes on where it stopped)
+python -m jobs.demo FOLDER            (`make demo`: configs/demo.yaml; the same command again goes on where it stopped)
+python -m jobs.demo FOLDER --full     (`make demo-full`: configs/demo_full.yaml, which has more detectors)
 """
 
 from __future__ import annotations
 
-import sys
+import argparse
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -20,22 +22,34 @@ from weaksam.models.weaktr_weights import load_trained
 from weaksam.pictures import SOURCE_COLOURS, contact_sheet, draw_boxes, draw_heatmap, png_bytes
 from weaksam.stage import Step
 
-CONFIG = str(Path(__file__).parents[1] / "configs" / "demo.yaml")
+CONFIGS = Path(__file__).parents[1] / "configs"
+TEACHERS = {"oicr": "OICR", "mist": "MIST"}
+STUDENTS = {
+    "faster_rcnn_top1": "Faster R-CNN, top-1",
+    "faster_rcnn": "Faster R-CNN",
+    "faster_rcnn_drop": "+ RoI drop",
+    "dino": "DINO",
+}
 SCENES, SEED = 900, 7
 SHOWN, BOXES_SHOWN = 3, 40
 
 
-def main(folder: str) -> None:
-    """Runs the demo below `folder`."""
+def main(folder: str, config: str) -> None:
+    """Runs a config of the demo below `folder`."""
     set_up_logging()
     overrides = prepare(folder)
-    run_pipeline(CONFIG, overrides)
-    steps = {step.name: step for step in pipeline.load(CONFIG, overrides)}
+    run_pipeline(config, overrides)
+    steps = {step.name: step for step in pipeline.load(config, overrides)}
     picture = storage.join(storage.absolute(folder), "proposals.png")
     storage.write_bytes(picture, png_bytes(_picture(steps)))
     print(recall_table(read_report(steps["recall"])))
     print("\nDetectors that learnt from image-level labels")
-    print(detector_table({name.upper(): (steps[f"{name}_ap"], steps[f"{name}_corloc"]) for name in ("oicr", "mist")}))
+    print(detector_table({TEACHERS[name]: reports_of(steps, name) for name in TEACHERS if name in steps}))
+    print("\nPseudo ground truth made of MIST's detections, of which a detector is trained next")
+    quality = {"best of a class": "pgt_top1_quality", "adaptive": "pgt_quality"}
+    print(pgt_table({label: read_report(steps[name]) for label, name in quality.items()}))
+    print("\nDetectors trained on the adaptive one")
+    print(detector_table({STUDENTS[name]: reports_of(steps, name) for name in STUDENTS if name in steps}))
     print(f"\nPicture: {picture}\nTable:   {steps['proposals'].folder}\nLook at it:\n")
     print("  import pandas as pd, glob")
     print(f"  table = pd.concat(map(pd.read_parquet, glob.glob('{steps['proposals'].folder}/part-*.parquet')))")
@@ -54,18 +68,34 @@ def read_report(step: Step) -> dict:
     return storage.read_json(storage.join(step.folder, "metrics.json"))
 
 
-def detector_table(steps: dict[str, tuple[Step, Step]]) -> str:
-    """AP on one split and CorLoc on another of detectors by name; with deviations, where there are several seeds."""
-    splits = [read_report(step)["split"] for step in next(iter(steps.values()))]
-    lines = [_cells("", [f"AP50 {splits[0]}", f"AP75 {splits[0]}", f"CorLoc {splits[1]}"])]
-    for name, (ap, corloc) in steps.items():
-        found, located = read_report(ap)["metrics"], read_report(corloc)["metrics"]
-        lines.append(_cells(name, [_percent(found, "AP50"), _percent(found, "AP75"), _percent(located, "CorLoc")]))
+def reports_of(steps: Mapping[str, Step], name: str) -> list[dict]:
+    """What was evaluated of a detector: AP and, where there is such a step, CorLoc."""
+    return [read_report(steps[key]) for key in (f"{name}_ap", f"{name}_corloc") if key in steps]
+
+
+def detector_table(detectors: Mapping[str, list[dict]]) -> str:
+    """AP on one split, perhaps CorLoc on another, of detectors by name; with deviations of several seeds."""
+    lines: list[str] = []
+    for name, reports in detectors.items():
+        shown = [("AP50", reports[0]), ("AP75", reports[0]), *(("CorLoc", report) for report in reports[1:])]
+        if not lines:
+            lines.append(_cells("", [f"{figure} {report['split']}" for figure, report in shown]))
+        lines.append(_cells(name, [_percent(report["metrics"], figure) for figure, report in shown]))
+    return "\n".join(lines)
+
+
+def pgt_table(reports: Mapping[str, dict]) -> str:
+    """Precision and recall of pseudo ground truth by name."""
+    keys = ("precision@0.5", "recall@0.5", "precision@0.75", "recall@0.75")
+    lines = [_cells("", ["boxes per image", *keys])]
+    for name, report in reports.items():
+        figures = report["metrics"]
+        lines.append(_cells(name, [f"{figures['boxes_per_image']:.2f}", *(_percent(figures, key) for key in keys)]))
     return "\n".join(lines)
 
 
 def _cells(name: str, cells: list[str]) -> str:
-    return f"{name:16} " + " ".join(f"{cell:>16}" for cell in cells)
+    return f"{name:20} " + " ".join(f"{cell:>16}" for cell in cells)
 
 
 def _percent(figures: dict, key: str) -> str:
@@ -115,4 +145,8 @@ def _picture(steps: dict[str, Step]) -> Image.Image:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1] if len(sys.argv) > 1 else "demo")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", nargs="?", default="demo")
+    parser.add_argument("--full", action="store_true", help="more detectors, an hour or two more")
+    given = parser.parse_args()
+    main(given.folder, str(CONFIGS / ("demo_full.yaml" if given.full else "demo.yaml")))

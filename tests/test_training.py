@@ -103,6 +103,14 @@ def test_the_learning_rate_rises_then_falls():
     assert factors(2, 4, 5, 7, 9, milestones=(5, 8)) == pytest.approx([1.0, 1.0, 0.1, 0.1, 0.01])
 
 
+def test_a_window_of_the_steps_has_a_schedule_of_its_own():
+    settings = TrainSettings(steps=12, batch_size=1, lr=1.0, warmup=2)
+    alone = [lr_factor(settings.model_copy(update={"steps": 5}), step) for step in range(5)]
+    assert [lr_factor(settings, step, (0, 5)) for step in range(6)] == [*alone, 0.0]
+    later = [lr_factor(settings.model_copy(update={"steps": 7}), step) for step in range(7)]
+    assert [lr_factor(settings, step, (5, None)) for step in range(4, 12)] == [0.0, *later]
+
+
 def test_workers_share_a_batch_that_does_not_divide():
     resources = TrainResources(workers=3, micro_batch_size=2)
     parts = [share_of(_settings(batch_size=7, resources=resources), rank) for rank in range(3)]

@@ -44,7 +44,11 @@ class TrainTask(Protocol[Model]):
         ...
 
     def build_optimizer(self, model: Model, *, lr: float, weight_decay: float) -> torch.optim.Optimizer:
-        """The optimiser; groups may scale `lr`, the schedule multiplies what each starts with."""
+        """The optimiser; the schedule multiplies the `lr` that each group starts with.
+
+        A group with a `window` (first, last) learns in these steps alone, with a schedule of its own over them; last
+        None = to the end.
+        """
         ...
 
     def load_batch(self, indices: np.ndarray, seeds: np.ndarray) -> dict[str, Tensor]:
@@ -79,13 +83,21 @@ def draw_batch(seed: int, step: int, *, batch_size: int, num_samples: int) -> tu
     return indices, np.stack([np.full_like(indices, seed), rounds, indices], 1)
 
 
-def lr_factor(settings: TrainSettings, step: int) -> float:
-    """What the learning rate of a step is multiplied by: a linear rise, then half a cosine, or falls by 10."""
+def lr_factor(settings: TrainSettings, step: int, window: tuple[int, int | None] = (0, None)) -> float:
+    """What the learning rate of a step is multiplied by: a linear rise, then half a cosine, or falls by 10.
+
+    In a `window` (first, last) of the steps as if these were all, outside it by 0; last None = to the end.
+    """
+    first, last = window
+    if step < first or (last is not None and step >= last):
+        return 0.0
+    last = settings.steps if last is None else last
+    step -= first
     if step < settings.warmup:
         return settings.warmup_from + (1 - settings.warmup_from) * (step + 1) / settings.warmup
     if settings.milestones is not None:
         return 0.1 ** sum(step >= milestone for milestone in settings.milestones)
-    done = (step - settings.warmup) / max(settings.steps - settings.warmup, 1)
+    done = (step - settings.warmup) / max(last - first - settings.warmup, 1)
     return settings.final_lr + (1 - settings.final_lr) * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
 
 
@@ -144,9 +156,9 @@ class Trainee:
         return torch.autocast(self.device.type, dtype, enabled=precision != "fp32")
 
     def _update(self) -> None:
-        settings, factor = self.settings, lr_factor(self.settings, self.step)
+        settings = self.settings
         for group in self.optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * factor
+            group["lr"] = group["initial_lr"] * lr_factor(settings, self.step, group.get("window", (0, None)))
         if settings.clip:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip)

@@ -133,6 +133,21 @@ def test_boxes_give_the_masks_of_the_predictor(tiny_sam, multimask):
     np.testing.assert_allclose(found.predicted_iou, np.array([iou for _, iou in expected]), atol=1e-4)
 
 
+def test_boxes_snap_to_the_masks_that_sam_draws_for_them(tiny_sam):
+    image = noise_image(90, 120, seed=2)
+    boxes = np.array([[3, 4, 50, 60], [20, 10, 110, 85], [60, 50, 62, 53]], np.float32)
+    engine = SamEngine(tiny_sam)
+    drawn = [decode_rle(row[0], 90, 120) for row in engine.masks_for_boxes(image, boxes).masks]
+    wanted = [
+        [mask.any(0).argmax(), mask.any(1).argmax(), 120 - mask.any(0)[::-1].argmax(), 90 - mask.any(1)[::-1].argmax()]
+        if mask.any()
+        else box
+        for mask, box in zip(drawn, boxes, strict=True)
+    ]
+    np.testing.assert_array_equal(engine.snap_boxes(image, boxes), np.array(wanted, np.float32))
+    assert engine.snap_boxes(image, np.zeros((0, 4), np.float32)).shape == (0, 4)
+
+
 def test_no_prompts_give_no_proposals(tiny_sam):
     engine = SamEngine(tiny_sam)
     image = noise_image(40, 50)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from weaksam.models.pyramids import Pyramid
+from weaksam.models.pyramids import Pyramid, load_from
 from weaksam.sam.build import PIXEL_MEAN, PIXEL_STD
 
 
@@ -85,6 +85,20 @@ class Detector(nn.Module):
     def detect(self, images: Sequence[Tensor]) -> list[Found]:
         """The detections of each of B images (3, H, W) RGB of 0..255, in the pixels of that image. In eval mode."""
         raise NotImplementedError
+
+    def load_pretrained(self, weights: str | None) -> None:
+        """Starts the backbone from a file at a URI, or from the weights it is known with.
+
+        Raises:
+            WeightsError: the file lacks weights of the backbone, or they have other shapes.
+        """
+        for module in self.modules():
+            if isinstance(module, Pyramid):
+                load_from(module, weights)
+
+    def early_parameters(self) -> tuple[list[nn.Parameter], int]:
+        """Weights that learn in the first so many steps, and all others after those; as a rule there are none."""
+        return [], 0
 
     def backbone_parameters(self) -> Iterator[nn.Parameter]:
         """The weights of the backbone, which start from those of another task."""

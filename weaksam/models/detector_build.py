@@ -4,22 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from safetensors.torch import load_file
 
+from weaksam.models.cut_out_rcnn import CutOutRcnn, CutOutRcnnSize
 from weaksam.models.detector import Detector
 from weaksam.models.dino import Dino, DinoSize
-from weaksam.models.faster_rcnn import PUBLISHED, BoxLoss, FasterRcnn, FasterRcnnSize, FoundRules
-from weaksam.models.pyramids import Pyramid, ResNet50, SamPyramid, load_from
+from weaksam.models.faster_rcnn import PUBLISHED, BoxLoss, FasterRcnn, FoundRules
+from weaksam.models.pyramids import Pyramid, ResNet50, SamPyramid
 from weaksam.models.rt_detr_v2 import RtDetrV2, RtDetrV2Size
 from weaksam.ops.roi_drop import NO_DROP, RoiDropRules
 
 Model = Literal["faster_rcnn", "dino", "rt_detr_v2"]
 Backbone = Literal["resnet50", "small"]
-_SMALL_FASTER_RCNN = FasterRcnnSize(
-    dim=96, hidden=256, anchors=(24, 48, 96, 192), roi_samples=128, proposals=300, pre_nms=(600, 600)
-)
 _SMALL_DINO = DinoSize(
     dim=128, heads=4, points=4, encoder_layers=2, decoder_layers=3, ffn=256, queries=100, num_denoising=50,
     detections=100, levels=3,
@@ -39,6 +37,7 @@ class DetectorSpec:
         box_loss: of Faster R-CNN.
         drop: RoI drop.
         boxes_per_image: mean of the training images, what the losses of the two DETRs are divided by.
+        first_steps: of the small Faster R-CNN: steps for its first stage alone.
         pretrained: start from the weights the backbone is known with: torchvision's of ImageNet, fetched by name, or
             the shipped SAM's.
         weights: URI of ImageNet weights to start from instead.
@@ -51,16 +50,19 @@ class DetectorSpec:
     box_loss: BoxLoss = "l1"
     drop: RoiDropRules = NO_DROP
     boxes_per_image: float = 1.0
+    first_steps: int = 0
     pretrained: bool = True
     weights: str | None = None
 
     def untrained(self, found: FoundRules = PUBLISHED) -> Detector:
         """The network with random weights."""
-        pyramid: Pyramid = ResNet50(self.frozen_stages) if self.backbone == "resnet50" else SamPyramid()
         is_small = self.backbone == "small"
+        pyramid: Pyramid = SamPyramid(finest=8) if is_small else ResNet50(self.frozen_stages)
         if self.model == "faster_rcnn":
-            size = _SMALL_FASTER_RCNN if is_small else FasterRcnnSize()
-            return FasterRcnn(pyramid, self.num_classes, size, box_loss=self.box_loss, drop=self.drop, found=found)
+            more: dict[str, Any] = {"box_loss": self.box_loss, "drop": self.drop, "found": found}
+            if is_small:
+                return CutOutRcnn(pyramid, self.num_classes, CutOutRcnnSize(first_steps=self.first_steps), **more)
+            return FasterRcnn(pyramid, self.num_classes, **more)
         if self.model == "rt_detr_v2":
             size = _SMALL_RT_DETR if is_small else RtDetrV2Size()
             return RtDetrV2(pyramid, self.num_classes, size, boxes_per_image=self.boxes_per_image)
@@ -75,9 +77,7 @@ class DetectorSpec:
         """
         network = self.untrained()
         if self.pretrained or self.weights is not None:
-            for module in network.modules():
-                if isinstance(module, Pyramid):
-                    load_from(module, self.weights)
+            network.load_pretrained(self.weights)
         return network
 
     def trained(self, path: str | Path, found: FoundRules = PUBLISHED) -> Detector:

@@ -95,21 +95,26 @@ class DetectorTask:
         """Layers of normalisation are not decayed, the backbone has a learning rate of its own."""
         backbone = {id(p) for p in model.backbone_parameters()}
         norms = {id(p) for module in model.modules() if isinstance(module, _NORMS) for p in module.parameters()}
-        trained = [p for p in model.parameters() if p.requires_grad]
+        early, early_steps = model.early_parameters()
+        firsts = {id(p) for p in early}
+        kinds: dict[tuple[bool, bool, bool, bool], list[nn.Parameter]] = {}
+        for p in model.parameters():
+            if p.requires_grad:
+                kind = (p.ndim == 2, id(p) in backbone, id(p) in norms, id(p) in firsts)
+                kinds.setdefault(kind, []).append(p)
+        windows = {False: (early_steps, None), True: (0, early_steps)}
+        groups = {kind: {"params": params, "window": windows[kind[3]]} for kind, params in kinds.items()}
         if self.recipe.optimizer == "muon":
-            matrices = [p for p in trained if p.ndim == 2 and id(p) not in backbone]
-            chosen = {id(p) for p in matrices}
-            return MuonAdamW(matrices, [p for p in trained if id(p) not in chosen], lr=lr, weight_decay=weight_decay)
-        groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-        for parameter in trained:
-            groups.setdefault((id(parameter) in backbone, id(parameter) in norms), []).append(parameter)
+            is_inside = {kind: kind[0] and not kind[1] for kind in groups}
+            matrices, others = (
+                [group for kind, group in groups.items() if is_inside[kind] is x] for x in (True, False)
+            )
+            return MuonAdamW(matrices, others, lr=lr, weight_decay=weight_decay)
         listed = [
-            {
-                "params": params,
-                "lr": lr * (self.recipe.backbone_lr if in_backbone else 1.0),
-                "weight_decay": 0.0 if is_norm else weight_decay,
-            }
-            for (in_backbone, is_norm), params in groups.items()
+            group
+            | {"lr": lr * (self.recipe.backbone_lr if in_backbone else 1.0)}
+            | {"weight_decay": 0.0 if is_norm else weight_decay}
+            for (_, in_backbone, is_norm, _), group in groups.items()
         ]
         if self.recipe.optimizer == "sgd":
             return torch.optim.SGD(listed, lr=lr, momentum=0.9)

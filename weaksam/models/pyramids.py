@@ -91,21 +91,27 @@ class SamPyramid(Pyramid):
     """What the small SAM, which is not trained, sees: its patch embedding at strides 4 and 8, its features at 16.
 
     For few small images and no GPU. While training, what it saw is remembered.
+
+    Args:
+        variant: of the SAM.
+        finest: stride of the first map, 4 or 8: what is trained on a map of stride 4 costs more than the SAM does.
     """
 
-    channels, strides = (32, 64, 96), (4, 8, 16)
-
-    def __init__(self, variant: str = "vit_xs") -> None:
+    def __init__(self, variant: str = "vit_xs", *, finest: int = 4) -> None:
         super().__init__()
         self.sam = FrozenSam(variant)
         self.seen = SeenViews()
+        self.channels, self.strides = ((32, 64, 96), (4, 8, 16)) if finest == 4 else ((64, 96), (8, 16))
 
     @torch.no_grad()
     def forward(self, pixels: Tensor) -> list[Tensor]:
         if not self.training:
-            return self.sam.pyramid(pixels)
-        seen = [self.seen.recall([one], partial(self.sam.pyramid, one)) for one in pixels.split(1)]
+            return self._see(pixels)
+        seen = [self.seen.recall([one], partial(self._see, one)) for one in pixels.split(1)]
         return [torch.cat(maps) for maps in zip(*seen, strict=True)]
+
+    def _see(self, pixels: Tensor) -> list[Tensor]:
+        return self.sam.pyramid(pixels)[-len(self.channels) :]
 
     def load_pretrained(self) -> None:
         self.sam.load_shipped()

@@ -18,10 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import resnet50, vgg16
-from torchvision.ops import FrozenBatchNorm2d, roi_align, roi_pool
+from torchvision.ops import FrozenBatchNorm2d, roi_pool
 
 from weaksam.models.noise import SampleNoise, dropout
-from weaksam.models.sam_stem import FrozenSam, SeenViews
+from weaksam.models.sam_stem import FrozenSam, SeenViews, cut_out
 from weaksam.ops.boxes import to_inclusive
 from weaksam.sam.build import PIXEL_MEAN, PIXEL_STD
 
@@ -140,8 +140,7 @@ class SamCropNet(RoiNet):
     """Every box cut out of the image at one small size and seen by a frozen SAM, and two trained layers on that.
 
     For a few hundred small images and no GPU: what an object looks like does not depend on its size, and SAM tells
-    shapes apart already, so little data goes a long way. Boxes are enlarged a little, because an outline is seen
-    against what is around it. While training, what the SAM saw is remembered.
+    shapes apart already, so little data goes a long way. While training, what the SAM saw is remembered.
 
     Args:
         variant: of the SAM.
@@ -173,9 +172,7 @@ class SamCropNet(RoiNet):
 
     def cut_out(self, image: Tensor, boxes: Tensor) -> Tensor:
         """(N, 3, crop, crop) of boxes (N, 4) on an image (3, H, W) uint8, normalised; zeros beyond the image."""
-        extra = self.margin * (boxes[:, 2:] - boxes[:, :2])
-        rois = torch.cat([boxes[:, :2] - extra, boxes[:, 2:] + extra], 1)
-        return roi_align(self.normalise(image), [rois], (self.crop, self.crop), aligned=True)
+        return cut_out(self.normalise(image), [boxes], self.crop, self.margin)
 
     def neck(self, pooled: Tensor, noise: SampleNoise | None = None) -> Tensor:
         x = dropout(F.relu(self.norm(self.first(pooled.flatten(1)))), noise, rate=self.drop)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.ops import roi_align
 
 from weaksam.sam.build import VARIANTS, ConvStem, build_sam
 from weaksam.sam.checkpoints import load_sam
@@ -56,12 +57,14 @@ class FrozenSam(nn.Module):
         variant: of the SAM.
         side: pixels, when all images are squares of this size: windows of attention are then no larger. Those of a SAM
             are filled up with zeros, which cost as much as pixels and are attended to.
+        depth: number of the encoder's blocks that are run, when what these see is wanted instead of its features.
     """
 
-    def __init__(self, variant: str, side: int | None = None) -> None:
+    def __init__(self, variant: str, side: int | None = None, *, depth: int | None = None) -> None:
         super().__init__()
-        self.variant, self.side = variant, side
-        self.patch, self.channels = VARIANTS[variant].patch_size, VARIANTS[variant].prompt_dim
+        self.variant, self.side, self.depth = variant, side, depth
+        size = VARIANTS[variant]
+        self.patch, self.channels = size.patch_size, size.prompt_dim if depth is None else size.encoder_dim
         self.encoder: Any = self._fitted(build_sam(variant).image_encoder).requires_grad_(False)
 
     def load_shipped(self) -> None:
@@ -69,6 +72,8 @@ class FrozenSam(nn.Module):
         self.encoder.load_state_dict(self._fitted(load_sam(self.variant).image_encoder).state_dict())
 
     def _fitted(self, encoder: Any) -> Any:
+        if self.depth is not None:
+            encoder.blocks, encoder.neck = encoder.blocks[: self.depth], nn.Identity()
         tokens = self.side // self.patch if self.side else math.inf
         for block in encoder.blocks:
             if block.window_size > tokens:
@@ -118,6 +123,20 @@ class SamStem(FrozenSam):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.proj(self.features(images).permute(0, 2, 3, 1))
+
+
+def cut_out(images: Tensor, boxes: Sequence[Tensor], side: int, margin: float) -> Tensor:
+    """(N of all, 3, side, side): boxes cut out of images, zeros beyond them; an outline needs something around it.
+
+    Args:
+        images: (B, 3, H, W), normalised.
+        boxes: B of (N of the image, 4) float32, xyxy, pixels.
+        side: of what is cut out, pixels.
+        margin: how much a box is enlarged to each side, as a share of its size.
+    """
+    extra = [margin * (one[:, 2:] - one[:, :2]) for one in boxes]
+    rois = [torch.cat([one[:, :2] - more, one[:, 2:] + more], 1) for one, more in zip(boxes, extra, strict=True)]
+    return roi_align(images, rois, (side, side), aligned=True)
 
 
 def _resize(positions: Tensor, hw: torch.Size) -> Tensor:

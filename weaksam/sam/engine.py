@@ -220,6 +220,20 @@ class SamEngine:
         per_box = [masks[i : i + len(slots)] for i in range(0, len(masks), len(slots))]
         return BoxMasks(masks=per_box, predicted_iou=np.concatenate(scores))
 
+    @torch.inference_mode()
+    def snap_boxes(self, image: np.ndarray | EncodedImage, boxes: np.ndarray) -> np.ndarray:
+        """(M, 4) float32: boxes of the masks that SAM draws for boxes; where it draws none, the box as it was.
+
+        Args:
+            image: (H, W, 3) uint8 RGB, or an image from `encode`.
+            boxes: (M, 4) float xyxy pixels.
+        """
+        encoded = image if isinstance(image, EncodedImage) else self.encode(image)
+        found = self._candidates(encoded, Prompts(boxes=boxes), Filter(0.0, 0.0, 1.0, SINGLE_MASK), with_logits=False)
+        snapped = boxes.astype(np.float32)
+        snapped[found.prompt.cpu().numpy()] = found.boxes.cpu().numpy()
+        return snapped
+
     def _grid(self, encoded: EncodedImage) -> Prompts:
         return Prompts(points=grid_points(*encoded.frame.image_hw, self.settings.points_per_side))
 

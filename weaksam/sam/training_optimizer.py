@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from weaksam.ops.precision import computes_bf16
 
@@ -38,7 +38,7 @@ def orthogonalise(matrix: Tensor) -> Tensor:
 class Muon(torch.optim.Optimizer):
     """Of matrices alone; steps are as large as AdamW's, so that both can share a learning rate."""
 
-    def __init__(self, matrices: list[nn.Parameter], *, lr: float, weight_decay: float) -> None:
+    def __init__(self, matrices: list[Any], *, lr: float, weight_decay: float) -> None:
         super().__init__(matrices, {"lr": lr, "weight_decay": weight_decay})
 
     @torch.no_grad()
@@ -59,10 +59,11 @@ class Muon(torch.optim.Optimizer):
 class MuonAdamW(torch.optim.Optimizer):
     """Two optimisers behind the interface of one."""
 
-    def __init__(
-        self, matrices: list[nn.Parameter], others: list[nn.Parameter], *, lr: float, weight_decay: float
-    ) -> None:
-        """Takes each parameter once. `matrices` are 2-D and decay, `others` do not; both use the same `lr`."""
+    def __init__(self, matrices: list[Any], others: list[Any], *, lr: float, weight_decay: float) -> None:
+        """Takes each parameter once. `matrices` are 2-D and decay, `others` do not; both use the same `lr`.
+
+        Both are parameters, or groups of them as torch's optimisers take them.
+        """
         self.parts = (
             Muon(matrices, lr=lr, weight_decay=weight_decay),
             torch.optim.AdamW(others, lr=lr, weight_decay=0.0, betas=(0.9, 0.98)),

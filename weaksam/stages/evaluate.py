@@ -158,7 +158,7 @@ def _judge_detections(step: Step, truth: pa.Table, names: list[str]) -> Judged:
     num_objects = sum(
         not (difficult or crowd) for difficult, crowd in zip(*(c.to_pylist() for c in ignored), strict=True)
     )
-    return Judged(task, num_objects, _mean_and_std([figures for figures, _ in judged]), judged[0][1])
+    return Judged(task, num_objects, mean_and_std([figures for figures, _ in judged]), judged[0][1])
 
 
 def _detection_figures(
@@ -182,7 +182,8 @@ def _detection_figures(
     return voc.detection_metrics(rows, rules), rows
 
 
-def _mean_and_std(figures: list[dict[str, float]]) -> dict[str, float]:
+def mean_and_std(figures: list[dict[str, float]]) -> dict[str, float]:
+    """Means of the same figures of several seeds, and `<name>_std`; of one alone the figures themselves."""
     if len(figures) == 1:
         return figures[0]
     values = {key: [one[key] for one in figures] for key in figures[0]}

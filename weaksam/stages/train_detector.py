@@ -76,6 +76,8 @@ class TrainDetectorConfig(StageConfig):
     """Stages of resnet50 that are not trained, from the first."""
     box_loss: Literal["l1", "smooth_l1"] = "l1"
     """Of Faster R-CNN: `l1` as published, torchvision's own is `smooth_l1`."""
+    first_stage: float = Field(default=0.4, gt=0, lt=1)
+    """Share of the steps in which a small Faster R-CNN learns where objects are, before it learns what they are."""
     roi_drop: RoiDropSettings = RoiDropSettings()
     """Which regions are not learnt from."""
     keep_empty: bool = False
@@ -146,6 +148,7 @@ class TrainDetectorConfig(StageConfig):
             box_loss=self.box_loss,
             drop=RoiDropRules(**self.roi_drop.model_dump()),
             boxes_per_image=boxes_per_image,
+            first_steps=round(self.first_stage * self.steps),
             pretrained=self.pretrained,
             weights=self.weights,
         )

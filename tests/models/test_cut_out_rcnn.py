@@ -1,0 +1,101 @@
+"""Faster R-CNN that sees its regions cut out: what a region is seen as, no region at all, and what it can learn."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from tests.models.pictures import squares_and_discs, total
+from weaksam.models.cut_out_rcnn import CutOutRcnn, CutOutRcnnSize
+from weaksam.models.detector import Targets
+from weaksam.models.pyramids import SamPyramid
+from weaksam.models.roi_backbones import SamCropNet
+from weaksam.ops.boxes import box_iou
+
+SIZE = CutOutRcnnSize(
+    dim=16, hidden=32, anchors=(16, 32, 48), proposals=20, pre_nms=(50, 50), first_steps=100, patches=2
+)
+
+
+def make(**changes: Any) -> CutOutRcnn:
+    torch.manual_seed(0)
+    net = CutOutRcnn(SamPyramid(finest=8), 2, replace(SIZE, **changes))
+    net.load_pretrained(None)
+    return net
+
+
+def test_sees_a_region_as_the_weakly_supervised_detector_does() -> None:
+    images, targets = squares_and_discs(2, side=64)
+    net, other = make(depth=None), SamCropNet(dim=8, crop=32)
+    other.sam.load_shipped()
+    net._see(images)
+    seen = net.roi_heads.box_roi_pool({}, [one.boxes for one in targets], [(64, 64)] * 2)
+    wanted = torch.cat([other.pool(image, one.boxes) for image, one in zip(images, targets, strict=True)])
+    assert torch.allclose(seen, wanted, atol=1e-4)
+
+
+def test_without_regions_nothing_is_found() -> None:
+    images, _ = squares_and_discs(1, side=64)
+    net = make().eval()
+    net.rpn.score_thresh = 2.0
+    (found,) = net.detect(images)
+    assert found.boxes.shape == (0, 4)
+
+
+def test_the_sam_is_not_trained() -> None:
+    net = make().train()
+    trained = {name for name, parameter in net.named_parameters() if parameter.requires_grad}
+    assert not any("sam." in name for name in trained)
+    assert not net.cut_outs.sam.encoder.training
+
+
+@pytest.mark.parametrize("step", [99, 100])
+def test_the_stages_learn_one_after_the_other_and_every_weight_takes_part(step: int) -> None:
+    images, targets = squares_and_discs(2, side=64)
+    targets[0] = Targets(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
+    net = make().train()
+    net.rpn.requires_grad_(True)
+    total(net.losses(images, targets, step)).backward()
+    early = {id(p) for p in net.early_parameters()[0]}
+    for name, parameter in net.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None, name
+            learns = bool(parameter.grad.any())
+            if (id(parameter) in early) != (step < 100):
+                assert not learns, name
+    assert {name for name, p in net.named_parameters() if id(p) in early} == {
+        name for name, p in net.named_parameters() if p.requires_grad and not name.startswith("roi_heads")
+    }
+
+
+def test_what_a_region_looks_like_is_seen_once() -> None:
+    images, targets = squares_and_discs(2, side=64)
+    net = make().train()
+    torch.manual_seed(1)
+    first = net.losses(images, targets, 100)
+    net.cut_outs.forward = None  # type: ignore[assignment]  (fails when called)
+    torch.manual_seed(1)
+    again = net.losses(images, targets, 101)
+    assert {key: value.item() for key, value in first.items()} == {key: value.item() for key, value in again.items()}
+    assert net.rpn.training
+
+
+@pytest.mark.slow
+def test_learns_three_pictures_by_heart() -> None:
+    images, targets = squares_and_discs(3, side=64)
+    net = make().train()
+    early, last = net.early_parameters()
+    others = [p for p in net.parameters() if p.requires_grad and id(p) not in set(map(id, early))]
+    for parameters, steps in ((early, range(last)), (others, range(last, 2 * last))):
+        optimizer = torch.optim.AdamW(parameters, lr=3e-3)
+        for step in steps:
+            (total(net.losses(images, targets, step)) / 3).backward()
+            optimizer.step()
+            net.zero_grad()
+    for found, target in zip(net.eval().detect(images), targets, strict=True):
+        best = [(found.scores > 0.5) & (found.classes == label) for label in target.classes]
+        overlaps = [box_iou(found.boxes[here], box[None]).amax() for here, box in zip(best, target.boxes, strict=True)]
+        assert min(overlaps) > 0.7
