@@ -3,13 +3,19 @@ PYTHON ?= python3
 VENV := .venv
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo ablation ablation-proposals test check format clean
+.PHONY: demo demo-full ablation ablation-retraining ablation-proposals test check format clean
 
 demo: $(INSTALLED)  ## the whole pipeline on a small drawn world, minutes on a laptop
 	$(VENV)/bin/python -m jobs.demo demo
 
+demo-full: $(INSTALLED)  ## the same with more detectors: OICR, what RoI drop and top-1 labels do, DINO; an hour or more
+	$(VENV)/bin/python -m jobs.demo demo --full
+
 ablation: $(INSTALLED)  ## after `make demo`: means over three seeds, and what each kind of prompt is worth
 	$(VENV)/bin/python -m jobs.ablation detectors demo
+
+ablation-retraining: $(INSTALLED)  ## after `make demo`: MIST and the detectors trained after it, means over three seeds
+	$(VENV)/bin/python -m jobs.ablation retraining demo
 
 ablation-proposals: $(INSTALLED)  ## after `make demo`: what each choice of its proposals is worth
 	$(VENV)/bin/python -m jobs.ablation proposals demo

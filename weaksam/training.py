@@ -218,7 +218,7 @@ def _train_worker(config: dict) -> None:
             if journal:
                 if settings.validates_at(trainee.step):
                     means |= trainee.validate(task)
-                journal.write(trainee.step, means, lr=trainee.optimizer.param_groups[0]["lr"])
+                journal.write(trainee.step, means, lr=max(group["lr"] for group in trainee.optimizer.param_groups))
             sums, since = {}, trainee.step
         if trainee.step % settings.checkpoint_every == 0 and trainee.step < settings.steps:
             _report(trainee, is_writer=journal is not None)

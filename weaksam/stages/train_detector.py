@@ -208,7 +208,8 @@ def read_objects(step: Step) -> tuple[list[str], PseudoObjects, int]:
 
 
 def _shipped_weights(config: TrainDetectorConfig) -> dict[str, str]:
-    return identify_sam(is_used=config.backbone == "small" and config.pretrained)
+    moves_boxes = config.model == "faster_rcnn"  # by the shipped SAM, whatever the backbone starts from
+    return identify_sam(is_used=config.backbone == "small" and (config.pretrained or moves_boxes))
 
 
 STAGE = Stage("train_detector", 1, TrainDetectorConfig, run, writes="detector", outside=_shipped_weights)
