@@ -66,6 +66,20 @@ def test_images_with_boxes_are_learnt_from(tmp_path: Path, inputs: dict[str, Ste
     assert objects.boxes[2].shape == (0, 4)
 
 
+def test_a_small_faster_rcnn_learns_its_first_stage_first_and_at_a_rate_of_its_own(
+    tmp_path: Path, inputs: dict[str, Step]
+) -> None:
+    task = make_task(make_step(tmp_path, inputs, steps=10, first_stage=0.3, optimizer="muon", backbone_lr=0.25))
+    model = task.build_model()
+    groups = task.build_optimizer(model, lr=4e-3, weight_decay=0.1).param_groups
+    learnt = {id(p): (group["window"], group["lr"]) for group in groups for p in group["params"]}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            wanted = ((3, None), 4e-3) if name.startswith("roi_heads.") else ((0, 3), 1e-3)
+            assert learnt.pop(id(parameter)) == wanted, name
+    assert not learnt
+
+
 def test_a_batch_holds_views_with_their_boxes(tmp_path: Path, inputs: dict[str, Step]) -> None:
     task = make_task(make_step(tmp_path, inputs, scales=[128], crop_chance=0.0))
     batch = task.load_batch(*draw_batch(0, 0, batch_size=4, num_samples=4))

@@ -106,8 +106,12 @@ class CutOutRcnn(FasterRcnn):
 
     def losses(self, images: Sequence[Tensor], targets: Sequence[Targets], step: int) -> dict[str, Tensor]:
         """See `Detector.losses`; either stage's are 0 while the other learns."""
+        heads: Any = self.roi_heads
         zero = torch.stack([p.sum() for p in self.parameters() if p.requires_grad]).sum() * 0  # all take part, always
-        nothing = dict.fromkeys(("loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg"), zero)
+        dropped = () if heads.drop.gate == "off" else ("dropped_cls", "dropped_reg")
+        nothing = dict.fromkeys(
+            ("loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg", *dropped), zero
+        )
         listed = [{"boxes": one.boxes, "labels": one.classes + 1} for one in targets]
         if step < self.first_steps:
             batch, maps = self._see(images)
@@ -116,7 +120,6 @@ class CutOutRcnn(FasterRcnn):
             self.seen.recall([image, one.boxes], partial(self._look, image, one.boxes))
             for image, one in zip(images, targets, strict=True)
         ]
-        heads: Any = self.roi_heads
         _, _, labels, wanted = heads.select_training_samples([regions for regions, _ in remembered], listed)
         logits, deltas = heads.box_predictor(heads.box_head(torch.cat([seen for _, seen in remembered])))
         return nothing | roi_losses(logits, deltas, labels, wanted, heads.beta, heads.drop, step).sums(heads.drop)

@@ -6,11 +6,11 @@ Axis legend: B images, G objects of an image, H W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -49,7 +49,7 @@ class DetectorRecipe:
         max_side: the longer side is at most this.
         crop_chance: how often a part is cut out before, DETR's way.
         optimizer: `sgd` has momentum 0.9; `muon` is for matrices beyond the backbone, with AdamW for the rest.
-        backbone_lr: learning rate of the backbone, times the others'.
+        backbone_lr: learning rate of the backbone, and of weights that learn before the others, times the others'.
     """
 
     scales: tuple[int, ...]
@@ -57,6 +57,25 @@ class DetectorRecipe:
     crop_chance: float = 0.0
     optimizer: Literal["sgd", "adamw", "muon"] = "sgd"
     backbone_lr: float = 1.0
+
+
+class _Kind(NamedTuple):
+    """What decides how a weight is learnt."""
+
+    is_matrix: bool
+    in_backbone: bool
+    is_norm: bool
+    is_early: bool
+
+
+def _kinds(model: Detector) -> Iterator[tuple[_Kind, nn.Parameter]]:
+    """The trained weights."""
+    backbone = {id(p) for p in model.backbone_parameters()}
+    norms = {id(p) for module in model.modules() if isinstance(module, _NORMS) for p in module.parameters()}
+    early = {id(p) for p in model.early_parameters()[0]}
+    for p in model.parameters():
+        if p.requires_grad:
+            yield _Kind(p.ndim == 2, id(p) in backbone, id(p) in norms, id(p) in early), p
 
 
 @dataclass(frozen=True)
@@ -92,30 +111,24 @@ class DetectorTask:
         return self.make_net().train()
 
     def build_optimizer(self, model: Detector, *, lr: float, weight_decay: float) -> torch.optim.Optimizer:
-        """Layers of normalisation are not decayed, the backbone has a learning rate of its own."""
-        backbone = {id(p) for p in model.backbone_parameters()}
-        norms = {id(p) for module in model.modules() if isinstance(module, _NORMS) for p in module.parameters()}
-        early, early_steps = model.early_parameters()
-        firsts = {id(p) for p in early}
-        kinds: dict[tuple[bool, bool, bool, bool], list[nn.Parameter]] = {}
-        for p in model.parameters():
-            if p.requires_grad:
-                kind = (p.ndim == 2, id(p) in backbone, id(p) in norms, id(p) in firsts)
-                kinds.setdefault(kind, []).append(p)
-        windows = {False: (early_steps, None), True: (0, early_steps)}
-        groups = {kind: {"params": params, "window": windows[kind[3]]} for kind, params in kinds.items()}
+        """Layers of normalisation are not decayed, the backbone and what learns early have a rate of their own."""
+        kinds: dict[_Kind, list[nn.Parameter]] = {}
+        for kind, parameter in _kinds(model):
+            kinds.setdefault(kind, []).append(parameter)
+        _, early_steps = model.early_parameters()
+        groups: dict[_Kind, dict[str, Any]] = {
+            kind: {
+                "params": params,
+                "window": (0, early_steps) if kind.is_early else (early_steps, None),
+                "lr": lr * (self.recipe.backbone_lr if kind.in_backbone or kind.is_early else 1.0),
+            }
+            for kind, params in kinds.items()
+        }
         if self.recipe.optimizer == "muon":
-            is_inside = {kind: kind[0] and not kind[1] for kind in groups}
-            matrices, others = (
-                [group for kind, group in groups.items() if is_inside[kind] is x] for x in (True, False)
-            )
+            matrices = [group for kind, group in groups.items() if kind.is_matrix and not kind.in_backbone]
+            others = [group for kind, group in groups.items() if not kind.is_matrix or kind.in_backbone]
             return MuonAdamW(matrices, others, lr=lr, weight_decay=weight_decay)
-        listed = [
-            group
-            | {"lr": lr * (self.recipe.backbone_lr if in_backbone else 1.0)}
-            | {"weight_decay": 0.0 if is_norm else weight_decay}
-            for (_, in_backbone, is_norm, _), group in groups.items()
-        ]
+        listed = [group | {"weight_decay": 0.0 if kind.is_norm else weight_decay} for kind, group in groups.items()]
         if self.recipe.optimizer == "sgd":
             return torch.optim.SGD(listed, lr=lr, momentum=0.9)
         return torch.optim.AdamW(listed, lr=lr)

@@ -97,7 +97,7 @@ class TrainDetectorConfig(StageConfig):
     lr: float = Field(default=0.02, gt=0)
     """Learning rate after the warm-up, for this batch size."""
     backbone_lr: float = Field(default=1.0, gt=0)
-    """Learning rate of the backbone, times `lr`."""
+    """Learning rate of the backbone, and of the first stage of a small Faster R-CNN, times `lr`."""
     warmup: int = Field(default=30, ge=0)
     """Steps over which the learning rate rises from a thousandth."""
     milestones: list[int] | None = Field(default=[6000, 8000])
