@@ -5,10 +5,10 @@ INSTALLED := $(VENV)/.installed
 
 .PHONY: demo demo-full ablation ablation-retraining ablation-proposals test check format clean
 
-demo: $(INSTALLED)  ## the whole pipeline on a small drawn world, minutes on a laptop
+demo: $(INSTALLED)  ## the whole pipeline on a small drawn world
 	$(VENV)/bin/python -m jobs.demo demo
 
-demo-full: $(INSTALLED)  ## the same with more detectors: OICR, what RoI drop and top-1 labels do, DINO; an hour or more
+demo-full: $(INSTALLED)  ## the same with more detectors: OICR, what RoI drop and top-1 labels do, DINO
 	$(VENV)/bin/python -m jobs.demo demo --full
 
 ablation: $(INSTALLED)  ## after `make demo`: means over three seeds, and what each kind of prompt is worth

@@ -22,7 +22,7 @@ from weaksam.stages.evaluate import mean_and_std
 CONFIGS = Path(__file__).parents[1] / "configs"
 PROMPTS = {"grid": "grid alone", "cam": "+ CAM peaks", "cross": "+ cross peaks"}
 SEEDS = (0, 1, 2)
-RETRAINED = ("faster_rcnn_top1", "faster_rcnn", "faster_rcnn_drop")
+RETRAINED = ("faster_rcnn", "faster_rcnn_top1", "faster_rcnn_drop")
 
 
 def main(kind: str, folder: str) -> None:

@@ -25,8 +25,8 @@ from weaksam.stage import Step
 CONFIGS = Path(__file__).parents[1] / "configs"
 TEACHERS = {"oicr": "OICR", "mist": "MIST"}
 STUDENTS = {
-    "faster_rcnn_top1": "Faster R-CNN, top-1",
     "faster_rcnn": "Faster R-CNN",
+    "faster_rcnn_top1": "on best of a class",
     "faster_rcnn_drop": "+ RoI drop",
     "dino": "DINO",
 }
@@ -48,7 +48,7 @@ def main(folder: str, config: str) -> None:
     print("\nPseudo ground truth made of MIST's detections, of which a detector is trained next")
     quality = {"best of a class": "pgt_top1_quality", "adaptive": "pgt_quality"}
     print(pgt_table({label: read_report(steps[name]) for label, name in quality.items()}))
-    print("\nDetectors trained on the adaptive one")
+    print("\nDetectors trained on it, on the adaptive one where nothing else is said")
     print(detector_table({STUDENTS[name]: reports_of(steps, name) for name in STUDENTS if name in steps}))
     print(f"\nPicture: {picture}\nTable:   {steps['proposals'].folder}\nLook at it:\n")
     print("  import pandas as pd, glob")

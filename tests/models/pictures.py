@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from weaksam.models.detector import Detector, Found, Targets
+from weaksam.ops.boxes import box_iou
 
 
 def squares_and_discs(count: int, *, side: int) -> tuple[list[Tensor], list[Targets]]:
@@ -51,6 +52,15 @@ def best_overlap(found: Found, target: Targets) -> float:
         own = found.masks[(found.scores > 0.5) & (found.classes == label)]
         ious = (own & mask).sum((1, 2)) / (own | mask).sum((1, 2))
         overlaps.append(max(ious.tolist(), default=0.0))
+    return min(overlaps)
+
+
+def best_box_overlap(found: Found, target: Targets) -> float:
+    """Of the objects of an image, the least IoU of boxes with its best detection of its class that scores over 0.5."""
+    overlaps = []
+    for label, box in zip(target.classes, target.boxes, strict=True):
+        own = found.boxes[(found.scores > 0.5) & (found.classes == label)]
+        overlaps.append(max(box_iou(own, box[None]).flatten().tolist(), default=0.0))
     return min(overlaps)
 
 
