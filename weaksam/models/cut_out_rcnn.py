@@ -54,6 +54,7 @@ class CutOutRcnnSize(FasterRcnnSize):
     roi_samples: int = _ALL
     proposals: int = 60
     pre_nms: tuple[int, int] = (300, 300)
+    nms: float = 0.5  # boxes that overlap by more become the same mask's
     first_steps: int = 300
     patches: int = 4
     margin: float = 0.15

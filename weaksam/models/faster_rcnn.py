@@ -44,6 +44,7 @@ class FasterRcnnSize:
         rpn_samples, roi_samples: anchors and RoIs of an image that are learnt from.
         proposals: RoIs the first stage hands on for an image.
         pre_nms: candidates of a level before NMS, while training and else.
+        nms: IoU above which the first stage holds two candidates of a level to be one.
         pooled: side of a pooled RoI.
     """
 
@@ -54,6 +55,7 @@ class FasterRcnnSize:
     roi_samples: int = 512
     proposals: int = 1000
     pre_nms: tuple[int, int] = (2000, 1000)
+    nms: float = 0.7
     pooled: int = 7
 
 
@@ -107,7 +109,7 @@ class FasterRcnn(Detector):
             positive_fraction=0.5,
             pre_nms_top_n=dict(zip(("training", "testing"), size.pre_nms, strict=True)),
             post_nms_top_n={"training": size.proposals, "testing": size.proposals},
-            nms_thresh=0.7,
+            nms_thresh=size.nms,
         )
         names = [str(level) for level in range(len(pyramid.channels))]
         self.roi_heads = _RoiHeads(
