@@ -102,6 +102,16 @@ DETECTIONS = pa.schema(
     ]
 )
 
+# Rows of `pgt` after `pseudo_masks`: one mask a box.
+PSEUDO_MASKS = pa.schema(
+    [
+        *DETECTIONS,
+        ("predicted_iou", _FLOATS),  # SAM's rating of each mask
+        ("mask_state", _list(pa.uint8())),  # what each was like as SAM drew it, an index into ops.pseudo_masks.STATES
+        ("dropped", _list(pa.uint8())),  # the same of objects that were left out
+    ]
+)
+
 # Every table a stage may write. `ground_truth` lives in a folder of its own so that no training stage can read it.
 TABLES = {"images": IMAGES, "ground_truth": GROUND_TRUTH, "proposals": PROPOSALS, "detections": DETECTIONS}
 

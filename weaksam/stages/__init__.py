@@ -8,10 +8,11 @@ from weaksam.stages import (
     index,
     pgt,
     proposals,
+    pseudo_masks,
     train_classifier,
     train_detector,
     train_wsod,
 )
 
-_MODULES = (index, train_classifier, proposals, train_wsod, detect, pgt, train_detector, evaluate, export)
+_MODULES = (index, train_classifier, proposals, train_wsod, detect, pgt, pseudo_masks, train_detector, evaluate, export)
 STAGES: dict[str, Stage] = {module.STAGE.name: module.STAGE for module in _MODULES}

@@ -6,7 +6,6 @@ rows say for each box how sure SAM was and what prompted it, so later stages can
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,9 +14,9 @@ import pyarrow as pa
 
 from weaksam import schemas, storage, tables
 from weaksam.errors import ConfigError, ImageError
-from weaksam.sam import SHIPPED
 from weaksam.stage import Outcome, Stage, Step
 from weaksam.stages.proposal_settings import GridSettings, PeakSettings, ProposalsConfig, SamSettings
+from weaksam.stages.sam_actor import identify_shipped, load_engine
 
 if TYPE_CHECKING:
     import numpy as np
@@ -46,19 +45,8 @@ class ProposeBoxes:
     """
 
     def __init__(self, config: ProposalsConfig, schema: pa.Schema, classifier: TrainedClassifier | None = None) -> None:
-        import torch
-
-        from weaksam.sam.checkpoints import load_sam
-        from weaksam.sam.engine import EngineSettings, SamEngine
-
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        if device == "cpu":
-            torch.set_num_threads(math.ceil(config.resources.actor_cpus))
-        checkpoint = storage.fetch(config.sam.checkpoint, sha256=config.sam.sha256) if config.sam.checkpoint else None
-        model = load_sam(config.sam.model, checkpoint, device=device)
-        settings = EngineSettings(config.grid.points_per_side, config.resources.points_per_chunk)
-        self.engine = SamEngine(model, settings=settings)
-        self.clues = _make_clue_finder(config, classifier, device) if classifier else None
+        self.engine = load_engine(config.sam, config.resources, points_per_side=config.grid.points_per_side)
+        self.clues = _make_clue_finder(config, classifier, self.engine.sam.device) if classifier else None
         self.config = config
         self.schema = schema
 
@@ -124,7 +112,7 @@ class ProposeBoxes:
         return found
 
 
-def _make_clue_finder(config: ProposalsConfig, classifier: TrainedClassifier, device: str) -> Any:
+def _make_clue_finder(config: ProposalsConfig, classifier: TrainedClassifier, device: Any) -> Any:
     """`find(image, labels or None) -> Clues`."""
     from weaksam.models.clues import find_clues
     from weaksam.models.weaktr_weights import load_trained
@@ -212,9 +200,7 @@ def _known_labels(step: Step, images: pa.Table) -> pa.Array:
 
 
 def _shipped_weights(config: ProposalsConfig) -> dict[str, str]:
-    if config.sam.checkpoint is not None:
-        return {}
-    return {f"sam.{config.sam.model}": storage.identity(str(SHIPPED[config.sam.model]))}
+    return identify_shipped(config.sam)
 
 
 STAGE = Stage("proposals", 2, ProposalsConfig, run, writes="proposals", outside=_shipped_weights)

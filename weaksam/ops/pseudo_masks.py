@@ -1,0 +1,99 @@
+"""What becomes of masks that a segmenter drew for boxes: is each about its box, and what is put in place of one not.
+
+Axis legend: M boxes of an image, H W pixels.
+Boxes are xyxy, absolute pixels, float32, right and bottom exclusive. Masks are COCO compressed counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from weaksam.ops.masks import decode_rle, encode_rle
+
+STATES = ("fits", "empty", "exploding")  # of a mask as it was drawn; the value of `mask_state`
+FITS, EMPTY, EXPLODING = range(3)
+
+
+@dataclass(frozen=True)
+class MaskRules:
+    """What is done about masks that are not about their box.
+
+    Attributes:
+        max_outside: a mask with a larger share of its pixels outside the box is exploding.
+        empty: instead of a mask without pixels: the box itself, or the object is left out.
+        exploding: the same, or the mask stays as it is.
+    """
+
+    max_outside: float = 0.5
+    empty: Literal["box", "drop"] = "box"
+    exploding: Literal["keep", "box", "drop"] = "keep"
+
+
+@dataclass(frozen=True)
+class ChosenMasks:
+    """Masks of the objects of an image that stay.
+
+    Attributes:
+        kept: (K,) int, which of the boxes.
+        masks: K, none of them empty.
+        states: (M,) int of every box, an index into STATES.
+    """
+
+    kept: np.ndarray
+    masks: list[bytes]
+    states: np.ndarray
+
+
+def choose_masks(masks: Sequence[bytes], boxes: np.ndarray, hw: tuple[int, int], rules: MaskRules) -> ChosenMasks:
+    """Looks at each mask and replaces or leaves out what does not fit.
+
+    Args:
+        masks: M, one for each box.
+        boxes: (M, 4) float, perhaps reaching beyond the image.
+        hw: height and width of the image.
+        rules: what is done.
+    """
+    states = np.array(
+        [_state(one, box, hw, rules.max_outside) for one, box in zip(masks, boxes, strict=True)], np.int64
+    )
+    fate = np.array(["keep", rules.empty, rules.exploding], object)[states] if len(states) else states
+    kept = np.flatnonzero(fate != "drop")
+    chosen = [masks[i] if fate[i] == "keep" else box_mask(boxes[i], hw) for i in kept]
+    return ChosenMasks(kept, chosen, states)
+
+
+def _state(mask: bytes, box: np.ndarray, hw: tuple[int, int], max_outside: float) -> int:
+    pixels = decode_rle(mask, *hw)
+    area = pixels.sum()
+    if not area:
+        return EMPTY
+    top, bottom, left, right = _span(box, hw)
+    return EXPLODING if 1 - pixels[top:bottom, left:right].sum() / area > max_outside else FITS
+
+
+def box_mask(box: np.ndarray, hw: tuple[int, int]) -> bytes:
+    """The mask of all pixels whose centres lie in a box, and of one pixel at least."""
+    top, bottom, left, right = _span(box, hw)
+    mask = np.zeros(hw, bool)
+    mask[top:bottom, left:right] = True
+    return encode_rle(mask)
+
+
+def _span(box: np.ndarray, hw: tuple[int, int]) -> tuple[int, int, int, int]:
+    """First row, end of rows, first column, end of columns of the pixels whose centres lie in a box: one at least."""
+    spans = []
+    for low, high, side in ((box[1], box[3], hw[0]), (box[0], box[2], hw[1])):
+        first = int(np.clip(np.ceil(low - 0.5), 0, side - 1))
+        spans += [first, int(np.clip(np.ceil(high - 0.5), first + 1, side))]
+    return spans[0], spans[1], spans[2], spans[3]
+
+
+def tight_boxes(masks: Sequence[bytes], hw: tuple[int, int]) -> np.ndarray:
+    """(M, 4) float32 boxes around masks, none of them empty."""
+    found = coco_mask.toBbox([{"size": list(hw), "counts": one} for one in masks]) if masks else np.zeros((0, 4))
+    return np.concatenate([found[:, :2], found[:, :2] + found[:, 2:]], axis=1).astype(np.float32)

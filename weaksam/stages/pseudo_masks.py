@@ -1,0 +1,214 @@
+"""images, boxes (pgt or a COCO results json) -> pgt with masks: SAM draws one for each box.
+
+Each image is encoded once, all of its boxes prompt together.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import numpy as np
+import pyarrow as pa
+from pydantic import Field, model_validator
+
+from weaksam import schemas, storage, tables
+from weaksam.config import OutsideFile, Reads, StageConfig
+from weaksam.errors import DataError, ImageError
+from weaksam.stage import Outcome, Stage, Step
+from weaksam.stages.checks import check_same_images
+from weaksam.stages.proposal_settings import ProposalResources, SamSettings
+from weaksam.stages.sam_actor import identify_shipped, load_engine
+
+if TYPE_CHECKING:
+    from weaksam.ops.pseudo_masks import MaskRules
+
+log = logging.getLogger(__name__)
+
+_GIVEN = ["boxes", "classes", "scores"]
+
+
+class PseudoMasksConfig(StageConfig):
+    """Draws a mask for each box, of pseudo ground truth or from elsewhere: the box prompts SAM.
+
+    Rows are those of `pgt` with masks, SAM's own rating of each (`predicted_iou`) and what each was like as it was
+    drawn (`mask_state`: 0 fits, 1 empty, 2 exploding). Also writes statistics.json.
+    """
+
+    images: Annotated[str, Reads("images")]
+    """The `index` step with the images."""
+    pgt: Annotated[str | None, Reads("pgt")] = None
+    """The step whose boxes prompt; its images are used."""
+    results: Annotated[str | None, OutsideFile()] = None
+    """URI of boxes made elsewhere that prompt instead, a COCO results json."""
+    split: str | None = None
+    """Only images of this split; all that have a row when left out."""
+    sam: SamSettings
+    """The segmenter."""
+    candidates: Literal["single", "best_of_three"] = "single"
+    """The one mask SAM draws for a box, or of the three it draws for doubtful prompts that which it rates best."""
+    boxes: Literal["mask", "prompt"] = "mask"
+    """Boxes of the rows: tight around the masks, or as they were."""
+    max_outside: float = Field(default=0.5, ge=0, le=1)
+    """A mask with a larger share of its pixels outside its box is exploding."""
+    empty: Literal["box", "drop"] = "box"
+    """Instead of a mask without pixels: all of the box, or the object is left out."""
+    exploding: Literal["keep", "box", "drop"] = "keep"
+    """Instead of an exploding mask: the same, or it stays and is only counted."""
+    max_pixels: int = Field(default=100_000_000, ge=1)
+    """Larger images are refused with status `too_large`."""
+    resources: ProposalResources = ProposalResources()
+    """Where it runs."""
+
+    @model_validator(mode="after")
+    def _has_one_source(self) -> PseudoMasksConfig:
+        if (self.pgt is None) == (self.results is None):
+            raise ValueError("one of pgt and results is to prompt")
+        return self
+
+    def rules(self) -> MaskRules:
+        """What is done about masks that are not about their box."""
+        from weaksam.ops.pseudo_masks import MaskRules
+
+        return MaskRules(self.max_outside, self.empty, self.exploding)
+
+
+class DrawMasks:
+    """Fetched images with `boxes`, `classes` and `scores` to rows of `schemas.PSEUDO_MASKS`; holds SAM."""
+
+    def __init__(self, config: PseudoMasksConfig, schema: pa.Schema) -> None:
+        self.engine = load_engine(config.sam, config.resources)
+        self.config, self.schema, self.rules = config, schema, config.rules()
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        from weaksam.rows import decode_ahead
+
+        given = batch.select(["image_id", *_GIVEN]).to_pylist()
+        decoded = decode_ahead(batch, self.config.max_pixels)
+        return schemas.to_table([self._row(*one) for one in zip(given, decoded, strict=True)], self.schema)
+
+    def _row(self, given: dict[str, Any], image: np.ndarray | ImageError) -> dict[str, Any]:
+        from weaksam.rows import failed_row
+
+        try:
+            if isinstance(image, ImageError):
+                raise image
+            return {"image_id": given["image_id"], "status": schemas.OK, "message": "", **self._draw(given, image)}
+        except ImageError as error:
+            return failed_row(given["image_id"], error.status, error.message)
+
+    def _draw(self, given: dict[str, Any], image: np.ndarray) -> dict[str, Any]:
+        from weaksam.ops.pseudo_masks import choose_masks, tight_boxes
+
+        boxes, hw = np.array(given["boxes"] or [], np.float32).reshape(-1, 4), image.shape[:2]
+        masks, ratings = self._masks(image, boxes)
+        chosen = choose_masks(masks, boxes, hw, self.rules)
+        kept = chosen.kept
+        dropped = np.delete(chosen.states, kept)
+        return {
+            "height": hw[0],
+            "width": hw[1],
+            "boxes": tight_boxes(chosen.masks, hw) if self.config.boxes == "mask" else boxes[kept],
+            "classes": np.array(given["classes"] or [], np.int32)[kept],
+            "scores": np.array(given["scores"] or [], np.float32)[kept],
+            "masks": chosen.masks,
+            "predicted_iou": ratings[kept],
+            "mask_state": chosen.states[kept].astype(np.uint8),
+            "dropped": dropped.astype(np.uint8),
+        }
+
+    def _masks(self, image: np.ndarray, boxes: np.ndarray) -> tuple[list[bytes], np.ndarray]:
+        """A mask and SAM's rating of it for each box."""
+        if not len(boxes):
+            return [], np.zeros(0, np.float32)
+        drawn = self.engine.masks_for_boxes(image, boxes, multimask=self.config.candidates == "best_of_three")
+        best = drawn.predicted_iou.argmax(1)
+        return [masks[i] for masks, i in zip(drawn.masks, best, strict=True)], drawn.predicted_iou.max(1)
+
+
+def run(step: Step) -> Outcome:
+    """Maps the images that have boxes to rows with masks."""
+    from weaksam import runtime
+
+    config: PseudoMasksConfig = step.config
+    source, names = read_prompts(step)
+    schema = schemas.with_metadata(schemas.PSEUDO_MASKS, fingerprint=step.fingerprint, class_names=names)
+    kwargs = {"config": config, "schema": schema}
+    outcome = runtime.map_images(step, source, DrawMasks, kwargs, schema=schema, resources=config.resources)
+    there = {"parts": outcome.parts, "excluded": outcome.excluded}
+    told = statistics(tables.read_table(step.folder, there, columns=["predicted_iou", "mask_state", "dropped"]))
+    storage.write_json(storage.join(step.folder, "statistics.json"), told)
+    return replace(outcome, summary=summarise(told))
+
+
+def read_prompts(step: Step) -> tuple[pa.Table, list[str]]:
+    """(image_id, uri, boxes, classes, scores) of the images with a row, and the class names.
+
+    Raises:
+        DataError: the boxes are of other images.
+    """
+    config: PseudoMasksConfig = step.config
+    images = tables.read_step(step.inputs["images"], columns=["uri", "split"])
+    if config.split is not None:
+        images = tables.of_split(images, config.split, where=f"steps.{step.name}.split")
+    names, ids = schemas.class_names_of(images.schema), images.column("image_id").to_pylist()
+    if config.results is not None:
+        from weaksam.data.coco_results import read_results
+
+        found = read_results(config.results, ids, names)
+    else:
+        check_same_images(step, "pgt")
+        found = tables.read_step(step.inputs["pgt"], columns=_GIVEN)
+    where = {image_id: row for row, image_id in enumerate(found.column("image_id").to_pylist())}
+    images = images.filter(pa.array([image_id in where for image_id in ids], pa.bool_()))
+    if not images.num_rows:
+        raise DataError(f"steps.{step.name}.split: no image of split '{config.split}' has boxes: name that of the pgt")
+    rows = found.take(pa.array([where[image_id] for image_id in images.column("image_id").to_pylist()], pa.int64()))
+    source = images.select(["image_id", "uri"])
+    for key in _GIVEN:
+        source = source.append_column(key, rows.column(key))
+    return source, names
+
+
+def statistics(rows: pa.Table) -> dict[str, Any]:
+    """What was drawn, in numbers.
+
+    Args:
+        rows: `predicted_iou`, `mask_state` and `dropped` of all images.
+    """
+    from weaksam.ops.pseudo_masks import STATES
+
+    stayed, gone = (
+        np.bincount(np.concatenate([np.zeros(0, np.int64), *map(_numbers, rows.column(key).to_pylist())]), minlength=3)
+        for key in ("mask_state", "dropped")
+    )
+    ratings = [value for row in rows.column("predicted_iou").to_pylist() for value in row or []]
+    return {
+        "images": rows.num_rows,
+        "masks": int(stayed.sum()),
+        "dropped": int(gone.sum()),
+        "predicted_iou": float(np.mean(ratings)) if ratings else None,
+        **{state: int(a + b) for state, a, b in zip(STATES, stayed, gone, strict=True)},
+    }
+
+
+def _numbers(row: list[int] | None) -> np.ndarray:
+    return np.array(row or [], np.int64)
+
+
+def summarise(told: dict[str, Any]) -> str:
+    """One line of `statistics`."""
+    rated = "" if math.isnan(told["predicted_iou"] or math.nan) else f", rated {told['predicted_iou']:.2f} by SAM"
+    return (
+        f"{told['masks']} masks{rated}; {told['empty']} boxes had an empty one, {told['exploding']} an exploding one, "
+        f"{told['dropped']} objects left out"
+    )
+
+
+def _shipped_weights(config: PseudoMasksConfig) -> dict[str, str]:
+    return identify_shipped(config.sam)
+
+
+STAGE = Stage("pseudo_masks", 1, PseudoMasksConfig, run, writes="pgt", outside=_shipped_weights)
