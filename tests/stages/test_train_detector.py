@@ -14,13 +14,14 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torchvision.models import resnet50
 
-from tests.models.pictures import squares_and_discs
+from tests.models.pictures import masked_pictures
 from tests.stages.test_train_wsod import finished
 from weaksam import schemas
 from weaksam.errors import DataError, WeightsError
 from weaksam.models.detecting import DetectRules, detect_in_views
 from weaksam.models.detector import Detector, Found
-from weaksam.models.detector_build import DetectorSpec
+from weaksam.models.detector_build import LEARN_MASKS, DetectorSpec
+from weaksam.ops.masks import decode_rle, encode_rle, masks_to_boxes
 from weaksam.stage import Step
 from weaksam.stages import detect, train_detector
 from weaksam.stages.detect import DetectConfig, DetectObjects, DetectorFinder
@@ -28,21 +29,23 @@ from weaksam.stages.train_detector import TrainDetectorConfig, make_task, read_o
 from weaksam.training import TrainResources
 from weaksam.training_state import Trainee, draw_batch
 
-MODELS = ("faster_rcnn", "dino", "rt_detr_v2")
+MODELS = ("faster_rcnn", "dino", "rt_detr_v2", "mask_rcnn", "mask2former")
 
 
 @pytest.fixture
 def inputs(tmp_path: Path) -> dict[str, Step]:
-    """Six pictures with two boxes each; of one no box was found, one could not be read."""
-    pixels, targets = squares_and_discs(6, side=64)
+    """Six pictures with two boxes and masks each; of one no box was found, one could not be read."""
+    pixels, targets = masked_pictures(6, side=64)
     images, boxes = [], []
     for i, (image, target) in enumerate(zip(pixels, targets, strict=True)):
         path = tmp_path / f"{i}.png"
         Image.fromarray(image.numpy().transpose(1, 2, 0)).save(path)
         images.append({"image_id": str(i), "uri": str(path), "split": "train", "labels": [0, 1]})
         row = {"image_id": str(i), "status": "ok", "boxes": target.boxes.numpy(), "classes": target.classes.numpy()}
+        assert target.masks is not None
+        row |= {"height": 64, "width": 64, "masks": [encode_rle(mask) for mask in target.masks.numpy()]}
         boxes.append(row | {"scores": np.array([0.9, 0.8], np.float32)})
-    boxes[2] |= {"boxes": np.zeros((0, 4), np.float32), "classes": [], "scores": []}
+    boxes[2] |= {"boxes": np.zeros((0, 4), np.float32), "classes": [], "scores": [], "masks": []}
     boxes[4] = {"image_id": "4", "status": "oom", "message": ""}
     index = finished(tmp_path, "images", images, schemas.IMAGES, {})
     return {"images": index, "pgt": finished(tmp_path, "pgt", boxes, schemas.DETECTIONS, {"images": index})}
@@ -50,7 +53,7 @@ def inputs(tmp_path: Path) -> dict[str, Step]:
 
 def make_step(folder: Path, inputs: dict[str, Step], **changes: Any) -> Step:
     settings = {"images": "images", "pgt": "pgt", "backbone": "small", "scales": [64, 80], "steps": 4, "batch_size": 2}
-    settings |= {"lr": 1e-3, "warmup": 1, "milestones": None, "log_every": 2, "clip": 1.0}
+    settings |= {"lr": 1e-3, "warmup": 1, "milestones": None, "log_every": 2, "clip": 1.0, "square": None}
     config = TrainDetectorConfig.model_validate(settings | changes)
     return Step("net", train_detector.STAGE, config, inputs, {}, "n", str(folder / "net-n"))
 
@@ -93,6 +96,40 @@ def test_a_batch_holds_views_with_their_boxes(tmp_path: Path, inputs: dict[str, 
         assert np.allclose((boxes[:, 2:] - boxes[:, :2]).numpy(), sides)
     again = task.load_batch(*draw_batch(0, 0, batch_size=4, num_samples=4))
     assert all(torch.equal(value, again[key]) for key, value in batch.items())
+
+
+def test_masks_go_with_their_boxes_into_every_view(tmp_path: Path, inputs: dict[str, Step]) -> None:
+    task = make_task(make_step(tmp_path, inputs, model="mask_rcnn", scales=[96]))
+    batch = task.load_batch(*draw_batch(0, 0, batch_size=4, num_samples=4))
+    for i in range(4):
+        masks, boxes = batch[f"masks/{i}"], batch[f"boxes/{i}"]
+        assert masks.shape == (2, 96, 96)
+        assert torch.allclose(masks_to_boxes(masks), boxes, atol=1.5)  # a pixel in each corner is half a pixel's share
+    assert "masks/0" not in make_task(make_step(tmp_path, inputs)).load_batch(
+        *draw_batch(0, 0, batch_size=4, num_samples=4)
+    )
+
+
+def test_large_scale_jitter_makes_squares_of_objects_large_and_small(tmp_path: Path, inputs: dict[str, Step]) -> None:
+    task = make_task(make_step(tmp_path, inputs, model="mask2former", square=96, jitter=[0.3, 2.5]))
+    shares = []
+    for step in range(6):
+        batch = task.load_batch(*draw_batch(0, step, batch_size=4, num_samples=4))
+        for i in range(4):
+            image, masks = batch[f"image/{i}"], batch[f"masks/{i}"]
+            assert image.shape[1:] == masks.shape[1:] == (96, 96)
+            assert len(masks) == len(batch[f"classes/{i}"]) == len(batch[f"boxes/{i}"])
+            assert masks.flatten(1).any(1).all()
+            shares += masks.float().mean((1, 2)).tolist()
+    assert min(shares) < 0.02
+    assert max(shares) > 0.2
+
+
+def test_masks_are_learnt_from_steps_that_have_some(tmp_path: Path, inputs: dict[str, Step]) -> None:
+    rows = [{"image_id": "0", "status": "ok", "boxes": [[1, 1, 9, 9]], "classes": [0], "scores": [1.0]}]
+    bare = finished(tmp_path, "bare", rows, schemas.DETECTIONS, {"images": inputs["images"]})
+    with pytest.raises(DataError, match=r"steps.net.pgt: step bare has no masks, which mask_rcnn learns from"):
+        read_objects(make_step(tmp_path, inputs | {"pgt": bare}, model="mask_rcnn"))
 
 
 def test_detrs_crops_lose_no_class_of_a_box(tmp_path: Path, inputs: dict[str, Step]) -> None:
@@ -190,6 +227,10 @@ def test_published_recipes_are_the_defaults_of_each_model() -> None:
     dino = TrainDetectorConfig.model_validate(base | {"model": "dino"})
     assert (dino.optimizer, dino.lr, dino.backbone_lr, dino.clip) == ("adamw", 9e-5, 0.1, 0.1)
     assert TrainDetectorConfig.model_validate(base | {"model": "dino", "lr": 1e-4}).lr == 1e-4
+    masked = TrainDetectorConfig.model_validate(base | {"model": "mask_rcnn"})
+    assert (masked.optimizer, masked.lr, masked.scales[-1], masked.max_side) == ("sgd", 0.02, 800, 1333)
+    former = TrainDetectorConfig.model_validate(base | {"model": "mask2former"})
+    assert (former.square, former.jitter, former.clip, former.weight_decay) == (1024, [0.1, 2.0], 0.01, 0.05)
     rules = DetectConfig(images="i", detector="d").rules("dino")
     assert (rules.scales, rules.flip, rules.max_detections) == ((800,), False, 300)
     assert DetectConfig(images="i", detector="d", scales=[64]).rules("faster_rcnn").scales == (64,)
@@ -200,7 +241,8 @@ def test_published_recipes_are_the_defaults_of_each_model() -> None:
     [
         ({"backbone": "small", "weights": "x"}, "weights are for resnet50"),
         ({"optimizer": "muon"}, "optimizer muon is for backbone small"),
-        ({"model": "rt_detr_v2", "roi_drop": {"gate": "and"}}, "roi_drop is for faster_rcnn and dino"),
+        ({"model": "rt_detr_v2", "roi_drop": {"gate": "and"}}, "roi_drop is for faster_rcnn, mask_rcnn and dino"),
+        ({"jitter": [2.0, 0.1]}, "jitter must be two factors above 0"),
     ],
 )
 def test_settings_that_would_be_ignored_are_refused(settings: dict, fault: str) -> None:
@@ -240,7 +282,8 @@ def test_detections_come_from_every_readable_image(tmp_path: Path, inputs: dict[
     trained = make_step(tmp_path, inputs, model=model).config
     weights = tmp_path / "model.safetensors"
     save_file({k: v.contiguous() for k, v in trained.spec(2).with_starting_weights().state_dict().items()}, weights)
-    config = DetectConfig(images="i", detector="d", scales=[64, 80], flip=True, max_detections=5, score_threshold=0.0)
+    wanted = {"max_detections": 5, "score_threshold": 0.0, "nms_threshold": 1.0}
+    config = DetectConfig(images="i", detector="d", scales=[64, 80], flip=True, **wanted)
     schema = schemas.with_metadata(schemas.DETECTIONS, fingerprint="d", class_names=["red", "blue"])
     find = DetectObjects(config, DetectorFinder(trained, 2, str(weights), config.rules(model)), schema)
     good = (tmp_path / "0.png").read_bytes()
@@ -261,17 +304,22 @@ def test_detections_come_from_every_readable_image(tmp_path: Path, inputs: dict[
     boxes = np.array(rows[0]["boxes"])
     assert boxes.min() >= 0
     assert boxes.max() <= 64 + 1e-3
+    masks = rows[0]["masks"]
+    assert (masks is not None) == (model in LEARN_MASKS)
+    for mask in masks or []:
+        assert decode_rle(mask, 64, 64).any() or model == "mask_rcnn"  # untrained masks may be empty
 
 
 class Corner(Detector):
     """Finds the bright corner of a picture, wherever it is: a detector whose answer is known."""
 
-    def detect(self, images: Any) -> list[Found]:
+    def detect(self, images: Any, mask_sizes: Any = None) -> list[Found]:
         found = []
-        for image in images:
+        for image, hw in zip(images, mask_sizes, strict=True):
             rows, columns = (image[0] > 200).nonzero(as_tuple=True)
             box = torch.stack([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]).float()
-            found.append(Found(box[None], torch.tensor([1]), torch.tensor([image.shape[1] / 1000])))
+            mask = torch.nn.functional.interpolate(image[None, :1].float(), hw)[0] > 100
+            found.append(Found(box[None], torch.tensor([1]), torch.tensor([image.shape[1] / 1000]), mask))
         return found
 
 
@@ -282,8 +330,12 @@ def test_what_several_views_show_is_one_object_in_the_images_own_pixels() -> Non
     found = detect_in_views(Corner(), image, rules)
     assert (len(found.boxes), found.classes.tolist(), found.scores.tolist()) == (1, [1], [pytest.approx(0.12)])
     assert torch.allclose(found.boxes[0], torch.tensor([0.0, 0, 20, 10]), atol=1)
+    assert found.masks is not None
+    assert torch.equal(found.masks[0], image[0] > 0)
     every = detect_in_views(Corner(), image, DetectRules(scales=(40, 80), max_side=1000, nms_threshold=1.0))
     assert len(every.boxes) == 4
+    assert every.masks is not None
+    assert all((mask != (image[0] > 0)).sum() <= 40 for mask in every.masks)  # those of mirrored views are mirrored
     assert every.scores.tolist() == sorted(every.scores.tolist(), reverse=True)
 
 

@@ -1,13 +1,32 @@
-"""An image and boxes on it at another size, in a mirror, or cut: what detectors are trained on and tested with.
+"""An image and what is on it at another size, in a mirror, cut or filled up: what detectors learn from.
 
-Axis legend: H W pixels, N boxes.
+Axis legend: H W pixels, N objects.
 Boxes are xyxy, absolute pixels, float32, right and bottom exclusive.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
+import torch
+import torch.nn.functional as F
 from PIL import Image
+
+FILL = 128  # of pixels that are beyond the image
+
+
+class View(NamedTuple):
+    """An image (H, W, 3) uint8, boxes (N, 4) float32 on it and perhaps their masks (N, H, W) bool."""
+
+    pixels: np.ndarray
+    boxes: np.ndarray
+    masks: np.ndarray | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+        return self.pixels.shape[0], self.pixels.shape[1]
 
 
 def view_size(height: int, width: int, short_side: int, max_side: int) -> tuple[int, int]:
@@ -16,32 +35,51 @@ def view_size(height: int, width: int, short_side: int, max_side: int) -> tuple[
     return max(1, round(height * factor)), max(1, round(width * factor))
 
 
-def resize_view(pixels: np.ndarray, boxes: np.ndarray, short_side: int, max_side: int) -> tuple[np.ndarray, np.ndarray]:
-    """An image (H, W, 3) uint8 and boxes (N, 4) on it, at another size."""
-    old_height, old_width = pixels.shape[:2]
-    height, width = view_size(old_height, old_width, short_side, max_side)
+def resize_view(view: View, height: int, width: int) -> View:
+    """The same at another size."""
+    old_height, old_width = view.size
     factors = np.array([width / old_width, height / old_height] * 2, np.float32)
-    resized = Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR)
-    return np.asarray(resized), boxes * factors
+    resized = Image.fromarray(view.pixels).resize((width, height), Image.Resampling.BILINEAR)
+    masks = None if view.masks is None else _resize_masks(view.masks, height, width)
+    return View(np.asarray(resized), view.boxes * factors, masks)
 
 
-def flip_view(pixels: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _resize_masks(masks: np.ndarray, height: int, width: int) -> np.ndarray:
+    if not len(masks):
+        return np.zeros((0, height, width), bool)
+    shares = torch.from_numpy(np.ascontiguousarray(masks))[None].float()
+    return (F.interpolate(shares, (height, width), mode="bilinear", antialias=True)[0] >= 0.5).numpy()
+
+
+def flip_view(view: View) -> View:
     """The same in a mirror."""
-    width = pixels.shape[1]
+    width, boxes = view.pixels.shape[1], view.boxes
     flipped = boxes.copy()
     flipped[:, 0], flipped[:, 2] = width - boxes[:, 2], width - boxes[:, 0]
-    return pixels[:, ::-1], flipped
+    masks = None if view.masks is None else view.masks[:, :, ::-1]
+    return View(np.ascontiguousarray(view.pixels[:, ::-1]), flipped, masks)
 
 
-def crop_view(
-    pixels: np.ndarray, boxes: np.ndarray, top: int, left: int, height: int, width: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A part of an image (H, W, 3), what is left of boxes (N, 4) in it, and which of them that is, (N,) bool.
+def crop_view(view: View, top: int, left: int, height: int, width: int) -> tuple[View, np.ndarray]:
+    """A part of an image with what is left of its objects, and which of them that is, (N,) bool.
 
-    A box stays when at least a pixel of each side does.
+    An object stays when at least a pixel of each side of its box does, and of its mask.
     """
-    part = pixels[top : top + height, left : left + width]
-    moved = boxes - np.array([left, top, left, top], np.float32)
+    part = view.pixels[top : top + height, left : left + width]
+    moved = view.boxes - np.array([left, top, left, top], np.float32)
     moved = moved.clip(0, np.array([part.shape[1], part.shape[0]] * 2, np.float32))
     stays = np.all(moved[:, 2:] - moved[:, :2] >= 1, axis=1)
-    return part, moved[stays], stays
+    masks = view.masks
+    if masks is not None:
+        masks = masks[:, top : top + height, left : left + width]
+        stays &= masks.any((1, 2))
+        masks = masks[stays]
+    return View(part, moved[stays], masks), stays
+
+
+def fill_view(view: View, height: int, width: int) -> View:
+    """The same in the upper left corner of an image of this size, which is not smaller; grey beyond."""
+    below, right = height - view.pixels.shape[0], width - view.pixels.shape[1]
+    pixels = np.pad(view.pixels, ((0, below), (0, right), (0, 0)), constant_values=FILL)
+    masks = None if view.masks is None else np.pad(view.masks, ((0, 0), (0, below), (0, right)))
+    return View(pixels, view.boxes, masks)

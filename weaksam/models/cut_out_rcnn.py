@@ -15,14 +15,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 
 from weaksam.models.detector import Found, Targets
-from weaksam.models.faster_rcnn import PUBLISHED, BoxLoss, FasterRcnn, FasterRcnnSize, FoundRules, roi_losses
+from weaksam.models.faster_rcnn import (
+    PUBLISHED,
+    BoxLoss,
+    FasterRcnn,
+    FasterRcnnSize,
+    FoundRules,
+    RoiLosses,
+    roi_losses,
+)
 from weaksam.models.pyramids import Pyramid
 from weaksam.models.sam_stem import FrozenSam, SeenViews, cut_out
 from weaksam.ops.roi_drop import NO_DROP, RoiDropRules
@@ -61,6 +69,19 @@ class CutOutRcnnSize(FasterRcnnSize):
     depth: int | None = 4
     dropout: float = 0.2
     variant: str = "vit_xs"
+
+
+class _Samples(NamedTuple):
+    """Regions of each image to learn from, and the boxes to learn: all of them.
+
+    Boxes (N + G, 4), the object each is nearest to (N + G,), its class, 0 = background, (N + G,), and where that lies
+    from it (N + G, 4).
+    """
+
+    boxes: list[Tensor]
+    places: list[Tensor]
+    labels: list[Tensor]
+    wanted: list[Tensor]
 
 
 class CutOutRcnn(FasterRcnn):
@@ -107,26 +128,42 @@ class CutOutRcnn(FasterRcnn):
 
     def losses(self, images: Sequence[Tensor], targets: Sequence[Targets], step: int) -> dict[str, Tensor]:
         """See `Detector.losses`; either stage's are 0 while the other learns."""
-        heads: Any = self.roi_heads
         zero = torch.stack([p.sum() for p in self.parameters() if p.requires_grad]).sum() * 0  # all take part, always
-        dropped = () if heads.drop.gate == "off" else ("dropped_cls", "dropped_reg")
-        nothing = dict.fromkeys(
-            ("loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg", *dropped), zero
-        )
-        listed = [{"boxes": one.boxes, "labels": one.classes + 1} for one in targets]
+        nothing = dict.fromkeys(self._told(), zero)
         if step < self.first_steps:
             batch, maps = self._see(images)
+            listed = [{"boxes": one.boxes, "labels": one.classes + 1} for one in targets]
             return nothing | self.rpn(batch, maps, listed)[1]
         remembered = [
             self.seen.recall([image, one.boxes], partial(self._look, image, one.boxes))
             for image, one in zip(images, targets, strict=True)
         ]
-        _, _, labels, wanted = heads.select_training_samples([regions for regions, _ in remembered], listed)
-        logits, deltas = heads.box_predictor(heads.box_head(torch.cat([seen for _, seen in remembered])))
-        return nothing | roi_losses(logits, deltas, labels, wanted, heads.beta, heads.drop, step).sums(heads.drop)
+        return nothing | self._second_stage(remembered, targets, step)
+
+    def _told(self) -> tuple[str, ...]:
+        """Names of all that `losses` tells."""
+        dropped = () if self.roi_heads.drop.gate == "off" else ("dropped_cls", "dropped_reg")
+        return "loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg", *dropped
+
+    def _second_stage(self, remembered: list[list[Tensor]], targets: Sequence[Targets], step: int) -> dict[str, Tensor]:
+        """Losses of what was remembered of each image."""
+        heads: Any = self.roi_heads
+        samples = self._sample(remembered, targets)
+        return self._roi_losses(remembered, samples, step).sums(heads.drop)
+
+    def _sample(self, remembered: list[list[Tensor]], targets: Sequence[Targets]) -> _Samples:
+        """Every region, and the boxes to learn, with what it is to be."""
+        listed = [{"boxes": one.boxes, "labels": one.classes + 1} for one in targets]
+        heads: Any = self.roi_heads
+        return _Samples(*heads.select_training_samples([one[0] for one in remembered], listed))
+
+    def _roi_losses(self, remembered: list[list[Tensor]], samples: _Samples, step: int) -> RoiLosses:
+        heads: Any = self.roi_heads
+        logits, deltas = heads.box_predictor(heads.box_head(torch.cat([one[1] for one in remembered])))
+        return roi_losses(logits, deltas, samples.labels, samples.wanted, heads.beta, heads.drop, step)
 
     @torch.no_grad()
-    def detect(self, images: Sequence[Tensor]) -> list[Found]:
+    def detect(self, images: Sequence[Tensor], mask_sizes: Sequence[tuple[int, int]] | None = None) -> list[Found]:
         found = []
         for image in images:
             regions, maps, sizes = self._propose(image)
@@ -167,10 +204,15 @@ class _CutOuts(nn.Module):
         super().__init__()
         self.side, self.margin = size.patches * VARIANTS[size.variant].patch_size, size.margin
         self.sam = FrozenSam(size.variant, self.side, depth=size.depth)
+        self.channels = (*(conv.out_channels for conv in self.sam.encoder.patch_embed.convs[:-1]), self.sam.channels)
+
+    def forward(self, maps: Any, rois: list[Tensor], sizes: Any) -> Tensor:
+        return self.pyramid(rois)[-1]
 
     @torch.no_grad()
-    def forward(self, maps: Any, rois: list[Tensor], sizes: Any) -> Tensor:
+    def pyramid(self, rois: list[Tensor]) -> list[Tensor]:
+        """What is seen in RoIs, fine to coarse: (R, D, h, w) maps of strides 4, 8 and of a patch."""
         seen = cut_out(self.pixels, rois, self.side, self.margin)
         if not len(seen):  # the SAM cannot look at nothing
-            return seen.new_zeros(0, self.sam.channels, *[self.side // self.sam.patch] * 2)
-        return torch.cat([self.sam(part) for part in seen.split(_AT_ONCE)])
+            return [one[:0] for one in self.sam.pyramid(seen.new_zeros(1, 3, self.side, self.side))]
+        return [torch.cat(maps) for maps in zip(*map(self.sam.pyramid, seen.split(_AT_ONCE)), strict=True)]

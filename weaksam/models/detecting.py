@@ -63,7 +63,7 @@ def detect_objects(net: WsodNet, image: Tensor, boxes: Tensor, rules: DetectRule
 
 @torch.inference_mode()
 def detect_in_views(net: Detector, image: Tensor, rules: DetectRules) -> Found:
-    """The detections of a detector that needs no proposals.
+    """The detections of a detector that needs no proposals, with masks where it makes some.
 
     One view is taken as the network gives it; of several, boxes of a class that overlap are one object.
 
@@ -76,15 +76,18 @@ def detect_in_views(net: Detector, image: Tensor, rules: DetectRules) -> Found:
     seen = []
     for scale, is_mirrored in _views(rules):
         hw = view_size(height, width, scale, rules.max_side)
-        found = net.detect([_view(image, hw, is_mirrored)])[0]
+        found = net.detect([_view(image, hw, is_mirrored)], [(height, width)])[0]
         boxes = _mirror(found.boxes, hw[1]) if is_mirrored else found.boxes
-        seen.append(found._replace(boxes=boxes / boxes.new_tensor([hw[1] / width, hw[0] / height] * 2)))
+        masks = found.masks.flip(2) if is_mirrored and found.masks is not None else found.masks
+        seen.append(found._replace(boxes=boxes / boxes.new_tensor([hw[1] / width, hw[0] / height] * 2), masks=masks))
     boxes, classes, scores = (torch.cat(parts) for parts in zip(*(one[:3] for one in seen), strict=True))
+    drawn = [one.masks for one in seen if one.masks is not None]
+    masks = torch.cat(drawn) if drawn else None
     keep = scores.argsort(descending=True, stable=True)
     if len(seen) > 1:
         keep = batched_nms(boxes.float(), scores, classes, rules.nms_threshold)
     keep = keep[scores[keep] > rules.score_threshold][: rules.max_detections]
-    return Found(boxes[keep], classes[keep], scores[keep])
+    return Found(boxes[keep], classes[keep], scores[keep], None if masks is None else masks[keep])
 
 
 def _views(rules: DetectRules) -> list[tuple[int, bool]]:

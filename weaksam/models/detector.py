@@ -82,8 +82,12 @@ class Detector(nn.Module):
         """
         raise NotImplementedError
 
-    def detect(self, images: Sequence[Tensor]) -> list[Found]:
-        """The detections of each of B images (3, H, W) RGB of 0..255, in the pixels of that image. In eval mode."""
+    def detect(self, images: Sequence[Tensor], mask_sizes: Sequence[tuple[int, int]] | None = None) -> list[Found]:
+        """The detections of each of B images (3, H, W) RGB of 0..255, in the pixels of that image. In eval mode.
+
+        Masks, of a detector that makes some, are drawn at `mask_sizes`, (height, width) that each image is stretched
+        to, or at its own: an image seen smaller than it is wants no masks that were made smaller first.
+        """
         raise NotImplementedError
 
     def load_pretrained(self, weights: str | None) -> None:

@@ -8,19 +8,27 @@ from typing import Any, Literal
 
 from safetensors.torch import load_file
 
+from weaksam.models.cut_out_mask_rcnn import CutOutMaskRcnn, CutOutMaskRcnnSize
 from weaksam.models.cut_out_rcnn import CutOutRcnn, CutOutRcnnSize
 from weaksam.models.detector import Detector
 from weaksam.models.dino import Dino, DinoSize
 from weaksam.models.faster_rcnn import PUBLISHED, BoxLoss, FasterRcnn, FoundRules
+from weaksam.models.mask2former import Mask2Former, Mask2FormerSize
+from weaksam.models.mask_rcnn import MaskRcnn
 from weaksam.models.pyramids import Pyramid, ResNet50, SamPyramid
 from weaksam.models.rt_detr_v2 import RtDetrV2, RtDetrV2Size
 from weaksam.ops.roi_drop import NO_DROP, RoiDropRules
 
-Model = Literal["faster_rcnn", "dino", "rt_detr_v2"]
+Model = Literal["faster_rcnn", "dino", "rt_detr_v2", "mask_rcnn", "mask2former"]
+LEARN_MASKS = ("mask_rcnn", "mask2former")
 Backbone = Literal["resnet50", "small"]
 _SMALL_DINO = DinoSize(
     dim=128, heads=4, points=4, encoder_layers=2, decoder_layers=3, ffn=256, queries=100, num_denoising=50,
     detections=100, levels=3,
+)  # fmt: skip
+_SMALL_MASK2FORMER = Mask2FormerSize(
+    dim=64, heads=4, encoder_layers=2, encoder_ffn=128, decoder_layers=3, decoder_ffn=256, queries=40, points=1024,
+    detections=40,
 )  # fmt: skip
 _SMALL_RT_DETR = RtDetrV2Size(image=256, dim=128, decoder_layers=3, queries=100, num_denoising=50, detections=100)
 
@@ -30,14 +38,14 @@ class DetectorSpec:
     """Which network; picklable, and cheap to send.
 
     Attributes:
-        model: `faster_rcnn`, `dino` or `rt_detr_v2`.
+        model: which one.
         backbone: `resnet50`, or `small`: a smaller network on what the small SAM sees.
         num_classes: C.
         frozen_stages: of resnet50.
-        box_loss: of Faster R-CNN.
+        box_loss: of Faster and Mask R-CNN.
         drop: RoI drop.
-        boxes_per_image: mean of the training images, what the losses of the two DETRs are divided by.
-        first_steps: of the small Faster R-CNN: steps for its first stage alone.
+        boxes_per_image: mean of the training images, what the losses of the DETRs and Mask2Former are divided by.
+        first_steps: of the small Faster and Mask R-CNN: steps for its first stage alone.
         pretrained: start from the weights the backbone is known with: torchvision's of ImageNet, fetched by name, or
             the shipped SAM's.
         weights: URI of ImageNet weights to start from instead.
@@ -57,12 +65,21 @@ class DetectorSpec:
     def untrained(self, found: FoundRules = PUBLISHED) -> Detector:
         """The network with random weights."""
         is_small = self.backbone == "small"
-        pyramid: Pyramid = SamPyramid(finest=8) if is_small else ResNet50(self.frozen_stages)
+        finest = 4 if self.model == "mask2former" else 8
+        pyramid: Pyramid = SamPyramid(finest=finest) if is_small else ResNet50(self.frozen_stages)
+        more: dict[str, Any] = {"box_loss": self.box_loss, "drop": self.drop, "found": found}
         if self.model == "faster_rcnn":
-            more: dict[str, Any] = {"box_loss": self.box_loss, "drop": self.drop, "found": found}
             if is_small:
                 return CutOutRcnn(pyramid, self.num_classes, CutOutRcnnSize(first_steps=self.first_steps), **more)
             return FasterRcnn(pyramid, self.num_classes, **more)
+        if self.model == "mask_rcnn":
+            if is_small:
+                size = CutOutMaskRcnnSize(first_steps=self.first_steps)
+                return CutOutMaskRcnn(pyramid, self.num_classes, size, **more)
+            return MaskRcnn(pyramid, self.num_classes, **more)
+        if self.model == "mask2former":
+            size = _SMALL_MASK2FORMER if is_small else Mask2FormerSize()
+            return Mask2Former(pyramid, self.num_classes, size, masks_per_image=self.boxes_per_image)
         if self.model == "rt_detr_v2":
             size = _SMALL_RT_DETR if is_small else RtDetrV2Size()
             return RtDetrV2(pyramid, self.num_classes, size, boxes_per_image=self.boxes_per_image)

@@ -17,12 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from weaksam.data.images import read_for_training
-from weaksam.data.views import crop_view, flip_view, resize_view
+from weaksam.data.views import View, crop_view, fill_view, flip_view, resize_view, view_size
 from weaksam.models.detector import Detector, Targets
+from weaksam.ops.masks import decode_rle
 from weaksam.sam.training_optimizer import MuonAdamW
 
 _THREADS = 8  # reading and decoding ahead of the network
-_NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
+# Not decayed. Of embeddings so published for Mask2Former; DINO decays them, by a ten-thousandth.
+_UNDECAYED = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm, nn.Embedding)
 _CROP_SIDES = (384, 600)  # DETR's: a part of this size is cut out of an image of one of these sizes
 _CROP_SCALES = (400, 500, 600)
 
@@ -34,10 +36,12 @@ class PseudoObjects:
     Attributes:
         boxes: (G, 4) float32 of each image, xyxy, pixels of the image.
         classes: (G,) int64 of each image.
+        masks: G COCO compressed counts of each image, for detectors that learn masks.
     """
 
     boxes: list[np.ndarray]
     classes: list[np.ndarray]
+    masks: list[list[bytes]] | None = None
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,9 @@ class DetectorRecipe:
         scales: lengths of the shorter side, one is drawn for each image; pixels.
         max_side: the longer side is at most this.
         crop_chance: how often a part is cut out before, DETR's way.
+        square: instead of all this, pixels of the side of a square that images are made, by `jitter`.
+        jitter: the least and the largest factor by which an image is made larger than fits into the square, before it
+            is cut or filled up to be one.
         optimizer: `sgd` has momentum 0.9; `muon` is for matrices beyond the backbone, with AdamW for the rest.
         backbone_lr: learning rate of the backbone, and of weights that learn before the others, times the others'.
     """
@@ -55,6 +62,8 @@ class DetectorRecipe:
     scales: tuple[int, ...]
     max_side: int = 1333
     crop_chance: float = 0.0
+    square: int | None = None
+    jitter: tuple[float, float] = (0.1, 2.0)
     optimizer: Literal["sgd", "adamw", "muon"] = "sgd"
     backbone_lr: float = 1.0
 
@@ -64,18 +73,19 @@ class _Kind(NamedTuple):
 
     is_matrix: bool
     in_backbone: bool
-    is_norm: bool
+    is_undecayed: bool
     is_early: bool
 
 
 def _kinds(model: Detector) -> Iterator[tuple[_Kind, nn.Parameter]]:
     """The trained weights."""
     backbone = {id(p) for p in model.backbone_parameters()}
-    norms = {id(p) for module in model.modules() if isinstance(module, _NORMS) for p in module.parameters()}
+    undecayed = {id(p) for module in model.modules() if isinstance(module, _UNDECAYED) for p in module.parameters()}
     early = {id(p) for p in model.early_parameters()[0]}
     for p in model.parameters():
         if p.requires_grad:
-            yield _Kind(p.ndim == 2, id(p) in backbone, id(p) in norms, id(p) in early), p
+            is_undecayed = id(p) in undecayed
+            yield _Kind(p.ndim == 2 and not is_undecayed, id(p) in backbone, is_undecayed, id(p) in early), p
 
 
 @dataclass(frozen=True)
@@ -111,7 +121,7 @@ class DetectorTask:
         return self.make_net().train()
 
     def build_optimizer(self, model: Detector, *, lr: float, weight_decay: float) -> torch.optim.Optimizer:
-        """Layers of normalisation are not decayed, the backbone and what learns early have a rate of their own."""
+        """Norms and embeddings are not decayed; the backbone and what learns early have a rate of their own."""
         kinds: dict[_Kind, list[nn.Parameter]] = {}
         for kind, parameter in _kinds(model):
             kinds.setdefault(kind, []).append(parameter)
@@ -128,7 +138,9 @@ class DetectorTask:
             matrices = [group for kind, group in groups.items() if kind.is_matrix and not kind.in_backbone]
             others = [group for kind, group in groups.items() if not kind.is_matrix or kind.in_backbone]
             return MuonAdamW(matrices, others, lr=lr, weight_decay=weight_decay)
-        listed = [group | {"weight_decay": 0.0 if kind.is_norm else weight_decay} for kind, group in groups.items()]
+        listed = [
+            group | {"weight_decay": 0.0 if kind.is_undecayed else weight_decay} for kind, group in groups.items()
+        ]
         if self.recipe.optimizer == "sgd":
             return torch.optim.SGD(listed, lr=lr, momentum=0.9)
         return torch.optim.AdamW(listed, lr=lr)
@@ -138,7 +150,7 @@ class DetectorTask:
 
         Returns:
             `weight` (B,), 0 for an image that could not be read; for image i `image/i` (3, H, W) uint8, `boxes/i`
-            (G, 4) xyxy on it and `classes/i` (G,) int64.
+            (G, 4) xyxy on it, `classes/i` (G,) int64 and, if masks are learnt, `masks/i` (G, H, W) bool.
         """
         rows = list(self._pool.map(self._load, indices.tolist(), seeds))
         batch = {f"{key}/{i}": value for i, row in enumerate(rows) if row for key, value in row.items()}
@@ -149,39 +161,41 @@ class DetectorTask:
         if pixels is None:
             return None
         boxes, classes = self.objects.boxes[index], self.objects.classes[index]
-        pixels, boxes, classes = self._vary(np.random.default_rng(seed), pixels, boxes, classes)
-        return {
-            "image": torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))),
-            "boxes": torch.from_numpy(np.ascontiguousarray(boxes, np.float32)),
-            "classes": torch.from_numpy(classes.astype(np.int64)),
+        view, stays = self._vary(np.random.default_rng(seed), View(pixels, boxes, self._masks(index, pixels.shape[:2])))
+        row = {
+            "image": torch.from_numpy(np.ascontiguousarray(view.pixels.transpose(2, 0, 1))),
+            "boxes": torch.from_numpy(np.ascontiguousarray(view.boxes, np.float32)),
+            "classes": torch.from_numpy(classes[stays].astype(np.int64)),
         }
+        return row | ({} if view.masks is None else {"masks": torch.from_numpy(np.ascontiguousarray(view.masks))})
 
-    def _vary(
-        self, rng: np.random.Generator, pixels: np.ndarray, boxes: np.ndarray, classes: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """A random view: mirrored or not, perhaps a part, at one of the sizes."""
-        recipe = self.recipe
-        if rng.random() < 0.5:
-            pixels, boxes = flip_view(pixels, boxes)
-        if rng.random() < recipe.crop_chance:
-            pixels, boxes = resize_view(pixels, boxes, int(rng.choice(_CROP_SCALES)), recipe.max_side)
-            height, width = (
-                int(rng.integers(min(_CROP_SIDES[0], s), min(_CROP_SIDES[1], s) + 1)) for s in pixels.shape[:2]
-            )
-            top, left = (int(rng.integers(s - c + 1)) for s, c in zip(pixels.shape, (height, width), strict=False))
-            pixels, boxes, stays = crop_view(pixels, boxes, top, left, height, width)
-            classes = classes[stays]
-        pixels, boxes = resize_view(
-            np.ascontiguousarray(pixels), boxes, int(rng.choice(recipe.scales)), recipe.max_side
+    def _masks(self, index: int, hw: tuple[int, ...]) -> np.ndarray | None:
+        if self.objects.masks is None:
+            return None
+        height, width = hw
+        return np.array([decode_rle(one, height, width) for one in self.objects.masks[index]]).reshape(
+            -1, height, width
         )
-        return pixels, boxes, classes
+
+    def _vary(self, rng: np.random.Generator, view: View) -> tuple[View, np.ndarray]:
+        """A random view: mirrored or not, perhaps a part, at one of the sizes; and which objects are still on it."""
+        recipe, stays = self.recipe, np.ones(len(view.boxes), bool)
+        if rng.random() < 0.5:
+            view = flip_view(view)
+        if recipe.square:
+            return _jitter(rng, view, recipe.square, recipe.jitter)
+        if rng.random() < recipe.crop_chance:
+            view = resize_view(view, *view_size(*view.size, int(rng.choice(_CROP_SCALES)), recipe.max_side))
+            view, stays = _cut(rng, view, _CROP_SIDES)
+        hw = view_size(*view.size, int(rng.choice(recipe.scales)), recipe.max_side)
+        return resize_view(view, *hw), stays
 
     def loss(self, model: Detector, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Sum over images of all losses; an image that could not be read counts for nothing."""
         step, weights = int(batch["step"]), batch["weight"].tolist()
         rows = [i for i, weight in enumerate(weights) if weight]
         images = [batch[f"image/{i}"] for i in rows]
-        targets = [Targets(batch[f"boxes/{i}"], batch[f"classes/{i}"]) for i in rows]
+        targets = [Targets(batch[f"boxes/{i}"], batch[f"classes/{i}"], batch.get(f"masks/{i}")) for i in rows]
         if not rows:  # every weight takes part in every step
             images = [batch["weight"].new_zeros((3, 64, 64), dtype=torch.uint8)]
             targets = [Targets(batch["weight"].new_zeros(0, 4), batch["weight"].new_zeros(0, dtype=torch.int64))]
@@ -192,3 +206,19 @@ class DetectorTask:
     def validate(self, model: Detector) -> dict[str, float]:
         """Nothing: the only boxes there are were learnt from."""
         return {}
+
+
+def _cut(rng: np.random.Generator, view: View, sides: tuple[int, int]) -> tuple[View, np.ndarray]:
+    """A part whose sides are drawn between these, or as long as the image's where that is shorter."""
+    height, width = (int(rng.integers(min(sides[0], s), min(sides[1], s) + 1)) for s in view.size)
+    top, left = (int(rng.integers(s - c + 1)) for s, c in zip(view.size, (height, width), strict=True))
+    return crop_view(view, top, left, height, width)
+
+
+def _jitter(rng: np.random.Generator, view: View, square: int, factors: tuple[float, float]) -> tuple[View, np.ndarray]:
+    """Large-scale jitter (Ghiasi et al. 2021, arXiv 2012.07177): a square, with objects of very different sizes."""
+    height, width = view.size
+    scale = rng.uniform(*factors) * square / max(height, width)
+    view = resize_view(view, max(1, round(scale * height)), max(1, round(scale * width)))
+    view, stays = _cut(rng, view, (square, square))
+    return fill_view(view, square, square), stays

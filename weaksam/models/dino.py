@@ -177,7 +177,7 @@ class Dino(Detector):
         return told
 
     @torch.inference_mode()
-    def detect(self, images: Sequence[Tensor]) -> list[Found]:
+    def detect(self, images: Sequence[Tensor], mask_sizes: Sequence[tuple[int, int]] | None = None) -> list[Found]:
         batch = self.normaliser(images)
         answers = self(batch)
         return best_found(answers.logits[-1], answers.boxes[-1], batch.sizes, self.size.detections)

@@ -137,7 +137,7 @@ class FasterRcnn(Detector):
         return {**first, **second}
 
     @torch.no_grad()
-    def detect(self, images: Sequence[Tensor]) -> list[Found]:
+    def detect(self, images: Sequence[Tensor], mask_sizes: Sequence[tuple[int, int]] | None = None) -> list[Found]:
         batch, maps = self._see(images)
         proposals, _ = self.rpn(batch, maps)
         found, _ = self.roi_heads(maps, proposals, batch.image_sizes)

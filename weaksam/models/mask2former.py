@@ -124,12 +124,13 @@ class Mask2Former(Detector):
         return {"loss_class": last.classes, "loss_mask": last.masks, "loss_dice": last.dice, "loss_aux": aux}
 
     @torch.no_grad()
-    def detect(self, images: Sequence[Tensor]) -> list[Found]:
+    def detect(self, images: Sequence[Tensor], mask_sizes: Sequence[tuple[int, int]] | None = None) -> list[Found]:
         batch = self.normaliser(images)
         answers, (height, width) = self(batch), batch.pixels.shape[2:]
+        parts = zip(answers.logits[-1], answers.masks[-1], batch.sizes, mask_sizes or batch.sizes, strict=True)
         return [
-            found_instances(logits, masks, (height, width), hw, self.size.detections)
-            for logits, masks, hw in zip(answers.logits[-1], answers.masks[-1], batch.sizes, strict=True)
+            found_instances(logits, masks, (height, width), hw, self.size.detections, drawn_hw)
+            for logits, masks, hw, drawn_hw in parts
         ]
 
 
@@ -151,7 +152,14 @@ class _Network(nn.Module):
         return Answers(logits, list(said.masks_queries_logits))
 
 
-def found_instances(logits: Tensor, masks: Tensor, padded: tuple[int, int], size: tuple[int, int], limit: int) -> Found:
+def found_instances(
+    logits: Tensor,
+    masks: Tensor,
+    padded: tuple[int, int],
+    size: tuple[int, int],
+    limit: int,
+    drawn: tuple[int, int] | None = None,
+) -> Found:
     """The best pairs of query and class of an image; a query may be found as several classes.
 
     A score is the probability of the class times the mean probability inside the mask. Boxes are tight. Differs from
@@ -163,19 +171,25 @@ def found_instances(logits: Tensor, masks: Tensor, padded: tuple[int, int], size
         padded: height and width of the network's input, which h and w stand for; pixels.
         size: height and width of the image in its upper left corner.
         limit: K is at most this.
+        drawn: height and width that the image is stretched to before masks are cut, its own if not given.
     """
     height, width = size
+    drawn = drawn or size
     chances = logits.float().softmax(1)[:, :-1]
     scores, best = chances.flatten().topk(min(limit, chances.numel()))
     query, classes = best // chances.shape[1], best % chances.shape[1]
-    large = F.interpolate(masks[None].float(), padded, mode="bilinear", align_corners=False)[0, :, :height, :width]
+    large = F.interpolate(masks[None].float(), padded, mode="bilinear", align_corners=False)[:, :, :height, :width]
+    if drawn != size:
+        large = F.interpolate(large, drawn, mode="bilinear", align_corners=False)
+    large = large[0]
     is_inside = large > 0
     areas = is_inside.sum((1, 2))
     scores = scores * ((large.sigmoid() * is_inside).sum((1, 2)) / areas.clamp(min=1))[query]
     order = scores.argsort(descending=True, stable=True)
     order = order[areas[query[order]] > 0]
     chosen = query[order]
-    return Found(masks_to_boxes(is_inside)[chosen], classes[order], scores[order], is_inside[chosen])
+    boxes = masks_to_boxes(is_inside) * masks.new_tensor([width / drawn[1], height / drawn[0]] * 2)
+    return Found(boxes[chosen], classes[order], scores[order], is_inside[chosen])
 
 
 def _pad(targets: Targets, height: int, width: int) -> Targets:

@@ -105,13 +105,13 @@ class MaskRcnn(FasterRcnn):
         return {**first, **by_roi.sums(heads.drop), "loss_mask": loss, **told}
 
     @torch.no_grad()
-    def detect(self, images: Sequence[Tensor]) -> list[Found]:
+    def detect(self, images: Sequence[Tensor], mask_sizes: Sequence[tuple[int, int]] | None = None) -> list[Found]:
         batch, maps = self._see(images)
         proposals, _ = self.rpn(batch, maps)
         found, _ = self.roi_heads(maps, proposals, batch.image_sizes)
         return [
-            Found(one["boxes"], one["labels"] - 1, one["scores"], _paste(one["masks"], one["boxes"], hw))
-            for one, hw in zip(found, batch.image_sizes, strict=True)
+            Found(one["boxes"], one["labels"] - 1, one["scores"], paste_masks(one["masks"], one["boxes"], hw, drawn_hw))
+            for one, hw, drawn_hw in zip(found, batch.image_sizes, mask_sizes or batch.image_sizes, strict=True)
         ]
 
 
@@ -131,9 +131,17 @@ def mask_loss(logits: Tensor, wanted: Sequence[Tensor], labels: Sequence[Tensor]
     return (by_roi * shares).masked_fill(is_dropped, 0).sum()
 
 
-def _paste(masks: Tensor, boxes: Tensor, hw: tuple[int, int]) -> Tensor:
-    """(K, H, W) bool of probabilities (K, 1, m, m) inside boxes (K, 4); one by one, since as floats all are large."""
-    pasted = torch.zeros(len(boxes), *hw, dtype=torch.bool, device=boxes.device)
+def paste_masks(masks: Tensor, boxes: Tensor, hw: tuple[int, int], drawn_hw: tuple[int, int]) -> Tensor:
+    """(K, *drawn_hw) bool of probabilities inside boxes; one by one, since as floats all are large.
+
+    Args:
+        masks: (K, 1, m, m).
+        boxes: (K, 4) on an image of size `hw`.
+        hw: height and width.
+        drawn_hw: height and width that the image is stretched to.
+    """
+    pasted = torch.zeros(len(boxes), *drawn_hw, dtype=torch.bool, device=boxes.device)
+    boxes = boxes * boxes.new_tensor([drawn_hw[1] / hw[1], drawn_hw[0] / hw[0]] * 2)
     for i in range(len(boxes)):
-        pasted[i] = paste_masks_in_image(masks[i : i + 1], boxes[i : i + 1], hw)[0, 0] >= _THRESHOLD
+        pasted[i] = paste_masks_in_image(masks[i : i + 1], boxes[i : i + 1], drawn_hw)[0, 0] >= _THRESHOLD
     return pasted

@@ -93,7 +93,7 @@ class RtDetrV2(Detector):
         return losses
 
     @torch.inference_mode()
-    def detect(self, images: Sequence[Tensor]) -> list[Found]:
+    def detect(self, images: Sequence[Tensor], mask_sizes: Sequence[tuple[int, int]] | None = None) -> list[Found]:
         said = self._answer(images)
         logits, boxes = said.intermediate_logits[:, -1], said.intermediate_reference_points[:, -1]
         return best_found(logits, boxes, _sizes(images), self.size.detections)

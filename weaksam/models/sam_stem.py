@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
+from weaksam.ops.boxes import enlarge_boxes
 from weaksam.sam.build import VARIANTS, ConvStem, build_sam
 from weaksam.sam.checkpoints import load_sam
 
@@ -134,9 +135,7 @@ def cut_out(images: Tensor, boxes: Sequence[Tensor], side: int, margin: float) -
         side: of what is cut out, pixels.
         margin: how much a box is enlarged to each side, as a share of its size.
     """
-    extra = [margin * (one[:, 2:] - one[:, :2]) for one in boxes]
-    rois = [torch.cat([one[:, :2] - more, one[:, 2:] + more], 1) for one, more in zip(boxes, extra, strict=True)]
-    return roi_align(images, rois, (side, side), aligned=True)
+    return roi_align(images, [enlarge_boxes(one, margin) for one in boxes], (side, side), aligned=True)
 
 
 def _resize(positions: Tensor, hw: torch.Size) -> Tensor:

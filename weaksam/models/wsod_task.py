@@ -21,7 +21,7 @@ from torch import Tensor
 
 from weaksam.data.images import read_for_training
 from weaksam.data.proposal_boxes import ProposalBoxes
-from weaksam.data.views import flip_view, resize_view
+from weaksam.data.views import View, flip_view, resize_view, view_size
 from weaksam.models.noise import SampleNoise
 from weaksam.models.wsod import WsodNet, forward_losses
 from weaksam.sam.training_optimizer import MuonAdamW
@@ -135,12 +135,13 @@ class WsodTask:
             blank = torch.zeros(3, 64, 64, dtype=torch.uint8)
             none = {"prior": torch.zeros(1), "present": torch.zeros(0).long(), "weight": torch.tensor(0.0)}
             return {"image": blank, "boxes": nothing} | none
-        pixels, boxes = resize_view(pixels, boxes, int(rng.choice(recipe.scales)), recipe.max_side)
+        view = View(pixels, boxes)
+        view = resize_view(view, *view_size(*view.size, int(rng.choice(recipe.scales)), recipe.max_side))
         if rng.random() < 0.5:
-            pixels, boxes = flip_view(pixels, boxes)
+            view = flip_view(view)
         return {
-            "image": torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))),
-            "boxes": torch.from_numpy(boxes),
+            "image": torch.from_numpy(np.ascontiguousarray(view.pixels.transpose(2, 0, 1))),
+            "boxes": torch.from_numpy(view.boxes),
             "prior": recipe.rating_power * torch.from_numpy(ratings).clamp(_LEAST_RATING, 1).log(),
             "present": torch.from_numpy(np.flatnonzero(self.labels[index])),
             "weight": torch.tensor(1.0),

@@ -69,6 +69,12 @@ def clip_boxes(boxes: Tensor, height: int, width: int) -> Tensor:
     return torch.minimum(boxes.clamp(min=0), limits)
 
 
+def enlarge_boxes(boxes: Tensor, margin: float) -> Tensor:
+    """(N, 4) boxes enlarged to each side by a share of their size."""
+    extra = margin * (boxes[:, 2:] - boxes[:, :2])
+    return torch.cat([boxes[:, :2] - extra, boxes[:, 2:] + extra], 1)
+
+
 def to_inclusive(boxes: Tensor) -> Tensor:
     """Boxes with right and bottom as the last pixel inside; an empty (0, 0, 0, 0) box stays as it is.
 

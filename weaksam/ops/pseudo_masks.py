@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from pycocotools import mask as coco_mask
@@ -63,7 +63,7 @@ def choose_masks(masks: Sequence[bytes], boxes: np.ndarray, hw: tuple[int, int],
     )
     fate = np.array(["keep", rules.empty, rules.exploding], object)[states] if len(states) else states
     kept = np.flatnonzero(fate != "drop")
-    chosen = [masks[i] if fate[i] == "keep" else box_mask(boxes[i], hw) for i in kept]
+    chosen = [masks[i] if fate[i] == "keep" else box_mask(boxes[i], hw) for i in kept.tolist()]
     return ChosenMasks(kept, chosen, states)
 
 
@@ -95,5 +95,6 @@ def _span(box: np.ndarray, hw: tuple[int, int]) -> tuple[int, int, int, int]:
 
 def tight_boxes(masks: Sequence[bytes], hw: tuple[int, int]) -> np.ndarray:
     """(M, 4) float32 boxes around masks, none of them empty."""
-    found = coco_mask.toBbox([{"size": list(hw), "counts": one} for one in masks]) if masks else np.zeros((0, 4))
+    rles: Any = [{"size": list(hw), "counts": one} for one in masks]
+    found = coco_mask.toBbox(rles) if masks else np.zeros((0, 4))
     return np.concatenate([found[:, :2], found[:, :2] + found[:, 2:]], axis=1).astype(np.float32)

@@ -26,13 +26,17 @@ if TYPE_CHECKING:
     from weaksam.models.detecting import DetectRules
     from weaksam.models.detector import Found
 
-# How each kind of detector is published to be tested: Faster R-CNN on VOC, DINO, RT-DETR; MIST: `DetectRules` itself.
+# How each kind of detector is published to be tested, Faster R-CNN on VOC; MIST: `DetectRules` itself.
 _PUBLISHED: dict[str, dict[str, Any]] = {
     "wsod": {},
     "faster_rcnn": {"scales": (480, 576, 688, 864, 1000, 1200), "max_side": 2000, "flip": True, "score_threshold": 0.05,
                     "nms_threshold": 0.5, "max_detections": 100},
     "dino": {"scales": (800,), "max_side": 1333, "flip": False, "score_threshold": 0.0, "nms_threshold": 0.6,
              "max_detections": 300},
+    "mask_rcnn": {"scales": (800,), "max_side": 1333, "flip": False, "score_threshold": 0.05, "nms_threshold": 0.5,
+                  "max_detections": 100},
+    "mask2former": {"scales": (800,), "max_side": 1333, "flip": False, "score_threshold": 0.0, "nms_threshold": 0.6,
+                    "max_detections": 100},
     "rt_detr_v2": {"scales": (640,), "max_side": 1333, "flip": False, "score_threshold": 0.0, "nms_threshold": 0.6,
                    "max_detections": 300},
 }  # fmt: skip
@@ -177,9 +181,16 @@ class DetectObjects:
         pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))).to(self.device)
         try:
             found = self.find(pixels, proposals)
-            return {key: part.cpu().numpy() for key, part in found._asdict().items() if part is not None}
+            return _columns(found)
         except torch.OutOfMemoryError as error:
             raise ImageError("oom", f"no device memory for {image.shape[:2]} pixels: {error}") from error
+
+
+def _columns(found: Found) -> dict[str, Any]:
+    from weaksam.ops.masks import encode_rle
+
+    row: dict[str, Any] = {key: getattr(found, key).cpu().numpy() for key in ("boxes", "classes", "scores")}
+    return row | ({} if found.masks is None else {"masks": [encode_rle(one) for one in found.masks.cpu().numpy()]})
 
 
 def run(step: Step) -> Outcome:

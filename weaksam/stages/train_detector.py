@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from weaksam.models.detector_build import DetectorSpec
     from weaksam.models.detector_task import DetectorTask, PseudoObjects
 
-# What a model is trained with where the step does not say: DINO's are those for VOC07.
+# What a model is trained with where the step does not say: DINO's are those for VOC07, those with masks for VOC12.
 _RECIPES: dict[str, dict[str, Any]] = {
     "dino": {
         "scales": list(range(480, 801, 32)),
@@ -38,6 +38,20 @@ _RECIPES: dict[str, dict[str, Any]] = {
     },
 }
 _RECIPES["rt_detr_v2"] = _RECIPES["dino"] | {"lr": 1e-4}
+_RECIPES["mask_rcnn"] = {"scales": list(range(640, 801, 32)), "max_side": 1333}
+_RECIPES["mask2former"] = {
+    "square": 1024,
+    "steps": 33_069,  # 50 rounds of 10,582 images
+    "milestones": [29_395, 31_844],
+    "warmup": 0,
+    "optimizer": "adamw",
+    "lr": 1e-4,
+    "backbone_lr": 0.1,
+    "weight_decay": 0.05,
+    "clip": 0.01,
+    "frozen_stages": 0,
+    "precision": "bf16",
+}
 
 
 class RoiDropSettings(Settings):
@@ -54,17 +68,19 @@ class RoiDropSettings(Settings):
 
 
 class TrainDetectorConfig(StageConfig):
-    """Trains Faster R-CNN, DINO or RT-DETRv2 on pseudo ground truth.
+    """Trains Faster R-CNN, DINO, RT-DETRv2, Mask R-CNN or Mask2Former on pseudo ground truth.
 
-    Defaults are the published recipe of Faster R-CNN for VOC07 (SGD, batch 16, learning rate 0.02, 9,000 steps); with
-    another model those of DINO for VOC07 (AdamW, batch 16, learning rate 9e-5; RT-DETRv2 1e-4).
+    Defaults are the published recipe of Faster R-CNN for VOC07 (SGD, batch 16, learning rate 0.02, 9,000 steps). Other
+    models have their own: DINO that for VOC07 (AdamW, batch 16, learning rate 9e-5), RT-DETRv2 the same (1e-4), Mask
+    R-CNN that for VOC12 (as Faster R-CNN, other sizes) and Mask2Former too (AdamW, batch 16, learning rate 1e-4, 33,069
+    steps of large-scale jitter). The last two learn masks: their boxes come from `pseudo_masks`.
     """
 
     images: Annotated[str, Reads("images")]
     """The `index` step with the images."""
     pgt: Annotated[str, Reads("pgt")]
-    """The step with the boxes to learn from; its images are trained on."""
-    model: Literal["faster_rcnn", "dino", "rt_detr_v2"] = "faster_rcnn"
+    """The step with the boxes, and masks, to learn from; its images are trained on."""
+    model: Literal["faster_rcnn", "dino", "rt_detr_v2", "mask_rcnn", "mask2former"] = "faster_rcnn"
     """What is trained."""
     backbone: Literal["resnet50", "small"] = "resnet50"
     """`small` is for few images and no GPU: a smaller network on what the frozen small SAM sees."""
@@ -75,9 +91,9 @@ class TrainDetectorConfig(StageConfig):
     frozen_stages: int = Field(default=1, ge=0, le=4)
     """Stages of resnet50 that are not trained, from the first."""
     box_loss: Literal["l1", "smooth_l1"] = "l1"
-    """Of Faster R-CNN: `l1` as published, torchvision's own is `smooth_l1`."""
+    """Of Faster and Mask R-CNN: `l1` as published, torchvision's own is `smooth_l1`."""
     first_stage: float = Field(default=0.4, gt=0, lt=1)
-    """Share of the steps in which a small Faster R-CNN learns where objects are, before it learns what they are."""
+    """Share of the steps in which a small Faster or Mask R-CNN learns where objects are, before what they are."""
     roi_drop: RoiDropSettings = RoiDropSettings()
     """Which regions are not learnt from."""
     keep_empty: bool = False
@@ -88,6 +104,10 @@ class TrainDetectorConfig(StageConfig):
     """The longer side is at most this, pixels."""
     crop_chance: float = Field(default=0.0, ge=0, le=1)
     """How often a part is cut out of an image, DETR's way."""
+    square: int | None = Field(default=None, ge=32)
+    """Instead of all this, side of the square that images are made, pixels: large-scale jitter."""
+    jitter: list[float] = Field(default=[0.1, 2.0], min_length=2, max_length=2)
+    """By how much an image is made larger than fits into the square, at least and at most, before it is cut."""
     steps: int = Field(default=9000, ge=1)
     """Steps of the optimiser."""
     batch_size: int = Field(default=16, ge=1)
@@ -131,8 +151,12 @@ class TrainDetectorConfig(StageConfig):
             raise ValueError("weights are for resnet50: small stands on the shipped SAM")
         if self.backbone != "small" and self.optimizer == "muon":
             raise ValueError("optimizer muon is for backbone small: resnet50 has sgd or adamw")
-        if self.model == "rt_detr_v2" and self.roi_drop.gate != "off":
-            raise ValueError("roi_drop is for faster_rcnn and dino: rt_detr_v2 has its losses summed up elsewhere")
+        if self.model in ("rt_detr_v2", "mask2former") and self.roi_drop.gate != "off":
+            raise ValueError(
+                f"roi_drop is for faster_rcnn, mask_rcnn and dino: {self.model} has its losses summed up elsewhere"
+            )
+        if not 0 < self.jitter[0] <= self.jitter[1]:
+            raise ValueError(f"jitter must be two factors above 0, the smaller first, got {self.jitter}")
         return self
 
     def spec(self, num_classes: int, boxes_per_image: float = 1.0) -> DetectorSpec:
@@ -181,6 +205,8 @@ def make_task(step: Step) -> DetectorTask:
         scales=tuple(config.scales),
         max_side=config.max_side,
         crop_chance=config.crop_chance,
+        square=config.square,
+        jitter=(config.jitter[0], config.jitter[1]),
         optimizer=config.optimizer,
         backbone_lr=config.backbone_lr,
     )
@@ -189,13 +215,15 @@ def make_task(step: Step) -> DetectorTask:
 
 def read_objects(step: Step) -> tuple[list[str], PseudoObjects, int]:
     """URIs of the images to train on, their objects, and the number of classes."""
+    from weaksam.models.detector_build import LEARN_MASKS
     from weaksam.models.detector_task import PseudoObjects
 
     check_same_images(step, "pgt")
     source = step.inputs["pgt"]
     images = tables.read_step(step.inputs["images"], columns=["uri"])
     uri_of = dict(zip(images.column("image_id").to_pylist(), images.column("uri").to_pylist(), strict=True))
-    table = tables.read_step(source, columns=["status", "boxes", "classes"])
+    learns_masks = step.config.model in LEARN_MASKS
+    table = tables.read_step(source, columns=["status", "boxes", "classes", *(["masks"] if learns_masks else [])])
     rows = [
         row for row in table.to_pylist() if row["status"] == schemas.OK and (row["boxes"] or step.config.keep_empty)
     ]
@@ -204,11 +232,17 @@ def read_objects(step: Step) -> tuple[list[str], PseudoObjects, int]:
     if not any(map(len, boxes)):
         raise DataError(f"steps.{step.name}: step {source.name} holds no box to learn from: lower its threshold")
     uris = [uri_of[row["image_id"]] for row in rows]
-    return uris, PseudoObjects(boxes, classes), len(schemas.class_names_of(images.schema))
+    masks = [row["masks"] or [] for row in rows] if learns_masks else None
+    if masks is not None and any(len(one) != len(other) for one, other in zip(masks, boxes, strict=True)):
+        raise DataError(
+            f"steps.{step.name}.pgt: step {source.name} has no masks, which {step.config.model} learns from: name a "
+            "pseudo_masks step"
+        )
+    return uris, PseudoObjects(boxes, classes, masks), len(schemas.class_names_of(images.schema))
 
 
 def _shipped_weights(config: TrainDetectorConfig) -> dict[str, str]:
-    moves_boxes = config.model == "faster_rcnn"  # by the shipped SAM, whatever the backbone starts from
+    moves_boxes = config.model in ("faster_rcnn", "mask_rcnn")  # by the shipped SAM, whatever the backbone starts from
     return identify_sam(is_used=config.backbone == "small" and (config.pretrained or moves_boxes))
 
 
