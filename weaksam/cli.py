@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import json
 import logging
 import sys
 from collections.abc import Callable, Mapping
@@ -175,6 +176,45 @@ def metrics(run_uri: Annotated[str, typer.Argument(metavar="RUN", help="Folder o
                 figures = [_figure(key, report["metrics"]) for key in HEADLINES[task]]
                 table.add_row(name, report["split"] or "all", str(report["num_images"]), *figures)
         _console().print(table)
+
+
+@app.command()
+@guarded
+def export(
+    run_uri: Annotated[str, typer.Argument(metavar="RUN", help="Folder of a run, any URI.")],
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Settings as `weaksam stages export` lists them: min_score=0.5."),
+    ] = None,
+    *,
+    step: Annotated[
+        str, typer.Option(metavar="STEP", help="A finished step of pgt or detections, or <step>-<fingerprint>.")
+    ],
+    format: Annotated[
+        str, typer.Option(metavar="FORMAT", help="coco, coco_results, voc, yolo, yolo_segment or labelstudio.")
+    ],
+    to: Annotated[
+        str | None, typer.Option(metavar="URI", help="Folder to write to; one inside RUN when left out.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Write a finished STEP of RUN as files for other programs, and check them by reading them back.
+
+    Needs no run file. The same command again finds the finished export; what another one wrote is never overwritten.
+    """
+    from weaksam import pipeline
+    from weaksam.stages.export_command import explain, plan_export, read_report
+
+    set_up_logging()
+    planned = plan_export(run_uri, step, format=format, to=to, settings=settings or [])
+    was_finished = planned.manifest() is not None
+    pipeline.run_steps([planned])
+    report = read_report(planned)
+    if as_json:
+        print(json.dumps({**report, "was_finished": was_finished}, indent=2))
+        return
+    for line in explain(report, was_finished=was_finished):
+        _console().print(line, highlight=False)
 
 
 def _figure(name: str, metrics: Mapping[str, float]) -> str:

@@ -73,6 +73,11 @@ _Loader.add_implicit_resolver(
 )
 
 
+def read_value(text: str) -> Any:
+    """A value as in a run file: YAML, in which 1e-3 is a number; yaml.YAMLError or ValueError when it is none."""
+    return yaml.load(text, Loader=_Loader)
+
+
 def load_run_file(path: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """The raw content of a run file with `key.path=value` overrides laid over it; values are read as YAML.
 
@@ -114,7 +119,7 @@ def _apply_override(content: dict[str, Any], text: str) -> str | None:
     if parts[0] == "steps" and len(parts) > 2 and "stage" not in content["steps"][parts[1]]:
         return f"{text}: there is no step '{parts[1]}'"
     try:
-        target[parts[-1]] = yaml.load(value, Loader=_Loader)
+        target[parts[-1]] = read_value(value)
     except (yaml.YAMLError, ValueError) as error:
         return f"{text}: the value is not YAML: {' '.join(str(error).split())}"
     return None

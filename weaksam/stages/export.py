@@ -146,13 +146,18 @@ def make_exporter(step: Step, source: Source, to: str) -> Exporter:
     return LabelStudioTasks(to, names, tolerance=tolerance, model_version=version, image_prefix=config.image_prefix)
 
 
+def marker_uri(to: str, format: str) -> str:
+    """A file beside an export that says which export it is."""
+    return storage.join(to, f"weaksam_export_{format}.json")
+
+
 def _claim(step: Step, to: str, exporter: Exporter) -> None:
     """Marks the folder as this export's.
 
     Raises:
         ConfigError: something else lies where this export would write.
     """
-    marker = storage.join(to, f"weaksam_export_{step.config.format}.json")
+    marker = marker_uri(to, step.config.format)
     try:
         is_ours = storage.read_json(marker).get("fingerprint") == step.fingerprint
     except FileNotFoundError:
@@ -220,6 +225,7 @@ def make_report(
         "format": step.config.format,
         "to": to,
         "image_root": source.image_root,
+        "contents": [name for name in exporter.targets if storage.exists(storage.join(to, name))],
         "files": exporter.files,
         "images": tally.images,
         "boxes": tally.boxes,
