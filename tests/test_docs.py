@@ -22,8 +22,10 @@ def test_every_config_is_right_once_its_data_is_named(path: Path) -> None:
     text = path.read_text()
     assert text.startswith("# "), "a config opens with what it is and the command that runs it"
     assert f"weaksam run {path.relative_to(ROOT)}" in text
-    steps = {"root": "images", "checkpoint": "proposals.sam"}
-    overrides = [f"steps.{step}.{key}={GIVEN[key]}" for key, step in steps.items() if f"{step}.{key}=" in text]
+    header = re.match(r"(#.*\n)*", text)
+    assert header
+    named = re.findall(r"steps\.([\w.]+)\.(\w+)=", header.group())
+    overrides = [f"steps.{step}.{key}={GIVEN[key]}" for step, key in named if key in GIVEN]
     _, parsed = pipeline.parse(str(path), overrides)
     assert parsed
 
