@@ -23,7 +23,7 @@ Model = Literal["faster_rcnn", "dino", "rt_detr_v2", "mask_rcnn", "mask2former"]
 LEARN_MASKS = ("mask_rcnn", "mask2former")
 Backbone = Literal["resnet50", "small"]
 _SMALL_DINO = DinoSize(
-    dim=128, heads=4, points=4, encoder_layers=2, decoder_layers=3, ffn=256, queries=100, num_denoising=50,
+    dim=128, heads=4, points=2, encoder_layers=2, decoder_layers=3, ffn=256, queries=100, num_denoising=50,
     detections=100, levels=3,
 )  # fmt: skip
 _SMALL_MASK2FORMER = Mask2FormerSize(
