@@ -23,8 +23,8 @@ Model = Literal["faster_rcnn", "dino", "rt_detr_v2", "mask_rcnn", "mask2former"]
 LEARN_MASKS = ("mask_rcnn", "mask2former")
 Backbone = Literal["resnet50", "small"]
 _SMALL_DINO = DinoSize(
-    dim=128, heads=4, points=2, encoder_layers=2, decoder_layers=3, ffn=256, queries=100, num_denoising=50,
-    detections=100, levels=3,
+    dim=128, heads=4, points=4, encoder_layers=2, decoder_layers=3, ffn=256, queries=100, num_denoising=50,
+    detections=100, levels=2,
 )  # fmt: skip
 _SMALL_MASK2FORMER = Mask2FormerSize(
     dim=64, heads=4, encoder_layers=2, encoder_ffn=128, decoder_layers=3, decoder_ffn=256, queries=40, points=1024,
@@ -65,7 +65,7 @@ class DetectorSpec:
     def untrained(self, found: FoundRules = PUBLISHED) -> Detector:
         """The network with random weights."""
         is_small = self.backbone == "small"
-        finest = 4 if self.model == "mask2former" else 8
+        finest = {"mask2former": 4, "dino": 16}.get(self.model, 8)
         pyramid: Pyramid = SamPyramid(finest=finest) if is_small else ResNet50(self.frozen_stages)
         more: dict[str, Any] = {"box_loss": self.box_loss, "drop": self.drop, "found": found}
         if self.model == "faster_rcnn":

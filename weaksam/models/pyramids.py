@@ -94,14 +94,15 @@ class SamPyramid(Pyramid):
 
     Args:
         variant: of the SAM.
-        finest: stride of the first map, 4 or 8: what is trained on a map of stride 4 costs more than the SAM does.
+        finest: stride of the first map, 4, 8 or 16: what is trained on a map of stride 4 costs more than the SAM does.
     """
 
     def __init__(self, variant: str = "vit_xs", *, finest: int = 4) -> None:
         super().__init__()
         self.sam = FrozenSam(variant)
         self.seen = SeenViews()
-        self.channels, self.strides = ((32, 64, 96), (4, 8, 16)) if finest == 4 else ((64, 96), (8, 16))
+        first = (4, 8, 16).index(finest)
+        self.channels, self.strides = (32, 64, 96)[first:], (4, 8, 16)[first:]
 
     @torch.no_grad()
     def forward(self, pixels: Tensor) -> list[Tensor]:
