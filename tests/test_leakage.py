@@ -34,7 +34,7 @@ XML = """<annotation><filename>{name}</filename><size><width>48</width><height>3
 
 
 def write_run(base: Path, *, epochs: int = 1, steps: int = 3) -> str:
-    """A run file from classifier to retrained detector on ten noise images in two splits, with boxes."""
+    """A run file from classifier to detectors of boxes and masks on ten noise images in two splits, with boxes."""
     noise = np.random.default_rng(0)
     for split, count in (("train", 6), ("test", 4)):
         (base / "data" / split).mkdir(parents=True)
@@ -59,8 +59,12 @@ def write_run(base: Path, *, epochs: int = 1, steps: int = 3) -> str:
         "  pgt: {stage: pgt, images: images, detections: found, split: train}\n"
         "  net: {stage: train_detector, images: images, pgt: pgt, backbone: small, scales: [32, 40], batch_size: 3, "
         f"steps: {max(steps // 3, 3)}, lr: 1.0e-3, warmup: 0, milestones: null, checkpoint_every: 4, log_every: 2}}\n"
-        "  net_found: {stage: detect, images: images, detector: net, scales: [32], score_threshold: 0.0, "
+        "  net_found: &found {stage: detect, images: images, detector: net, scales: [32], score_threshold: 0.0, "
         "resources: {max_actors: 1}}\n"
+        "  masks: {stage: pseudo_masks, images: images, pgt: pgt, sam: {model: vit_xs}, resources: {max_actors: 1}}\n"
+        "  mask_net: {stage: train_detector, images: images, pgt: masks, model: mask_rcnn, backbone: small, "
+        "scales: [32], batch_size: 3, steps: 4, first_stage: 0.5, lr: 1.0e-3, warmup: 0, milestones: null}\n"
+        "  mask_found: {<<: *found, detector: mask_net}\n"
     )
     return str(path)
 
@@ -88,15 +92,16 @@ def test_neither_boxes_nor_labels_of_the_test_split_reach_training_or_proposals(
     config = write_run(tmp_path)
     steps = pipeline.load(config)
     pipeline.run_steps(steps)
-    images, classifier, proposals, mist, found, pgt, net, net_found = steps
-    read = {step.name: tables.read_step(step) for step in (found, pgt, net_found)}
+    images, classifier, proposals, mist, found, pgt, net, net_found, masks, mask_net, mask_found = steps
+    made = (found, pgt, net_found, masks, mask_found)
+    read = {step.name: tables.read_step(step) for step in made}
     assert all(sum(map(len, one.column("boxes").to_pylist())) > 0 for one in read.values())
     table = tables.read_step(proposals)
     assert set(table.column("status").to_pylist()) == {"ok"}
     used = [row["labels"] for row in table.to_pylist() if row["image_id"].startswith("train")]
     assert used == [[0], [1]] * 3  # known
     assert any(len(points) for points in table.column("points").to_pylist())
-    trained = (classifier, mist, net)
+    trained = (classifier, mist, net, mask_net)
     weights = [load_file(Path(step.folder) / "checkpoint" / "model.safetensors") for step in trained]
 
     for step in steps[1:]:
@@ -104,7 +109,7 @@ def test_neither_boxes_nor_labels_of_the_test_split_reach_training_or_proposals(
     spoil(images)
     pipeline.run_steps(pipeline.load(config))
     assert tables.read_step(proposals).equals(table)
-    for step in (found, pgt, net_found):
+    for step in made:
         assert tables.read_step(step).equals(read[step.name])
     for before, step in zip(weights, trained, strict=True):
         again = load_file(Path(step.folder) / "checkpoint" / "model.safetensors")

@@ -1,4 +1,4 @@
-"""COCO's twelve figures through pycocotools, from rows of the tables.
+"""AP through pycocotools, from rows of the tables: COCO's twelve figures, and the four of instance segmentation on VOC.
 
 Axis legend: G objects (ground truth), N detections of an image.
 Boxes are xyxy, absolute pixels, right and bottom exclusive; COCO's xywh of the same box has the same corners.
@@ -15,14 +15,18 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from weaksam.ops.detection_metrics import ap_name
 from weaksam.schemas import OK
 
 NAMES: tuple[str, ...] = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large",
          "AR@1", "AR@10", "AR@100", "AR_small", "AR_medium", "AR_large")  # fmt: skip
+VOC_THRESHOLDS: tuple[float, ...] = (0.25, 0.5, 0.7, 0.75)  # IoU of masks
+
+Pairs = Iterable[tuple[Mapping[str, Any], Mapping[str, Any]]]
 
 
 def coco_metrics(
-    pairs: Iterable[tuple[Mapping[str, Any], Mapping[str, Any]]],
+    pairs: Pairs,
     class_names: Sequence[str],
     *,
     kind: Literal["bbox", "segm"] = "bbox",
@@ -38,9 +42,7 @@ def coco_metrics(
     """
     truth, found = _as_coco(pairs, len(class_names), kind)
     with contextlib.redirect_stdout(io.StringIO()):  # it tells its progress
-        gt: Any = COCO()
-        gt.dataset = truth
-        gt.createIndex()
+        gt = _index(truth)
         if not found:
             return dict.fromkeys(NAMES, 0.0), []
         evaluation = COCOeval(gt, gt.loadRes(found), kind)
@@ -48,12 +50,46 @@ def coco_metrics(
         evaluation.accumulate()
         evaluation.summarize()
     figures = {name: float(value) for name, value in zip(NAMES, evaluation.stats, strict=True) if value > -1}
-    return figures, _by_class(evaluation, class_names)
+    return figures, _means_by_class(evaluation, class_names, {"AP": slice(None), "AP50": 0, "AP75": 5})
 
 
-def _as_coco(
-    pairs: Iterable[tuple[Mapping[str, Any], Mapping[str, Any]]], num_classes: int, kind: str
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def voc_mask_metrics(pairs: Pairs, class_names: Sequence[str]) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """`AP25`, `AP50`, `AP70` and `AP75` of masks as those who segment VOC12 count them, means and of each class.
+
+    COCO's matching and its mean of 101 precisions, of the 100 best detections of a class in an image. Objects flagged
+    difficult count like any other, crowds neither for nor against. Null, and no part of a mean: a class without
+    objects. Without any the figures are left out.
+
+    Args:
+        pairs: as for `coco_metrics`; all objects have masks.
+        class_names: of the dataset.
+    """
+    truth, found = _as_coco(pairs, len(class_names), "segm")
+    with contextlib.redirect_stdout(io.StringIO()):
+        gt = _index(truth)
+        # loadRes does not take an empty list
+        evaluation = COCOeval(gt, gt.loadRes(found) if found else _index({**truth, "annotations": []}), "segm")
+        params: Any = evaluation.params
+        params.iouThrs = np.array(VOC_THRESHOLDS)
+        params.areaRng, params.areaRngLbl = params.areaRng[:1], params.areaRngLbl[:1]  # all; no other size is told
+        params.maxDets = params.maxDets[-1:]
+        evaluation.evaluate()
+        evaluation.accumulate()
+    columns = {ap_name(threshold): index for index, threshold in enumerate(VOC_THRESHOLDS)}
+    rows = _means_by_class(evaluation, class_names, columns)
+    # The field's script counts a class without objects as 0. On VOC's val every class has some: the figures are equal.
+    values = {key: [row[key] for row in rows if row[key] is not None] for key in columns}
+    return {key: float(np.mean(some)) for key, some in values.items() if some}, rows
+
+
+def _index(dataset: dict[str, Any]) -> Any:
+    coco: Any = COCO()
+    coco.dataset = dataset
+    coco.createIndex()
+    return coco
+
+
+def _as_coco(pairs: Pairs, num_classes: int, kind: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     images, objects, found = [], [], []
     for image_id, (truth, row) in enumerate(pairs, start=1):
         size = [int(row["height"] or 1), int(row["width"] or 1)]
@@ -82,12 +118,14 @@ def _xywh(boxes: Any) -> np.ndarray:
     return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
 
 
-def _by_class(evaluation: COCOeval, class_names: Sequence[str]) -> list[dict[str, Any]]:
+def _means_by_class(
+    evaluation: COCOeval, class_names: Sequence[str], columns: Mapping[str, int | slice]
+) -> list[dict[str, Any]]:
+    """A row per class with means of precisions; `columns` tells which thresholds a figure is of."""
     precision = evaluation.eval["precision"][:, :, :, 0, -1]  # thresholds, recalls, classes; all sizes, most detections
     rows = []
     for label, name in enumerate(class_names):
-        here = precision[:, :, label]
-        values = {"AP": here, "AP50": here[0], "AP75": here[5]}
+        values = {key: precision[column, :, label] for key, column in columns.items()}
         means = {key: float(v[v > -1].mean()) if (v > -1).any() else None for key, v in values.items()}
         rows.append({"class": name} | means)
     return rows

@@ -55,7 +55,12 @@ class DetectionRecords:
 
 
 def match_image(
-    truth: Mapping[str, Any], found: Mapping[str, Any], num_classes: int, rules: DetectionRules
+    truth: Mapping[str, Any],
+    found: Mapping[str, Any],
+    num_classes: int,
+    rules: DetectionRules,
+    *,
+    iou: np.ndarray | None = None,
 ) -> DetectionRecords:
     """The record of one image from its rows in the tables `ground_truth` and `detections`.
 
@@ -64,17 +69,18 @@ def match_image(
         found: `status`, `boxes`, `classes`, `scores`. A row that is not ok has no detections.
         num_classes: C.
         rules: what counts.
+        iou: (G, N) float, of something else than the boxes, such as masks; rows and columns as in `truth` and `found`.
     """
-    usable = found if found["status"] == OK else {"boxes": [], "classes": [], "scores": []}
+    usable: Mapping[str, Any] = found if found["status"] == OK else {"boxes": [], "classes": [], "scores": []}
     scores = np.asarray(usable["scores"], np.float64)
     order = np.argsort(-scores, kind="stable")
-    boxes = np.asarray(usable["boxes"], np.float64).reshape(-1, 4)[order]
     classes, scores = np.asarray(usable["classes"], np.int32)[order], scores[order]
     truth_classes = np.asarray(truth["classes"], np.int32)
     crowd = np.asarray(truth["crowd"], bool)
     ignorable = crowd | np.asarray(truth["difficult"], bool)
-    iou = pairwise_iou(np.asarray(truth["boxes"]).reshape(-1, 4), boxes, plus_one=rules.plus_one)
-    outcomes = np.zeros((len(boxes), len(rules.thresholds)), np.int8)
+    iou = pairwise_iou(truth["boxes"], usable["boxes"], plus_one=rules.plus_one) if iou is None else iou
+    iou = iou[:, order]
+    outcomes = np.zeros((len(scores), len(rules.thresholds)), np.int8)
     localised, present = np.zeros(num_classes, np.int64), np.zeros(num_classes, np.int64)
     for label in np.union1d(classes, truth_classes):
         here, there = np.flatnonzero(classes == label), truth_classes == label

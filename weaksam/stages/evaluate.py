@@ -6,7 +6,7 @@ The only stage, with the report, that may read boxes and masks made by people.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -20,6 +20,7 @@ from weaksam.config import OutsideFile, Reads, StageConfig
 from weaksam.errors import DataError
 from weaksam.stage import Outcome, Stage, Step
 from weaksam.stages.checks import check_same_images
+from weaksam.stages.evaluate_masks import Pair, mask_figures, pairs_with_masks
 
 _TRUTH = ["boxes", "classes", "difficult", "crowd", "masks", "areas"]
 
@@ -27,13 +28,11 @@ _TRUTH = ["boxes", "classes", "difficult", "crowd", "masks", "areas"]
 HEADLINES = {
     "proposals": ("boxes_per_image", "recall@0.5", "recall@0.75", "recall@0.9", "AR"),
     "detection": ("AP", "AP50", "AP75", "CorLoc"),
-    "segmentation": ("AP", "AP50", "AP75"),
-    "pgt": ("boxes_per_image", "precision@0.5", "recall@0.5", "precision@0.75", "recall@0.75"),
+    "segmentation": ("AP", "AP25", "AP50", "AP70", "AP75"),
+    "pgt": ("boxes_per_image", "mask_iou", "precision@0.5", "recall@0.5", "precision@0.75", "recall@0.75"),
 }
 _FOUND = ["status", "boxes", "source", "predicted_iou"]
 _DETECTED = ["status", "height", "width", "boxes", "classes", "scores"]
-
-Pair = tuple[dict[str, Any], Mapping[str, Any]]
 
 
 class EvaluateConfig(StageConfig):
@@ -41,8 +40,8 @@ class EvaluateConfig(StageConfig):
 
     Proposals: recall, average recall and boxes per image. Recall is class-free: an object counts as found when any
     proposal of its image overlaps it enough. Detections: AP and CorLoc. Pseudo ground truth: precision and recall, to
-    be known before a detector is trained on it. Size is by the area the dataset states, else by that of the mask, else
-    of the box. Writes metrics.json and per_class.parquet.
+    be known before a detector is trained on it, and with kind segm how much of the right mask each mask is. Size is by
+    the area the dataset states, else by that of the mask, else of the box. Writes metrics.json and per_class.parquet.
     """
 
     images: Annotated[str, Reads("images")]
@@ -62,9 +61,11 @@ class EvaluateConfig(StageConfig):
     include_crowd: bool = False
     """Whether crowd regions count in recall."""
     protocol: Literal["voc", "coco"] = "voc"
-    """How AP is defined: AP50 and AP75 by the VOC devkit, or COCO's twelve figures by pycocotools."""
+    """How AP is defined: AP50 and AP75 of boxes by the VOC devkit, AP25, AP50, AP70 and AP75 of masks as those who
+    segment VOC12 count them; or COCO's twelve figures. Masks and COCO's figures are by pycocotools."""
     kind: Literal["bbox", "segm"] = "bbox"
-    """Whether boxes or, by COCO's protocol, masks of detections are compared."""
+    """Whether boxes or masks of detections, results or pgt are compared. Objects without a mask, as difficult ones of
+    VOC are, do not count then; others flagged difficult do, but not in pgt."""
     eleven_point: bool = False
     """AP as the mean of 11 precisions, VOC07's way, instead of the area under the curve."""
     reference_rules: bool = False
@@ -80,8 +81,10 @@ class EvaluateConfig(StageConfig):
             )
         if given == ["pgt"] and self.protocol == "coco":
             raise ValueError("pgt is judged by protocol voc: it has no ranking that COCO's AP could tell")
-        if self.kind == "segm" and (self.protocol != "coco" or given == ["proposals"]):
-            raise ValueError("kind segm is for detections, with protocol coco")
+        if self.kind == "segm" and given == ["proposals"]:
+            raise ValueError("kind segm is for detections, results and pgt: proposals are judged by their boxes")
+        if self.kind == "segm" and (self.eleven_point or self.reference_rules):
+            raise ValueError("eleven_point and reference_rules are for kind bbox: they change nothing about masks")
         return self
 
 
@@ -143,7 +146,7 @@ def _judge_proposals(step: Step, truth: pa.Table, names: list[str]) -> Judged:
 def _judge_detections(step: Step, truth: pa.Table, names: list[str]) -> Judged:
     """Mean figures of every step to be judged, `<name>_std` when there are several; classes are those of the first."""
     config: EvaluateConfig = step.config
-    judged = []
+    judged, pairs = [], []
     for key in [key for key in step.inputs if key != "images"] or ["results"]:
         if key == "results":
             from weaksam.data.coco_results import read_results
@@ -152,13 +155,25 @@ def _judge_detections(step: Step, truth: pa.Table, names: list[str]) -> Judged:
         else:
             columns = [*_DETECTED, "masks"] if config.kind == "segm" else _DETECTED
             found = tables.read_step(step.inputs[key], columns=columns)
-        judged.append(_detection_figures(config, list(_pairs(step, key, truth, found)), names))
+        pairs = list(_pairs(step, key, truth, found))
+        if config.kind == "segm":
+            pairs = pairs_with_masks(step, key, pairs)
+        judged.append(_detection_figures(config, pairs, names))
     task = "pgt" if config.pgt else "segmentation" if config.kind == "segm" else "detection"
-    ignored = [truth.column(flag).combine_chunks().flatten() for flag in ("difficult", "crowd")]
-    num_objects = sum(
-        not (difficult or crowd) for difficult, crowd in zip(*(c.to_pylist() for c in ignored), strict=True)
-    )
+    num_objects = sum(_num_objects(config, row) for row, _ in pairs)
     return Judged(task, num_objects, mean_and_std([figures for figures, _ in judged]), judged[0][1])
+
+
+def _num_objects(config: EvaluateConfig, truth: dict[str, Any]) -> int:
+    """How many objects of an image are to be found."""
+    ignored = np.asarray(truth["crowd"], bool)
+    if config.kind == "bbox" or config.protocol == "coco" or config.pgt:
+        ignored = ignored | np.asarray(truth["difficult"], bool)
+    if config.kind == "segm":
+        from weaksam.ops.mask_metrics import has_mask
+
+        ignored = ignored | ~has_mask(truth)
+    return int((~ignored).sum())
 
 
 def _detection_figures(
@@ -170,9 +185,9 @@ def _detection_figures(
     if config.protocol == "coco":
         from weaksam.ops.coco_metrics import coco_metrics
 
-        if config.kind == "segm" and any(mask is None for truth, _ in pairs for mask in truth["masks"]):
-            raise DataError("kind segm: the dataset has objects without masks: use kind bbox")
         return coco_metrics(pairs, names, kind=config.kind)
+    if config.kind == "segm":
+        return mask_figures(config, pairs, names, rules)
     records = voc.concat_records(voc.match_image(one, other, len(names), rules) for one, other in pairs)
     if config.pgt:
         from weaksam.ops.pgt_metrics import pgt_metrics, pgt_table
@@ -186,7 +201,8 @@ def mean_and_std(figures: list[dict[str, float]]) -> dict[str, float]:
     """Means of the same figures of several seeds, and `<name>_std`; of one alone the figures themselves."""
     if len(figures) == 1:
         return figures[0]
-    values = {key: [one[key] for one in figures] for key in figures[0]}
+    # A figure that one of them lacks, such as the precision of no boxes, has no mean.
+    values = {key: [one[key] for one in figures] for key in figures[0] if all(key in one for one in figures)}
     means = {key: float(np.mean(found)) for key, found in values.items()}
     return means | {f"{key}_std": float(np.std(found, ddof=1)) for key, found in values.items()}
 

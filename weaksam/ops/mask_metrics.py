@@ -1,0 +1,152 @@
+"""How good pseudo masks are, before anyone pays for training on them; and which rows have masks to compare.
+
+The figures are those of pseudo ground truth (`pgt_metrics`) by the IoU of masks, and two means: how much of the mask
+that should be there each mask is, and how well each object is covered.
+An object without a mask counts neither for nor against, like a difficult one and a crowd: its box stands in for it.
+VOC paints difficult objects void, so they have a box and no mask.
+Boxes are xyxy, absolute pixels, right and bottom exclusive. Masks are COCO compressed counts (bytes), null: none.
+Axis legend: G objects (ground truth), N masks of what was found, K objects that count, H W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from weaksam.ops import detection_metrics
+from weaksam.ops.detection_metrics import IGNORED, DetectionRecords, DetectionRules, match_image
+from weaksam.ops.masks import rle_area, rle_to_runs
+from weaksam.ops.metrics import pairwise_iou
+from weaksam.ops.pgt_metrics import pgt_metrics, pgt_table
+from weaksam.schemas import OK
+
+
+@dataclass(frozen=True)
+class MaskRecords:
+    """What the figures need to know of some images."""
+
+    matches: DetectionRecords  # by the IoU of masks
+    best_of_found: np.ndarray  # (N,) float64, best IoU with an object of its class that counts; order of `matches`
+    best_of_objects: np.ndarray  # (K,) float64, best IoU with a mask of its class
+    object_classes: np.ndarray  # (K,) int32
+
+
+def pairwise_mask_iou(masks: Sequence[bytes], others: Sequence[bytes], hw: tuple[int, int]) -> np.ndarray:
+    """Intersection over union of every pair; 0 where both are empty.
+
+    Args:
+        masks: G, all of size `hw`: pycocotools never returns from masks that cover different numbers of pixels.
+        others: N, of the same size.
+        hw: height and width.
+
+    Returns:
+        (G, N) float64.
+    """
+    if not masks or not others:
+        return np.zeros((len(masks), len(others)))
+    found, truth = ([{"size": list(hw), "counts": one} for one in some] for some in (others, masks))
+    iou: Any = coco_mask.iou(found, truth, [False] * len(truth))  # pyright: ignore[reportArgumentType]
+    return iou.T
+
+
+def match_masks(
+    truth: Mapping[str, Any], found: Mapping[str, Any], num_classes: int, rules: DetectionRules
+) -> MaskRecords:
+    """The record of one image from its rows in the tables `ground_truth` and `pgt`.
+
+    Args:
+        truth: `boxes`, `classes`, `difficult`, `crowd`, `masks`; an element of `masks` may be None.
+        found: `status`, `height`, `width`, `boxes`, `classes`, `scores`, `masks`. A row that is not ok has no masks.
+        num_classes: C.
+        rules: what counts.
+    """
+    classes = np.asarray(truth["classes"], np.int32)
+    ignorable = np.asarray(truth["difficult"], bool) | np.asarray(truth["crowd"], bool) | ~has_mask(truth)
+    usable = found if found["status"] == OK else {"boxes": [], "classes": [], "scores": [], "masks": []}
+    same_class = classes[:, None] == np.asarray(usable["classes"], np.int32)
+    iou = _iou_of_rows(truth, usable) * same_class
+    matches = match_image({**truth, "difficult": ignorable}, found, num_classes, rules, iou=iou)
+    order = np.argsort(-np.asarray(usable["scores"], np.float64), kind="stable")
+    counting = iou[~ignorable]
+    best_of_found = counting.max(axis=0, initial=0.0)[order]
+    return MaskRecords(matches, best_of_found, counting.max(axis=1, initial=0.0), classes[~ignorable])
+
+
+def _iou_of_rows(truth: Mapping[str, Any], found: Mapping[str, Any]) -> np.ndarray:
+    """(G, N) IoU of masks; of boxes where the object has no mask."""
+    iou = pairwise_iou(truth["boxes"], found["boxes"])
+    if iou.size:
+        there = has_mask(truth)
+        masks = [mask for mask in truth["masks"] if mask is not None]
+        iou[there] = pairwise_mask_iou(masks, found["masks"], (found["height"], found["width"]))
+    return iou
+
+
+def concat_records(records: Iterable[MaskRecords]) -> MaskRecords:
+    """Many records as one; ValueError when there are none."""
+    parts = list(records)
+    matches = detection_metrics.concat_records(part.matches for part in parts)
+    listed = ("best_of_found", "best_of_objects", "object_classes")
+    return MaskRecords(matches, *(np.concatenate([getattr(part, name) for part in parts]) for name in listed))
+
+
+def mask_table(records: MaskRecords, class_names: Sequence[str], rules: DetectionRules) -> list[dict[str, Any]]:
+    """One row per class: that of `pgt_table`, `mask_iou` and `mask_iou_of_objects`; null: of none."""
+    rows = pgt_table(records.matches, class_names, rules)
+    return [row | _mean_ious(records, label) for label, row in enumerate(rows)]
+
+
+def mask_metrics(records: MaskRecords, rules: DetectionRules) -> dict[str, float]:
+    """`mask_iou` of all masks, `mask_iou_of_objects` of all objects, and the figures of `pgt_metrics`.
+
+    What there is none of is left out. A mask that only an object that does not count explains, at the lowest threshold
+    of `rules`, is left out of `mask_iou`.
+    """
+    means = {key: value for key, value in _mean_ious(records, None).items() if value is not None}
+    return means | pgt_metrics(records.matches, rules)
+
+
+def _mean_ious(records: MaskRecords, label: int | None) -> dict[str, float | None]:
+    """Means of one class, or of all; None: of none."""
+    judged = ~(records.matches.outcomes == IGNORED).any(axis=1)  # what is ignored at a threshold is so at lower ones
+    found, objects = records.best_of_found, records.best_of_objects
+    if label is not None:
+        judged = judged & (records.matches.classes == label)
+        objects = objects[records.object_classes == label]
+    found = found[judged]
+    return {
+        "mask_iou": float(found.mean()) if len(found) else None,
+        "mask_iou_of_objects": float(objects.mean()) if len(objects) else None,
+    }
+
+
+def has_mask(row: Mapping[str, Any]) -> np.ndarray:
+    """(N,) bool, of which boxes of a row there is a mask; `masks` None: of none."""
+    masks = row["masks"]
+    return np.zeros(len(row["boxes"]), bool) if masks is None else np.array([m is not None for m in masks], bool)
+
+
+def is_unsegmented(truth: Mapping[str, Any]) -> bool:
+    """Whether an image has objects that should have a mask, neither difficult nor crowds, but nothing has one."""
+    plain = ~(np.asarray(truth["difficult"], bool) | np.asarray(truth["crowd"], bool))
+    return bool(plain.any() and not has_mask(truth).any())
+
+
+def cover(masks: Iterable[bytes | None], hw: tuple[int, int]) -> bool:
+    """Whether masks are of as many pixels as an image."""
+    return all(mask is None or rle_to_runs(mask).sum() == hw[0] * hw[1] for mask in masks)
+
+
+def objects_with_masks(truth: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of `ground_truth` less the objects without a mask; areas of masks where the dataset states none."""
+    there = has_mask(truth)
+    kept: dict[str, Any] = dict(truth)
+    for key in ("boxes", "classes", "difficult", "crowd", "areas"):
+        if key in truth:
+            kept[key] = np.asarray(truth[key])[there]
+    kept["masks"] = [mask for mask in truth["masks"] or [] if mask is not None]
+    return {"areas": np.array([rle_area(mask) for mask in kept["masks"]], np.float64)} | kept
