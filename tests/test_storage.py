@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from weaksam import storage
-from weaksam.errors import StorageError, WeightsError
+from weaksam.errors import ConfigError, StorageError, WeightsError
 
 
 @pytest.fixture(params=["local", "file", "memory"])
@@ -30,6 +30,12 @@ def test_what_is_written_is_read_listed_and_found(base: str) -> None:
     assert [file.path for file in storage.list_files(base, recursive=False)] == ["z.json"]
     assert storage.list_folders(base) == ["a"]
     assert storage.read_bytes(storage.list_files(base)[0].uri) == b"0123456789"
+
+
+def test_a_file_in_the_place_of_a_folder_is_told(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("")
+    with pytest.raises(ConfigError, match="run: a file, not the folder of a run or of a dataset"):
+        storage.list_folders(str(tmp_path / "run"))
 
 
 def test_a_missing_object_is_told_from_a_fault(base: str) -> None:

@@ -6,7 +6,7 @@ A callable is a plain class, `Callable(**kwargs)(batch) -> pa.Table`: `batch` ha
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -43,6 +43,29 @@ def decode_ahead(batch: pa.Table, max_pixels: int) -> Iterator[np.ndarray | Imag
             if row + 1 < batch.num_rows:
                 ahead = pool.submit(decode, row + 1)
             yield image
+
+
+def make_rows(
+    batch: pa.Table, max_pixels: int, make: Callable[[np.ndarray, dict[str, Any]], dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """A row for each fetched image: its size and what `make` knows of it, or why there is nothing to know.
+
+    Args:
+        batch: fetched rows.
+        max_pixels: larger images are refused.
+        make: of an image (H, W, 3) uint8 and the other columns of its row; may raise ImageError.
+    """
+    given = batch.drop_columns([name for name, _ in _FETCHED]).to_pylist()
+    rows = []
+    for own, image in zip(given, decode_ahead(batch, max_pixels), strict=True):
+        try:
+            if isinstance(image, ImageError):
+                raise image
+            row = {"image_id": own["image_id"], "status": schemas.OK, "message": ""}
+            rows.append(row | {"height": image.shape[0], "width": image.shape[1]} | make(image, own))
+        except ImageError as error:
+            rows.append(failed_row(own["image_id"], error.status, error.message))
+    return rows
 
 
 def failed_row(image_id: str, status: str, message: str) -> dict[str, Any]:

@@ -112,9 +112,6 @@ PSEUDO_MASKS = pa.schema(
     ]
 )
 
-# Every table a stage may write. `ground_truth` lives in a folder of its own so that no training stage can read it.
-TABLES = {"images": IMAGES, "ground_truth": GROUND_TRUTH, "proposals": PROPOSALS, "detections": DETECTIONS}
-
 
 def with_metadata(schema: pa.Schema, *, fingerprint: str, class_names: Sequence[str]) -> pa.Schema:
     """`schema` with what every part carries: schema version, run fingerprint and class names."""

@@ -27,7 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
-from weaksam.errors import StorageError, WeightsError
+from weaksam.errors import ConfigError, StorageError, WeightsError
 
 ATTEMPTS = 4
 _DENIED = (
@@ -240,13 +240,21 @@ def list_files(uri: str, *, recursive: bool = True) -> list[FileInfo]:
 
 
 def list_folders(uri: str) -> list[str]:
-    """Names of the folders directly below `uri`, sorted; empty when there is no such folder."""
+    """Names of the folders directly below `uri`, sorted; empty when there is no such folder.
+
+    Raises:
+        ConfigError: it is a file.
+    """
 
     def listing() -> list[pafs.FileInfo]:
         files, path = filesystem(uri)
         return files.get_file_info(pafs.FileSelector(path, allow_not_found=True))
 
-    return sorted(info.base_name for info in _retrying(listing, uri, "list") if info.type == pafs.FileType.Directory)
+    try:
+        found = _retrying(listing, uri, "list")
+    except NotADirectoryError as error:
+        raise ConfigError(f"{uri}: a file, not the folder of a run or of a dataset: name the folder") from error
+    return sorted(info.base_name for info in found if info.type == pafs.FileType.Directory)
 
 
 def identity(uri: str) -> str:

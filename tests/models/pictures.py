@@ -82,6 +82,18 @@ def learn(net: Detector, images: list[Tensor], targets: list[Targets], *, steps:
     net.eval()
 
 
+def learn_in_stages(net: Detector, images: list[Tensor], targets: list[Targets], *, steps: int) -> None:
+    """Trains the weights that learn early, then the others, on all images at once."""
+    early, last = net.early_parameters()
+    others = [p for p in net.parameters() if p.requires_grad and id(p) not in set(map(id, early))]
+    for parameters, some in ((early, range(last)), (others, range(last, steps))):
+        optimizer = torch.optim.AdamW(parameters, lr=3e-3)
+        for step in some:
+            (total(net.losses(images, targets, step)) / len(images)).backward()
+            optimizer.step()
+            net.zero_grad()
+
+
 def assert_same(found: Found, other: Found) -> None:
     """Two answers with masks are equal to the bit."""
     for one, two in zip(found, other, strict=True):

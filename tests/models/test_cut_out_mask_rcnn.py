@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.models.pictures import best_overlap, masked_pictures, squares_and_discs, total
+from tests.models.pictures import best_overlap, learn_in_stages, masked_pictures, squares_and_discs, total
 from tests.models.test_cut_out_rcnn import SIZE as SMALL
 from weaksam.models.cut_out_mask_rcnn import CutOutMaskRcnn, CutOutMaskRcnnSize
 from weaksam.models.detector import Targets
@@ -78,13 +78,6 @@ def test_objects_must_have_masks() -> None:
 def test_learns_three_pictures_by_heart() -> None:
     images, targets = masked_pictures(3, side=64)
     net = make().train()
-    early, last = net.early_parameters()
-    others = [p for p in net.parameters() if p.requires_grad and id(p) not in set(map(id, early))]
-    for parameters, steps in ((early, range(last)), (others, range(last, 3 * last))):
-        optimizer = torch.optim.AdamW(parameters, lr=3e-3)
-        for step in steps:
-            (total(net.losses(images, targets, step)) / 3).backward()
-            optimizer.step()
-            net.zero_grad()
+    learn_in_stages(net, images, targets, steps=300)
     for found, target in zip(net.eval().detect(images), targets, strict=True):
         assert best_overlap(found, target) > 0.7

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.models.pictures import best_box_overlap, squares_and_discs, total
+from tests.models.pictures import best_box_overlap, learn_in_stages, squares_and_discs, total
 from weaksam.models.cut_out_rcnn import CutOutRcnn, CutOutRcnnSize
 from weaksam.models.detector import Targets
 from weaksam.models.pyramids import SamPyramid
@@ -85,13 +85,6 @@ def test_what_a_region_looks_like_is_seen_once() -> None:
 def test_learns_three_pictures_by_heart() -> None:
     images, targets = squares_and_discs(3, side=64)
     net = make().train()
-    early, last = net.early_parameters()
-    others = [p for p in net.parameters() if p.requires_grad and id(p) not in set(map(id, early))]
-    for parameters, steps in ((early, range(last)), (others, range(last, 2 * last))):
-        optimizer = torch.optim.AdamW(parameters, lr=3e-3)
-        for step in steps:
-            (total(net.losses(images, targets, step)) / 3).backward()
-            optimizer.step()
-            net.zero_grad()
+    learn_in_stages(net, images, targets, steps=200)
     for found, target in zip(net.eval().detect(images), targets, strict=True):
         assert best_box_overlap(found, target) > 0.7

@@ -17,21 +17,12 @@ from weaksam.config import StageConfig, parse_settings
 from weaksam.errors import ConfigError
 from weaksam.models.weaktr_weights import build_weaktr
 from weaksam.ops.masks import decode_rle
-from weaksam.sam.build import build_sam
 from weaksam.stage import Outcome, Stage, Step
 from weaksam.stages import proposals
 from weaksam.stages.proposals import ProposalsConfig, ProposeBoxes, TrainedClassifier
 from weaksam.stages.train_classifier import TrainClassifierConfig
 
 SCHEMA = schemas.with_metadata(schemas.PROPOSALS, fingerprint="f", class_names=["thing"])
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("weights") / "random.safetensors"
-    save_file(build_sam("vit_xs").state_dict(), path)
-    return path
 
 
 def make_config(weights: Path, **settings: object) -> ProposalsConfig:

@@ -8,8 +8,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-import torch
-from safetensors.torch import save_file
 from segment_anything import SamPredictor
 
 from tests.stages.test_proposals import batch, jpeg
@@ -19,7 +17,6 @@ from weaksam.config import parse_settings
 from weaksam.data.images import decode_image
 from weaksam.errors import DataError
 from weaksam.ops.masks import decode_rle, encode_rle
-from weaksam.sam.build import build_sam
 from weaksam.sam.checkpoints import load_sam
 from weaksam.stage import Outcome, Step
 from weaksam.stages import pseudo_masks
@@ -29,14 +26,6 @@ SCHEMA = schemas.with_metadata(schemas.PSEUDO_MASKS, fingerprint="f", class_name
 BOXES = [[4.0, 3.0, 30.0, 25.0], [20.0, 10.0, 58.0, 38.0], [0.0, 0.0, 60.0, 40.0]]
 GIVEN = {"boxes": BOXES, "classes": [1, 0, 1], "scores": [0.75, 0.5, 0.25]}
 SIZE = (40, 60)
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("weights") / "random.safetensors"
-    save_file(build_sam("vit_xs").state_dict(), path)
-    return path
 
 
 def make_config(weights: Path, **settings: object) -> PseudoMasksConfig:

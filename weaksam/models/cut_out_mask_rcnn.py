@@ -89,7 +89,7 @@ class CutOutMaskRcnn(CutOutRcnn):
         """Beyond what `CutOutRcnn` sees, maps of the regions and boxes that hold an object, in half precision."""
         regions, seen = super()._look(image, boxes)
         every = torch.cat([regions, boxes])
-        holds = box_iou(every, boxes).amax(1) >= _OBJECT_IOU if len(boxes) else torch.zeros(len(every)).bool()
+        holds = (box_iou(every, boxes) >= _OBJECT_IOU).any(1)
         return [regions, seen, *(level.half() for level in self.cut_outs.pyramid([every[holds]]))]
 
     @torch.no_grad()

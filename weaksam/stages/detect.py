@@ -155,33 +155,16 @@ class DetectObjects:
         self.find, self.config, self.schema = make_finder(self.device), config, schema
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        from weaksam.rows import decode_ahead
+        from weaksam.rows import make_rows
 
-        ids = batch.column("image_id").to_pylist()
-        boxes = batch.column("boxes").to_pylist() if "boxes" in batch.column_names else [None] * len(ids)
-        decoded = decode_ahead(batch, self.config.max_pixels)
-        rows = [self._row(*one) for one in zip(ids, boxes, decoded, strict=True)]
-        return schemas.to_table(rows, self.schema)
+        return schemas.to_table(make_rows(batch, self.config.max_pixels, self._find), self.schema)
 
-    def _row(self, image_id: str, proposals: list | None, image: np.ndarray | ImageError) -> dict[str, Any]:
-        from weaksam.rows import failed_row
-
-        try:
-            if isinstance(image, ImageError):
-                raise image
-            found = self._find(image, np.array(proposals or [], np.float32).reshape(-1, 4))
-        except ImageError as error:
-            return failed_row(image_id, error.status, error.message)
-        size = {"height": image.shape[0], "width": image.shape[1]}
-        return {"image_id": image_id, "status": schemas.OK, "message": "", **size, **found}
-
-    def _find(self, image: np.ndarray, proposals: np.ndarray) -> dict[str, np.ndarray]:
+    def _find(self, image: np.ndarray, given: dict[str, Any]) -> dict[str, Any]:
         import torch
 
         pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))).to(self.device)
         try:
-            found = self.find(pixels, proposals)
-            return _columns(found)
+            return _columns(self.find(pixels, np.array(given.get("boxes") or [], np.float32).reshape(-1, 4)))
         except torch.OutOfMemoryError as error:
             raise ImageError("oom", f"no device memory for {image.shape[:2]} pixels: {error}") from error
 

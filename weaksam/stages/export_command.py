@@ -17,7 +17,7 @@ from weaksam.config import parse_settings, read_value
 from weaksam.errors import ConfigError, WeakSamError
 from weaksam.stage import Step, resolve
 from weaksam.stages.export import STAGE, ExportConfig, marker_uri
-from weaksam.stages.started_steps import Started, list_titles, read_started
+from weaksam.stages.started_steps import Started, read_started
 
 FORMATS: tuple[str, ...] = get_args(ExportConfig.model_fields["format"].annotation)
 KEYS = {noun: key for key, noun in STAGE.reads.items() if key != "images"}  # what a step writes -> the export's key
@@ -48,7 +48,7 @@ def plan_export(run: str, wanted: str, *, format: str, to: str | None, settings:
 def find_exportable(run: str) -> list[Started]:
     """The finished steps of a run that can be exported; damaged ones are passed over."""
     found = []
-    for title in list_titles(run):
+    for title in storage.list_folders(run):
         try:
             step = read_started(run, title)
         except WeakSamError:
@@ -65,7 +65,7 @@ def choose_step(run: str, wanted: str) -> Started:
         ConfigError: there is no such step, it cannot be exported, it is not finished, or there are several.
     """
     run = storage.absolute(run)
-    titles = list_titles(run)
+    titles = storage.list_folders(run)
     named = [title for title in titles if wanted in (title, title.rpartition("-")[0])]
     started = [step for title in named if (step := read_started(run, title)) is not None]
     if not started:

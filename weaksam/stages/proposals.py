@@ -51,29 +51,14 @@ class ProposeBoxes:
         self.schema = schema
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        from weaksam.rows import decode_ahead
+        from weaksam.rows import make_rows
 
-        ids = batch.column("image_id").to_pylist()
-        labels = batch.column("labels").to_pylist() if "labels" in batch.column_names else [None] * len(ids)
-        decoded = decode_ahead(batch, self.config.max_pixels)
-        return schemas.to_table([self._row(*one) for one in zip(ids, decoded, labels, strict=True)], self.schema)
+        return schemas.to_table(make_rows(batch, self.config.max_pixels, self._columns), self.schema)
 
-    def _row(self, image_id: str, image: np.ndarray | ImageError, labels: list[int] | None) -> dict[str, Any]:
-        from weaksam.rows import failed_row
-
-        try:
-            if isinstance(image, ImageError):
-                raise image
-            clues = self.clues(image, labels) if self.clues else None
-            found = self._propose(image, clues)
-        except ImageError as error:
-            return failed_row(image_id, error.status, error.message)
+    def _columns(self, image: np.ndarray, given: dict[str, Any]) -> dict[str, Any]:
+        clues = self.clues(image, given.get("labels")) if self.clues else None
+        found = self._propose(image, clues)
         return {
-            "image_id": image_id,
-            "status": schemas.OK,
-            "message": "",
-            "height": image.shape[0],
-            "width": image.shape[1],
             "boxes": found.boxes,
             "predicted_iou": found.predicted_iou,
             "stability": found.stability,

@@ -5,8 +5,6 @@ Each image is encoded once, all of its boxes prompt together.
 
 from __future__ import annotations
 
-import logging
-import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -16,7 +14,7 @@ from pydantic import Field, model_validator
 
 from weaksam import schemas, storage, tables
 from weaksam.config import OutsideFile, Reads, StageConfig
-from weaksam.errors import DataError, ImageError
+from weaksam.errors import DataError
 from weaksam.stage import Outcome, Stage, Step
 from weaksam.stages.checks import check_same_images
 from weaksam.stages.proposal_settings import ProposalResources, SamSettings
@@ -24,8 +22,6 @@ from weaksam.stages.sam_actor import identify_shipped, load_engine
 
 if TYPE_CHECKING:
     from weaksam.ops.pseudo_masks import MaskRules
-
-log = logging.getLogger(__name__)
 
 _GIVEN = ["boxes", "classes", "scores"]
 
@@ -83,23 +79,11 @@ class DrawMasks:
         self.config, self.schema, self.rules = config, schema, config.rules()
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        from weaksam.rows import decode_ahead
+        from weaksam.rows import make_rows
 
-        given = batch.select(["image_id", *_GIVEN]).to_pylist()
-        decoded = decode_ahead(batch, self.config.max_pixels)
-        return schemas.to_table([self._row(*one) for one in zip(given, decoded, strict=True)], self.schema)
+        return schemas.to_table(make_rows(batch, self.config.max_pixels, self._draw), self.schema)
 
-    def _row(self, given: dict[str, Any], image: np.ndarray | ImageError) -> dict[str, Any]:
-        from weaksam.rows import failed_row
-
-        try:
-            if isinstance(image, ImageError):
-                raise image
-            return {"image_id": given["image_id"], "status": schemas.OK, "message": "", **self._draw(given, image)}
-        except ImageError as error:
-            return failed_row(given["image_id"], error.status, error.message)
-
-    def _draw(self, given: dict[str, Any], image: np.ndarray) -> dict[str, Any]:
+    def _draw(self, image: np.ndarray, given: dict[str, Any]) -> dict[str, Any]:
         from weaksam.ops.pseudo_masks import choose_masks, tight_boxes
 
         boxes, hw = np.array(given["boxes"] or [], np.float32).reshape(-1, 4), image.shape[:2]
@@ -108,8 +92,6 @@ class DrawMasks:
         kept = chosen.kept
         dropped = np.delete(chosen.states, kept)
         return {
-            "height": hw[0],
-            "width": hw[1],
             "boxes": tight_boxes(chosen.masks, hw) if self.config.boxes == "mask" else boxes[kept],
             "classes": np.array(given["classes"] or [], np.int32)[kept],
             "scores": np.array(given["scores"] or [], np.float32)[kept],
@@ -200,7 +182,7 @@ def _numbers(row: list[int] | None) -> np.ndarray:
 
 def summarise(told: dict[str, Any]) -> str:
     """One line of `statistics`."""
-    rated = "" if math.isnan(told["predicted_iou"] or math.nan) else f", rated {told['predicted_iou']:.2f} by SAM"
+    rated = "" if told["predicted_iou"] is None else f", rated {told['predicted_iou']:.2f} by SAM"
     return (
         f"{told['masks']} masks{rated}; {told['empty']} boxes had an empty one, {told['exploding']} an exploding one, "
         f"{told['dropped']} objects left out"

@@ -69,11 +69,3 @@ def read_started(run: str, title: str) -> Started | None:
     if told["stage"] not in STAGES:
         raise ConfigError(f"{uri}: there is no stage '{told['stage']}': use the version of weaksam that made it")
     return Started(run, title, STAGES[told["stage"]], told)
-
-
-def list_titles(run: str) -> list[str]:
-    """Names of the folders of a run, sorted; empty when there is no such folder."""
-    try:
-        return storage.list_folders(run)
-    except NotADirectoryError as error:
-        raise ConfigError(f"{run}: a file, not the folder of a run") from error

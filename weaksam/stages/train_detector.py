@@ -246,4 +246,4 @@ def _shipped_weights(config: TrainDetectorConfig) -> dict[str, str]:
     return identify_sam(is_used=config.backbone == "small" and (config.pretrained or moves_boxes))
 
 
-STAGE = Stage("train_detector", 1, TrainDetectorConfig, run, writes="detector", outside=_shipped_weights)
+STAGE = Stage("train_detector", 2, TrainDetectorConfig, run, writes="detector", outside=_shipped_weights)
