@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,10 @@ from torchvision.models import resnet50
 from tests.models.pictures import masked_pictures
 from tests.stages.test_train_wsod import finished
 from weaksam import schemas
-from weaksam.errors import DataError, WeightsError
+from weaksam.errors import ConfigError, DataError, WeightsError
 from weaksam.models.detecting import DetectRules, detect_in_views
 from weaksam.models.detector import Detector, Found
-from weaksam.models.detector_build import LEARN_MASKS, DetectorSpec
+from weaksam.models.detector_build import LEARN_MASKS, DetectorSpec, load_detector
 from weaksam.ops.masks import decode_rle, encode_rle, masks_to_boxes
 from weaksam.stage import Step
 from weaksam.stages import detect, train_detector
@@ -243,6 +244,7 @@ def test_published_recipes_are_the_defaults_of_each_model() -> None:
         ({"optimizer": "muon"}, "optimizer muon is for backbone small"),
         ({"model": "rt_detr_v2", "roi_drop": {"gate": "and"}}, "roi_drop is for faster_rcnn, mask_rcnn and dino"),
         ({"jitter": [2.0, 0.1]}, "jitter must be two factors above 0"),
+        ({"backbone": "small", "first_stage": 0.0}, "first_stage must be above 0 where no step to start from"),
     ],
 )
 def test_settings_that_would_be_ignored_are_refused(settings: dict, fault: str) -> None:
@@ -275,6 +277,47 @@ def test_weights_of_imagenet_are_taken_by_uri(tmp_path: Path) -> None:
     torch.save(theirs, path)
     with pytest.raises(WeightsError, match=r"resnet.pth: has no layer3.2.conv2.weight"):
         DetectorSpec("dino", "resnet50", 2, weights=str(path)).with_starting_weights()
+
+
+def test_mask_rcnn_starts_from_a_faster_rcnn_and_leaves_its_first_stage_as_it_is(
+    tmp_path: Path, inputs: dict[str, Step]
+) -> None:
+    boxes = replace(make_step(tmp_path, inputs), name="boxes", folder=str(tmp_path / "boxes"))
+    torch.manual_seed(1)
+    given = {
+        key: value.contiguous() for key, value in boxes.config.spec(2).with_starting_weights().state_dict().items()
+    }
+    path = tmp_path / "boxes" / "checkpoint" / "model.safetensors"
+    path.parent.mkdir(parents=True)
+    save_file(given, path)
+    step = make_step(tmp_path, inputs | {"start": boxes}, model="mask_rcnn", start="boxes", first_stage=0.0)
+    task = make_task(step)
+    trainee = Trainee(task, train_settings(step.config), torch.device("cpu"))
+    assert all(torch.equal(trainee.weights()[key], value) for key, value in given.items())
+    draws = (draw_batch(0, number, batch_size=2, num_samples=task.num_samples) for number in range(2))
+    source = iter([task.load_batch(*draw) for draw in draws])
+    trainee.take_step(source, 1)
+    trainee.take_step(source, 1)
+    moved = {key for key, value in given.items() if not torch.equal(trainee.weights()[key], value)}
+    assert moved
+    assert {key.partition(".")[0] for key in moved} == {"roi_heads"}
+
+    given["rpn.head.conv.0.0.weight"] = torch.zeros(3)
+    save_file(given, path)
+    with pytest.raises(WeightsError, match=r"model.safetensors: rpn.head.conv.0.0.weight \(3,\) is no weight of this"):
+        task.build_model()
+    image = {"image_id": "0", "uri": "0.png", "split": "train", "labels": [0]}
+    others = finished(tmp_path, "others", [image], schemas.IMAGES, {}, names=("green",))
+    unlike = replace(boxes, inputs={"images": others})
+    with pytest.raises(ConfigError, match=r"steps.net.start: step boxes knows the classes green, ..., the images"):
+        make_task(replace(step, inputs=inputs | {"start": unlike}))
+
+
+def test_the_published_mask_rcnn_holds_all_of_faster_rcnn() -> None:
+    given = DetectorSpec("faster_rcnn", "resnet50", 2).untrained().state_dict()
+    network = DetectorSpec("mask_rcnn", "resnet50", 2).untrained()
+    load_detector(network, given, where="here")
+    assert all(torch.equal(network.state_dict()[key], value) for key, value in given.items())
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -342,4 +385,4 @@ def test_what_several_views_show_is_one_object_in_the_images_own_pixels() -> Non
 def test_the_stages_read_what_the_others_write() -> None:
     assert detect.STAGE.reads == {"images": "images", "proposals": "proposals", "checkpoint": "wsod",
                                   "detector": "detector"}  # fmt: skip
-    assert train_detector.STAGE.reads == {"images": "images", "pgt": "pgt"}
+    assert train_detector.STAGE.reads == {"images": "images", "pgt": "pgt", "start": "detector"}

@@ -24,10 +24,17 @@ from weaksam.stages.train_wsod import TrainWsodConfig, make_task, train_settings
 from weaksam.training import TrainResources
 
 
-def finished(folder: Path, name: str, rows: list[dict], schema: object, inputs: dict[str, Step]) -> Step:
+def finished(
+    folder: Path,
+    name: str,
+    rows: list[dict],
+    schema: object,
+    inputs: dict[str, Step],
+    names: tuple[str, ...] = ("red", "blue"),
+) -> Step:
     stage = Stage(name, 1, StageConfig, lambda step: Outcome(0), writes=name)
     step = Step(name, stage, StageConfig(), inputs, {}, "f", str(folder / name))
-    table = schemas.to_table(rows, schemas.with_metadata(schema, fingerprint="f", class_names=["red", "blue"]))
+    table = schemas.to_table(rows, schemas.with_metadata(schema, fingerprint="f", class_names=names))
     storage.write_json(step.manifest_uri, {"parts": [tables.write_part(step.folder, table)], "excluded": {}})
     return step
 

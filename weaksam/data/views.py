@@ -9,8 +9,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from PIL import Image
 
 FILL = 128  # of pixels that are beyond the image
@@ -45,10 +43,13 @@ def resize_view(view: View, height: int, width: int) -> View:
 
 
 def _resize_masks(masks: np.ndarray, height: int, width: int) -> np.ndarray:
-    if not len(masks):
-        return np.zeros((0, height, width), bool)
-    shares = torch.from_numpy(np.ascontiguousarray(masks))[None].float()
-    return (F.interpolate(shares, (height, width), mode="bilinear", antialias=True)[0] >= 0.5).numpy()
+    # not by torch: views are made in threads, and one that calls torch gets threads of its own, which slow down
+    # the network's
+    resized = np.zeros((len(masks), height, width), bool)
+    for one, out in zip(masks, resized, strict=True):
+        shares = Image.fromarray(one.astype(np.uint8) * 255).resize((width, height), Image.Resampling.BILINEAR)
+        np.greater_equal(np.asarray(shares), 128, out=out)
+    return resized
 
 
 def flip_view(view: View) -> View:

@@ -3,11 +3,13 @@
 The mask, too, is made of what the frozen SAM sees in a region that is cut out: from coarse to fine, as a feature
 pyramid does, since an outline wants fine maps and what is inside wants coarse ones.
 Source: He et al. 2017, arXiv 1703.06870; Lin et al. 2017, arXiv 1612.03144.
-Axis legend: F regions with an object, K detections of an image, G objects of an image, m cells of a side of a mask.
+Axis legend: N regions and G objects of an image, F regions with an object that masks are learnt of, K detections of an
+image, m cells of a side of a mask.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -34,9 +36,11 @@ class CutOutMaskRcnnSize(CutOutRcnnSize):
 
     Attributes:
         mask_dim: channels of the layers that make a mask.
+        mask_samples: F of one image is at most this: more of the same objects take time and teach little.
     """
 
     mask_dim: int = 64
+    mask_samples: int = 8
 
 
 class CutOutMaskRcnn(CutOutRcnn):
@@ -58,6 +62,7 @@ class CutOutMaskRcnn(CutOutRcnn):
         found: FoundRules = PUBLISHED,
     ) -> None:
         super().__init__(pyramid, num_classes, size, box_loss=box_loss, drop=drop, found=found)
+        self.mask_samples = size.mask_samples
         self.mask_head = _MaskHead(self.cut_outs.channels, size.mask_dim, num_classes + 1)
 
     def _told(self) -> tuple[str, ...]:
@@ -68,29 +73,28 @@ class CutOutMaskRcnn(CutOutRcnn):
         heads: Any = self.roi_heads
         samples = self._sample(remembered, targets)
         by_roi = self._roi_losses(remembered, samples, step)
-        maps = [torch.cat(level).float() for level in zip(*(one[2:] for one in remembered), strict=True)]
+        chosen = [one[2] for one in remembered]
+        maps = [torch.cat(level).float() for level in zip(*(one[3:] for one in remembered), strict=True)]
         logits = self.mask_head(maps)
         parts = [
             project_masks_on_boxes(
-                one.known_masks(), enlarge_boxes(boxes, self.cut_outs.margin)[labels > 0], places[labels > 0],
-                logits.shape[-1],
+                one.known_masks(), enlarge_boxes(boxes, self.cut_outs.margin)[rows], places[rows], logits.shape[-1]
             )
-            for one, boxes, places, labels in zip(
-                targets, samples.boxes, samples.places, samples.labels, strict=True
-            )
-        ]  # fmt: skip
-        drops = by_roi.drop_cls | by_roi.drop_reg
-        holds = torch.cat(samples.labels) > 0
-        loss = mask_loss(logits, parts, [one[one > 0] for one in samples.labels], drops[holds])
-        told = {} if heads.drop.gate == "off" else {"dropped_mask": drops.sum()}
+            for one, boxes, places, rows in zip(targets, samples.boxes, samples.places, chosen, strict=True)
+        ]
+        drops = (by_roi.drop_cls | by_roi.drop_reg).split([len(one) for one in samples.labels])
+        labels, is_dropped = (
+            [one[rows] for one, rows in zip(many, chosen, strict=True)] for many in (samples.labels, drops)
+        )
+        loss = mask_loss(logits, parts, labels, torch.cat(is_dropped))
+        told = {} if heads.drop.gate == "off" else {"dropped_mask": torch.cat(drops).sum()}
         return by_roi.sums(heads.drop) | {"loss_mask": loss} | told
 
-    def _look(self, image: Tensor, boxes: Tensor) -> list[Tensor]:
-        """Beyond what `CutOutRcnn` sees, maps of the regions and boxes that hold an object, in half precision."""
-        regions, seen = super()._look(image, boxes)
-        every = torch.cat([regions, boxes])
-        holds = (box_iou(every, boxes) >= _OBJECT_IOU).any(1)
-        return [regions, seen, *(level.half() for level in self.cut_outs.pyramid([every[holds]]))]
+    def _keep(self, every: Tensor, boxes: Tensor, maps: list[Tensor]) -> list[Tensor]:
+        """Beyond what `CutOutRcnn` keeps, which of `every` teach masks (F,) and their maps, in half precision."""
+        holds = (box_iou(every, boxes) >= _OBJECT_IOU).any(1).nonzero()[:, 0]
+        chosen = holds[:: max(1, math.ceil(len(holds) / self.mask_samples))]
+        return [maps[-1], chosen, *(level[chosen].half() for level in maps)]
 
     @torch.no_grad()
     def detect(self, images: Sequence[Tensor], mask_sizes: Sequence[tuple[int, int]] | None = None) -> list[Found]:

@@ -175,9 +175,14 @@ class CutOutRcnn(FasterRcnn):
     def _look(self, image: Tensor, boxes: Tensor) -> list[Tensor]:
         """Regions (N, 4); what the SAM sees in them and in the boxes to learn (N + G, E, s, s)."""
         self.rpn.eval()
-        regions, maps, sizes = self._propose(image)
+        regions, _, _ = self._propose(image)
         self.rpn.train()
-        return [regions, self.cut_outs(maps, [torch.cat([regions, boxes])], sizes)]
+        every = torch.cat([regions, boxes])
+        return [regions, *self._keep(every, boxes, self.cut_outs.pyramid([every]))]
+
+    def _keep(self, every: Tensor, boxes: Tensor, maps: list[Tensor]) -> list[Tensor]:
+        """What is worth remembering of what is seen in regions and boxes to learn, `every` (N + G, 4)."""
+        return maps[-1:]
 
     def _propose(self, image: Tensor) -> tuple[Tensor, dict[str, Tensor], list[tuple[int, int]]]:
         """Regions (N, 4) of an image (3, H, W), what the first stage saw, and the image's size."""

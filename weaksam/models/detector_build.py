@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from safetensors.torch import load_file
+from torch import Tensor
 
+from weaksam import storage
+from weaksam.errors import WeightsError
 from weaksam.models.cut_out_mask_rcnn import CutOutMaskRcnn, CutOutMaskRcnnSize
 from weaksam.models.cut_out_rcnn import CutOutRcnn, CutOutRcnnSize
 from weaksam.models.detector import Detector
@@ -49,6 +53,7 @@ class DetectorSpec:
         pretrained: start from the weights the backbone is known with: torchvision's of ImageNet, fetched by name, or
             the shipped SAM's.
         weights: URI of ImageNet weights to start from instead.
+        start: URI of the weights of a whole detector to start from instead, see `load_detector`.
     """
 
     model: Model
@@ -61,6 +66,7 @@ class DetectorSpec:
     first_steps: int = 0
     pretrained: bool = True
     weights: str | None = None
+    start: str | None = None
 
     def untrained(self, found: FoundRules = PUBLISHED) -> Detector:
         """The network with random weights."""
@@ -90,10 +96,12 @@ class DetectorSpec:
         """The network to train.
 
         Raises:
-            WeightsError: the file lacks weights of the backbone, or they have other shapes.
+            WeightsError: a file lacks weights of the backbone, or has some of no place or shape here.
         """
         network = self.untrained()
-        if self.pretrained or self.weights is not None:
+        if self.start is not None:
+            load_detector(network, load_file(storage.fetch(self.start)), where=self.start)
+        elif self.pretrained or self.weights is not None:
             network.load_pretrained(self.weights)
         return network
 
@@ -102,3 +110,21 @@ class DetectorSpec:
         network = self.untrained(found)
         network.load_state_dict(load_file(path))
         return network.eval()
+
+
+def load_detector(network: Detector, state: Mapping[str, Tensor], *, where: str) -> None:
+    """Takes the weights of a detector that is a part of `network`: Faster R-CNN's for Mask R-CNN, or all of the same.
+
+    What `network` has beyond it stays as it is.
+
+    Raises:
+        WeightsError: a weight is not in `network` or has another shape there; `where` names the file.
+    """
+    own = network.state_dict()
+    for key, value in state.items():
+        if key not in own or own[key].shape != value.shape:
+            raise WeightsError(
+                f"{where}: {key} {tuple(value.shape)} is no weight of this detector: start from the same model, or "
+                "from Faster R-CNN for Mask R-CNN, with the same backbone and classes"
+            )
+    network.load_state_dict(own | dict(state))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from weaksam import tables
-from weaksam.errors import DataError
+from weaksam import schemas, tables
+from weaksam.errors import ConfigError, DataError
 from weaksam.stage import Step
 
 
@@ -28,4 +28,17 @@ def check_same_images(step: Step, key: str) -> None:
         raise DataError(
             f"steps.{step.name}: step {source.name} was made from the images of {made_from.name}, "
             f"not of {images.name}: name the same step for both"
+        )
+
+
+def check_same_classes(step: Step, key: str) -> None:
+    """Raises ConfigError when the detector named by `key` learnt other classes than those of the step's images."""
+    trained = step.inputs[key]
+    learnt, names = (
+        schemas.class_names_of(tables.read_step(one.inputs["images"], columns=[]).schema) for one in (trained, step)
+    )
+    if learnt != names:
+        raise ConfigError(
+            f"steps.{step.name}.{key}: step {trained.name} knows the classes {', '.join(learnt[:3])}, ..., the "
+            f"images have {', '.join(names[:3])}, ...: give both datasets the same `classes`"
         )

@@ -13,10 +13,10 @@ from pydantic import Field, model_validator
 
 from weaksam import schemas, storage, tables
 from weaksam.config import Reads, StageConfig
-from weaksam.errors import ConfigError, ImageError
+from weaksam.errors import ImageError
 from weaksam.pools import PoolResources
 from weaksam.stage import Outcome, Stage, Step
-from weaksam.stages.checks import check_rows
+from weaksam.stages.checks import check_rows, check_same_classes
 from weaksam.stages.train_detector import TrainDetectorConfig
 from weaksam.stages.train_wsod import TrainWsodConfig
 
@@ -187,12 +187,7 @@ def run(step: Step) -> Outcome:
     names = schemas.class_names_of(images.schema)
     key = "detector" if config.detector is not None else "checkpoint"
     trained = step.inputs[key]
-    learnt = schemas.class_names_of(tables.read_step(trained.inputs["images"], columns=[]).schema)
-    if learnt != names:
-        raise ConfigError(
-            f"steps.{step.name}.{key}: step {trained.name} knows the classes {', '.join(learnt[:3])}, ..., the "
-            f"images have {', '.join(names[:3])}, ...: give both datasets the same `classes`"
-        )
+    check_same_classes(step, key)
     source = images.select(["image_id", "uri"])
     if config.proposals is not None:
         source = source.append_column("boxes", _proposals_of(step, images, trained.config.source_indices))

@@ -5,22 +5,25 @@ Nothing is selected: the weights of the last step are handed on. The only boxes 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
 
-from weaksam import schemas, tables
+from weaksam import schemas, storage, tables
 from weaksam.config import NotInFingerprint, OutsideFile, Reads, Settings, StageConfig
 from weaksam.errors import DataError
 from weaksam.stage import Outcome, Stage, Step
-from weaksam.stages.checks import check_same_images
+from weaksam.stages.checks import check_same_classes, check_same_images
 from weaksam.stages.training_run import identify_sam, loop_settings, train_task
 from weaksam.training_settings import Precision, TrainResources, TrainSettings
 
 if TYPE_CHECKING:
     from weaksam.models.detector_build import DetectorSpec
     from weaksam.models.detector_task import DetectorTask, PseudoObjects
+
+_TWO_STAGES = ("faster_rcnn", "mask_rcnn")
 
 # What a model is trained with where the step does not say: DINO's are those for VOC07, those with masks for VOC12.
 _RECIPES: dict[str, dict[str, Any]] = {
@@ -88,12 +91,15 @@ class TrainDetectorConfig(StageConfig):
     """Start from the weights the backbone is known with: torchvision's of ImageNet, the shipped SAM's for `small`."""
     weights: Annotated[str | None, OutsideFile()] = None
     """URI of ImageNet weights to start from instead (a state dict with torchvision's keys)."""
+    start: Annotated[str | None, Reads("detector")] = None
+    """The step whose detector to start from instead: the same model, or Faster R-CNN for Mask R-CNN."""
     frozen_stages: int = Field(default=1, ge=0, le=4)
     """Stages of resnet50 that are not trained, from the first."""
     box_loss: Literal["l1", "smooth_l1"] = "l1"
     """Of Faster and Mask R-CNN: `l1` as published, torchvision's own is `smooth_l1`."""
-    first_stage: float = Field(default=0.4, gt=0, lt=1)
-    """Share of the steps in which a small Faster or Mask R-CNN learns where objects are, before what they are."""
+    first_stage: float = Field(default=0.4, ge=0, lt=1)
+    """Share of the steps in which a small Faster or Mask R-CNN learns where objects are, before what they are; 0 where
+    it learnt that before (`start`)."""
     roi_drop: RoiDropSettings = RoiDropSettings()
     """Which regions are not learnt from."""
     keep_empty: bool = False
@@ -149,6 +155,8 @@ class TrainDetectorConfig(StageConfig):
     def _fits(self) -> TrainDetectorConfig:
         if self.backbone == "small" and self.weights is not None:
             raise ValueError("weights are for resnet50: small stands on the shipped SAM")
+        if self.first_stage == 0 and self.backbone == "small" and self.model in _TWO_STAGES and self.start is None:
+            raise ValueError("first_stage must be above 0 where no step to start from has learnt it")
         if self.backbone != "small" and self.optimizer == "muon":
             raise ValueError("optimizer muon is for backbone small: resnet50 has sgd or adamw")
         if self.model in ("rt_detr_v2", "mask2former") and self.roi_drop.gate != "off":
@@ -210,7 +218,11 @@ def make_task(step: Step) -> DetectorTask:
         optimizer=config.optimizer,
         backbone_lr=config.backbone_lr,
     )
-    return DetectorTask(config.spec(num_classes, boxes_per_image).with_starting_weights, uris, objects, recipe)
+    spec = config.spec(num_classes, boxes_per_image)
+    if config.start is not None:
+        check_same_classes(step, "start")
+        spec = replace(spec, start=storage.join(step.inputs["start"].folder, "checkpoint", "model.safetensors"))
+    return DetectorTask(spec.with_starting_weights, uris, objects, recipe)
 
 
 def read_objects(step: Step) -> tuple[list[str], PseudoObjects, int]:
@@ -242,7 +254,7 @@ def read_objects(step: Step) -> tuple[list[str], PseudoObjects, int]:
 
 
 def _shipped_weights(config: TrainDetectorConfig) -> dict[str, str]:
-    moves_boxes = config.model in ("faster_rcnn", "mask_rcnn")  # by the shipped SAM, whatever the backbone starts from
+    moves_boxes = config.model in _TWO_STAGES  # by the shipped SAM, whatever the backbone starts from
     return identify_sam(is_used=config.backbone == "small" and (config.pretrained or moves_boxes))
 
 
