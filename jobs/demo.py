@@ -7,7 +7,7 @@ python -m jobs.demo FOLDER --full     (`make demo-full`: configs/demo_full.yaml,
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +29,8 @@ STUDENTS = {
     "faster_rcnn_top1": "on best of a class",
     "faster_rcnn_drop": "+ RoI drop",
     "dino": "DINO",
+    "mask_rcnn": "Mask R-CNN",
+    "mask2former": "Mask2Former",
 }
 SCENES, SEED = 900, 7
 SHOWN, BOXES_SHOWN = 3, 40
@@ -48,8 +50,13 @@ def main(folder: str, config: str) -> None:
     print("\nPseudo ground truth made of MIST's detections, of which a detector is trained next")
     quality = {"best of a class": "pgt_top1_quality", "adaptive": "pgt_quality"}
     print(pgt_table({label: read_report(steps[name]) for label, name in quality.items()}))
+    print("\nMasks of the adaptive one, drawn by SAM")
+    print(pgt_table({"adaptive": read_report(steps["masks_quality"])}))
     print("\nDetectors trained on it, on the adaptive one where nothing else is said")
     print(detector_table({STUDENTS[name]: reports_of(steps, name) for name in STUDENTS if name in steps}))
+    print("\nTheir masks, on test")
+    masks = {label: steps[key] for name, label in STUDENTS.items() if (key := f"{name}_mask_ap") in steps}
+    print(figure_table({label: read_report(step) for label, step in masks.items()}, ("AP25", "AP50", "AP70", "AP75")))
     print(f"\nPicture: {picture}\nTable:   {steps['proposals'].folder}\nLook at it:\n")
     print("  import pandas as pd, glob")
     print(f"  table = pd.concat(map(pd.read_parquet, glob.glob('{steps['proposals'].folder}/part-*.parquet')))")
@@ -85,13 +92,23 @@ def detector_table(detectors: Mapping[str, list[dict]]) -> str:
 
 
 def pgt_table(reports: Mapping[str, dict]) -> str:
-    """Precision and recall of pseudo ground truth by name."""
-    keys = ("precision@0.5", "recall@0.5", "precision@0.75", "recall@0.75")
-    lines = [_cells("", ["boxes per image", *keys])]
+    """Precision and recall of pseudo ground truth by name; of its masks also how much of the right ones they are."""
+    keys = ["boxes_per_image", "precision@0.5", "recall@0.5", "precision@0.75", "recall@0.75"]
+    if any("mask_iou" in report["metrics"] for report in reports.values()):
+        keys.insert(1, "mask_iou")
+    return figure_table(reports, keys)
+
+
+def figure_table(reports: Mapping[str, dict], keys: Sequence[str]) -> str:
+    """Some figures of reports by name."""
+    lines = [_cells("", [key.replace("_", " ") for key in keys])]
     for name, report in reports.items():
-        figures = report["metrics"]
-        lines.append(_cells(name, [f"{figures['boxes_per_image']:.2f}", *(_percent(figures, key) for key in keys)]))
+        lines.append(_cells(name, [_figure(report["metrics"], key) for key in keys]))
     return "\n".join(lines)
+
+
+def _figure(figures: dict, key: str) -> str:
+    return f"{figures[key]:.2f}" if key == "boxes_per_image" else _percent(figures, key)
 
 
 def _cells(name: str, cells: list[str]) -> str:
