@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 
-from weaksam import pipeline
+from tests.stages.test_proposals import jpeg
+from weaksam import pipeline, tables
 from weaksam.stages import STAGES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -49,3 +51,22 @@ def test_every_override_in_the_readme_is_a_setting() -> None:
         for part in key.split("."):
             assert part in config.model_fields, f"steps.{step}.{key}"
             config = config.model_fields[part].annotation
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_the_run_file_of_the_readme_makes_proposals_and_masks_of_a_folder(tmp_path: Path) -> None:
+    (block,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+    data, config = tmp_path / "mine", tmp_path / "alone.yaml"
+    (data / "beach").mkdir(parents=True)
+    (data / "beach" / "0001.jpg").write_bytes(jpeg(60, 80))
+    (data / "labels.csv").write_text("file,labels\nbeach/0001.jpg,dog;cat\n")
+    (given,) = re.findall(r"`({\"image_id\".*?})`", README)
+    given = given.replace("left, top, width, height", "8, 4, 40, 30")
+    (data / "boxes.json").write_text(json.dumps([json.loads(given)]))
+    config.write_text(block.replace("/data/mine", str(data)).replace("runs/alone", str(tmp_path / "run")))
+    steps = {step.name: step for step in pipeline.load(str(config))}
+    pipeline.run_steps(list(steps.values()))
+    (found,) = tables.read_step(steps["proposals"], columns=["status"]).to_pylist()
+    (drawn,) = tables.read_step(steps["masks"], columns=["status", "classes", "masks"]).to_pylist()
+    assert (found["status"], drawn["status"], drawn["classes"], len(drawn["masks"])) == ("ok", "ok", [0], 1)

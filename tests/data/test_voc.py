@@ -158,12 +158,16 @@ def test_masks_belong_to_objects_by_index() -> None:
     annotation = parse_voc_xml(xml(*[thing("dog", 1, 1, 4, 4)] * 3, width=6, height=5), "a.xml")
     values = np.zeros((5, 6))
     values[1:3, 1:4], values[4, 5], values[0, 0], values[3, 0] = 1, 3, 255, 9  # 255 void; object 9 does not exist
-    masks = voc.with_masks(annotation, index_png(values), "a.png").masks
+    read = voc.with_masks(annotation, index_png(values), "a.png")
+    assert read.has_more_masks
+    assert not voc.with_masks(annotation, index_png(values * (values != 9)), "a.png").has_more_masks
+    masks = read.masks
     assert masks[1] is None
     for number in (1, 3):
         decoded = coco_mask.decode({"size": [5, 6], "counts": masks[number - 1]})
         np.testing.assert_array_equal(decoded, values == number)
-    assert voc.with_masks(parse_voc_xml(xml(width=6, height=5), "a.xml"), index_png(values), "a.png").masks == []
+    nothing = voc.with_masks(parse_voc_xml(xml(width=6, height=5), "a.xml"), index_png(values), "a.png")
+    assert (nothing.masks, nothing.has_more_masks) == ([], True)
 
 
 @pytest.mark.parametrize(
@@ -232,6 +236,16 @@ def test_a_box_without_area_goes_with_a_warning_but_its_label_stays(
     assert row["boxes"] == [[0, 0, 100, 5]]
     assert "1 files with boxes that have no area" in caplog.text
     assert "1 files with boxes beyond the image" in caplog.text
+
+
+def test_masks_of_no_object_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    annotation = xml(thing("dog", 1, 1, 5, 5), width=6, height=5)
+    root = write_devkit(str(tmp_path), {"train": ["1"]}, {"1": annotation})
+    (tmp_path / "SegmentationObject").mkdir()
+    (tmp_path / "SegmentationObject" / "1.png").write_bytes(index_png(np.arange(30).reshape(5, 6)))
+    row = rows(read_voc(root, ["train"]))["1"]
+    assert len(row["masks"]) == 1
+    assert "1 files with fewer objects than their SegmentationObject has masks" in caplog.text
 
 
 def test_class_names_found_or_given(tmp_path: Path) -> None:

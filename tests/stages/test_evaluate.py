@@ -240,6 +240,12 @@ def test_results_of_other_images_or_classes_are_refused(tmp_path: Path) -> None:
     path.write_text(json.dumps([entry | {"category_id": 3}]))
     with pytest.raises(DataError, match=r"entry 0 is no detection.* a category_id from 1 to 1"):
         read_results(str(path), ["7"], ["cat"])
+    path.write_text(json.dumps([{key: value for key, value in entry.items() if key != "score"}]))
+    with pytest.raises(
+        DataError, match=r"entry 0 is no detection \(KeyError\('score'\)\).* must have image_id, score, bbox"
+    ):
+        read_results(str(path), ["7"], ["cat"])
+    assert read_results(str(path), ["7"], ["cat"], default_score=0.25).column("scores").to_pylist() == [[0.25]]
 
 
 @pytest.mark.parametrize("protocol", ["voc", "coco"])

@@ -202,7 +202,8 @@ def test_faults_are_named(tmp_path: Path, inputs: dict[str, Step]) -> None:
     box = {"image_id": "c", "boxes": [[0, 0, 5, 5]], "classes": [0], "scores": [0.5]}
     plain = finished(tmp_path, "plain", [ok | box], schemas.DETECTIONS, {})
     with pytest.raises(DataError, match="step plain has no masks: use format yolo"):
-        export.run(make_step(tmp_path, inputs | {"pgt": plain}, format="yolo_segment"))
+        export.run(make_step(tmp_path / "plain_export", inputs | {"pgt": plain}, format="yolo_segment"))
+    assert not (tmp_path / "plain_export").exists()  # refused before anything is written
     masked = ok | box | {"height": 30, "masks": [encode(0, 0, 100, 60)]}
     other = finished(tmp_path, "other", [masked], schemas.DETECTIONS, {})
     with pytest.raises(DataError, match="image c: mask 1 is not of the image's size, 30 x 100"):

@@ -119,10 +119,10 @@ def test_a_split_without_boxes_is_named(tmp_path: Path, weights: Path, inputs: d
 
 def test_boxes_from_elsewhere_prompt_too(tmp_path: Path, weights: Path, inputs: dict[str, Step]) -> None:
     path = tmp_path / "results.json"
-    path.write_text(json.dumps([{"image_id": "t", "category_id": 2, "bbox": [1, 2, 30, 20], "score": 0.5}]))
+    path.write_text(json.dumps([{"image_id": "t", "category_id": 2, "bbox": [1, 2, 30, 20]}]))
     step = make_step(tmp_path, weights, inputs, pgt=None, results=str(path), split="test")
     (row,) = pseudo_masks.read_prompts(step)[0].to_pylist()
-    assert (row["image_id"], row["boxes"], row["classes"]) == ("t", [[1, 2, 31, 22]], [1])
+    assert (row["image_id"], row["boxes"], row["classes"], row["scores"]) == ("t", [[1, 2, 31, 22]], [1], [1])
 
 
 def test_one_of_two_sources_prompts(weights: Path) -> None:

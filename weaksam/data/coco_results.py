@@ -19,8 +19,16 @@ _SKIPPED = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}  # of COCO's ids 1..90, the 
 COCO_IDS = tuple(k for k in range(1, 91) if k not in _SKIPPED)
 
 
-def read_results(uri: str, image_ids: list[str], class_names: list[str]) -> pa.Table:
+def read_results(
+    uri: str, image_ids: list[str], class_names: list[str], *, default_score: float | None = None
+) -> pa.Table:
     """The detections of `image_ids`, best first, in the form of `schemas.DETECTIONS`.
+
+    Args:
+        uri: of the file.
+        image_ids: of the images that get a row.
+        class_names: of the dataset.
+        default_score: of an entry that has none; None: each must have one.
 
     Raises:
         DataError: names the file and the entry that is at fault.
@@ -36,12 +44,13 @@ def read_results(uri: str, image_ids: list[str], class_names: list[str]) -> pa.T
     found: dict[str, list[dict[str, Any]]] = {image_id: [] for image_id in image_ids}
     for position, entry in enumerate(entries):
         try:
-            row = _parse(entry, classes)
+            row = _parse(entry, classes, default_score)
             image_id = str(entry["image_id"])
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(
                 f"{uri}: entry {position} is no detection ({error!r}): {str(entry)[:120]}: it must have image_id, "
-                f"score, bbox or an RLE segmentation, and a category_id from {min(ids)} to {max(ids)}"
+                f"{'' if default_score is not None else 'score, '}bbox or an RLE segmentation, and a category_id from "
+                f"{min(ids)} to {max(ids)}"
             ) from error
         if image_id in found:
             found[image_id].append(row)
@@ -54,7 +63,7 @@ def read_results(uri: str, image_ids: list[str], class_names: list[str]) -> pa.T
     return schemas.to_table([_row(image_id, rows) for image_id, rows in found.items()], schemas.DETECTIONS)
 
 
-def _parse(entry: dict[str, Any], classes: dict[int, int]) -> dict[str, Any]:
+def _parse(entry: dict[str, Any], classes: dict[int, int], default_score: float | None) -> dict[str, Any]:
     mask: Any = entry.get("segmentation")
     counts = mask["counts"] if mask else None
     box = entry["bbox"] if "bbox" in entry else coco_mask.toBbox(mask).tolist()
@@ -62,7 +71,7 @@ def _parse(entry: dict[str, Any], classes: dict[int, int]) -> dict[str, Any]:
     return {
         "box": [left, top, left + width, top + height],
         "class": classes[entry["category_id"]],
-        "score": float(entry["score"]),
+        "score": float(entry["score"] if default_score is None else entry.get("score", default_score)),
         "mask": counts.encode() if isinstance(counts, str) else counts,
         "size": mask["size"] if mask else [None, None],
     }

@@ -183,7 +183,7 @@ def read_voc_xml_folder(
     annotated = [stem for stem in pictures if stem in xmls]
     found = map_files(voc.read_annotation, [voc.VocFiles(xmls[stem].uri) for stem in annotated])
     annotations = dict(zip(annotated, found, strict=True))
-    voc.warn_of_boxes(root, list(annotations.values()))
+    voc.warn_of_objects(root, list(annotations.values()))
     records = [
         voc.make_record(file.path, file, _split_of(stem), annotations.get(stem), difficult_makes_label)
         for stem, file in pictures.items()

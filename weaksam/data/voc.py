@@ -42,6 +42,7 @@ CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
     *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
 )
+_VOID = 255  # value of pixels that are nobody's
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class VocAnnotation:
     has_area: np.ndarray  # (N,) bool
     is_outside: np.ndarray  # (N,) bool: the box reached more than a pixel beyond the image
     masks: list[bytes | None]  # COCO compressed counts
+    has_more_masks: bool = False  # than objects
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ def read_voc(
             warn_of(root, f"images of split {split!r} have no annotation file, their labels are null", unlabelled)
         for i in some:
             images.append(make_record(i, pictures[i], split, annotations.get(i), difficult_makes_label))
-    warn_of_boxes(root, list(annotations.values()))
+    warn_of_objects(root, list(annotations.values()))
     return make_dataset(images, classes or default_classes(images))
 
 
@@ -209,11 +211,13 @@ def default_classes(images: Sequence[ImageRecord]) -> list[str]:
     return list(CLASSES) if found <= set(CLASSES) else sorted(found)
 
 
-def warn_of_boxes(where: str, annotations: Sequence[VocAnnotation]) -> None:
-    """Logs which files have boxes without area or far outside their image."""
+def warn_of_objects(where: str, annotations: Sequence[VocAnnotation]) -> None:
+    """Logs which files have boxes without area or far outside their image, or too few objects."""
     empty = [a.uri for a in annotations if not a.has_area.all()]
     outside = [a.uri for a in annotations if a.is_outside.any()]
     warn_of(where, "files with boxes that have no area inside the image; those boxes are left out", empty)
+    more = [a.uri for a in annotations if a.has_more_masks]
+    warn_of(where, "files with fewer objects than their SegmentationObject has masks; those masks are left out", more)
     warn_of(where, "files with boxes beyond the image, cut at its border (is <size> right?)", outside)
 
 
@@ -266,7 +270,7 @@ def _number(element: ET.Element, path: str, where: str, *, default: float | None
 def with_masks(annotation: VocAnnotation, data: bytes, uri: str) -> VocAnnotation:
     """`annotation` with the masks of a SegmentationObject PNG: value i is object i (from 1), 0 background, 255 void.
 
-    An object that has no pixel has no mask.
+    An object that has no pixel has no mask; a mask of no object, whose class nobody says, is left out.
 
     Raises:
         DataError: the file is no index PNG or not of the annotation's size.
@@ -284,4 +288,5 @@ def with_masks(annotation: VocAnnotation, data: bytes, uri: str) -> VocAnnotatio
     planes = np.asfortranarray(values[:, :, None] == index, dtype=np.uint8)
     rles: Any = coco_mask.encode(planes) if len(index) else []
     masks = [rle["counts"] if planes[:, :, i].any() else None for i, rle in enumerate(rles)]
-    return replace(annotation, masks=masks)
+    has_more = bool(((values > len(index)) & (values < _VOID)).any())
+    return replace(annotation, masks=masks, has_more_masks=has_more)

@@ -100,14 +100,14 @@ def run(step: Step) -> Outcome:
     config: ExportConfig = step.config
     source = read_source(step)
     to = storage.absolute(config.to) if config.to is not None else storage.join(step.folder, "export")
+    if config.format == "yolo_segment" and not source.has_masks():
+        raise DataError(f"steps.{step.name}: step {source.step.name} has no masks: use format yolo")
     exporter = make_exporter(step, source, to)
     _claim(step, to, exporter)
     tally, left_out = Tally(), Counter[str]()
     with _progress(step, source, "written"):
         for images in source.batches(left_out):
             exporter.write(images)
-    if config.format == "yolo_segment" and not source.num_masks:
-        raise DataError(f"steps.{step.name}: step {source.step.name} has no masks: use format yolo")
     exporter.finish()
     with _progress(step, source, "read back"):
         for images in source.batches(Counter()):

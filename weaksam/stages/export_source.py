@@ -53,6 +53,10 @@ class Source:
                 yield images
                 self.done += len(images)
 
+    def has_masks(self) -> bool:
+        """Whether any image has one; reads until it is found."""
+        return any(self.num_masks for _ in self.batches(Counter()))
+
 
 def read_source(step: Step) -> Source:
     """Which images are exported, and where their rows are.

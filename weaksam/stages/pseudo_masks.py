@@ -38,7 +38,7 @@ class PseudoMasksConfig(StageConfig):
     pgt: Annotated[str | None, Reads("pgt")] = None
     """The step whose boxes prompt; its images are used."""
     results: Annotated[str | None, OutsideFile()] = None
-    """URI of boxes made elsewhere that prompt instead, a COCO results json."""
+    """URI of boxes made elsewhere that prompt instead, a COCO results json; `score` may be left out."""
     split: str | None = None
     """Only images of this split; all that have a row when left out."""
     sam: SamSettings
@@ -139,7 +139,7 @@ def read_prompts(step: Step) -> tuple[pa.Table, list[str]]:
     if config.results is not None:
         from weaksam.data.coco_results import read_results
 
-        found = read_results(config.results, ids, names)
+        found = read_results(config.results, ids, names, default_score=1.0)
     else:
         check_same_images(step, "pgt")
         found = tables.read_step(step.inputs["pgt"], columns=_GIVEN)
