@@ -8,8 +8,9 @@ INSTALLED := $(VENV)/.installed
 demo: $(INSTALLED)  ## the whole pipeline on a small drawn world
 	$(VENV)/bin/python -m jobs.demo demo
 
-demo-full: $(INSTALLED)  ## the same with more detectors: OICR, what RoI drop and top-1 labels do, DINO
+demo-full: $(INSTALLED)  ## the same with OICR, DINO and Mask2Former, then the three ablations: hours
 	$(VENV)/bin/python -m jobs.demo demo --full
+	$(MAKE) ablation ablation-retraining ablation-proposals
 
 ablation: $(INSTALLED)  ## after `make demo`: means over three seeds, and what each kind of prompt is worth
 	$(VENV)/bin/python -m jobs.ablation detectors demo

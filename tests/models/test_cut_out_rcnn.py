@@ -13,6 +13,7 @@ from weaksam.models.cut_out_rcnn import CutOutRcnn, CutOutRcnnSize
 from weaksam.models.detector import Targets
 from weaksam.models.pyramids import SamPyramid
 from weaksam.models.roi_backbones import SamCropNet
+from weaksam.ops.boxes import mirror_boxes
 
 SIZE = CutOutRcnnSize(
     dim=16, hidden=32, anchors=(16, 32, 48), proposals=20, pre_nms=(50, 50), first_steps=100, patches=2
@@ -81,10 +82,24 @@ def test_what_a_region_looks_like_is_seen_once() -> None:
     assert net.rpn.training
 
 
+def test_a_mirrored_image_has_mirrored_regions_whichever_is_seen_first() -> None:
+    (image, *_), (target, *_) = squares_and_discs(1, side=64)
+    mirrored, boxes = image.flip(2), mirror_boxes(target.boxes, 64)
+    one, other = make().train(), make().train()
+    first, second = one._look(image, target.boxes), one._look(mirrored, boxes)
+    turned, again = other._look(mirrored, boxes), other._look(image, target.boxes)
+    for a, b in zip([*first, *second], [*again, *turned], strict=True):
+        assert torch.equal(a, b)
+    assert torch.equal(mirror_boxes(first[0], 64), second[0])
+    assert not torch.allclose(first[1], second[1])  # what is in them is seen mirrored
+    assert len(one.seen_regions.views) == 1
+
+
 @pytest.mark.slow
 def test_learns_three_pictures_by_heart() -> None:
     images, targets = squares_and_discs(3, side=64)
     net = make().train()
-    learn_in_stages(net, images, targets, steps=200)
+    mirrored = [target._replace(boxes=mirror_boxes(target.boxes, 64)) for target in targets]
+    learn_in_stages(net, images + [image.flip(2) for image in images], targets + mirrored, steps=200)
     for found, target in zip(net.eval().detect(images), targets, strict=True):
         assert best_box_overlap(found, target) > 0.7

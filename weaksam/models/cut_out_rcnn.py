@@ -32,7 +32,8 @@ from weaksam.models.faster_rcnn import (
     roi_losses,
 )
 from weaksam.models.pyramids import Pyramid
-from weaksam.models.sam_stem import FrozenSam, SeenViews, cut_out
+from weaksam.models.sam_stem import FrozenSam, SeenViews, cut_out, view_digest
+from weaksam.ops.boxes import mirror_boxes
 from weaksam.ops.roi_drop import NO_DROP, RoiDropRules
 from weaksam.sam.build import VARIANTS
 from weaksam.sam.checkpoints import load_sam
@@ -102,7 +103,7 @@ class CutOutRcnn(FasterRcnn):
         found: FoundRules = PUBLISHED,
     ) -> None:
         super().__init__(pyramid, num_classes, size, box_loss=box_loss, drop=drop, found=found)
-        self.first_steps, self.seen = size.first_steps, SeenViews()
+        self.first_steps, self.seen, self.seen_regions = size.first_steps, SeenViews(), SeenViews()
         self.engine = SamEngine(load_sam(size.variant))  # no part of what is trained or saved
         self.roi_heads.box_roi_pool = _CutOuts(size)
         inputs = self.cut_outs.sam.channels * size.patches**2
@@ -174,11 +175,24 @@ class CutOutRcnn(FasterRcnn):
     @torch.no_grad()
     def _look(self, image: Tensor, boxes: Tensor) -> list[Tensor]:
         """Regions (N, 4); what the SAM sees in them and in the boxes to learn (N + G, E, s, s)."""
-        self.rpn.eval()
-        regions, _, _ = self._propose(image)
-        self.rpn.train()
+        regions = self._regions(image)
+        self.cut_outs.pixels = self.normaliser([image]).pixels
         every = torch.cat([regions, boxes])
         return [regions, *self._keep(every, boxes, self.cut_outs.pyramid([every]))]
+
+    def _regions(self, image: Tensor) -> Tensor:
+        """Regions (N, 4) of an image; a mirrored one has those of the image, mirrored: to draw them takes longest.
+
+        Which of the two they are drawn on does not depend on which was there first, so that a training that was
+        interrupted goes on as it would have.
+        """
+        mirrored = image.flip(2)
+        is_other = view_digest([mirrored]) < view_digest([image])
+        drawn_on = mirrored if is_other else image
+        self.rpn.eval()
+        (regions,) = self.seen_regions.recall([drawn_on], lambda: [self._propose(drawn_on)[0]])
+        self.rpn.train()
+        return mirror_boxes(regions, image.shape[2]) if is_other else regions
 
     def _keep(self, every: Tensor, boxes: Tensor, maps: list[Tensor]) -> list[Tensor]:
         """What is worth remembering of what is seen in regions and boxes to learn, `every` (N + G, 4)."""

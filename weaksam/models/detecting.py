@@ -19,6 +19,7 @@ from torchvision.ops import batched_nms
 from weaksam.data.views import view_size
 from weaksam.models.detector import Detector, Found
 from weaksam.models.wsod import WsodNet
+from weaksam.ops.boxes import mirror_boxes
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def detect_in_views(net: Detector, image: Tensor, rules: DetectRules) -> Found:
     for scale, is_mirrored in _views(rules):
         hw = view_size(height, width, scale, rules.max_side)
         found = net.detect([_view(image, hw, is_mirrored)], [(height, width)])[0]
-        boxes = _mirror(found.boxes, hw[1]) if is_mirrored else found.boxes
+        boxes = mirror_boxes(found.boxes, hw[1]) if is_mirrored else found.boxes
         masks = found.masks.flip(2) if is_mirrored and found.masks is not None else found.masks
         seen.append(found._replace(boxes=boxes / boxes.new_tensor([hw[1] / width, hw[0] / height] * 2), masks=masks))
     boxes, classes, scores = (torch.cat(parts) for parts in zip(*(one[:3] for one in seen), strict=True))
@@ -104,18 +105,14 @@ def _see(
     hw = view_size(height, width, scale, max_side)
     factors = boxes.new_tensor([hw[1] / width, hw[0] / height] * 2)
     rois = boxes * factors
-    scores, moved = net.detect(_view(image, hw, is_mirrored), _mirror(rois, hw[1]) if is_mirrored else rois)
-    return scores, (_mirror(moved, hw[1]) if is_mirrored else moved) / factors
+    scores, moved = net.detect(_view(image, hw, is_mirrored), mirror_boxes(rois, hw[1]) if is_mirrored else rois)
+    return scores, (mirror_boxes(moved, hw[1]) if is_mirrored else moved) / factors
 
 
 def _view(image: Tensor, hw: tuple[int, int], is_mirrored: bool) -> Tensor:
     """(3, *hw) float of an image (3, H, W) uint8, in the range of bytes."""
     view = F.interpolate(image[None].float(), hw, mode="bilinear", antialias=True, align_corners=False)[0]
     return view.flip(2) if is_mirrored else view
-
-
-def _mirror(boxes: Tensor, width: int) -> Tensor:
-    return torch.stack([width - boxes[..., 2], boxes[..., 1], width - boxes[..., 0], boxes[..., 3]], -1)
 
 
 def select_detections(scores: Tensor, boxes: Tensor, rules: DetectRules) -> Found:

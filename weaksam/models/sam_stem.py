@@ -34,11 +34,7 @@ class SeenViews:
 
     def recall(self, view: Sequence[Tensor], see: Callable[[], list[Tensor]]) -> list[Tensor]:
         """What `see` gives of a view, whose tensors tell it from others."""
-        digest = hashlib.blake2b()
-        for part in view:
-            digest.update(str(tuple(part.shape)).encode())  # an image of one colour has the bytes of others
-            digest.update(part.cpu().numpy().tobytes())
-        if (key := digest.digest()) in self.views:
+        if (key := view_digest(view)) in self.views:
             return self.views[key]
         seen = see()
         size = sum(one.nbytes for one in seen)
@@ -46,6 +42,15 @@ class SeenViews:
             self.views[key] = seen
             self._bytes += size
         return seen
+
+
+def view_digest(view: Sequence[Tensor]) -> bytes:
+    """A hash of a view, by shapes and values of its tensors."""
+    digest = hashlib.blake2b()
+    for part in view:
+        digest.update(str(tuple(part.shape)).encode())  # an image of one colour has the bytes of others
+        digest.update(part.cpu().numpy().tobytes())
+    return digest.digest()
 
 
 class FrozenSam(nn.Module):

@@ -75,6 +75,11 @@ def enlarge_boxes(boxes: Tensor, margin: float) -> Tensor:
     return torch.cat([boxes[:, :2] - extra, boxes[:, 2:] + extra], 1)
 
 
+def mirror_boxes(boxes: Tensor, width: int) -> Tensor:
+    """(..., 4) boxes as they are on the mirrored image, which is `width` pixels wide."""
+    return torch.stack([width - boxes[..., 2], boxes[..., 1], width - boxes[..., 0], boxes[..., 3]], -1)
+
+
 def to_inclusive(boxes: Tensor) -> Tensor:
     """Boxes with right and bottom as the last pixel inside; an empty (0, 0, 0, 0) box stays as it is.
 

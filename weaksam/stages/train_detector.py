@@ -258,4 +258,4 @@ def _shipped_weights(config: TrainDetectorConfig) -> dict[str, str]:
     return identify_sam(is_used=config.backbone == "small" and (config.pretrained or moves_boxes))
 
 
-STAGE = Stage("train_detector", 2, TrainDetectorConfig, run, writes="detector", outside=_shipped_weights)
+STAGE = Stage("train_detector", 3, TrainDetectorConfig, run, writes="detector", outside=_shipped_weights)
