@@ -132,6 +132,8 @@ class Trainee:
         if settings.resources.workers > 1:
             self.loss = DistributedDataParallel(self.loss, device_ids=[device] if device.type == "cuda" else None)
         self.mean = {k: v.detach().clone() for k, v in self.model.state_dict().items()} if settings.ema else None
+        frozen = {name for name, p in self.model.named_parameters() if not p.requires_grad}
+        self._changing = [key for key in self.mean or {} if key not in frozen]
 
     def take_step(self, batches: Iterator[dict[str, Tensor]], count: int) -> dict[str, Tensor]:
         """One optimiser step over this worker's `count` micro-batches; gives sums of metrics over its samples."""
@@ -168,8 +170,9 @@ class Trainee:
         self.step += 1
         if self.mean is not None:
             keep = min(settings.ema, (1 + self.step) / (10 + self.step))  # a young mean forgets its random start
-            for key, value in self.model.state_dict().items():
-                target = self.mean[key]
+            now = self.model.state_dict()
+            for key in self._changing:
+                target, value = self.mean[key], now[key]
                 target.lerp_(value, 1 - keep) if target.is_floating_point() else target.copy_(value)
 
     def weights(self) -> dict[str, Tensor]:

@@ -129,7 +129,8 @@ class CutOutRcnn(FasterRcnn):
 
     def losses(self, images: Sequence[Tensor], targets: Sequence[Targets], step: int) -> dict[str, Tensor]:
         """See `Detector.losses`; either stage's are 0 while the other learns."""
-        zero = torch.stack([p.sum() for p in self.parameters() if p.requires_grad]).sum() * 0  # all take part, always
+        # all weights take part, always; one number of each is enough
+        zero = torch.stack([p.reshape(-1)[0] for p in self.parameters() if p.requires_grad]).sum() * 0
         nothing = dict.fromkeys(self._told(), zero)
         if step < self.first_steps:
             batch, maps = self._see(images)

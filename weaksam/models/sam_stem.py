@@ -46,10 +46,10 @@ class SeenViews:
 
 def view_digest(view: Sequence[Tensor]) -> bytes:
     """A hash of a view, by shapes and values of its tensors."""
-    digest = hashlib.blake2b()
+    digest = hashlib.sha256()  # which processors have instructions for
     for part in view:
         digest.update(str(tuple(part.shape)).encode())  # an image of one colour has the bytes of others
-        digest.update(part.cpu().numpy().tobytes())
+        digest.update(part.cpu().contiguous().numpy().data)
     return digest.digest()
 
 

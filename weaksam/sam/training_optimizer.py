@@ -51,6 +51,8 @@ class Muon(torch.optim.Optimizer):
                 state = self.state[matrix]
                 momentum = state.setdefault("momentum_buffer", torch.zeros_like(matrix))
                 momentum.lerp_(matrix.grad, 1 - _MOMENTUM)
+                if not group["lr"]:  # its time has not come, or is over
+                    continue
                 update = orthogonalise(matrix.grad.lerp(momentum, _MOMENTUM))
                 matrix.mul_(1 - group["lr"] * group["weight_decay"])
                 matrix.add_(update, alpha=-group["lr"] * _LIKE_ADAMW * math.sqrt(max(matrix.shape)))
