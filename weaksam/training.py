@@ -23,6 +23,7 @@ from typing import Any
 
 import ray.train
 import torch
+from ray import cloudpickle
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from safetensors.torch import save
@@ -133,9 +134,11 @@ def _make_trainer(task: TrainTask[Any], settings: TrainSettings, folder: str) ->
     per_worker = {"CPU": resources.cpus_per_worker}
     if resources.gpus_per_worker:
         per_worker["GPU"] = resources.gpus_per_worker
+    # as bytes: the controller, which unpacks all else, need not import what networks are made of
+    config = {"task": cloudpickle.dumps(task), "settings": settings, "folder": folder}
     return _Trainer(
         _train_worker,
-        train_loop_config={"task": task, "settings": settings, "folder": folder},
+        train_loop_config=config,
         torch_config=TorchConfig(backend="nccl" if resources.gpus_per_worker else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=resources.workers, use_gpu=resources.gpus_per_worker > 0, resources_per_worker=per_worker
@@ -197,7 +200,7 @@ def _load_ahead(
 
 def _train_worker(config: dict) -> None:
     """The loop of one worker."""
-    task, settings, folder = config["task"], config["settings"], config["folder"]
+    task, settings, folder = cloudpickle.loads(config["task"]), config["settings"], config["folder"]
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(max(1, int(settings.resources.cpus_per_worker)))
     context = ray.train.get_context()
