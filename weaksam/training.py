@@ -135,7 +135,8 @@ def _make_trainer(task: TrainTask[Any], settings: TrainSettings, folder: str) ->
     if resources.gpus_per_worker:
         per_worker["GPU"] = resources.gpus_per_worker
     # as bytes: the controller, which unpacks all else, need not import what networks are made of
-    config = {"task": cloudpickle.dumps(task), "settings": settings, "folder": folder}
+    packed = cloudpickle.dumps(task)  # pyright: ignore[reportPrivateImportUsage]
+    config = {"task": packed, "settings": settings, "folder": folder}
     return _Trainer(
         _train_worker,
         train_loop_config=config,
