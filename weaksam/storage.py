@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-# pyarrow's S3 client sends trailing checksums by default, which several S3 servers reject or store as data.
-os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
+# first: it sets what clients read when they are imported
+from weaksam.object_stores import object_store  # isort: skip
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -30,15 +30,15 @@ from pyarrow import fs as pafs
 from weaksam.errors import ConfigError, StorageError, WeightsError
 
 ATTEMPTS = 4
-_DENIED = (
-    "access_denied",
-    "accessdenied",
-    "http status 403",
-    "forbidden",
-    "invalidaccesskeyid",
-    "signaturedoesnotmatch",
-)
+# In error texts of clients, lower case and without underscores: some write AccessDenied, some ACCESS_DENIED.
+_DENIED = ("accessdenied", "http status 403", "forbidden", "invalidaccesskeyid", "signaturedoesnotmatch")
 
+_S3_RIGHTS = {
+    "read": "s3:GetObject",
+    "write": "s3:PutObject",
+    "list": "s3:ListBucket",
+    "look up": "s3:GetObject and s3:ListBucket",
+}
 _NO_SUCH_FILE = (errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)  # what lies there can be no object
 
 T = TypeVar("T")
@@ -74,15 +74,6 @@ def join(uri: str, *parts: str) -> str:
     return "/".join([uri.rstrip("/"), *(part.strip("/") for part in parts)])
 
 
-@functools.lru_cache(maxsize=32)
-def _remote_filesystem(scheme: str, bucket: str) -> pafs.FileSystem:
-    if scheme in ("s3", "gs", "gcs"):
-        return pafs.FileSystem.from_uri(f"{scheme}://{bucket}")[0]
-    import fsspec
-
-    return pafs.PyFileSystem(pafs.FSSpecHandler(fsspec.filesystem(scheme)))
-
-
 def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
     """The pyarrow filesystem of `uri` and the path inside it."""
     if is_local(uri):
@@ -90,7 +81,7 @@ def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
     scheme, _, rest = uri.partition("://")
     try:
         inside = uri if scheme in ("http", "https") else rest.rstrip("/")  # fsspec wants those whole
-        return _remote_filesystem(scheme, rest.split("/")[0]), inside
+        return object_store(scheme, rest.split("/")[0]), inside
     except (ImportError, ValueError, OSError) as error:
         raise StorageError(f"{uri}: cannot be reached ({error}): check the URI and its scheme") from error
 
@@ -107,14 +98,20 @@ def _retrying(action: Callable[[], T], uri: str, doing: str) -> T:
                 raise
             if getattr(error, "errno", None) in _NO_SUCH_FILE:
                 raise FileNotFoundError(f"{uri}: {error}") from error
-            denied = isinstance(error, PermissionError) or any(word in str(error).lower() for word in _DENIED)
-            if denied:
-                what = "rights of the file" if is_local(uri) else "credentials"
-                raise StorageError(f"{uri}: not allowed to {doing} ({error}): check the {what}") from error
+            text = str(error).lower().replace("_", "")
+            if isinstance(error, PermissionError) or any(word in text for word in _DENIED):
+                raise StorageError(f"{uri}: not allowed to {doing} ({error}): {_mend_rights(uri, doing)}") from error
             if attempt == ATTEMPTS or is_local(uri):
                 raise StorageError(f"{uri}: could not {doing} after {attempt} tries ({error})") from error
             time.sleep(random.uniform(0.5, 1.0) * 0.4 * 2**attempt)
     raise AssertionError("unreachable")
+
+
+def _mend_rights(uri: str, doing: str) -> str:
+    if is_local(uri):
+        return "check the rights of the file"
+    right = _S3_RIGHTS.get(doing) if uri.startswith("s3://") else None
+    return "check the credentials" + (f", which must have the right {right}" if right else "")
 
 
 def read_bytes(uri: str, *, offset: int = 0, length: int | None = None) -> bytes:

@@ -1,0 +1,69 @@
+"""Clients of object stores, set for the servers there are: S3 and its kin, Google's, Azure's, what else fsspec knows.
+
+Credentials come from where each store's own tools have them (environment, configuration file, role of the machine) and
+are never part of a run file. An S3 server other than Amazon's is named by `AWS_ENDPOINT_URL_S3` or `AWS_ENDPOINT_URL`.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from contextlib import suppress
+
+# pyarrow's S3 client sends trailing checksums by default, which several S3 servers reject or store as data.
+os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
+
+from pyarrow import fs as pafs
+
+_ATTEMPTS = 10  # within the client; the standard strategy shares its attempts between all requests and runs out
+_CONNECT_TIMEOUT = 10.0  # seconds
+_EXTRAS = {"gs": "gcs", "gcs": "gcs", "abfs": "azure", "abfss": "azure", "az": "azure", "adl": "azure"}
+
+
+def object_store(scheme: str, bucket: str) -> pafs.FileSystem:
+    """The client of a bucket; the same one each time.
+
+    Raises:
+        ImportError: the package that knows the scheme is not installed.
+        ValueError: nobody knows the scheme.
+        OSError: the store cannot be reached.
+    """
+    return _object_store(scheme, bucket, s3_endpoint())
+
+
+def s3_endpoint() -> str | None:
+    """The S3 server that is named by the environment; None: Amazon's."""
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
+
+
+@functools.lru_cache(maxsize=32)
+def _object_store(scheme: str, bucket: str, endpoint: str | None) -> pafs.FileSystem:
+    if scheme == "s3":
+        return _s3(bucket, endpoint)
+    import fsspec
+
+    try:
+        return pafs.PyFileSystem(pafs.FSSpecHandler(fsspec.filesystem(scheme)))
+    except ImportError as error:
+        extra = f": pip install 'weaksam[{_EXTRAS[scheme]}]'" if scheme in _EXTRAS else ""
+        raise ImportError(f"{error}{extra}") from error
+
+
+def _s3(bucket: str, endpoint: str | None) -> pafs.S3FileSystem:
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    where: dict[str, str] = {}
+    if endpoint is not None:
+        scheme, separator, host = endpoint.rstrip("/").partition("://")
+        if not separator or scheme not in ("http", "https"):
+            raise ValueError(f"the S3 endpoint {endpoint!r} must begin with http:// or https://")
+        where = {"scheme": scheme, "endpoint_override": host}
+    elif region is None:
+        with suppress(OSError):  # not allowed, or no such bucket: the first request says so
+            region = pafs.resolve_s3_region(bucket)
+    return pafs.S3FileSystem(
+        region=region or "us-east-1",
+        connect_timeout=_CONNECT_TIMEOUT,
+        allow_delayed_open=True,  # a small object is one request instead of three
+        retry_strategy=pafs.AwsDefaultS3RetryStrategy(max_attempts=_ATTEMPTS),
+        **where,
+    )
