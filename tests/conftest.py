@@ -1,15 +1,19 @@
-"""What all tests share: one local Ray cluster a session, tiny steps, and where real data would lie."""
+"""What all tests share: one local Ray cluster and S3 server a session, tiny steps, and where real data would lie."""
 
 from __future__ import annotations
 
 import logging
 import os
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from pyarrow import fs as pafs
+
+from tests.s3.server import CephServer
 
 SHARED_DATA = Path(os.environ.get("WEAKSAM_SHARED_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 
@@ -34,3 +38,34 @@ def ray_cluster() -> Iterator[None]:
     yield
     ray.shutdown()
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[CephServer]:
+    installed = subprocess.run([str(Path(__file__).parent / "s3" / "install.sh")], capture_output=True, text=True)
+    if installed.returncode:
+        pytest.skip(f"no S3 server: {(installed.stdout + installed.stderr)[-300:]}")
+    folder = Path(tempfile.mkdtemp(prefix="wss3", dir="/tmp"))  # short: sockets live there
+    ceph = CephServer(folder / "ceph")
+    try:
+        ceph.start()
+        yield ceph
+    finally:
+        ceph.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def bucket(s3_server: CephServer, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
+    """A new bucket's URI; the environment names the server."""
+    for name, value in s3_server.environment.items():
+        monkeypatch.setenv(name, value)
+    name = f"test-{abs(hash(request.node.name)) % 10**9}"
+    client = pafs.S3FileSystem(
+        scheme="http",
+        endpoint_override=s3_server.endpoint.partition("://")[2],
+        allow_bucket_creation=True,
+        retry_strategy=pafs.AwsDefaultS3RetryStrategy(max_attempts=10),  # the first bucket takes a new server seconds
+    )
+    client.create_dir(name)
+    return f"s3://{name}"

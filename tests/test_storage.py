@@ -11,8 +11,10 @@ from weaksam import storage
 from weaksam.errors import ConfigError, StorageError, WeightsError
 
 
-@pytest.fixture(params=["local", "file", "memory"])
+@pytest.fixture(params=["local", "file", "memory", "s3"])
 def base(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "s3":
+        return request.getfixturevalue("bucket")
     return {"local": str(tmp_path), "file": f"file://{tmp_path}", "memory": f"memory://bucket-{tmp_path.name}"}[
         request.param
     ]
@@ -21,6 +23,7 @@ def base(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 def test_what_is_written_is_read_listed_and_found(base: str) -> None:
     uri = storage.join(base, "a", "b.bin")
     assert not storage.exists(uri)
+    assert storage.list_files(base) == storage.list_folders(base) == []
     storage.write_bytes(uri, b"0123456789")
     storage.write_bytes(storage.join(base, "z.json"), b"{}")
     assert storage.exists(uri)

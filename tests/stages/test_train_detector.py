@@ -244,6 +244,7 @@ def test_published_recipes_are_the_defaults_of_each_model() -> None:
         ({"optimizer": "muon"}, "optimizer muon is for backbone small"),
         ({"model": "rt_detr_v2", "roi_drop": {"gate": "and"}}, "roi_drop is for faster_rcnn, mask_rcnn and dino"),
         ({"jitter": [2.0, 0.1]}, "jitter must be two factors above 0"),
+        ({"start": "d", "weights": "x"}, "weights would be ignored"),
         ({"backbone": "small", "first_stage": 0.0}, "first_stage must be above 0 where no step to start from"),
     ],
 )
@@ -306,6 +307,11 @@ def test_mask_rcnn_starts_from_a_faster_rcnn_and_leaves_its_first_stage_as_it_is
     save_file(given, path)
     with pytest.raises(WeightsError, match=r"model.safetensors: rpn.head.conv.0.0.weight \(3,\) is no weight of this"):
         task.build_model()
+    dino = replace(boxes, config=make_step(tmp_path, inputs, model="dino").config)
+    with pytest.raises(
+        ConfigError, match=r"step boxes trained dino on small: name one that trained faster_rcnn or mask"
+    ):
+        make_task(replace(step, inputs=inputs | {"start": dino}))
     image = {"image_id": "0", "uri": "0.png", "split": "train", "labels": [0]}
     others = finished(tmp_path, "others", [image], schemas.IMAGES, {}, names=("green",))
     unlike = replace(boxes, inputs={"images": others})

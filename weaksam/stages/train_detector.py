@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from weaksam import schemas, storage, tables
 from weaksam.config import NotInFingerprint, OutsideFile, Reads, Settings, StageConfig
-from weaksam.errors import DataError
+from weaksam.errors import ConfigError, DataError
 from weaksam.stage import Outcome, Stage, Step
 from weaksam.stages.checks import check_same_classes, check_same_images
 from weaksam.stages.training_run import identify_sam, loop_settings, train_task
@@ -155,6 +155,8 @@ class TrainDetectorConfig(StageConfig):
     def _fits(self) -> TrainDetectorConfig:
         if self.backbone == "small" and self.weights is not None:
             raise ValueError("weights are for resnet50: small stands on the shipped SAM")
+        if self.start is not None and self.weights is not None:
+            raise ValueError("weights would be ignored: the detector of start has its own")
         if self.first_stage == 0 and self.backbone == "small" and self.model in _TWO_STAGES and self.start is None:
             raise ValueError("first_stage must be above 0 where no step to start from has learnt it")
         if self.backbone != "small" and self.optimizer == "muon":
@@ -220,9 +222,21 @@ def make_task(step: Step) -> DetectorTask:
     )
     spec = config.spec(num_classes, boxes_per_image)
     if config.start is not None:
-        check_same_classes(step, "start")
+        _check_start(step)
         spec = replace(spec, start=storage.join(step.inputs["start"].folder, "checkpoint", "model.safetensors"))
     return DetectorTask(spec.with_starting_weights, uris, objects, recipe)
+
+
+def _check_start(step: Step) -> None:
+    """Raises ConfigError when the weights of the step to start from are of another network."""
+    config, start = step.config, step.inputs["start"]
+    models = ("faster_rcnn", "mask_rcnn") if config.model == "mask_rcnn" else (config.model,)
+    if start.config.model not in models or start.config.backbone != config.backbone:
+        raise ConfigError(
+            f"steps.{step.name}.start: step {start.name} trained {start.config.model} on {start.config.backbone}: name "
+            f"one that trained {' or '.join(models)} on {config.backbone}"
+        )
+    check_same_classes(step, "start")
 
 
 def read_objects(step: Step) -> tuple[list[str], PseudoObjects, int]:
