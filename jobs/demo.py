@@ -32,7 +32,7 @@ STUDENTS = {
     "mask_rcnn": "Mask R-CNN",
     "mask2former": "Mask2Former",
 }
-SCENES, SEED = 900, 7
+SCENES, SEED = 660, 7
 SHOWN, BOXES_SHOWN = 3, 40
 
 
