@@ -3,20 +3,17 @@ PYTHON ?= python3
 VENV := .venv
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo demo-full ablation ablation-retraining ablation-proposals test check format clean
+.PHONY: demo demo-full ablation ablation-proposals test check format clean
 
 demo: $(INSTALLED)  ## the whole pipeline on a small drawn world
 	$(VENV)/bin/python -m jobs.demo demo
 
-demo-full: $(INSTALLED)  ## the same with OICR, DINO and Mask2Former, then the three ablations: hours
+demo-full: $(INSTALLED)  ## the same with every detector, and what each choice is worth: one seed, an hour or two
 	$(VENV)/bin/python -m jobs.demo demo --full
-	$(MAKE) ablation ablation-retraining ablation-proposals
+	$(MAKE) ablation-proposals
 
-ablation: $(INSTALLED)  ## after `make demo`: means over three seeds, and what each kind of prompt is worth
+ablation: $(INSTALLED)  ## after `make demo`: the tables of detectors as means over three seeds
 	$(VENV)/bin/python -m jobs.ablation detectors demo
-
-ablation-retraining: $(INSTALLED)  ## after `make demo`: MIST and the detectors trained after it, means over three seeds
-	$(VENV)/bin/python -m jobs.ablation retraining demo
 
 ablation-proposals: $(INSTALLED)  ## after `make demo`: what each choice of its proposals is worth
 	$(VENV)/bin/python -m jobs.ablation proposals demo

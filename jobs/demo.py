@@ -1,7 +1,7 @@
 """The demo: draws a small world, runs a config of it and shows what came out.
 
 python -m jobs.demo FOLDER            (`make demo`: configs/demo.yaml; the same command again goes on where it stopped)
-python -m jobs.demo FOLDER --full     (`make demo-full`: configs/demo_full.yaml, which has more detectors)
+python -m jobs.demo FOLDER --full     (`make demo-full`: configs/demo_full.yaml, with every detector)
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ STUDENTS = {
     "mask_rcnn": "Mask R-CNN",
     "mask2former": "Mask2Former",
 }
+PROMPTS = {"mist_grid": "grid alone", "mist_cam": "+ CAM peaks", "mist_cross": "+ cross peaks"}
 SCENES, SEED = 660, 7
 SHOWN, BOXES_SHOWN = 3, 40
 
@@ -47,6 +48,9 @@ def main(folder: str, config: str) -> None:
     print(recall_table(read_report(steps["recall"])))
     print("\nDetectors that learnt from image-level labels")
     print(detector_table({TEACHERS[name]: reports_of(steps, name) for name in TEACHERS if name in steps}))
+    if PROMPTS.keys() <= steps.keys():
+        print("\nMIST by what prompted its proposals, the grid suppressed as published")
+        print(detector_table({label: reports_of(steps, name) for name, label in PROMPTS.items()}))
     print("\nPseudo ground truth made of MIST's detections, of which a detector is trained next")
     quality = {"best of a class": "pgt_top1_quality", "adaptive": "pgt_quality"}
     print(pgt_table({label: read_report(steps[name]) for label, name in quality.items()}))
@@ -164,6 +168,6 @@ def _picture(steps: dict[str, Step]) -> Image.Image:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", nargs="?", default="demo")
-    parser.add_argument("--full", action="store_true", help="more detectors, an hour or two more")
+    parser.add_argument("--full", action="store_true", help="every detector, and MIST by kinds of prompts")
     given = parser.parse_args()
     main(given.folder, str(CONFIGS / ("demo_full.yaml" if given.full else "demo.yaml")))
