@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from weaksam import cli, storage
+from weaksam import cli, listings, storage
 from weaksam.errors import ConfigError, DataError
 from weaksam.stages import STAGES
 
@@ -225,7 +225,7 @@ def test_every_stage_and_every_setting_is_explained() -> None:
         assert name in told
         assert stage.summary in told
         assert stage.summary.endswith(".")
-        for key, kind, default, sentence in cli.settings_rows(stage.config):
+        for key, kind, default, sentence in listings.settings_rows(stage.config):
             assert sentence.endswith("."), f"{name}: {key} has no sentence"
             assert kind
             assert default
@@ -235,7 +235,7 @@ def test_every_stage_and_every_setting_is_explained() -> None:
 def test_a_stage_shows_every_key_with_its_type_default_and_sentence(name: str) -> None:
     told = call(WEAKSAM, "stages", name).stdout
     lines = {line.split()[0]: line for line in told.splitlines() if line.startswith(" ") and line.split()}
-    for key, kind, default, sentence in cli.settings_rows(STAGES[name].config):
+    for key, kind, default, sentence in listings.settings_rows(STAGES[name].config):
         assert kind in lines[key]
         assert default in lines[key]
         assert sentence[:60] in lines[key]

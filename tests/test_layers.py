@@ -20,7 +20,8 @@ LAYERS = [
     {"models", "sam", "data", "pictures"},
     {"stage", "pools", "progress", "rows", "isolation", "runtime", "training", "training_state", "training_settings"},
     {"stages"},
-    {"pipeline", "cli", "submit", "report"},
+    {"pipeline", "listings"},
+    {"submit", "cli", "report"},
 ]
 WITH_RAY = {"rows", "isolation", "runtime", "training", "stages", "pipeline", "submit"}
 WITH_GROUND_TRUTH = {"stages/evaluate.py", "report", "tables.py"}

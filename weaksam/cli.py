@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import json
 import logging
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
@@ -128,53 +127,18 @@ def check(config: ConfigPath, overrides: Overrides = None) -> None:
 @guarded
 def status(run_uri: Annotated[str, typer.Argument(metavar="RUN", help="Folder of a run, any URI.")]) -> None:
     """Show what is done in RUN. Reads its files only, so it needs no cluster."""
-    from weaksam import tables
-    from weaksam.storage import exists, join, list_folders, read_json
+    from weaksam.listings import states_of_steps
 
-    table = Table("step", "state", "rows", "failed", "seconds", "rows/s", "folder", box=None)
-    found = 0
-    for name in list_folders(run_uri):
-        folder = join(run_uri, name)
-        step, started = name.rsplit("-", 1)[0], exists(join(folder, "config.json"))
-        found += started
-        if not started:
-            continue
-        try:
-            done = read_json(join(folder, "manifest.json"))
-        except FileNotFoundError:
-            rows = sum(tables.rows_in(part) for part in tables.list_parts(folder))
-            table.add_row(step, "unfinished", str(rows), "", "", "", folder)
-        except StorageError:
-            table.add_row(step, "damaged: remove manifest.json and run again", "", "", "", "", folder)
-        else:
-            counts = [f"{done[key]:g}" for key in ("rows", "failed", "seconds", "rows_per_second")]
-            table.add_row(step, "finished", *counts, folder)
-    if not found:
-        raise ConfigError(f"{run_uri}: no step has been started there: check the folder, or run a config first")
-    _console().print(table)
+    _console().print(states_of_steps(run_uri))
 
 
 @app.command()
 @guarded
 def metrics(run_uri: Annotated[str, typer.Argument(metavar="RUN", help="Folder of a run, any URI.")]) -> None:
     """Show the figures of every finished evaluate step in RUN, one step a line."""
-    from weaksam.stages.evaluate import HEADLINES
-    from weaksam.storage import join, list_folders, read_json
+    from weaksam.listings import figures_of_steps
 
-    reports = []
-    for name in list_folders(run_uri):
-        try:
-            reports.append((name, read_json(join(run_uri, name, "metrics.json"))))
-        except FileNotFoundError:
-            continue
-    if not reports:
-        raise ConfigError(f"{run_uri}: no evaluate step is finished there: check the folder, or run a config first")
-    for task in dict.fromkeys(report["task"] for _, report in reports):
-        table = Table("step", "split", "images", *HEADLINES[task], box=None)
-        for name, report in reports:
-            if report["task"] == task:
-                figures = [_figure(key, report["metrics"]) for key in HEADLINES[task]]
-                table.add_row(name, report["split"] or "all", str(report["num_images"]), *figures)
+    for table in figures_of_steps(run_uri):
         _console().print(table)
 
 
@@ -217,60 +181,16 @@ def export(
         _console().print(line, highlight=False)
 
 
-def _figure(name: str, metrics: Mapping[str, float]) -> str:
-    """A fraction as percent, a count as it is; with its standard deviation where there were several runs."""
-    if name not in metrics:
-        return ""
-    if name.startswith("boxes_per_image"):
-        return f"{metrics[name]:.1f}"
-    spread = metrics.get(f"{name}_std")
-    return f"{100 * metrics[name]:.1f}" + ("%" if spread is None else f" ± {100 * spread:.1f}%")
-
-
 @app.command()
 @guarded
 def stages(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="A stage; all when left out.")] = None,
 ) -> None:
     """List the stages, or every key of one with type, default and meaning."""
-    from weaksam.stages import STAGES
+    from weaksam.listings import all_stages, settings_of_stage
 
-    if name is None:
-        table = Table("stage", "reads", "writes", "what it does", box=None)
-        for stage in STAGES.values():
-            table.add_row(stage.name, ", ".join(dict.fromkeys(stage.reads.values())), stage.writes, stage.summary)
-        _console().print(table)
-        return
-    if name not in STAGES:
-        raise ConfigError(f"there is no stage '{name}': stages are {', '.join(STAGES)}")
-    stage = STAGES[name]
-    console = _console()
-    console.print(f"{name} -> {stage.writes}\n{inspect.cleandoc(stage.config.__doc__ or '')}\n", highlight=False)
-    table = Table("key", "type", "default", "meaning", box=None)
-    for row in settings_rows(stage.config):
-        table.add_row(*row)
-    console.print(table)
-
-
-def settings_rows(config: Any, prefix: str = "") -> list[tuple[str, str, str, str]]:
-    """(key, type, default, sentence) of every setting, nested ones as `outer.inner`."""
-    rows = []
-    for name, info in config.model_fields.items():
-        inner = info.annotation
-        if isinstance(inner, type) and hasattr(inner, "model_fields"):
-            rows += settings_rows(inner, f"{prefix}{name}.")
-            continue
-        kind = inner.__name__ if isinstance(inner, type) else str(inner).replace("typing.", "")
-        default = "required" if info.is_required() else _shortly(info.get_default(call_default_factory=True))
-        rows.append((prefix + name, kind, default, " ".join((info.description or "").split())))
-    return rows
-
-
-def _shortly(value: Any) -> str:
-    """`repr`, of a long list its beginning and its end."""
-    if isinstance(value, list) and len(value) > 8:
-        return f"[{', '.join(map(repr, value[:2]))}, ..., {value[-1]!r}]"
-    return repr(value)
+    for shown in [all_stages()] if name is None else settings_of_stage(name):
+        _console().print(shown, highlight=False)
 
 
 @app.command()

@@ -1,0 +1,126 @@
+"""Tables for people: the state of a run and its figures, read off its files; the stages and their settings."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from rich.table import Table
+
+from weaksam import storage, tables
+from weaksam.errors import ConfigError, StorageError
+
+
+def states_of_steps(run: str) -> Table:
+    """What is done in a run folder, one step folder a line.
+
+    Raises:
+        ConfigError: no step has been started there.
+    """
+    table = Table("step", "state", "rows", "failed", "seconds", "rows/s", "folder", box=None)
+    found = 0
+    for name in storage.list_folders(run):
+        folder = storage.join(run, name)
+        step, started = name.rsplit("-", 1)[0], storage.exists(storage.join(folder, "config.json"))
+        found += started
+        if not started:
+            continue
+        try:
+            done = storage.read_json(storage.join(folder, "manifest.json"))
+        except FileNotFoundError:
+            rows = sum(tables.rows_in(part) for part in tables.list_parts(folder))
+            table.add_row(step, "unfinished", str(rows), "", "", "", folder)
+        except StorageError:
+            table.add_row(step, "damaged: remove manifest.json and run again", "", "", "", "", folder)
+        else:
+            counts = [f"{done[key]:g}" for key in ("rows", "failed", "seconds", "rows_per_second")]
+            table.add_row(step, "finished", *counts, folder)
+    if not found:
+        raise ConfigError(f"{run}: no step has been started there: check the folder, or run a config first")
+    return table
+
+
+def figures_of_steps(run: str) -> list[Table]:
+    """The figures of every finished evaluate step of a run folder: a table a task, a step a line.
+
+    Raises:
+        ConfigError: no evaluate step is finished there.
+    """
+    from weaksam.stages.evaluate import HEADLINES
+
+    reports = []
+    for name in storage.list_folders(run):
+        try:
+            reports.append((name, storage.read_json(storage.join(run, name, "metrics.json"))))
+        except FileNotFoundError:
+            continue
+    if not reports:
+        raise ConfigError(f"{run}: no evaluate step is finished there: check the folder, or run a config first")
+    listed = []
+    for task in dict.fromkeys(report["task"] for _, report in reports):
+        table = Table("step", "split", "images", *HEADLINES[task], box=None)
+        for name, report in reports:
+            if report["task"] == task:
+                figures = [_figure(key, report["metrics"]) for key in HEADLINES[task]]
+                table.add_row(name, report["split"] or "all", str(report["num_images"]), *figures)
+        listed.append(table)
+    return listed
+
+
+def _figure(name: str, metrics: Mapping[str, float]) -> str:
+    """A fraction as percent, a count as it is; with its standard deviation where there were several runs."""
+    if name not in metrics:
+        return ""
+    if name.startswith("boxes_per_image"):
+        return f"{metrics[name]:.1f}"
+    spread = metrics.get(f"{name}_std")
+    return f"{100 * metrics[name]:.1f}" + ("%" if spread is None else f" ± {100 * spread:.1f}%")
+
+
+def all_stages() -> Table:
+    """The stages and what they do."""
+    from weaksam.stages import STAGES
+
+    table = Table("stage", "reads", "writes", "what it does", box=None)
+    for stage in STAGES.values():
+        table.add_row(stage.name, ", ".join(dict.fromkeys(stage.reads.values())), stage.writes, stage.summary)
+    return table
+
+
+def settings_of_stage(name: str) -> tuple[str, Table]:
+    """What a stage is, and every key of it with type, default and meaning.
+
+    Raises:
+        ConfigError: there is no such stage.
+    """
+    from weaksam.stages import STAGES
+
+    if name not in STAGES:
+        raise ConfigError(f"there is no stage '{name}': stages are {', '.join(STAGES)}")
+    stage = STAGES[name]
+    table = Table("key", "type", "default", "meaning", box=None)
+    for row in settings_rows(stage.config):
+        table.add_row(*row)
+    return f"{name} -> {stage.writes}\n{inspect.cleandoc(stage.config.__doc__ or '')}\n", table
+
+
+def settings_rows(config: Any, prefix: str = "") -> list[tuple[str, str, str, str]]:
+    """(key, type, default, sentence) of every setting, nested ones as `outer.inner`."""
+    rows = []
+    for name, info in config.model_fields.items():
+        inner = info.annotation
+        if isinstance(inner, type) and hasattr(inner, "model_fields"):
+            rows += settings_rows(inner, f"{prefix}{name}.")
+            continue
+        kind = inner.__name__ if isinstance(inner, type) else str(inner).replace("typing.", "")
+        default = "required" if info.is_required() else _shortly(info.get_default(call_default_factory=True))
+        rows.append((prefix + name, kind, default, " ".join((info.description or "").split())))
+    return rows
+
+
+def _shortly(value: Any) -> str:
+    """`repr`, of a long list its beginning and its end."""
+    if isinstance(value, list) and len(value) > 8:
+        return f"[{', '.join(map(repr, value[:2]))}, ..., {value[-1]!r}]"
+    return repr(value)
