@@ -18,10 +18,10 @@ import time
 from pathlib import Path
 
 from weaksam import pipeline, runtime, storage, tables
-from weaksam.cli import set_up_logging
 from weaksam.data.images import decode_image
 from weaksam.data.scenes import write_scenes
 from weaksam.stage import Step
+from weaksam.terminal import set_up_logging
 
 CONFIG = """
 run: {folder}/run

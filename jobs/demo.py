@@ -14,13 +14,14 @@ import numpy as np
 from PIL import Image
 
 from weaksam import pipeline, schemas, storage, tables
-from weaksam.cli import run_pipeline, set_up_logging
+from weaksam.cli import run_pipeline
 from weaksam.data.images import decode_image
 from weaksam.data.scenes import write_scenes
 from weaksam.models.clues import KINDS, find_clues
 from weaksam.models.weaktr_weights import load_trained
 from weaksam.pictures import SOURCE_COLOURS, contact_sheet, draw_boxes, draw_heatmap, png_bytes
 from weaksam.stage import Step
+from weaksam.terminal import set_up_logging
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 TEACHERS = {"oicr": "OICR", "mist": "MIST"}

@@ -15,12 +15,12 @@ import typer
 from safetensors.torch import load_file
 
 from weaksam import runtime
-from weaksam.cli import set_up_logging
 from weaksam.data.scene_cache import cache_scenes
 from weaksam.sam.build import build_sam
 from weaksam.sam.training import SegmenterTask, export_weights, sam_weights
 from weaksam.sam.training_loss import DICE_WEIGHT
 from weaksam.sam.training_scores import score_segmenter
+from weaksam.terminal import set_up_logging
 from weaksam.training import TrainResources, TrainSettings, train
 
 log = logging.getLogger("weaksam.jobs")

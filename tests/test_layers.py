@@ -21,9 +21,9 @@ LAYERS = [
     {"stage", "pools", "progress", "rows", "isolation", "runtime", "training", "training_state", "training_settings"},
     {"stages"},
     {"pipeline", "listings"},
-    {"submit", "cli", "report"},
+    {"doctor", "submit", "terminal", "job_commands", "cli", "report"},
 ]
-WITH_RAY = {"rows", "isolation", "runtime", "training", "stages", "pipeline", "submit"}
+WITH_RAY = {"rows", "isolation", "runtime", "training", "stages", "pipeline", "doctor", "submit"}
 WITH_GROUND_TRUTH = {"stages/evaluate.py", "report", "tables.py"}
 
 

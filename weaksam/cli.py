@@ -1,19 +1,17 @@
-"""The command line. Faults of the user end with exit code 2, faults of a run with 1, both without a traceback."""
+"""The command line: what works on this machine. `job_commands` has what talks to a cluster."""
 
 from __future__ import annotations
 
-import functools
 import json
-import logging
 import sys
-from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from weaksam.errors import ConfigError, StorageError, WeakSamError
+from weaksam.errors import ConfigError, StorageError
+from weaksam.job_commands import app as job_app
+from weaksam.terminal import AsJson, ConfigPath, Overrides, console, guarded, set_up_logging
 
 app = typer.Typer(
     help="From image-level labels to boxes, masks and detectors, as batch jobs on Ray.",
@@ -21,45 +19,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-ConfigPath = Annotated[str, typer.Argument(metavar="CONFIG", help="Run file (YAML).")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="[KEY=VALUE]...", help="Settings laid over the file: steps.<step>.<key>=<value>, run=<uri>."
-    ),
-]
-
-
-def guarded(command: Callable[..., None]) -> Callable[..., None]:
-    """Turns the errors a user can act on into messages and exit codes."""
-
-    @functools.wraps(command)
-    def inner(*args: Any, **kwargs: Any) -> None:
-        try:
-            command(*args, **kwargs)
-        except ConfigError as error:
-            for fault in error.faults:
-                print(f"error: {fault}", file=sys.stderr)
-            raise typer.Exit(2) from None
-        except WeakSamError as error:
-            print(f"error: {error}", file=sys.stderr)
-            raise typer.Exit(1) from None
-        except KeyboardInterrupt:
-            print("interrupted: the same command goes on from here", file=sys.stderr)
-            raise typer.Exit(130) from None
-
-    return inner
-
-
-def set_up_logging() -> None:
-    """Our own lines to stderr with the time of day; other libraries only from warnings on."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-    logger = logging.getLogger("weaksam")
-    logger.handlers, logger.propagate = [handler], False
-    logger.setLevel(logging.INFO)
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+app.add_typer(job_app)
 
 
 @app.command()
@@ -120,7 +80,7 @@ def check(config: ConfigPath, overrides: Overrides = None) -> None:
         except StorageError:
             state = "damaged"
         table.add_row(step.name, step.stage.name, reads, state, step.folder)
-    _console().print(table)
+    console().print(table)
 
 
 @app.command()
@@ -129,7 +89,7 @@ def status(run_uri: Annotated[str, typer.Argument(metavar="RUN", help="Folder of
     """Show what is done in RUN. Reads its files only, so it needs no cluster."""
     from weaksam.listings import states_of_steps
 
-    _console().print(states_of_steps(run_uri))
+    console().print(states_of_steps(run_uri))
 
 
 @app.command()
@@ -139,7 +99,7 @@ def metrics(run_uri: Annotated[str, typer.Argument(metavar="RUN", help="Folder o
     from weaksam.listings import figures_of_steps
 
     for table in figures_of_steps(run_uri):
-        _console().print(table)
+        console().print(table)
 
 
 @app.command()
@@ -160,7 +120,7 @@ def export(
     to: Annotated[
         str | None, typer.Option(metavar="URI", help="Folder to write to; one inside RUN when left out.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Write a finished STEP of RUN as files for other programs, and check them by reading them back.
 
@@ -178,7 +138,7 @@ def export(
         print(json.dumps({**report, "was_finished": was_finished}, indent=2))
         return
     for line in explain(report, was_finished=was_finished):
-        _console().print(line, highlight=False)
+        console().print(line, highlight=False)
 
 
 @app.command()
@@ -190,7 +150,7 @@ def stages(
     from weaksam.listings import all_stages, settings_of_stage
 
     for shown in [all_stages()] if name is None else settings_of_stage(name):
-        _console().print(shown, highlight=False)
+        console().print(shown, highlight=False)
 
 
 @app.command()
@@ -208,11 +168,6 @@ def scenes(
         raise ConfigError(f"--format {format}: must be voc or coco")
     set_up_logging()
     write_scenes(out, images=images, seed=seed, format=format)
-
-
-def _console() -> Console:
-    # A pipe has no width: give tables room instead of folding them at 80 columns.
-    return Console(width=None if sys.stdout.isatty() else 200, soft_wrap=True, markup=False)
 
 
 def main() -> None:

@@ -1,10 +1,16 @@
-"""Errors a user can act on, by who must act. Everything else is a bug and keeps its traceback."""
+"""Errors a user can act on, by who must act. Everything else is a bug and keeps its traceback.
+
+Each has the exit code that a command or job ends with: 2, the run file, the command, the data or the weights are wrong
+and the same command would fail again; 3, too many rows failed; 4, storage or cluster, where the same command goes on.
+"""
 
 from __future__ import annotations
 
 
 class WeakSamError(Exception):
     """Base of every error with a message written for the user: what is wrong, what was got, what to do."""
+
+    exit_code = 2
 
 
 class ConfigError(WeakSamError):
@@ -25,6 +31,14 @@ class DataError(WeakSamError):
 class StorageError(WeakSamError):
     """A URI could not be read or written: network, permission or a missing file. Never the fault of one image."""
 
+    exit_code = 4
+
+
+class ClusterError(WeakSamError):
+    """The cluster cannot be reached, does not let us in, or lost what it was doing."""
+
+    exit_code = 4
+
 
 class WeightsError(WeakSamError):
     """A weights file is truncated, altered, or does not fit the model. The message names the file."""
@@ -32,6 +46,14 @@ class WeightsError(WeakSamError):
 
 class StageError(WeakSamError):
     """A stage ended without a complete result. Running the same command again goes on where it stopped."""
+
+    exit_code = 4
+
+
+class FailedRowsError(StageError):
+    """A step is complete, but more of its rows failed than may."""
+
+    exit_code = 3
 
 
 class ImageError(Exception):

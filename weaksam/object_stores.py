@@ -1,7 +1,8 @@
 """Clients of object stores, set for the servers there are: S3 and its kin, Google's, Azure's, what else fsspec knows.
 
 Credentials come from where each store's own tools have them (environment, configuration file, role of the machine) and
-are never part of a run file. An S3 server other than Amazon's is named by `AWS_ENDPOINT_URL_S3` or `AWS_ENDPOINT_URL`.
+are never part of a run file. An S3 server other than Amazon's is named by `endpoint` in a run file, which goes before
+the environment's `AWS_ENDPOINT_URL_S3` and `AWS_ENDPOINT_URL`.
 """
 
 from __future__ import annotations
@@ -9,11 +10,14 @@ from __future__ import annotations
 import functools
 import os
 from contextlib import suppress
+from typing import Any
 
 # pyarrow's S3 client sends trailing checksums by default, which several S3 servers reject or store as data.
 os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
 
 from pyarrow import fs as pafs
+
+ENDPOINT_VARIABLE = "AWS_ENDPOINT_URL_S3"
 
 _ATTEMPTS = 10  # within the client; the standard strategy shares its attempts between all requests and runs out
 _CONNECT_TIMEOUT = 10.0  # seconds
@@ -33,7 +37,17 @@ def object_store(scheme: str, bucket: str) -> pafs.FileSystem:
 
 def s3_endpoint() -> str | None:
     """The S3 server that is named by the environment; None: Amazon's."""
-    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
+    return os.environ.get(ENDPOINT_VARIABLE) or os.environ.get("AWS_ENDPOINT_URL") or None
+
+
+def use_s3_endpoint(url: Any) -> list[str]:
+    """Names the S3 server for this process and those that it starts; a list of faults if this is no URL of one."""
+    if not isinstance(url, str) or not url.startswith(("http://", "https://")):
+        return [f"endpoint: must be the URL of an S3 server, http://... or https://..., got {url!r}"]
+    if "@" in url:
+        return ["endpoint: holds credentials: leave them to the environment"]
+    os.environ[ENDPOINT_VARIABLE] = url
+    return []
 
 
 @functools.lru_cache(maxsize=32)

@@ -17,7 +17,8 @@ from typing import Any
 
 from weaksam import storage
 from weaksam.config import StageConfig, load_run_file, parse_settings
-from weaksam.errors import ConfigError, StageError, WeakSamError
+from weaksam.errors import ConfigError, FailedRowsError, WeakSamError
+from weaksam.object_stores import use_s3_endpoint
 from weaksam.stage import Outcome, Stage, Step, describe, resolve
 from weaksam.stages import STAGES
 
@@ -25,6 +26,7 @@ log = logging.getLogger(__name__)
 
 _VERSIONED = ("weaksam", "ray", "torch", "torchvision", "segment-anything", "pyarrow", "numpy", "pillow")
 
+_KEYS = ("run", "endpoint", "steps")
 
 Parsed = dict[str, tuple[Stage, Any]]  # step name -> stage and settings
 
@@ -44,10 +46,12 @@ def load(path: str, overrides: Sequence[str] = ()) -> list[Step]:
 def parse(path: str, overrides: Sequence[str] = ()) -> tuple[str, Parsed]:
     """The run folder and the checked settings of every step, as `load` but without a look at outside files."""
     content = load_run_file(path, overrides)
-    faults = [f"{key}: unknown key: a run file has 'run' and 'steps'" for key in content if key not in ("run", "steps")]
-    run, raw_steps = content.get("run"), content.get("steps")
+    faults = [f"{key}: unknown key: a run file has {', '.join(_KEYS)}" for key in content if key not in _KEYS]
+    run, endpoint, raw_steps = (content.get(key) for key in _KEYS)
     if not isinstance(run, str) or not run:
         faults.append("run: required: the URI where everything of this run lives")
+    if endpoint is not None:
+        faults += use_s3_endpoint(endpoint)
     if not isinstance(raw_steps, dict) or not raw_steps:
         raise ConfigError(*faults, "steps: required: a mapping of step names to settings")
     raw_steps = {str(name): raw for name, raw in raw_steps.items()}
@@ -194,7 +198,7 @@ def _manifest(step: Step, outcome: Outcome, seconds: float) -> dict[str, Any]:
         "rows_computed": computed,  # by the run that finished it; earlier ones did the rest
         "rows_per_second": round(computed / max(seconds, 1e-9), 2),
         "versions": _versions(),
-        "git_commit": _git_commit(),
+        "git_commit": git_commit(),
         "parts": outcome.parts,
         "excluded": outcome.excluded,
     }
@@ -210,7 +214,7 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _git_commit() -> str | None:
+def git_commit() -> str | None:
     """The commit this code is at; `WEAKSAM_GIT_COMMIT` says it where the code travels without its repository."""
     if told := os.environ.get("WEAKSAM_GIT_COMMIT"):
         return told
@@ -226,7 +230,7 @@ def _check_failed(step: Step, manifest: Mapping[str, Any]) -> None:
     allowed = math.ceil(step.config.max_failed * manifest["rows"])
     if manifest["failed"] > allowed:
         listed = "\n  ".join(manifest["failures"])
-        raise StageError(
+        raise FailedRowsError(
             f"step {step.name}: {manifest['failed']} of {manifest['rows']} rows failed, {allowed} may "
             f"(steps.{step.name}.max_failed={step.config.max_failed:g}). The rows are kept in {step.folder}; "
             f"raise max_failed to go on with them, or remove that folder to try again. The first:\n  {listed}"

@@ -9,6 +9,7 @@ left-over images run again, then each alone; then every id is counted once.
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import os
@@ -16,13 +17,15 @@ import signal
 import sys
 import time
 import warnings
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
 import pyarrow as pa
 
 from weaksam import schemas, tables
-from weaksam.errors import StageError, WeakSamError
+from weaksam.errors import ClusterError, StageError, WeakSamError
+from weaksam.object_stores import ENDPOINT_VARIABLE
 from weaksam.pools import TASK_CPUS, Pool, PoolResources, fit_pool
 from weaksam.progress import duration, repeatedly
 from weaksam.stage import Outcome, Step
@@ -35,6 +38,7 @@ if "RAY_ADDRESS" not in os.environ and "ray" not in sys.modules:  # Ray reads th
 
 import ray
 import ray.data
+import ray.exceptions
 import ray.util.annotations
 from ray.data import ActorPoolStrategy
 
@@ -57,10 +61,27 @@ def connect() -> None:
         for variable, size in _KEEP_MEMORY.items():
             os.environ.setdefault(variable, size)  # the workers of a local cluster inherit it
         address = os.environ.get("RAY_ADDRESS", "local")
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
+        options = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": False}
+        if address != "local":
+            options["runtime_env"] = {"env_vars": _told_to_workers(os.environ)}
+        try:
+            ray.init(address=address, **options)
+        except (ConnectionError, ray.exceptions.AuthenticationError) as error:
+            told = str(error).strip().splitlines() or ["?"]
+            raise ClusterError(
+                f"the cluster at {address} cannot be joined ({told[0]}): check RAY_ADDRESS and RAY_AUTH_TOKEN"
+            ) from error
 
     # Ray's own handler ends the process with a dump; this way the reservation is given back and the user is told.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+def _told_to_workers(environment: Mapping[str, str]) -> dict[str, str]:
+    """What processes of a running cluster must know of this one's environment, unless their job was told already."""
+    job = json.loads(environment.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}")
+    told = (job.get("runtime_env") or {}).get("env_vars") or {}
+    wanted = (ENDPOINT_VARIABLE,)
+    return {name: environment[name] for name in wanted if name in environment and name not in told}
 
 
 def disconnect() -> None:

@@ -16,6 +16,7 @@ import random
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -38,6 +39,7 @@ _S3_RIGHTS = {
     "write": "s3:PutObject",
     "list": "s3:ListBucket",
     "look up": "s3:GetObject and s3:ListBucket",
+    "delete": "s3:DeleteObject",
 }
 _NO_SUCH_FILE = (errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)  # what lies there can be no object
 
@@ -196,6 +198,13 @@ def read_json(uri: str) -> dict:
 def write_json(uri: str, value: dict) -> None:
     """A dict as readable JSON, keys in the given order."""
     write_bytes(uri, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def delete(uri: str) -> None:
+    """Removes an object; nothing happens if there is none."""
+    files, path = filesystem(uri)
+    with suppress(FileNotFoundError):
+        _retrying(lambda: files.delete_file(path), uri, "delete")
 
 
 def exists(uri: str) -> bool:

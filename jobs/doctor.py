@@ -1,0 +1,17 @@
+"""Examines the nodes of a cluster for what a run needs: `python -m jobs.doctor CONFIG [KEY=VALUE]... [--json]`."""
+
+import sys
+
+import typer
+
+from weaksam.doctor import run_doctor
+from weaksam.terminal import guarded
+
+if __name__ == "__main__":
+    given = [text for text in sys.argv[1:] if text != "--json"]
+    if not given:
+        sys.exit(__doc__)
+    try:
+        guarded(run_doctor)(given[0], given[1:], as_json="--json" in sys.argv)
+    except typer.Exit as end:
+        sys.exit(end.exit_code)

@@ -1,0 +1,332 @@
+"""Runs on a cluster: a run file and this code become a job of Ray, its log and its exit code come back.
+
+What is sent is small: the run file, and the packages `weaksam` and `jobs` unless the nodes have them. The job runs
+`python -m jobs.pipeline`, so it resumes as every run does: submit the same again after a cluster was lost.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import secrets
+import shlex
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from pydantic import Field
+
+from weaksam import pipeline, storage
+from weaksam.config import Settings, load_run_file, parse_settings
+from weaksam.errors import ClusterError, ConfigError
+from weaksam.object_stores import ENDPOINT_VARIABLE
+
+log = logging.getLogger(__name__)
+
+CODE = Path(__file__).resolve().parents[1]
+PACKAGES = ("weaksam", "jobs")
+
+_EXCLUDES = ("__pycache__", "*.pyc")
+_LARGEST = 100 * 2**20  # bytes of a package that Ray's dashboard takes
+_POLL_SECONDS = 2.0
+_LOST_SECONDS = 300.0  # a cluster that does not answer for so long is given up; the job may go on
+_CREDENTIAL = re.compile(r"SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIAL|PRIVATE|ACCESS_KEY|API_KEY|SESSION", re.IGNORECASE)
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+class Entrypoint(Settings):
+    """What the driver of a job takes from the cluster; the stages reserve their own."""
+
+    cpus: float = Field(default=0, ge=0)
+    """CPUs reserved for it; a head that takes no work has none, so 0 runs there."""
+    memory: int | None = Field(default=None, ge=1)
+    """Bytes reserved for it."""
+    resources: dict[str, float] = Field(default_factory=dict)
+    """Custom resources of the node it must run on."""
+
+
+class ClusterSettings(Settings):
+    """A cluster file: where jobs go, and what they are given there."""
+
+    address: str = "http://127.0.0.1:8265"
+    """URL of the cluster's dashboard."""
+    send_code: bool = True
+    """Whether the packages `weaksam` and `jobs` are sent; false when every node's image has them."""
+    excludes: list[str] = Field(default_factory=list)
+    """Files of them that are not sent, as in a .gitignore."""
+    env: dict[str, str] = Field(default_factory=dict)
+    """Environment of the job and its workers; never credentials, which the nodes have."""
+    pass_env: list[str] = Field(default_factory=list)
+    """Names of variables that the job gets as they are here; never credentials."""
+    entrypoint: Entrypoint = Field(default_factory=Entrypoint)
+    """What the driver takes."""
+    overrides: list[str] = Field(default_factory=list)
+    """Settings of run files that belong to this cluster: `steps.<step>.resources.<key>=<value>`."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is submitted."""
+
+    id: str
+    address: str
+    entrypoint: str
+    run: str
+    runtime_env: dict[str, Any]
+    resources: dict[str, Any]
+    config: str
+    overrides: list[str]
+    sent: str
+
+    @property
+    def ray_line(self) -> str:
+        """The `ray job submit` command that does the same; it sends the whole folder of the run file."""
+        words = ["ray", "job", "submit", "--address", self.address, "--submission-id", self.id]
+        flags = {"num_cpus": "--entrypoint-num-cpus", "memory": "--entrypoint-memory"}
+        for key, flag in flags.items():
+            if self.resources.get(f"entrypoint_{key}"):
+                words += [flag, str(self.resources[f"entrypoint_{key}"])]
+        if custom := self.resources.get("entrypoint_resources"):
+            words += ["--entrypoint-resources", json.dumps(custom)]
+        beside = self.runtime_env | {"working_dir": str(Path(self.config).resolve().parent)}
+        words += ["--runtime-env-json", json.dumps(beside)]
+        return f"{shlex.join(words)} -- {self.entrypoint}"
+
+
+def load_cluster(path: str | None, address: str | None) -> ClusterSettings:
+    """A cluster file, or the defaults; the address given goes before that of the environment and of the file.
+
+    Raises:
+        ConfigError: the file or the address is wrong.
+    """
+    raw = load_run_file(path) if path else {}
+    settings, faults = parse_settings(ClusterSettings, raw, where=path or "cluster")
+    address = address or os.environ.get("RAY_API_SERVER_ADDRESS")
+    if isinstance(settings, ClusterSettings):
+        settings = settings.model_copy(update={"address": address or settings.address})
+        faults += _cluster_faults(settings, path or "cluster")
+    if faults or not isinstance(settings, ClusterSettings):
+        raise ConfigError(*faults)
+    return settings
+
+
+def _cluster_faults(settings: ClusterSettings, where: str) -> list[str]:
+    faults = []
+    if not settings.address.startswith(("http://", "https://")):
+        faults.append(f"{where}.address: must be the URL of a dashboard, http://..., got {settings.address!r}")
+    for key, names in (("env", list(settings.env)), ("pass_env", settings.pass_env)):
+        faults += [
+            f"{where}.{key}.{name}: looks like a credential, which would be readable in the job's description: "
+            "give it to the nodes"
+            for name in names
+            if _CREDENTIAL.search(name)
+        ]
+    faults += [
+        f"{where}.overrides: {text}: a cluster may set resources only, steps.<step>.resources.<key>=<value>"
+        for text in settings.overrides
+        if not re.match(r"steps\.\w+\.resources\.", text)
+    ]
+    return faults
+
+
+def plan_job(
+    config: str,
+    overrides: Sequence[str],
+    cluster: ClusterSettings,
+    folder: str,
+    *,
+    module: str = "jobs.pipeline",
+    flags: Sequence[str] = (),
+    name: str | None = None,
+) -> Job:
+    """Checks a run file and makes the job of it; `folder` receives what is sent.
+
+    Raises:
+        ConfigError: with every fault of the run file, or a run folder that the cluster cannot reach.
+    """
+    used = [*_concerning(load_run_file(config, overrides), cluster.overrides), *overrides]
+    run, _ = pipeline.parse(config, used)
+    if storage.is_local(run):
+        used = [*(text for text in used if not text.startswith("run=")), f"run={run}"]  # the job works elsewhere
+        if urlsplit(cluster.address).hostname not in _LOOPBACK:
+            log.warning("run=%s: every node of the cluster must see this folder: usually an s3:// URI is meant", run)
+    shutil.copy(config, folder)
+    env = {**cluster.env, **{key: os.environ[key] for key in cluster.pass_env if key in os.environ}}
+    if (endpoint := load_run_file(config, used).get("endpoint")) is not None:
+        env[ENDPOINT_VARIABLE] = endpoint
+    env.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its complaint about every actor pool is no error
+    if commit := pipeline.git_commit():
+        env.setdefault("WEAKSAM_GIT_COMMIT", commit)
+    runtime_env: dict[str, Any] = {"working_dir": folder, "env_vars": env}
+    sent = "the run file"
+    if cluster.send_code:
+        excludes = [*_EXCLUDES, *cluster.excludes]
+        runtime_env |= {"py_modules": [str(CODE / package) for package in PACKAGES], "excludes": excludes}
+        sent += f" and the code, {_size_of_code() / 2**20:.1f} MiB before compression"
+    driver = cluster.entrypoint
+    resources = {
+        "entrypoint_num_cpus": driver.cpus or None,
+        "entrypoint_memory": driver.memory,
+        "entrypoint_resources": driver.resources or None,
+    }
+    words = ["python", "-m", module, Path(config).name, *used, *flags]
+    chosen = name or f"weaksam-{re.sub(r'[^A-Za-z0-9]+', '-', Path(config).stem)}"
+    job_id = f"{chosen}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(2)}"
+    return Job(job_id, cluster.address, shlex.join(words), run, runtime_env, resources, config, used, sent)
+
+
+def _concerning(content: Mapping[str, Any], overrides: Sequence[str]) -> list[str]:
+    """Of a cluster's overrides those about steps of this run file: a cluster serves many."""
+    steps = content.get("steps")
+    return [text for text in overrides if isinstance(steps, dict) and text.split(".")[1] in steps]
+
+
+def _size_of_code() -> int:
+    files = [path for package in PACKAGES for path in (CODE / package).rglob("*") if path.is_file()]
+    size = sum(path.stat().st_size for path in files if "__pycache__" not in path.parts)
+    if size > _LARGEST:
+        raise ConfigError(f"{CODE}: {size / 2**20:.0f} MiB of code: the cluster takes {_LARGEST >> 20}: see excludes")
+    return size
+
+
+@contextmanager
+def staged() -> Iterator[str]:
+    """A folder for what is sent, for as long as sending takes."""
+    with tempfile.TemporaryDirectory(prefix="weaksam-") as folder:
+        yield folder
+
+
+class Cluster:
+    """The jobs of a cluster; faults of the connection become ClusterError with their mend.
+
+    Args:
+        address: URL of its dashboard.
+    """
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        os.environ.setdefault("RAY_AUTH_MODE", "token" if _has_token() else "disabled")
+        from ray.job_submission import JobSubmissionClient
+
+        for name in ("ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging"):
+            logging.getLogger(name).setLevel(logging.WARNING)  # a line for each package sent
+        self._client = self._asking(lambda: JobSubmissionClient(address))
+
+    def submit(self, job: Job) -> None:
+        """Sends a job; it runs when the cluster has room for its driver."""
+        metadata = {"run": job.run, "weaksam": "1"}
+        arguments = {key: value for key, value in job.resources.items() if value is not None}
+        runtime_env = dict(job.runtime_env)
+        self._asking(
+            lambda: self._client.submit_job(
+                entrypoint=job.entrypoint,
+                submission_id=job.id,
+                runtime_env=runtime_env,
+                metadata=metadata,
+                **arguments,
+            )
+        )
+
+    def jobs(self) -> list[dict[str, Any]]:
+        """Every job that was submitted here by this program, newest first."""
+        found = self._asking(self._client.list_jobs)
+        ours = [one for one in found if one.submission_id and (one.metadata or {}).get("weaksam")]
+        return sorted(map(_described, ours), key=lambda one: one["started"] or "", reverse=True)
+
+    def job(self, job_id: str) -> dict[str, Any]:
+        """State of a job: `job`, `state`, `exit_code`, `message`, `run`, `entrypoint`, `started`, `ended`."""
+        return _described(self._asking(lambda: self._client.get_job_info(job_id), job_id))
+
+    def log(self, job_id: str) -> str:
+        """What the job has printed so far."""
+        return self._asking(lambda: self._client.get_job_logs(job_id), job_id)
+
+    def cancel(self, job_id: str) -> bool:
+        """Ends a job; its parts are kept, and submitting the same again goes on. False if it had ended."""
+        if self.job(job_id)["state"] not in ("PENDING", "RUNNING"):
+            return False
+        return bool(self._asking(lambda: self._client.stop_job(job_id), job_id))
+
+    def follow(self, job_id: str, show: Callable[[str], None]) -> dict[str, Any]:
+        """Shows the log as it grows until the job has ended; gives its last state.
+
+        Raises:
+            ClusterError: the cluster did not answer for minutes.
+        """
+        shown, answered = 0, time.monotonic()
+        while True:
+            try:
+                state = self.job(job_id)  # before the log: what it printed last is then in it
+                text = self.log(job_id)
+            except ClusterError:
+                if time.monotonic() - answered > _LOST_SECONDS:
+                    raise
+                time.sleep(_POLL_SECONDS)
+                continue
+            answered = time.monotonic()
+            show(text[shown:])
+            shown = max(shown, len(text))
+            if state["state"] not in ("PENDING", "RUNNING"):
+                return state
+            time.sleep(_POLL_SECONDS if shown < 2**20 else 5 * _POLL_SECONDS)
+
+    def _asking(self, question: Callable[[], Any], job_id: str | None = None) -> Any:
+        import requests
+        from ray.exceptions import AuthenticationError
+
+        try:
+            return question()
+        except AuthenticationError as error:
+            raise ClusterError(
+                f"{self.address}: the cluster does not let us in: put its token in RAY_AUTH_TOKEN, or the file that "
+                "holds it in RAY_AUTH_TOKEN_PATH"
+            ) from error
+        except (ConnectionError, requests.RequestException) as error:
+            raise ClusterError(
+                f"{self.address}: no cluster answers: check the address, or open a way to its dashboard "
+                "(`ray dashboard`, `kubectl port-forward`)"
+            ) from error
+        except RuntimeError as error:
+            if job_id is not None and "does not exist" in str(error):
+                raise ConfigError(f"{self.address}: there is no job {job_id!r}: `weaksam jobs` lists them") from error
+            told = (str(error).strip().splitlines() or ["?"])[-1]
+            if "No available agent" in told:
+                told += ": the head has just started, or its agent did not: see dashboard_agent.log there"
+            raise ClusterError(f"{self.address}: {told}") from error
+
+
+def exit_code(state: Mapping[str, Any]) -> int:
+    """The exit code of an ended job; 4 when it was ended from outside or its node was lost."""
+    if state["state"] == "SUCCEEDED":
+        return 0
+    return state["exit_code"] if state["state"] == "FAILED" and state["exit_code"] in (1, 2, 3, 4) else 4
+
+
+def _described(details: Any) -> dict[str, Any]:
+    return {
+        "job": details.submission_id,
+        "state": str(getattr(details.status, "value", details.status)),
+        "exit_code": details.driver_exit_code,
+        "message": " ".join((details.message or "").split(", last available logs")[0].split()),
+        "run": (details.metadata or {}).get("run"),
+        "entrypoint": details.entrypoint,
+        "started": _when(details.start_time),
+        "ended": _when(details.end_time),
+    }
+
+
+def _when(milliseconds: int | None) -> str | None:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(milliseconds / 1000)) if milliseconds else None
+
+
+def _has_token() -> bool:
+    named = any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
+    return named or Path.home().joinpath(".ray", "auth_token").exists()

@@ -1,0 +1,56 @@
+"""What every command has in common: messages and exit codes of errors, log lines, the console, shared arguments."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from weaksam.errors import ConfigError, WeakSamError
+
+ConfigPath = Annotated[str, typer.Argument(metavar="CONFIG", help="Run file (YAML).")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY=VALUE]...", help="Settings laid over the file: steps.<step>.<key>=<value>, run=<uri>."
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def guarded(command: Callable[..., None]) -> Callable[..., None]:
+    """Turns the errors a user can act on into messages and exit codes (`errors`)."""
+
+    @functools.wraps(command)
+    def inner(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except WeakSamError as error:
+            for fault in error.faults if isinstance(error, ConfigError) else [error]:
+                print(f"error: {fault}", file=sys.stderr)
+            raise typer.Exit(error.exit_code) from None
+        except KeyboardInterrupt:
+            print("interrupted: the same command goes on from here", file=sys.stderr)
+            raise typer.Exit(130) from None
+
+    return inner
+
+
+def set_up_logging() -> None:
+    """Our own lines to stderr with the time of day; other libraries only from warnings on."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    logger = logging.getLogger("weaksam")
+    logger.handlers, logger.propagate = [handler], False
+    logger.setLevel(logging.INFO)
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+
+
+def console() -> Console:
+    """Standard output for people. A pipe has no width: tables get room instead of being folded at 80 columns."""
+    return Console(width=None if sys.stdout.isatty() else 200, soft_wrap=True, markup=False)
