@@ -12,6 +12,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 
 from tests.s3.server import free_port
@@ -54,11 +55,22 @@ class RayHead:
     def stop(self) -> None:
         """Ends the head and what it started."""
         self._process.send_signal(signal.SIGTERM)
-        try:
-            self._process.wait(30)
-        finally:
-            self._process.kill()
-            shutil.rmtree(self.folder, ignore_errors=True)
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(10)
+        # Ray may take half a minute to end what it started; every process of it names the folder.
+        for pid in self._pids():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self._process.wait()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _pids(self) -> list[int]:
+        found = [self._process.pid]
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            with suppress(OSError):
+                if str(self.folder).encode() in path.read_bytes():
+                    found.append(int(path.parent.name))
+        return found
 
     def _wait(self) -> None:
         end = time.monotonic() + _START_SECONDS

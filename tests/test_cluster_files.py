@@ -18,7 +18,8 @@ import yaml
 
 from tests.conftest import SHARED_DATA
 from weaksam import pipeline
-from weaksam.config import read_value
+from weaksam.config import parse_settings, read_value
+from weaksam.submit import ClusterSettings, cluster_faults
 
 ROOT = Path(__file__).resolve().parents[1]
 CLUSTER = ROOT / "cluster"
@@ -69,34 +70,9 @@ def ray_package() -> Path:
 
 
 def submit_faults(content: dict[str, Any]) -> list[str]:
-    """What is wrong with a file of `--cluster`, against its contract and the settings of configs/coco17.yaml."""
-    schema = {
-        "type": "object",
-        "additionalProperties": False,
-        "required": ["address", "working_dir", "excludes", "env", "pass_env", "entrypoint", "overrides"],
-        "properties": {
-            "address": {"type": "string", "pattern": r"^https?://[\w.-]+:\d+$"},
-            "working_dir": {"type": ["string", "null"]},
-            "excludes": {"type": "array", "items": {"type": "string"}},
-            "env": {"type": "object", "additionalProperties": {"type": "string"}},
-            "pass_env": {"type": "array", "items": {"type": "string", "pattern": "^[A-Z][A-Z0-9_]*$"}},
-            "entrypoint": {
-                "type": "object",
-                "additionalProperties": False,
-                "required": ["cpus", "memory", "resources"],
-                "properties": {
-                    "cpus": {"type": "number", "minimum": 0},
-                    "memory": {"type": ["integer", "null"]},
-                    "resources": {"type": "object", "additionalProperties": {"type": "number"}},
-                },
-            },
-            "overrides": {
-                "type": "array",
-                "items": {"type": "string", "pattern": r"^steps\.\w+\.(\w+\.)*resources\.\w+=.+$"},
-            },
-        },
-    }
-    faults = [error.message for error in jsonschema.Draft202012Validator(schema).iter_errors(content)]
+    """What is wrong with a file of `--cluster`, also with its overrides of configs/coco17.yaml."""
+    settings, faults = parse_settings(ClusterSettings, content, where="cluster")
+    faults += cluster_faults(settings, "cluster") if isinstance(settings, ClusterSettings) else []
     given = ["steps.images.root=s3://bucket/coco", "steps.proposals.sam.checkpoint=s3://bucket/sam.pth"]
     try:
         pipeline.parse(str(ROOT / "configs" / "coco17.yaml"), [*given, *content["overrides"]])
@@ -117,6 +93,7 @@ def test_a_file_for_submit_keeps_the_contract(name: str) -> None:
         ("address", "127.0.0.1:8265"),
         ("env", {"OMP_NUM_THREADS": 1}),
         ("entrypoint.gpus", 1),
+        ("env", {"AWS_SECRET_ACCESS_KEY": "x"}),
         ("overrides", ["steps.proposals.nms=0.5"]),
         ("overrides", ["steps.proposals.resources.no_such_key=1"]),
     ],

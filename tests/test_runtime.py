@@ -166,6 +166,10 @@ def test_a_pool_that_would_take_every_cpu_is_refused_with_both_numbers() -> None
 def test_a_pool_takes_what_the_cluster_holds() -> None:
     assert fit_pool(PoolResources(), [{"CPU": 8.0}]).actors == 7
     assert fit_pool(PoolResources(max_actors=3), [{"CPU": 8.0}]).actors == 3
+    grown = PoolResources(max_actors=8, actor_gpus=1, grow=True)
+    assert fit_pool(grown, [{"CPU": 1.0}]).actors == 8  # their nodes are still to come
+    with pytest.raises(ValueError, match="grow needs max_actors and actor_gpus"):
+        PoolResources(grow=True)
     on_gpus = fit_pool(PoolResources(actor_gpus=0.5, actor_cpus=0.1), [{"CPU": 8.0, "GPU": 2.0}])
     assert (on_gpus.actors, on_gpus.actor_gpus) == (4, 0.5)
 

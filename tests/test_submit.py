@@ -104,6 +104,7 @@ def test_a_job_reads_from_and_writes_to_the_bucket_and_tells_how_it_ended(
 
 def test_the_equal_command_of_ray_does_the_same(head: RayHead, config: str, bucket: str) -> None:
     told = call(head, "submit", config, f"run={bucket}/first", "steps.proposals.grid.points_per_side=2", "--json")
+    # Both at once: on four CPUs they would starve each other if their steps did not take turns.
     submitted = json.loads(told.stdout)
     words = shlex.split(submitted["ray"].replace(submitted["job"], "by-hand").replace("/first", "/second"))
     environment = {**os.environ, **head.client}

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from weaksam.config import Settings
 from weaksam.errors import ConfigError
@@ -19,6 +19,8 @@ class PoolResources(Settings):
 
     max_actors: int | None = Field(default=None, ge=1)
     """Most actors of the pool; as many as the cluster holds when left out."""
+    grow: bool = False
+    """Whether the cluster starts nodes by itself: `max_actors` are asked for, also where it does not hold them yet."""
     actor_cpus: float = Field(default=1.0, gt=0)
     """CPUs reserved for one actor; its compute threads are this number rounded up."""
     actor_gpus: float | None = Field(default=None, ge=0)
@@ -27,6 +29,12 @@ class PoolResources(Settings):
     """Images handed to an actor at once."""
     image_timeout_s: float = Field(default=600.0, gt=0)
     """Longest time one image may take when it is run alone after a crash."""
+
+    @model_validator(mode="after")
+    def _growth_has_an_end(self) -> PoolResources:
+        if self.grow and (self.max_actors is None or self.actor_gpus is None):
+            raise ValueError("grow needs max_actors and actor_gpus: what will come cannot be seen yet")
+        return self
 
 
 @dataclass(frozen=True)
@@ -51,12 +59,14 @@ def fit_pool(resources: PoolResources, nodes: Sequence[Mapping[str, float]]) -> 
     spare = 2 * TASK_CPUS  # one fetch and one write task
     on_nodes = sum(_actors_on(node, resources.actor_cpus, actor_gpus) for node in nodes)
     fits = min(on_nodes, math.floor((cpus - spare) / resources.actor_cpus + 1e-6))
+    if resources.grow:
+        fits = resources.max_actors or fits
     if fits < 1:
         raise ConfigError(
             f"resources: an actor of {resources.actor_cpus:g} CPU and {actor_gpus:g} GPU does not fit: "
             f"the cluster has {cpus:g} CPU and {gpus:g} GPU on {len(nodes)} node(s), "
             f"of which {spare:g} CPU stay free for reading and writing: "
-            "lower actor_cpus or actor_gpus"
+            "lower actor_cpus or actor_gpus, or set grow if nodes will come"
         )
     return Pool(
         actors=min(resources.max_actors or fits, fits),

@@ -44,6 +44,7 @@ from ray.data import ActorPoolStrategy
 
 from weaksam.isolation import find_user_error, run_alone
 from weaksam.rows import Fetch, PartSink, Worker
+from weaksam.turns import turn
 
 log = logging.getLogger(__name__)
 
@@ -119,7 +120,7 @@ def map_images(
     pool = fit_pool(resources, [node["Resources"] for node in ray.nodes() if node["Alive"]])
     if source.num_rows > computed:
         log.info("%s: %d of %d images are done, going on", step.name, source.num_rows - computed, source.num_rows)
-    with _progress(step, source.num_rows, source.num_rows - computed):
+    with turn(step.name), _progress(step, source.num_rows, source.num_rows - computed):
         while todo.num_rows:
             _run_pass(step, todo, callable_class, kwargs, schema, pool)
             left = _todo(step.folder, source)

@@ -112,13 +112,14 @@ def load_cluster(path: str | None, address: str | None) -> ClusterSettings:
     address = address or os.environ.get("RAY_API_SERVER_ADDRESS")
     if isinstance(settings, ClusterSettings):
         settings = settings.model_copy(update={"address": address or settings.address})
-        faults += _cluster_faults(settings, path or "cluster")
+        faults += cluster_faults(settings, path or "cluster")
     if faults or not isinstance(settings, ClusterSettings):
         raise ConfigError(*faults)
     return settings
 
 
-def _cluster_faults(settings: ClusterSettings, where: str) -> list[str]:
+def cluster_faults(settings: ClusterSettings, where: str) -> list[str]:
+    """What is wrong with settings that have the right form, each fault named by its key."""
     faults = []
     if not settings.address.startswith(("http://", "https://")):
         faults.append(f"{where}.address: must be the URL of a dashboard, http://..., got {settings.address!r}")

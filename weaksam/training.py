@@ -34,6 +34,7 @@ from weaksam.errors import ConfigError, StageError, WeakSamError
 from weaksam.progress import duration, repeatedly
 from weaksam.training_settings import TrainResources, TrainSettings
 from weaksam.training_state import Journal, Trainee, TrainTask, draw_batch
+from weaksam.turns import turn
 
 __all__ = ["TrainResources", "TrainSettings", "TrainTask", "train"]
 
@@ -71,7 +72,7 @@ def train(task: TrainTask[Any], settings: TrainSettings, folder: str) -> str:
     check_workers(settings.resources, [node["Resources"] for node in ray.nodes() if node["Alive"]])
     trainer = _make_trainer(task, settings, folder)
     try:
-        with _progress(folder, settings):
+        with turn(folder.rsplit("/", 1)[-1]), _progress(folder, settings):
             trainer.fit()
     except ray.train.TrainingFailedError as error:
         raise StageError(
@@ -84,12 +85,14 @@ def train(task: TrainTask[Any], settings: TrainSettings, folder: str) -> str:
 
 def check_workers(resources: TrainResources, nodes: Sequence[Mapping[str, float]]) -> None:
     """Raises ConfigError when the workers do not fit a cluster of `nodes`: Ray Train would wait for ever."""
+    if resources.grow:
+        return
     needed = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
     fits = sum(min(math.floor(node.get(k, 0) / v + 1e-6) for k, v in needed.items() if v) for node in nodes)
     if fits < resources.workers:
         raise ConfigError(
             f"resources: {resources.workers} worker(s) of {needed['CPU']:g} CPU and {needed['GPU']:g} GPU do not fit, "
-            f"the cluster has room for {fits}: lower workers, cpus_per_worker or gpus_per_worker"
+            f"the cluster has room for {fits}: lower workers, cpus_per_worker or gpus_per_worker, or set grow"
         )
 
 

@@ -20,6 +20,8 @@ class TrainResources(Settings):
     """Processors reserved per worker; also its number of threads."""
     gpus_per_worker: float = Field(default=0, ge=0)
     """GPUs reserved per worker; 0 trains on processors."""
+    grow: bool = False
+    """Whether the cluster starts nodes by itself: workers are asked for also where it does not hold them yet."""
     micro_batch_size: int | None = Field(default=None, ge=1)
     """Samples a worker holds at once; the rest of its share is accumulated. Unset = its whole share."""
     max_failures: int = Field(default=3, ge=-1)

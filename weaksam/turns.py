@@ -1,0 +1,70 @@
+"""One step at a time on a cluster that several jobs share.
+
+Two pools on one cluster can each hold a part of its CPUs and wait for the rest for ever, and Ray Data divides its
+memory among all that ask. So a step takes its turn: an actor of a fixed name, which ends with the process that made it,
+however that ends.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+from ray.exceptions import ActorDiedError, RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+log = logging.getLogger(__name__)
+
+_NAME, _NAMESPACE = "turn", "weaksam"
+_POLL_SECONDS = 2.0
+
+
+@ray.remote(num_cpus=0)
+class _Turn:
+    def __init__(self, holder: str) -> None:
+        self._holder = holder
+
+    def holder(self) -> str:
+        return self._holder
+
+
+@contextmanager
+def turn(step: str) -> Iterator[None]:
+    """Waits until no other job's step has this cluster; on a cluster of our own there is none."""
+    if os.environ.get("RAY_ADDRESS", "local") == "local":
+        yield
+        return
+    mine = _take(step)
+    try:
+        yield
+    finally:
+        ray.kill(mine)
+
+
+def _take(step: str) -> Any:
+    node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    options = {"name": _NAME, "namespace": _NAMESPACE, "scheduling_strategy": node, "max_restarts": 0}
+    told = False
+    while True:
+        try:
+            mine = _Turn.options(**options).remote(f"{step} of job {ray.get_runtime_context().get_job_id()}")
+            ray.get(mine.holder.remote())
+        except (ValueError, ActorDiedError):  # the name is taken
+            if not told:
+                log.info("%s: waits for its turn on the cluster: %s has it", step, _holder())
+                told = True
+            time.sleep(_POLL_SECONDS)
+        else:
+            return mine
+
+
+def _holder() -> str:
+    try:
+        return str(ray.get(ray.get_actor(_NAME, _NAMESPACE).holder.remote(), timeout=10))
+    except (ValueError, RayError):
+        return "another"
