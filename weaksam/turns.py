@@ -52,7 +52,7 @@ def _take(step: str) -> Any:
     told = False
     while True:
         try:
-            mine = _Turn.options(**options).remote(f"{step} of job {ray.get_runtime_context().get_job_id()}")
+            mine: Any = _Turn.options(**options).remote(f"{step} of job {ray.get_runtime_context().get_job_id()}")
             ray.get(mine.holder.remote())
         except (ValueError, ActorDiedError):  # the name is taken
             if not told:
