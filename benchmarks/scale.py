@@ -10,7 +10,6 @@ also killed once at half of the proposals. When all is done, the table is printe
 from __future__ import annotations
 
 import argparse
-import csv
 import importlib.metadata
 import io
 import json
@@ -175,18 +174,15 @@ def run_slice(config: Path, images: int, end: float) -> bool:
     """Runs until all is done (True), or until it is killed: at half of the proposals once, and at `end`."""
     steps = {step.name: step for step in pipeline.load(str(config))}
     folder = config.parent
-    number = len(list(folder.glob("samples-*.csv")))
+    number = len(list(folder.glob("samples-*.jsonl")))
     at_half = folder / "killed-at-half.json"
-    with open(folder / f"samples-{number:03}.csv", "w", newline="") as file, open(folder / "log", "ab") as log:
-        rows = csv.DictWriter(file, list(Sample.__dataclass_fields__))
-        rows.writeheader()
+    with open(folder / f"samples-{number:03}.jsonl", "w") as file, open(folder / "log", "ab") as log:
         driver = subprocess.Popen([sys.executable, "-m", "jobs.pipeline", str(config)], stderr=log)
         started = time.monotonic()
         while driver.poll() is None:
             name = next((name for name in MAPPING if steps[name].manifest() is None), MAPPING[-1])
             sample = _look(number, steps[name], time.monotonic() - started, driver.pid)
-            rows.writerow(asdict(sample))
-            file.flush()
+            print(json.dumps(asdict(sample)), file=file, flush=True)
             half = name == "proposals" and sample.done >= images / 2 and not at_half.exists()
             if half or time.monotonic() > end:
                 driver.kill()
@@ -232,15 +228,8 @@ def report(config: Path, folder: Path, bare: float, images: int) -> int:
 
 
 def _samples(folder: Path) -> list[Sample]:
-    found = []
-    for path in sorted(folder.glob("samples-*.csv")):
-        for row in csv.DictReader(path.read_text().splitlines()):
-            kinds = Sample.__dataclass_fields__
-            found.append(Sample(**{key: _KINDS[str(kinds[key].type)](value) for key, value in row.items()}))
-    return found
-
-
-_KINDS: dict[str, Callable[[str], object]] = {"int": int, "float": float, "str": str}
+    lines = [line for path in sorted(folder.glob("samples-*.jsonl")) for line in path.read_text().splitlines()]
+    return [Sample(**json.loads(line)) for line in lines]
 
 
 def rate_of(samples: list[Sample]) -> float:
