@@ -159,14 +159,14 @@ def _bare_loop(files: list[str]) -> float:
     torch.set_num_threads(1)
     grid = GridSettings(points_per_side=2)
     engine = SamEngine(load_sam("vit_xs"), settings=EngineSettings(grid.points_per_side))
-    rules = {
-        "pred_iou_threshold": grid.pred_iou_threshold,
-        "stability_threshold": grid.stability_threshold,
-        "nms_threshold": grid.nms_threshold,
-    }
     started = time.perf_counter()
     for file in files:
-        engine.propose([decode_image(storage.read_bytes(file))], **rules)
+        engine.propose(
+            [decode_image(storage.read_bytes(file))],
+            pred_iou_threshold=grid.pred_iou_threshold,
+            stability_threshold=grid.stability_threshold,
+            nms_threshold=grid.nms_threshold,
+        )
     return len(files) / (time.perf_counter() - started)
 
 
