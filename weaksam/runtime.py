@@ -14,17 +14,15 @@ import math
 import os
 import signal
 import sys
-import time
 import warnings
-from contextlib import AbstractContextManager
 from typing import Any
 
 import pyarrow as pa
 
 from weaksam import schemas, tables
-from weaksam.errors import StageError, WeakSamError
+from weaksam.errors import StageError
 from weaksam.pools import TASK_CPUS, Pool, PoolResources, fit_pool
-from weaksam.progress import duration, repeatedly
+from weaksam.progress import part_counter, tell_progress
 from weaksam.stage import Outcome, Step
 
 # A killed driver's reservation in Ray Data's coordinator starves the next one until it expires (default 180 s).
@@ -98,7 +96,7 @@ def map_images(
     pool = fit_pool(resources, [node["Resources"] for node in ray.nodes() if node["Alive"]])
     if source.num_rows > computed:
         log.info("%s: %d of %d images are done, going on", step.name, source.num_rows - computed, source.num_rows)
-    with _progress(step, source.num_rows, source.num_rows - computed):
+    with tell_progress(step, total=source.num_rows, unit="images", look=part_counter(step.folder)):
         while todo.num_rows:
             _run_pass(step, todo, callable_class, kwargs, schema, pool)
             left = _todo(step.folder, source)
@@ -175,26 +173,6 @@ def _quieten() -> None:
     for handler in logging.getLogger("ray.data").handlers:
         if not isinstance(handler, logging.FileHandler):
             handler.setLevel(logging.CRITICAL)
-
-
-def _progress(step: Step, total: int, done_before: int) -> AbstractContextManager[None]:
-    """Logs how many images are done every few seconds, read off the listing of the step's folder."""
-    started, last = time.monotonic(), done_before
-
-    def report() -> None:
-        nonlocal last
-        try:
-            done = sum(tables.rows_in(part) for part in tables.list_parts(step.folder))
-        except (WeakSamError, OSError) as error:  # progress must never stop the work
-            log.debug("%s: no progress line: %s", step.name, error)
-            return
-        if done > last:
-            rate = (done - done_before) / (time.monotonic() - started)
-            left = (total - done) / rate
-            log.info("%s  %d/%d images  %.1f images/s  eta %s", step.name, done, total, rate, duration(left))
-            last = done
-
-    return repeatedly(report, seconds=5.0)
 
 
 def _account(step: Step, source: pa.Table, *, computed: int) -> Outcome:
