@@ -18,12 +18,23 @@ LAYERS = [
     {"config", "schemas", "object_stores", "storage", "tables"},
     {"ops"},
     {"models", "sam", "data", "pictures"},
-    {"stage", "pools", "progress", "rows", "isolation", "runtime", "training", "training_state", "training_settings"},
+    {
+        "stage",
+        "pools",
+        "metrics",
+        "progress",
+        "rows",
+        "isolation",
+        "runtime",
+        "training",
+        "training_state",
+        "training_settings",
+    },
     {"stages"},
     {"pipeline", "listings"},
     {"submit", "cli", "report"},
 ]
-WITH_RAY = {"rows", "isolation", "runtime", "training", "stages", "pipeline", "submit"}
+WITH_RAY = {"metrics", "rows", "isolation", "runtime", "training", "stages", "pipeline", "submit"}
 WITH_GROUND_TRUTH = {"stages/evaluate.py", "report", "tables.py"}
 
 

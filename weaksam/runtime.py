@@ -96,14 +96,15 @@ def map_images(
     pool = fit_pool(resources, [node["Resources"] for node in ray.nodes() if node["Alive"]])
     if source.num_rows > computed:
         log.info("%s: %d of %d images are done, going on", step.name, source.num_rows - computed, source.num_rows)
+    worker = {"callable_class": callable_class, "kwargs": kwargs, "step": step.name, "stage": step.stage.name}
     with tell_progress(step, total=source.num_rows, unit="images", look=part_counter(step.folder)):
         while todo.num_rows:
-            _run_pass(step, todo, callable_class, kwargs, schema, pool)
+            _run_pass(step, todo, worker, schema, pool)
             left = _todo(step.folder, source)
             if left.num_rows > todo.num_rows // 2 or 0 < left.num_rows <= ROWS_PER_BLOCK:
                 some = left.slice(0, _MOST_ALONE)  # enough to find a culprit; the next pass streams the rest
                 log.warning("%s: %d images left, running %d of them alone", step.name, left.num_rows, some.num_rows)
-                run_alone(step, some, callable_class, kwargs, schema, pool)
+                run_alone(step, some, worker, schema, pool)
                 alone, left = left, _todo(step.folder, source)
                 if left.num_rows == alone.num_rows:
                     raise StageError(
@@ -118,8 +119,10 @@ def _todo(folder: str, source: pa.Table) -> pa.Table:
     return tables.without_ids(source, (image_id for ids in tables.done_ids(folder).values() for image_id in ids))
 
 
-def _run_pass(step: Step, todo: pa.Table, callable_class: type, kwargs: dict, schema: pa.Schema, pool: Pool) -> None:
+def _run_pass(step: Step, todo: pa.Table, worker: dict[str, Any], schema: pa.Schema, pool: Pool) -> None:
     """One streaming pass over `todo`. What a crash or an unexpected error loses is left for the caller.
+
+    `worker` has the arguments of a `Worker`.
 
     Raises:
         WeakSamError: a fault that is not an image's, such as storage or weights.
@@ -136,7 +139,7 @@ def _run_pass(step: Step, todo: pa.Table, callable_class: type, kwargs: dict, sc
             .map_batches(Fetch(), batch_format="pyarrow", batch_size=batch_size, num_cpus=TASK_CPUS)
             .map_batches(
                 Worker,
-                fn_constructor_kwargs={"callable_class": callable_class, "kwargs": kwargs},
+                fn_constructor_kwargs=worker,
                 batch_format="pyarrow",
                 batch_size=batch_size,
                 num_cpus=pool.actor_cpus,
