@@ -92,12 +92,12 @@ def map_images(
     computed = todo.num_rows
     if not computed:
         return _account(step, source, computed=0)
-    connect()
-    pool = fit_pool(resources, [node["Resources"] for node in ray.nodes() if node["Alive"]])
     if source.num_rows > computed:
         log.info("%s: %d of %d images are done, going on", step.name, source.num_rows - computed, source.num_rows)
     worker = {"callable_class": callable_class, "kwargs": kwargs, "step": step.name, "stage": step.stage.name}
     with tell_progress(step, total=source.num_rows, unit="images", look=part_counter(step.folder)):
+        connect()  # takes a while, and so do weights: the step is told to run from here on
+        pool = fit_pool(resources, [node["Resources"] for node in ray.nodes() if node["Alive"]])
         while todo.num_rows:
             _run_pass(step, todo, worker, schema, pool)
             left = _todo(step.folder, source)

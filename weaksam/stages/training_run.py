@@ -30,9 +30,9 @@ def train_task(step: Step, task: TrainTask[Any], settings: TrainSettings) -> dic
     from weaksam import runtime, training
 
     task.build_model()  # a fault of the weights is told here, at once, and not by every worker in turn
-    runtime.connect()
     # the loop logs each row of metrics itself
     with tell_progress(step, total=settings.steps, unit="steps", look=lambda: _look(step, settings), in_log=False):
+        runtime.connect()
         training.train(task, settings, step.folder)
     return _last_metrics(step.folder)
 
