@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -143,6 +145,49 @@ def test_a_run_is_checked_run_skipped_and_its_state_told(config: str, tmp_path: 
     assert [words[:3] for words in states] == [["images", "finished", "4"], ["more", "unfinished", "4"]]
 
 
+def write_progress(folder: Path, *, state: str, seconds_ago: float, **others: object) -> None:
+    updated = datetime.now(UTC) - timedelta(seconds=seconds_ago)
+    told = {"step": "x", "stage": "proposals", "state": state, "done": 120, "total": 400, "unit": "images", "failed": 2,
+            "rate": 3.11, "eta_seconds": 80.0, "started": "", "updated": updated.isoformat(), **others}  # fmt: skip
+    storage.write_json(str(folder / "config.json"), {"stage": "proposals"})
+    storage.write_json(str(folder / "progress.json"), told)
+
+
+def test_the_state_of_a_run_tells_what_runs_and_what_stopped(tmp_path: Path) -> None:
+    write_progress(tmp_path / "a-00000000", state="running", seconds_ago=30)
+    write_progress(tmp_path / "b-00000000", state="running", seconds_ago=3 * 3600)
+    write_progress(tmp_path / "c-00000000", state="stopped", seconds_ago=20)
+    training = {"stage": "train_wsod", "unit": "steps", "failed": 0, "loss": 0.5}
+    write_progress(tmp_path / "d-00000000", state="running", seconds_ago=5, **training)
+    write_progress(tmp_path / "e-00000000", state="finished", seconds_ago=9999)
+    done = {"stage": "proposals", "rows": 400, "failed": 1, "seconds": 200.0, "rows_per_second": 2.0}
+    storage.write_json(str(tmp_path / "e-00000000" / "manifest.json"), done)
+    write_progress(tmp_path / "f-00000000", state="running", seconds_ago=5)
+    (tmp_path / "f-00000000" / "progress.json").write_text("{half")
+    told = call(WEAKSAM, "status", str(tmp_path)).stdout
+    lines = {line.split()[0]: " ".join(line.split()[1:]) for line in told.splitlines()[1:]}
+    assert lines["a"].startswith("running 120/400 images 3.11/s eta 80 s 2 failed 0 2 /")
+    assert lines["b"].startswith("stopped at 120/400 (last sign 3.0 h ago): the same command goes on 0 2 /")
+    assert lines["c"].startswith("stopped at 120/400 (last sign 2")
+    assert lines["d"].startswith("running 120/400 steps 3.11/s eta 80 s loss 0.5 ")
+    assert lines["e"].startswith("finished 400 1 200 2 /")
+    assert lines["f"].startswith("unfinished 0 /")
+
+    states = {state["step"]: state for state in json.loads(call(WEAKSAM, "status", str(tmp_path), "--json").stdout)}
+    assert [states[step]["state"] for step in "abcdef"] == [
+        *("running", "stopped", "stopped", "running", "finished", "unfinished")
+    ]
+    keys = ["step", "stage", "state", "rows", "failed", "seconds", "rows_per_second", "folder", "progress"]
+    assert all(list(state) == keys for state in states.values())
+    assert states["e"] == {
+        **{"step": "e", "state": "finished", "folder": str(tmp_path / "e-00000000"), "progress": None},
+        **done,
+    }
+    assert states["d"]["progress"]["loss"] == 0.5
+    assert 10799 < states["b"]["progress"]["seconds_ago"] < 10900
+    assert states["f"]["stage"] == "proposals"
+
+
 def test_a_relative_run_lies_below_the_working_folder(config: str, tmp_path: Path) -> None:
     told = call(WEAKSAM, "run", config, "run=here", "steps.images.root=data", "--only", "images", cwd=tmp_path)
     assert told.returncode == 0, told.stderr
@@ -186,7 +231,13 @@ def test_what_ends_a_command_decides_its_exit_code(
 
 
 def test_nothing_but_a_run_starts_torch_or_ray(config: str, tmp_path: Path) -> None:
-    commands = [["check", config], ["status", str(tmp_path / "run")], ["stages"], ["stages", "proposals"]]
+    commands = [
+        ["check", config],
+        ["status", str(tmp_path / "run")],
+        ["status", "--json", str(tmp_path / "run")],
+        ["stages"],
+        ["stages", "proposals"],
+    ]
     storage.write_json(str(tmp_path / "run" / "images-0" / "config.json"), {})
     check = (
         "import sys; from weaksam.cli import app\n"

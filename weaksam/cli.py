@@ -85,11 +85,17 @@ def check(config: ConfigPath, overrides: Overrides = None) -> None:
 
 @app.command()
 @guarded
-def status(run_uri: Annotated[str, typer.Argument(metavar="RUN", help="Folder of a run, any URI.")]) -> None:
-    """Show what is done in RUN. Reads its files only, so it needs no cluster."""
-    from weaksam.listings import states_of_steps
+def status(
+    run_uri: Annotated[str, typer.Argument(metavar="RUN", help="Folder of a run, any URI.")],
+    as_json: AsJson = False,
+) -> None:
+    """Show what is done in RUN, what runs and what stopped. Reads its files only, so it needs no cluster."""
+    from weaksam.listings import read_states, states_of_steps
 
-    console().print(states_of_steps(run_uri))
+    if as_json:
+        print(json.dumps(read_states(run_uri), indent=2))
+    else:
+        console().print(states_of_steps(run_uri))
 
 
 @app.command()

@@ -12,7 +12,7 @@ import pyarrow as pa
 import ray
 from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 
-from weaksam import schemas, tables
+from weaksam import metrics, schemas, tables
 from weaksam.errors import StageError, WeakSamError
 from weaksam.pools import Pool
 from weaksam.rows import Fetch, PartSink, Worker, failed_row
@@ -53,9 +53,9 @@ class _Running:
 class _Alone:
     """Does one image at a time."""
 
-    def __init__(self, folder: str, callable_class: type, kwargs: dict, schema: pa.Schema) -> None:
+    def __init__(self, folder: str, worker: dict[str, Any], schema: pa.Schema) -> None:
         self.fetch = Fetch(strict=True)
-        self.worker = Worker(callable_class, kwargs)
+        self.worker = Worker(**worker)
         self.sink = PartSink(folder, schema)
 
     def ready(self) -> None:
@@ -68,8 +68,10 @@ class _Alone:
         self.sink.write([found], None)
 
 
-def run_alone(step: Step, todo: pa.Table, callable_class: type, kwargs: dict, schema: pa.Schema, pool: Pool) -> None:
+def run_alone(step: Step, todo: pa.Table, worker: dict[str, Any], schema: pa.Schema, pool: Pool) -> None:
     """Runs each image of `todo` by itself; one that fails twice becomes a row with status `crash` or `timeout`.
+
+    `worker` has the arguments of a `Worker`.
 
     Raises:
         WeakSamError: a fault that is not an image's, such as storage or weights.
@@ -83,7 +85,7 @@ def run_alone(step: Step, todo: pa.Table, callable_class: type, kwargs: dict, sc
     running: dict[Any, _Running] = {}
     while waiting or running:
         while waiting and len(running) < pool.actors:
-            actor: Any = idle.pop() if idle else start.remote(step.folder, callable_class, kwargs, schema)
+            actor: Any = idle.pop() if idle else start.remote(step.folder, worker, schema)
             row = waiting.popleft()
             ready = actor.ready.remote()
             running[actor.run.remote(row)] = _Running(actor, row, ready)
@@ -104,6 +106,8 @@ def run_alone(step: Step, todo: pa.Table, callable_class: type, kwargs: dict, sc
                 raise StageError(f"step {step.name}: every image fails, the last one with: {': '.join(failure)}")
             log.warning("%s: %s failed alone twice: %s: %s", step.name, image_id, *failure)
             tables.write_part(step.folder, schemas.to_table([failed_row(image_id, *failure)], schema))
+            metrics.set_tags(step=step.name, stage=step.stage.name)
+            metrics.count("weaksam_images_failed")
 
 
 def _ended(running: dict[Any, _Running], timeout_s: float) -> list[tuple[Any, Failure | None]]:

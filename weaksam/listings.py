@@ -10,35 +10,74 @@ from rich.table import Table
 
 from weaksam import storage, tables
 from weaksam.errors import ConfigError, StorageError
+from weaksam.progress import duration, read_progress, state_of, words_of
 
 
-def states_of_steps(run: str) -> Table:
-    """What is done in a run folder, one step folder a line.
+def read_states(run: str) -> list[dict[str, Any]]:
+    """What is done in a run folder, one step folder an entry, as its files say.
+
+    `state` is finished, running, stopped, damaged, or unfinished where nothing tells which of them. `rows` and what
+    follows are None where unknown; `progress` is that of a step that is not finished, with its age in seconds.
 
     Raises:
         ConfigError: no step has been started there.
     """
-    table = Table("step", "state", "rows", "failed", "seconds", "rows/s", "folder", box=None)
-    found = 0
-    for name in storage.list_folders(run):
-        folder = storage.join(run, name)
-        step, started = name.rsplit("-", 1)[0], storage.exists(storage.join(folder, "config.json"))
-        found += started
-        if not started:
-            continue
-        try:
-            done = storage.read_json(storage.join(folder, "manifest.json"))
-        except FileNotFoundError:
-            rows = sum(tables.rows_in(part) for part in tables.list_parts(folder))
-            table.add_row(step, "unfinished", str(rows), "", "", "", folder)
-        except StorageError:
-            table.add_row(step, "damaged: remove manifest.json and run again", "", "", "", "", folder)
-        else:
-            counts = [f"{done[key]:g}" for key in ("rows", "failed", "seconds", "rows_per_second")]
-            table.add_row(step, "finished", *counts, folder)
-    if not found:
+    folders = {name: storage.join(run, name) for name in storage.list_folders(run)}
+    states = [
+        _read_state(name.rsplit("-", 1)[0], folder)
+        for name, folder in folders.items()
+        if storage.exists(storage.join(folder, "config.json"))
+    ]
+    if not states:
         raise ConfigError(f"{run}: no step has been started there: check the folder, or run a config first")
+    return states
+
+
+def _read_state(step: str, folder: str) -> dict[str, Any]:
+    told = dict.fromkeys(("rows", "failed", "seconds", "rows_per_second"))
+    state = {"step": step, "stage": None, "state": "damaged", **told, "folder": folder, "progress": None}
+    try:
+        done = storage.read_json(storage.join(folder, "manifest.json"))
+    except StorageError:
+        return state
+    except FileNotFoundError:
+        progress = read_progress(folder)
+        rows = sum(tables.rows_in(part) for part in tables.list_parts(folder))
+        state |= {"stage": _read_stage(folder), "state": "unfinished", "rows": rows}
+        if progress is not None:
+            state |= {"state": state_of(progress), "failed": progress["failed"], "progress": progress}
+        return state
+    return {**state, "stage": done["stage"], "state": "finished", **{key: done[key] for key in told}}
+
+
+def _read_stage(folder: str) -> str | None:
+    try:
+        return storage.read_json(storage.join(folder, "config.json")).get("stage")
+    except (FileNotFoundError, StorageError):
+        return None
+
+
+def states_of_steps(run: str) -> Table:
+    """`read_states` for people, a line a step."""
+    table = Table("step", "state", "rows", "failed", "seconds", "rows/s", "folder", box=None)
+    for one in read_states(run):
+        counts = [one[key] for key in ("rows", "failed", "seconds", "rows_per_second")]
+        table.add_row(
+            one["step"], _describe(one), *("" if count is None else f"{count:g}" for count in counts), one["folder"]
+        )
     return table
+
+
+def _describe(state: Mapping[str, Any]) -> str:
+    progress = state["progress"]
+    if state["state"] == "damaged":
+        return "damaged: remove manifest.json and run again"
+    if state["state"] == "running":
+        return " ".join(["running", *words_of(progress)])
+    if state["state"] == "stopped":
+        at, ago = f"{progress['done']}/{progress['total']}", duration(progress["seconds_ago"])
+        return f"stopped at {at} (last sign {ago} ago): the same command goes on"
+    return state["state"]
 
 
 def figures_of_steps(run: str) -> list[Table]:

@@ -6,6 +6,7 @@ A callable is a plain class, `Callable(**kwargs)(batch) -> pa.Table`: `batch` ha
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 from ray.data import Datasink
 
-from weaksam import schemas, storage, tables
+from weaksam import metrics, schemas, storage, tables
 from weaksam.data.images import decode_image
 from weaksam.errors import ImageError, StorageError, WeakSamError
 
@@ -108,7 +109,9 @@ class Worker:
     Ray passes on only the text of what a constructor raises, a call's exception keeps its class.
     """
 
-    def __init__(self, callable_class: type, kwargs: dict[str, Any]) -> None:
+    def __init__(self, callable_class: type, kwargs: dict[str, Any], *, step: str = "", stage: str = "") -> None:
+        metrics.set_tags(step=step, stage=stage)
+        self.idle_since: float | None = None  # the first batch waited for nothing but the start
         try:
             self.callable = callable_class(**kwargs)
         except WeakSamError as error:
@@ -118,7 +121,15 @@ class Worker:
     def __call__(self, batch: pa.Table) -> pa.Table:
         if self.callable is None:
             raise self.error
-        return self.callable(batch)
+        if (since := self.idle_since) is not None:
+            waited = time.monotonic() - since
+            metrics.observe("weaksam_wait_seconds", lambda: waited)
+        rows = self.callable(batch)
+        done = rows.column("status").to_pylist().count(schemas.OK)
+        metrics.count("weaksam_images_done", done)
+        metrics.count("weaksam_images_failed", rows.num_rows - done)
+        self.idle_since = time.monotonic()
+        return rows
 
 
 class PartSink(Datasink[int]):

@@ -15,19 +15,17 @@ import math
 import os
 import signal
 import sys
-import time
 import warnings
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
 from typing import Any
 
 import pyarrow as pa
 
 from weaksam import schemas, tables
-from weaksam.errors import ClusterError, StageError, WeakSamError
+from weaksam.errors import ClusterError, StageError
 from weaksam.object_stores import ENDPOINT_VARIABLE
 from weaksam.pools import TASK_CPUS, Pool, PoolResources, fit_pool
-from weaksam.progress import duration, repeatedly
+from weaksam.progress import part_counter, tell_progress
 from weaksam.stage import Outcome, Step
 
 # A killed driver's reservation in Ray Data's coordinator starves the next one until it expires (default 180 s).
@@ -116,34 +114,45 @@ def map_images(
     computed = todo.num_rows
     if not computed:
         return _account(step, source, computed=0)
-    connect()
-    pool = fit_pool(resources, [node["Resources"] for node in ray.nodes() if node["Alive"]])
     if source.num_rows > computed:
         log.info("%s: %d of %d images are done, going on", step.name, source.num_rows - computed, source.num_rows)
-    with turn(step.name), _progress(step, source.num_rows, source.num_rows - computed):
-        while todo.num_rows:
-            _run_pass(step, todo, callable_class, kwargs, schema, pool)
-            left = _todo(step.folder, source)
-            if left.num_rows > todo.num_rows // 2 or 0 < left.num_rows <= ROWS_PER_BLOCK:
-                some = left.slice(0, _MOST_ALONE)  # enough to find a culprit; the next pass streams the rest
-                log.warning("%s: %d images left, running %d of them alone", step.name, left.num_rows, some.num_rows)
-                run_alone(step, some, callable_class, kwargs, schema, pool)
-                alone, left = left, _todo(step.folder, source)
-                if left.num_rows == alone.num_rows:
-                    raise StageError(
-                        f"step {step.name}: rows were written but none arrived in {step.folder}: a run needs a place "
-                        "that every node of the cluster sees, such as s3:// or a shared folder"
-                    )
-            todo = left
+    worker = {"callable_class": callable_class, "kwargs": kwargs, "step": step.name, "stage": step.stage.name}
+    with tell_progress(step, total=source.num_rows, unit="images", look=part_counter(step.folder)):
+        connect()  # takes a while, and so do weights: the step is told to run from here on
+        with turn(step.name):
+            pool = fit_pool(resources, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+            _run_passes(step, source, todo, worker, schema, pool)
     return _account(step, source, computed=computed)
+
+
+def _run_passes(
+    step: Step, source: pa.Table, todo: pa.Table, worker: dict[str, Any], schema: pa.Schema, pool: Pool
+) -> None:
+    """Runs pass after pass until no image of `todo` is left; where one does not get far, some images alone."""
+    while todo.num_rows:
+        _run_pass(step, todo, worker, schema, pool)
+        left = _todo(step.folder, source)
+        if left.num_rows > todo.num_rows // 2 or 0 < left.num_rows <= ROWS_PER_BLOCK:
+            some = left.slice(0, _MOST_ALONE)  # enough to find a culprit; the next pass streams the rest
+            log.warning("%s: %d images left, running %d of them alone", step.name, left.num_rows, some.num_rows)
+            run_alone(step, some, worker, schema, pool)
+            alone, left = left, _todo(step.folder, source)
+            if left.num_rows == alone.num_rows:
+                raise StageError(
+                    f"step {step.name}: rows were written but none arrived in {step.folder}: a run needs a place "
+                    "that every node of the cluster sees, such as s3:// or a shared folder"
+                )
+        todo = left
 
 
 def _todo(folder: str, source: pa.Table) -> pa.Table:
     return tables.without_ids(source, (image_id for ids in tables.done_ids(folder).values() for image_id in ids))
 
 
-def _run_pass(step: Step, todo: pa.Table, callable_class: type, kwargs: dict, schema: pa.Schema, pool: Pool) -> None:
+def _run_pass(step: Step, todo: pa.Table, worker: dict[str, Any], schema: pa.Schema, pool: Pool) -> None:
     """One streaming pass over `todo`. What a crash or an unexpected error loses is left for the caller.
+
+    `worker` has the arguments of a `Worker`.
 
     Raises:
         WeakSamError: a fault that is not an image's, such as storage or weights.
@@ -160,7 +169,7 @@ def _run_pass(step: Step, todo: pa.Table, callable_class: type, kwargs: dict, sc
             .map_batches(Fetch(), batch_format="pyarrow", batch_size=batch_size, num_cpus=TASK_CPUS)
             .map_batches(
                 Worker,
-                fn_constructor_kwargs={"callable_class": callable_class, "kwargs": kwargs},
+                fn_constructor_kwargs=worker,
                 batch_format="pyarrow",
                 batch_size=batch_size,
                 num_cpus=pool.actor_cpus,
@@ -197,26 +206,6 @@ def _quieten() -> None:
     for handler in logging.getLogger("ray.data").handlers:
         if not isinstance(handler, logging.FileHandler):
             handler.setLevel(logging.CRITICAL)
-
-
-def _progress(step: Step, total: int, done_before: int) -> AbstractContextManager[None]:
-    """Logs how many images are done every few seconds, read off the listing of the step's folder."""
-    started, last = time.monotonic(), done_before
-
-    def report() -> None:
-        nonlocal last
-        try:
-            done = sum(tables.rows_in(part) for part in tables.list_parts(step.folder))
-        except (WeakSamError, OSError) as error:  # progress must never stop the work
-            log.debug("%s: no progress line: %s", step.name, error)
-            return
-        if done > last:
-            rate = (done - done_before) / (time.monotonic() - started)
-            left = (total - done) / rate
-            log.info("%s  %d/%d images  %.1f images/s  eta %s", step.name, done, total, rate, duration(left))
-            last = done
-
-    return repeatedly(report, seconds=5.0)
 
 
 def _account(step: Step, source: pa.Table, *, computed: int) -> Outcome:

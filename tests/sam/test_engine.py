@@ -200,6 +200,7 @@ def test_chunks_halve_when_memory_runs_out_and_stay_halved(tiny_sam):
     expected = SamEngine(tiny_sam, settings=engine.settings).propose([image], **thresholds(LOOSE))[0]
     found = engine.propose([image], **thresholds(LOOSE))[0]
     assert engine.points_per_chunk == 2
+    assert (engine.oom_backoffs, engine.prompts_decoded) == (3, 25)  # 16, 8 and 4 at a time were too many
     np.testing.assert_array_equal(found.boxes, expected.boxes)
 
 

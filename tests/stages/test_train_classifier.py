@@ -227,6 +227,10 @@ def test_the_stage_trains_on_two_workers_reports_and_is_not_repeated(images: Lab
     rows = [json.loads(line) for line in (Path(step.folder) / "metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["step"] == 5
     assert {"loss", "cls_loss", "patch_loss", "held_out_loss", "held_out_mAP", "lr"} <= set(rows[-1])
+    told = storage.read_json(f"{step.folder}/progress.json")
+    assert [told[key] for key in ("stage", "state", "done", "total", "unit", "loss")] == [
+        *("train_classifier", "finished", 5, 5, "steps", rows[-1]["loss"])
+    ]
     weights = Path(step.folder) / "checkpoint" / "model.safetensors"
     weaktr_weights.load_trained(weights, "vit_xs", 2)
     written = weights.stat().st_mtime_ns

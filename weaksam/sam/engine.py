@@ -113,14 +113,15 @@ class SamEngine:
         settings: amounts of work at a time.
 
     Attributes:
-        encoder_calls: images encoded so far.
+        encoder_calls, prompts_decoded: images encoded and prompts decoded so far.
+        oom_backoffs: how often the device ran out of memory.
         points_per_chunk: prompts decoded at a time; halves when the device runs out of memory, and stays so.
     """
 
     def __init__(self, sam: Sam, *, settings: EngineSettings = EngineSettings()) -> None:
         self.sam = sam
         self.settings = settings
-        self.encoder_calls = 0
+        self.encoder_calls = self.prompts_decoded = self.oom_backoffs = 0
         self.points_per_chunk = settings.points_per_chunk or default_chunk(sam)
         self._tokens = _CPU_DRAW_TOKENS if sam.device.type == "cpu" else _DEVICE_DRAW_TOKENS
         self._pixels = settings.pixels_at_once or pixel_budget(sam.device)
@@ -282,6 +283,7 @@ class SamEngine:
                 try:
                     results.append(run(tokens[part], numbers[part]))
                     start = part.stop
+                    self.prompts_decoded += len(tokens[part])
                 except torch.OutOfMemoryError as error:
                     shortage = str(error)  # not the error itself: its traceback holds tensors that are in the way
                 if shortage:
@@ -292,6 +294,7 @@ class SamEngine:
         if self.points_per_chunk == 1:
             raise ImageError("oom", f"no device memory to decode a single prompt: {shortage}")
         self.points_per_chunk //= 2
+        self.oom_backoffs += 1
         logger.warning("out of device memory, decoding %d prompts at a time from now on", self.points_per_chunk)
         if self.sam.device.type == "cuda":
             torch.cuda.empty_cache()

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field, model_validator
 
-from weaksam import schemas, storage, tables
+from weaksam import metrics, schemas, storage, tables
 from weaksam.config import Reads, StageConfig
 from weaksam.errors import ImageError
 from weaksam.pools import PoolResources
@@ -164,9 +164,11 @@ class DetectObjects:
 
         pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))).to(self.device)
         try:
-            return _columns(self.find(pixels, np.array(given.get("boxes") or [], np.float32).reshape(-1, 4)))
+            row = _columns(self.find(pixels, np.array(given.get("boxes") or [], np.float32).reshape(-1, 4)))
         except torch.OutOfMemoryError as error:
             raise ImageError("oom", f"no device memory for {image.shape[:2]} pixels: {error}") from error
+        metrics.count("weaksam_boxes_kept", len(row["boxes"]))
+        return row
 
 
 def _columns(found: Found) -> dict[str, Any]:

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from weaksam import schemas, storage, tables
+from weaksam import metrics, schemas, storage, tables
 from weaksam.errors import ConfigError, ImageError
 from weaksam.stage import Outcome, Stage, Step
 from weaksam.stages.proposal_settings import GridSettings, PeakSettings, ProposalsConfig, SamSettings
-from weaksam.stages.sam_actor import identify_shipped, load_engine
+from weaksam.stages.sam_actor import SamWatch, identify_shipped, load_engine
 
 if TYPE_CHECKING:
     import numpy as np
@@ -57,7 +57,10 @@ class ProposeBoxes:
 
     def _columns(self, image: np.ndarray, given: dict[str, Any]) -> dict[str, Any]:
         clues = self.clues(image, given.get("labels")) if self.clues else None
-        found = self._propose(image, clues)
+        with SamWatch(self.engine) as watch:
+            found = self._propose(image, clues, watch)
+            watch.decoded()
+        metrics.count("weaksam_boxes_kept", len(found.boxes))
         return {
             "boxes": found.boxes,
             "predicted_iou": found.predicted_iou,
@@ -68,10 +71,11 @@ class ProposeBoxes:
             "labels": clues.labels if clues else None,
         }
 
-    def _propose(self, image: np.ndarray, clues: Clues | None) -> Proposals:
+    def _propose(self, image: np.ndarray, clues: Clues | None, watch: SamWatch) -> Proposals:
         from weaksam.sam.sources import join_sources, propose_from_points
 
         config, encoded = self.config, self.engine.encode(image)
+        watch.encoded()
         found = [self._propose_grid(encoded)]
         for source, kind in enumerate(schemas.SOURCES[1:], start=1):
             if clues is None or not getattr(config.clues, kind).enabled:

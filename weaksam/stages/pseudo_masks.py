@@ -12,13 +12,13 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field, model_validator
 
-from weaksam import schemas, storage, tables
+from weaksam import metrics, schemas, storage, tables
 from weaksam.config import OutsideFile, Reads, StageConfig
 from weaksam.errors import DataError
 from weaksam.stage import Outcome, Stage, Step
 from weaksam.stages.checks import check_same_images
 from weaksam.stages.proposal_settings import ProposalResources, SamSettings
-from weaksam.stages.sam_actor import identify_shipped, load_engine
+from weaksam.stages.sam_actor import SamWatch, identify_shipped, load_engine
 
 if TYPE_CHECKING:
     from weaksam.ops.pseudo_masks import MaskRules
@@ -90,6 +90,7 @@ class DrawMasks:
         masks, ratings = self._masks(image, boxes)
         chosen = choose_masks(masks, boxes, hw, self.rules)
         kept = chosen.kept
+        metrics.count("weaksam_boxes_kept", len(kept))
         dropped = np.delete(chosen.states, kept)
         return {
             "boxes": tight_boxes(chosen.masks, hw) if self.config.boxes == "mask" else boxes[kept],
@@ -105,7 +106,11 @@ class DrawMasks:
         """A mask and SAM's rating of it for each box."""
         if not len(boxes):
             return [], np.zeros(0, np.float32)
-        drawn = self.engine.masks_for_boxes(image, boxes, multimask=self.config.candidates == "best_of_three")
+        with SamWatch(self.engine) as watch:
+            encoded = self.engine.encode(image)
+            watch.encoded()
+            drawn = self.engine.masks_for_boxes(encoded, boxes, multimask=self.config.candidates == "best_of_three")
+            watch.decoded()
         best = drawn.predicted_iou.argmax(1)
         return [masks[i] for masks, i in zip(drawn.masks, best, strict=True)], drawn.predicted_iou.max(1)
 

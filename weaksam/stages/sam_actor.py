@@ -1,11 +1,14 @@
-"""SAM in an actor: the engine from the settings of a step, and the identity of its weights."""
+"""SAM in an actor: the engine from the settings of a step, what is told of its work, the identity of its weights."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+import time
+from functools import partial
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Self
 
-from weaksam import storage
+from weaksam import metrics, storage
 from weaksam.sam import SHIPPED
 from weaksam.stages.proposal_settings import ProposalResources, SamSettings
 
@@ -26,6 +29,52 @@ def load_engine(sam: SamSettings, resources: ProposalResources, **settings: Any)
     checkpoint = storage.fetch(sam.checkpoint, sha256=sam.sha256) if sam.checkpoint else None
     model = load_sam(sam.model, checkpoint, device=device)
     return SamEngine(model, settings=EngineSettings(points_per_chunk=resources.points_per_chunk, **settings))
+
+
+class SamWatch:
+    """Tells of SAM's work on one image: `encoded` and `decoded` are called inside its block.
+
+    A GPU runs behind the program: its own clock is read, and only at the end, when its results are here anyway.
+    """
+
+    def __init__(self, engine: SamEngine) -> None:
+        self.engine = engine
+
+    def __enter__(self) -> Self:
+        self.before = self.engine.prompts_decoded, self.engine.oom_backoffs
+        self.marks = [self._mark()]
+        return self
+
+    def encoded(self) -> None:
+        """The image is encoded; what follows is the decoder's."""
+        self.marks.append(self._mark())
+
+    def decoded(self) -> None:
+        """All of its prompts are decoded."""
+        self.marks.append(self._mark())
+
+    def __exit__(self, *_: object) -> None:
+        metrics.count("weaksam_prompts", self.engine.prompts_decoded - self.before[0])
+        metrics.count("weaksam_oom_backoffs", self.engine.oom_backoffs - self.before[1])
+        # of an image that failed on the way only what was done
+        for name, marks in zip(("encoder", "decoder"), pairwise(self.marks), strict=False):
+            metrics.observe(f"weaksam_{name}_seconds", partial(_seconds, *marks))
+
+    def _mark(self) -> Any:
+        if self.engine.sam.device.type != "cuda":
+            return time.perf_counter()
+        import torch
+
+        mark = torch.cuda.Event(enable_timing=True)
+        mark.record()
+        return mark
+
+
+def _seconds(start: Any, end: Any) -> float:
+    if isinstance(start, float):
+        return end - start
+    end.synchronize()
+    return start.elapsed_time(end) / 1000
 
 
 def identify_shipped(sam: SamSettings) -> dict[str, str]:

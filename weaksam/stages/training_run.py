@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from weaksam import storage
 from weaksam.config import StageConfig
+from weaksam.progress import Seen, tell_progress
 from weaksam.sam import SHIPPED
 from weaksam.stage import Step
 from weaksam.training_settings import TrainSettings
@@ -28,10 +30,29 @@ def train_task(step: Step, task: TrainTask[Any], settings: TrainSettings) -> dic
     from weaksam import runtime, training
 
     task.build_model()  # a fault of the weights is told here, at once, and not by every worker in turn
-    runtime.connect()
-    training.train(task, settings, step.folder)
-    lines = storage.read_bytes(storage.join(step.folder, "metrics.jsonl")).decode().splitlines()
-    return json.loads(lines[-1])
+    # the loop logs each row of metrics itself
+    with tell_progress(step, total=settings.steps, unit="steps", look=lambda: _look(step, settings), in_log=False):
+        runtime.connect()
+        training.train(task, settings, step.folder)
+    return _last_metrics(step.folder)
+
+
+def _last_metrics(folder: str) -> dict[str, float]:
+    return json.loads(storage.read_bytes(storage.join(folder, "metrics.jsonl")).decode().splitlines()[-1])
+
+
+def _look(step: Step, settings: TrainSettings) -> Seen:
+    """How far a training is, as its last row of metrics says: workers may be anywhere."""
+    try:
+        return seen_in(_last_metrics(step.folder), settings)
+    except FileNotFoundError:
+        return Seen(0)
+
+
+def seen_in(row: Mapping[str, float], settings: TrainSettings) -> Seen:
+    """What a row of metrics says of the progress."""
+    loss = {"loss": row["loss"]} if "loss" in row else {}
+    return Seen(int(row["step"]), rate=row["images_per_second"] / settings.batch_size, others=loss)
 
 
 def identify_sam(*, is_used: bool) -> dict[str, str]:
