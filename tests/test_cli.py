@@ -202,10 +202,10 @@ def test_the_state_of_a_folder_without_steps_is_a_fault(tmp_path: Path) -> None:
         assert f"error: {folder}: no step has been started there" in told.stderr
 
 
-def test_a_run_that_cannot_finish_ends_with_one(config: str, tmp_path: Path) -> None:
+def test_a_dataset_that_contradicts_itself_ends_with_two(config: str, tmp_path: Path) -> None:
     (tmp_path / "data" / "labels.csv").write_text("file,labels\ngone.jpg,cat\n")
     told = call(WEAKSAM, "run", config, "--only", "images")
-    assert told.returncode == 1
+    assert told.returncode == 2
     assert "error: " in told.stderr
     assert "gone.jpg (line 2)" in told.stderr
 
