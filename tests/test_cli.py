@@ -13,7 +13,7 @@ import pytest
 import typer
 
 from weaksam import cli, listings, storage
-from weaksam.errors import ConfigError, DataError
+from weaksam.errors import ClusterError, ConfigError, DataError, FailedRowsError, StageError, StorageError
 from weaksam.stages import STAGES
 
 ROOT = Path(__file__).parents[1]
@@ -214,7 +214,11 @@ def test_a_dataset_that_contradicts_itself_ends_with_two(config: str, tmp_path: 
     ("error", "code", "told"),
     [
         (ConfigError("one", "two"), 2, "error: one\nerror: two\n"),
-        (DataError("bad table"), 1, "error: bad table\n"),
+        (DataError("bad table"), 2, "error: bad table\n"),
+        (FailedRowsError("3 of 4"), 3, "error: 3 of 4\n"),
+        (StageError("rows have no place"), 4, "error: rows have no place\n"),
+        (StorageError("no network"), 4, "error: no network\n"),
+        (ClusterError("no cluster"), 4, "error: no cluster\n"),
         (KeyboardInterrupt(), 130, "interrupted: the same command goes on from here\n"),
     ],
 )
