@@ -18,12 +18,12 @@ LAYERS = [
     {"config", "schemas", "object_stores", "storage", "tables"},
     {"ops"},
     {"models", "sam", "data", "pictures"},
-    {"stage", "pools", "progress", "rows", "isolation", "runtime", "training", "training_state", "training_settings"},
+    {"stage", "pools", "progress", "nodes", "rows", "isolation", "runtime", "training", "training_state", "training_settings"},
     {"stages"},
     {"pipeline", "listings"},
     {"submit", "cli", "report"},
 ]
-WITH_RAY = {"rows", "isolation", "runtime", "training", "stages", "pipeline", "submit"}
+WITH_RAY = {"rows", "nodes", "isolation", "runtime", "training", "stages", "pipeline", "submit"}
 WITH_GROUND_TRUTH = {"stages/evaluate.py", "report", "tables.py"}
 
 

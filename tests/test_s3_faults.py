@@ -119,7 +119,7 @@ def test_a_proxy_that_is_paused_or_killed_in_the_middle_is_waited_for(bucket: st
 def test_a_client_that_travelled_to_another_process_is_as_patient(
     bucket: str, s3_server: CephServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    proxy = FaultyProxy(tmp_path / "proxy", s3_server.port, Faults(slow_down=330, stall=0))
+    proxy = FaultyProxy(tmp_path / "proxy", s3_server.port, Faults(330, 0, 0, 0, 0))
     proxy.start()
     try:
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", proxy.endpoint)
