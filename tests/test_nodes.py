@@ -84,7 +84,11 @@ def kill_one(cluster: LocalCluster, kind: str) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_nodes_lost_in_every_kind_of_step_cost_nothing(base: Path, cluster: LocalCluster) -> None:
-    calm, rough, ray_folder = write_run(base, "calm"), write_run(base, "rough"), tempfile.mkdtemp(prefix="ws", dir="/tmp")
+    calm, rough, ray_folder = (
+        write_run(base, "calm"),
+        write_run(base, "rough"),
+        tempfile.mkdtemp(prefix="ws", dir="/tmp"),
+    )
     try:
         subprocess.run(run_of(calm), cwd=ROOT, env={**os.environ, "RAY_TMPDIR": ray_folder}, check=True, timeout=300)
     finally:
@@ -146,8 +150,10 @@ def test_a_pass_ends_when_its_pool_has_not_fitted_for_a_while() -> None:
     with pytest.raises(PoolChangedError, match="7 actors"):
         look(171, two * 2)
     for resources, blocks in ((PoolResources(max_actors=3), 100), (PoolResources(), 3)):  # no use for more
-        watch = watcher(fit_pool(resources, two), blocks, nodes=lambda: two * 2, clock=lambda: now)()
-        for now in (200.0, 300.0):
+        watch = watcher(
+            fit_pool(resources, two), blocks, nodes=lambda: two * 2, clock=iter(range(0, 900, 100)).__next__
+        )()
+        for _ in range(5):
             watch.on_execution_step(None)
 
 

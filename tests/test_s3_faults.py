@@ -25,9 +25,7 @@ pytestmark = pytest.mark.timeout(120)
 
 
 @pytest.fixture
-def proxy(
-    bucket: str, s3_server: CephServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[FaultyProxy]:
+def proxy(bucket: str, s3_server: CephServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
     """A running proxy, which the environment names instead of the server; one request in five goes wrong."""
     one = FaultyProxy(tmp_path / "proxy", s3_server.port, Faults())
     one.start()

@@ -68,7 +68,6 @@ def watcher(
         nodes: gives the nodes there are.
         clock: gives seconds.
     """
-
     actors = min(pool.actors, blocks)
 
     class Watcher:

@@ -69,7 +69,7 @@ class FaultyProxy:
         endpoint: its URL, which clients use instead of the server's.
     """
 
-    def __init__(self, folder: Path, server_port: int, faults: Faults = Faults()) -> None:  # noqa: B008  (frozen)
+    def __init__(self, folder: Path, server_port: int, faults: Faults = Faults()) -> None:
         self.folder, self.port = folder, free_port()
         self.endpoint = f"http://127.0.0.1:{self.port}"
         self._process: subprocess.Popen | None = None
