@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -49,7 +50,7 @@ steps:
     log_every: 2, resources: {{max_failures: 8}}}}
   found: {{stage: detect, images: images, proposals: proposals, checkpoint: mist, scales: [48], flip: false,
     resources: {{max_actors: 2, batch_size: 2}}}}
-  pgt: {{stage: pgt, images: images, detections: found}}
+  pgt: {{stage: pgt, images: images, detections: found, split: train}}
 """
 
 
@@ -224,17 +225,21 @@ def main() -> int:
     args = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="wschaos", dir="/tmp"))  # short: sockets live there
     ceph = CephServer(folder / "ceph")
-    site = None
+    site, good = None, False
     try:
         ceph.start()
         os.environ.update(ceph.environment)
         site = open_site(folder, ceph, make_bucket(ceph, "chaos"), args.images)
         seeds = list(range(args.first_seed, args.first_seed + args.seeds))
-        return 0 if try_seeds(site, seeds) else 1
+        good = try_seeds(site, seeds)
+        print("all equal" if good else f"the logs of the drivers are in {folder}")
+        return 0 if good else 1
     finally:
         if site is not None:
             site.close()
         ceph.stop()
+        if good:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 if __name__ == "__main__":

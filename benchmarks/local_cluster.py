@@ -94,7 +94,7 @@ def main() -> None:
     from ray.cluster_utils import Cluster
 
     folder, cpus = sys.argv[1], float(sys.argv[2])
-    of_all = {"object_store_memory": _STORE_BYTES}
+    of_all: dict[str, Any] = {"object_store_memory": _STORE_BYTES}
     head = {"num_cpus": 0, "temp_dir": folder, "include_dashboard": False, "_system_config": _HEALTH}
     cluster = Cluster(initialize_head=True, head_node_args=of_all | head)
     nodes = []
