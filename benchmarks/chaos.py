@@ -223,6 +223,7 @@ def main() -> int:
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--images", type=int, default=400)
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that what was started is ended then, too
     folder = Path(tempfile.mkdtemp(prefix="wschaos", dir="/tmp"))  # short: sockets live there
     ceph = CephServer(folder / "ceph")
     site, good = None, False
