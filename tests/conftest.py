@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from pyarrow import fs as pafs
 
 from tests.s3.server import CephServer
+from tests.s3.world import make_bucket
 
 SHARED_DATA = Path(os.environ.get("WEAKSAM_SHARED_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 
@@ -60,12 +60,4 @@ def bucket(s3_server: CephServer, monkeypatch: pytest.MonkeyPatch, request: pyte
     """A new bucket's URI; the environment names the server."""
     for name, value in s3_server.environment.items():
         monkeypatch.setenv(name, value)
-    name = f"test-{abs(hash(request.node.name)) % 10**9}"
-    client = pafs.S3FileSystem(
-        scheme="http",
-        endpoint_override=s3_server.endpoint.partition("://")[2],
-        allow_bucket_creation=True,
-        retry_strategy=pafs.AwsDefaultS3RetryStrategy(max_attempts=10),  # the first bucket takes a new server seconds
-    )
-    client.create_dir(name)
-    return f"s3://{name}"
+    return make_bucket(s3_server, f"test-{abs(hash(request.node.name)) % 10**9}")

@@ -21,6 +21,7 @@ LAYERS = [
     {
         "stage",
         "pools",
+        "nodes",
         "metrics",
         "progress",
         "rows",
@@ -35,7 +36,19 @@ LAYERS = [
     {"pipeline", "listings"},
     {"doctor", "submit", "terminal", "job_commands", "cli", "report"},
 ]
-WITH_RAY = {"metrics", "turns", "rows", "isolation", "runtime", "training", "stages", "pipeline", "doctor", "submit"}
+WITH_RAY = {
+    "metrics",
+    "nodes",
+    "turns",
+    "rows",
+    "isolation",
+    "runtime",
+    "training",
+    "stages",
+    "pipeline",
+    "doctor",
+    "submit",
+}
 WITH_GROUND_TRUTH = {"stages/evaluate.py", "report", "tables.py"}
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 import ray
-from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
+from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
 
 from weaksam import metrics, schemas, tables
 from weaksam.errors import StageError, WeakSamError
@@ -22,8 +22,10 @@ log = logging.getLogger(__name__)
 
 ATTEMPTS = 2  # a worker can also die for a reason of its node; twice alone is the image
 HOPELESS = 5  # images that fail in a row before the first success: then it is not the images
+NODE_DEATHS = 20  # that a run of lone images survives
 
 Failure = tuple[str, str]  # status, message
+NODE_DIED: Failure = ("crash", "the node of its worker died")
 
 
 def find_user_error(error: BaseException) -> WeakSamError | None:
@@ -80,7 +82,7 @@ def run_alone(step: Step, todo: pa.Table, worker: dict[str, Any], schema: pa.Sch
     start: Any = ray.remote(_Alone).options(max_restarts=0, num_cpus=pool.actor_cpus, num_gpus=pool.actor_gpus)
     waiting = deque(todo.slice(index, 1) for index in range(todo.num_rows))
     failed: Counter[str] = Counter()
-    succeeded = 0
+    succeeded = node_deaths = 0
     idle: list[Any] = []
     running: dict[Any, _Running] = {}
     while waiting or running:
@@ -89,6 +91,8 @@ def run_alone(step: Step, todo: pa.Table, worker: dict[str, Any], schema: pa.Sch
             row = waiting.popleft()
             ready = actor.ready.remote()
             running[actor.run.remote(row)] = _Running(actor, row, ready)
+        while idle:  # nothing waits for them, but an actor that could not start yet may wait for their place
+            ray.kill(idle.pop())
         for ref, failure in _ended(running, pool.image_timeout_s):
             one = running.pop(ref)
             actor, row = one.actor, one.row
@@ -97,6 +101,10 @@ def run_alone(step: Step, todo: pa.Table, worker: dict[str, Any], schema: pa.Sch
                 idle.append(actor)
                 continue
             ray.kill(actor)
+            if failure is NODE_DIED and node_deaths < NODE_DEATHS:
+                node_deaths += 1
+                waiting.append(row)
+                continue
             image_id = row.column("image_id")[0].as_py()
             failed[image_id] += 1
             if failed[image_id] < ATTEMPTS:
@@ -128,6 +136,8 @@ def _failure(ref: Any, ready: Any) -> Failure | None:
     try:
         ray.get(ready)
     except RayError as error:
+        if _node_died(error):
+            return NODE_DIED
         raise StageError(f"no worker can be started: {error}") from error
     try:
         ray.get(ref)
@@ -137,6 +147,11 @@ def _failure(ref: Any, ready: Any) -> Failure | None:
         return "crash", f"{type(error.cause).__name__}: {error.cause}"
     except OutOfMemoryError:
         return "oom", "its worker was ended because the node ran out of memory"
-    except RayError:  # the process or its node died
-        return "crash", "the worker process died while working on this image"
+    except RayError as error:
+        return NODE_DIED if _node_died(error) else ("crash", "the worker process died while working on this image")
     return None
+
+
+def _node_died(error: RayError) -> bool:
+    """Whether an actor ended with its node; Ray says so in words alone."""
+    return isinstance(error, RayActorError) and "node has died" in str(error)

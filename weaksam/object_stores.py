@@ -63,6 +63,17 @@ def _object_store(scheme: str, bucket: str, endpoint: str | None) -> pafs.FileSy
         raise ImportError(f"{error}{extra}") from error
 
 
+class _S3(pafs.S3FileSystem):
+    """Is made anew where it is unpickled: pyarrow's own forgets how often it is to try again, and gives up early."""
+
+    def __init__(self, bucket: str, endpoint: str | None, **options: Any) -> None:
+        super().__init__(**options)
+        self._made_of = ("s3", bucket, endpoint)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _object_store, self._made_of
+
+
 def _s3(bucket: str, endpoint: str | None) -> pafs.S3FileSystem:
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
     where: dict[str, str] = {}
@@ -74,7 +85,9 @@ def _s3(bucket: str, endpoint: str | None) -> pafs.S3FileSystem:
     elif region is None:
         with suppress(OSError):  # not allowed, or no such bucket: the first request says so
             region = pafs.resolve_s3_region(bucket)
-    return pafs.S3FileSystem(
+    return _S3(
+        bucket,
+        endpoint,
         region=region or "us-east-1",
         connect_timeout=_CONNECT_TIMEOUT,
         allow_delayed_open=True,  # a small object is one request instead of three

@@ -46,6 +46,8 @@ class Pool:
     actor_gpus: float
     batch_size: int
     image_timeout_s: float
+    asked: PoolResources
+    """What it was fitted from, with the GPUs that were decided on: a pool fitted again has those, too."""
 
 
 def fit_pool(resources: PoolResources, nodes: Sequence[Mapping[str, float]]) -> Pool:
@@ -74,6 +76,7 @@ def fit_pool(resources: PoolResources, nodes: Sequence[Mapping[str, float]]) -> 
         actor_gpus=actor_gpus,
         batch_size=resources.batch_size,
         image_timeout_s=resources.image_timeout_s,
+        asked=resources.model_copy(update={"actor_gpus": actor_gpus}),
     )
 
 

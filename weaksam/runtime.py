@@ -40,6 +40,7 @@ import ray.exceptions
 import ray.util.annotations
 from ray.data import ActorPoolStrategy
 
+from weaksam import nodes
 from weaksam.isolation import find_user_error, run_alone
 from weaksam.rows import Fetch, PartSink, Worker
 from weaksam.turns import turn
@@ -120,7 +121,7 @@ def map_images(
     with tell_progress(step, total=source.num_rows, unit="images", look=part_counter(step.folder)):
         connect()  # takes a while, and so do weights: the step is told to run from here on
         with turn(step.name):
-            pool = fit_pool(resources, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+            pool = fit_pool(resources, nodes.alive_nodes())
             _run_passes(step, source, todo, worker, schema, pool)
     return _account(step, source, computed=computed)
 
@@ -130,9 +131,11 @@ def _run_passes(
 ) -> None:
     """Runs pass after pass until no image of `todo` is left; where one does not get far, some images alone."""
     while todo.num_rows:
-        _run_pass(step, todo, worker, schema, pool)
+        went_through = _run_pass(step, todo, worker, schema, pool)
         left = _todo(step.folder, source)
-        if left.num_rows > todo.num_rows // 2 or 0 < left.num_rows <= ROWS_PER_BLOCK:
+        if left.num_rows:
+            pool = nodes.fit_again(pool)
+        if went_through and (left.num_rows > todo.num_rows // 2 or 0 < left.num_rows <= ROWS_PER_BLOCK):
             some = left.slice(0, _MOST_ALONE)  # enough to find a culprit; the next pass streams the rest
             log.warning("%s: %d images left, running %d of them alone", step.name, left.num_rows, some.num_rows)
             run_alone(step, some, worker, schema, pool)
@@ -149,17 +152,22 @@ def _todo(folder: str, source: pa.Table) -> pa.Table:
     return tables.without_ids(source, (image_id for ids in tables.done_ids(folder).values() for image_id in ids))
 
 
-def _run_pass(step: Step, todo: pa.Table, worker: dict[str, Any], schema: pa.Schema, pool: Pool) -> None:
+def _run_pass(step: Step, todo: pa.Table, worker: dict[str, Any], schema: pa.Schema, pool: Pool) -> bool:
     """One streaming pass over `todo`. What a crash or an unexpected error loses is left for the caller.
 
     `worker` has the arguments of a `Worker`.
+
+    Returns:
+        False when it was ended because nodes came or went.
 
     Raises:
         WeakSamError: a fault that is not an image's, such as storage or weights.
     """
     rows_per_block = max(1, min(ROWS_PER_BLOCK, math.ceil(todo.num_rows / (4 * pool.actors))))
     starts = range(0, todo.num_rows, rows_per_block)
-    with ray.data.DataContext.current(_context(todo.num_rows, rows_per_block, pool)), warnings.catch_warnings():
+    context = _context(todo.num_rows, rows_per_block, pool)
+    context.custom_execution_callback_classes = [nodes.watcher(pool, len(starts))]
+    with ray.data.DataContext.current(context), warnings.catch_warnings():
         # The restart options have no named replacement yet; pyproject.toml keeps Ray below the release without them.
         warnings.simplefilter("ignore", ray.util.annotations.RayDeprecationWarning)
         batch_size = min(pool.batch_size, rows_per_block)  # a larger batch would join blocks again
@@ -185,10 +193,14 @@ def _run_pass(step: Step, todo: pa.Table, worker: dict[str, Any], schema: pa.Sch
         _quieten()
         try:
             dataset.write_datasink(PartSink(step.folder, schema), ray_remote_args={"num_cpus": TASK_CPUS})
+        except nodes.PoolChangedError as change:
+            log.info("%s: %s, going on with those", step.name, change)
+            return False
         except Exception as error:
             if found := find_user_error(error):
                 raise found from error
             log.warning("%s: a pass ended early: %s", step.name, (str(error).strip().splitlines() or ["?"])[-1])
+    return True
 
 
 def _context(rows: int, rows_per_block: int, pool: Pool) -> ray.data.DataContext:

@@ -31,6 +31,7 @@ from torch import Tensor
 
 from weaksam import storage
 from weaksam.errors import ConfigError, StageError, WeakSamError
+from weaksam.nodes import alive_nodes
 from weaksam.progress import duration, repeatedly
 from weaksam.training_settings import TrainResources, TrainSettings
 from weaksam.training_state import Journal, Trainee, TrainTask, draw_batch
@@ -69,7 +70,7 @@ def train(task: TrainTask[Any], settings: TrainSettings, folder: str) -> str:
     final = storage.join(folder, "checkpoint", "model.safetensors")
     if storage.exists(final):
         return final
-    check_workers(settings.resources, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+    check_workers(settings.resources, alive_nodes())
     trainer = _make_trainer(task, settings, folder)
     try:
         with turn(folder.rsplit("/", 1)[-1]), _progress(folder, settings):

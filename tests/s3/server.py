@@ -107,6 +107,13 @@ class CephServer:
         keys = (f"--access-key={self.access_key}", f"--secret={self.secret_key}")
         self._call("radosgw-admin", "user", "create", "--uid=tests", "--display-name=tests", *keys)
 
+    def add_user(self, name: str) -> dict[str, str]:
+        """One more user, who may do nothing with what others made; what this user's environment must hold."""
+        key, secret = secrets.token_hex(8), secrets.token_hex(16)
+        keys = (f"--access-key={key}", f"--secret={secret}")
+        self._call("radosgw-admin", "user", "create", f"--uid={name}", f"--display-name={name}", *keys)
+        return self.environment | {"AWS_ACCESS_KEY_ID": key, "AWS_SECRET_ACCESS_KEY": secret}
+
     def start_gateway(self) -> None:
         """Starts the part that speaks S3, and waits until it does."""
         self._daemon("gateway", "radosgw", "-n", "client.rgw")

@@ -1,0 +1,97 @@
+"""The nodes of the cluster while a step runs: they come and go, and its pool of actors follows.
+
+Ray Data holds on to the size a pool began with. Actors of a lost node then wait for another one with blocks queued to
+them, or fill the nodes that are left and leave no CPU to read and write with; and a node that joins stays idle. So a
+pass whose pool no longer fits is ended: what it wrote stays, and the next one begins with a pool that fits.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import ray
+
+from weaksam.errors import ConfigError
+from weaksam.pools import Pool, fit_pool
+
+log = logging.getLogger(__name__)
+
+Nodes = Sequence[Mapping[str, float]]
+
+_LOOK_SECONDS = 2.0
+_LOST_SECONDS = 15.0  # a lost node that is replaced this soon is best waited for
+_JOINED_SECONDS = 60.0  # joining ends a pass too, and nodes of a growing cluster come one by one
+_WAIT_SECONDS = 600.0  # for a node, when those that are left hold no actor
+
+
+class PoolChangedError(Exception):
+    """The pool of a pass no longer fits the cluster. Ends the pass and never leaves `runtime`."""
+
+
+def alive_nodes() -> list[dict[str, float]]:
+    """The resources of each node that is alive."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def fit_again(pool: Pool) -> Pool:
+    """The pool for the nodes there are now; waits for one while no actor fits.
+
+    Raises:
+        ConfigError: none came.
+    """
+    end = time.monotonic() + _WAIT_SECONDS
+    while True:
+        try:
+            return fit_pool(pool.asked, alive_nodes())
+        except ConfigError as error:
+            if time.monotonic() > end:
+                raise
+            log.warning("waiting for a node: %s", error)
+            time.sleep(10.0)
+
+
+def watcher(
+    pool: Pool,
+    blocks: int,
+    *,
+    nodes: Callable[[], Nodes] = alive_nodes,
+    clock: Callable[[], float] = time.monotonic,
+) -> type:
+    """A class whose instances Ray Data calls at each step of a pass; they end it when its pool fits no more.
+
+    Args:
+        pool: that the pass began with.
+        blocks: of the pass; more actors than these have no use.
+        nodes: gives the nodes there are.
+        clock: gives seconds.
+    """
+    actors = min(pool.actors, blocks)
+
+    class Watcher:
+        def __init__(self) -> None:
+            self.looked, self.fitted_at = clock(), clock()
+
+        def before_execution_starts(self, executor: Any) -> None: ...
+
+        def on_execution_step(self, executor: Any) -> None:
+            now = clock()
+            if now - self.looked < _LOOK_SECONDS:
+                return
+            self.looked = now
+            try:
+                fits = min(fit_pool(pool.asked, nodes()).actors, blocks)
+            except ConfigError:  # no node to go on with: the pass waits for one, too
+                fits = actors
+            if fits == actors:
+                self.fitted_at = now
+            elif now - self.fitted_at > (_LOST_SECONDS if fits < actors else _JOINED_SECONDS):
+                raise PoolChangedError(f"{fits} actors fit the nodes there are now instead of {actors}")
+
+        def after_execution_succeeds(self, executor: Any) -> None: ...
+
+        def after_execution_fails(self, executor: Any, error: Exception) -> None: ...
+
+    return Watcher
