@@ -73,7 +73,9 @@ class Site:
         """A driver."""
         with open(f"{config}.log", "ab") as log:
             command = [sys.executable, "-m", "jobs.pipeline", config]
-            return subprocess.Popen(command, cwd=ROOT, env=self.cluster.environment, stderr=log, start_new_session=True)
+            return subprocess.Popen(
+                command, cwd=ROOT, env=self.cluster.environment, stdout=log, stderr=log, start_new_session=True
+            )
 
     def close(self) -> None:
         """Ends proxy and cluster."""

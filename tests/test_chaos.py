@@ -24,7 +24,7 @@ def test_a_plan_is_that_of_its_seed_and_has_every_kind() -> None:
 def test_two_runs_of_which_everything_is_killed_end_like_one_left_alone(
     bucket: str, s3_server: CephServer, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    site = chaos.open_site(tmp_path, s3_server, bucket, images=80)
+    site = chaos.open_site(tmp_path, s3_server, bucket, images=48)
     try:
         good = chaos.try_seeds(site, [0, 1])
     finally:

@@ -86,5 +86,6 @@ def test_from_bucket_to_bucket_through_faults_is_what_a_folder_gets(
     assert all(value.equal(weights[1][key]) for key, value in weights[0].items())
     exported = [storage.list_files(storage.join(step.folder, "export")) for step in coco]
     assert [file.path for file in exported[0]] == [file.path for file in exported[1]] != []
-    contents = [[storage.read_bytes(file.uri) for file in files] for files in exported]
-    assert contents[0] == contents[1]
+    for one, other in zip(*exported, strict=True):
+        told = storage.read_bytes(one.uri).replace(coco[0].fingerprint.encode(), coco[1].fingerprint.encode())
+        assert told == storage.read_bytes(other.uri)
