@@ -81,7 +81,7 @@ def test_every_fault_is_reported_at_once_with_its_key(load: Callable) -> None:
     with pytest.raises(ConfigError) as caught:
         load(bad, extra=1)
     assert caught.value.faults == [
-        "extra: unknown key: a run file has 'run' and 'steps'",
+        "extra: unknown key: a run file has run, endpoint, steps",
         "steps.a.inner.lr: input should be greater than 0, got -1.0",
         "steps.a.siez: unknown key: did you mean 'size'?",
         "steps.b.stage: there is no stage 'mkae': did you mean 'make'?",
