@@ -188,7 +188,11 @@ def open_site(folder: Path, ceph: CephServer, bucket: str, images: int) -> Site:
     write_scenes_small(storage.join(bucket, "data"), images, seed=3)
     proxy = FaultyProxy(folder / "proxy", ceph.port, FAULTS)
     proxy.start()
-    cluster = LocalCluster({**os.environ, "AWS_ENDPOINT_URL_S3": proxy.endpoint})
+    try:
+        cluster = LocalCluster({**os.environ, "AWS_ENDPOINT_URL_S3": proxy.endpoint})
+    except BaseException:
+        proxy.stop()
+        raise
     return Site(folder, bucket, proxy, cluster)
 
 
