@@ -15,12 +15,13 @@ import platform
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from weaksam import pipeline, runtime, storage, tables
 from weaksam.data.images import decode_image
 from weaksam.data.scenes import write_scenes
-from weaksam.stage import Step
+from weaksam.stages.proposal_settings import GridSettings
 from weaksam.terminal import set_up_logging
 
 CONFIG = """
@@ -54,7 +55,8 @@ def main() -> int:
         manifest = steps[-1].manifest()
         assert manifest is not None
         runtime.disconnect()
-        bare = bare_loop(steps[-1])
+        uris = tables.read_step(steps[0], columns=["uri"]).column("uri").to_pylist()
+        bare = bare_loop(uris, steps[-1].config.grid)
     piped = manifest["seconds"]
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("ray", "torch", "pyarrow"))
     print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, {versions}")
@@ -65,16 +67,14 @@ def main() -> int:
     return 0 if bare / piped >= WANTED else 1
 
 
-def bare_loop(step: Step) -> float:
-    """Seconds for the images of a finished proposals step in this process."""
+def bare_loop(uris: Sequence[str], grid: GridSettings) -> float:
+    """Seconds that the engine takes for images in this process, one thread, its loading included."""
     import torch
 
     from weaksam.sam.checkpoints import load_sam
     from weaksam.sam.engine import EngineSettings, SamEngine
 
-    uris = tables.read_step(step.inputs["images"], columns=["uri"]).column("uri").to_pylist()
     torch.set_num_threads(1)
-    grid = step.config.grid
     started = time.perf_counter()
     engine = SamEngine(load_sam("vit_xs"), settings=EngineSettings(grid.points_per_side))
     for uri in uris:

@@ -29,11 +29,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from benchmarks.overhead import bare_loop
 from benchmarks.processes import actors_of, resident_bytes
-from weaksam import pipeline, storage, tables
-from weaksam.data.images import decode_image
+from weaksam import pipeline, tables
 from weaksam.data.scenes import draw_scene
 from weaksam.stage import Step
+from weaksam.stages.proposal_settings import GridSettings
 
 CONFIG = """
 run: {folder}/run
@@ -150,24 +151,7 @@ def bare_rate(images: Path) -> float:
 
 
 def _bare_loop(files: list[str]) -> float:
-    import torch
-
-    from weaksam.sam.checkpoints import load_sam
-    from weaksam.sam.engine import EngineSettings, SamEngine
-    from weaksam.stages.proposal_settings import GridSettings
-
-    torch.set_num_threads(1)
-    grid = GridSettings(points_per_side=2)
-    engine = SamEngine(load_sam("vit_xs"), settings=EngineSettings(grid.points_per_side))
-    started = time.perf_counter()
-    for file in files:
-        engine.propose(
-            [decode_image(storage.read_bytes(file))],
-            pred_iou_threshold=grid.pred_iou_threshold,
-            stability_threshold=grid.stability_threshold,
-            nms_threshold=grid.nms_threshold,
-        )
-    return len(files) / (time.perf_counter() - started)
+    return len(files) / bare_loop(files, GridSettings(points_per_side=2))
 
 
 def run_slice(config: Path, images: int, end: float) -> bool:

@@ -8,19 +8,16 @@ import importlib.util
 import json
 import re
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
-import yaml
 
-from tests.conftest import SHARED_DATA
+from tests.kuberay import manifest_faults
 from weaksam import pipeline
+from weaksam.cluster_settings import ClusterSettings, cluster_faults, resources_here
 from weaksam.config import parse_settings, read_value
-from weaksam.metrics import SERIES
-from weaksam.submit import ClusterSettings, cluster_faults
 
 ROOT = Path(__file__).resolve().parents[1]
 CLUSTER = ROOT / "cluster"
@@ -67,12 +64,15 @@ def ray_package() -> Path:
 
 
 def submit_faults(content: dict[str, Any]) -> list[str]:
-    """What is wrong with a file of `--cluster`, also with its overrides of configs/coco17.yaml."""
+    """What is wrong with a file of `--cluster`, also with what it does to configs/coco17.yaml."""
     settings, faults = parse_settings(ClusterSettings, content, where="cluster")
-    faults += cluster_faults(settings, "cluster") if isinstance(settings, ClusterSettings) else []
+    if not isinstance(settings, ClusterSettings):
+        return faults
+    faults += cluster_faults(settings, "cluster")
+    config = str(ROOT / "configs" / "coco17.yaml")
     given = ["steps.images.root=s3://bucket/coco", "steps.proposals.sam.checkpoint=s3://bucket/sam.pth"]
     try:
-        pipeline.parse(str(ROOT / "configs" / "coco17.yaml"), [*given, *content["overrides"]])
+        pipeline.parse(config, [*given, *resources_here(settings, pipeline.parse(config, given)[1])])
     except Exception as error:  # whatever it is, it is a fault of the file
         faults.append(str(error))
     return faults
@@ -91,8 +91,8 @@ def test_a_file_for_submit_keeps_the_contract(name: str) -> None:
         ("env", {"OMP_NUM_THREADS": 1}),
         ("entrypoint.gpus", 1),
         ("env", {"AWS_SECRET_ACCESS_KEY": "x"}),
-        ("overrides", ["steps.proposals.nms=0.5"]),
-        ("overrides", ["steps.proposals.resources.no_such_key=1"]),
+        ("pools", {"no_such_key": 1}),
+        ("trainings.workers", 0),
     ],
 )
 def test_a_broken_file_for_submit_is_refused(path: str, value: Any) -> None:
@@ -176,66 +176,6 @@ def test_every_node_has_its_environment_its_shared_memory_and_the_token(name: st
 
 
 # The manifests of KubeRay
-
-
-def strict(schema: Any, *, is_root: bool = False) -> Any:
-    """An openAPIV3Schema as JSON Schema that refuses what a server with strict field validation refuses.
-
-    A structural schema says a node's fields beside its value validations (anyOf, not, ...), so only `properties`,
-    `items` and `additionalProperties` are walked. An object that names no fields has none.
-    """
-    result = dict(schema)
-    if "properties" in schema:
-        result["properties"] = {name: strict(inner) for name, inner in schema["properties"].items()}
-    if isinstance(schema.get("items"), dict):
-        result["items"] = strict(schema["items"])
-    if isinstance(schema.get("additionalProperties"), dict):
-        result["additionalProperties"] = strict(schema["additionalProperties"])
-    elif (
-        schema.get("type") == "object"
-        and "additionalProperties" not in schema
-        and not schema.get("x-kubernetes-preserve-unknown-fields")
-    ):
-        result["additionalProperties"] = False
-    if schema.get("x-kubernetes-int-or-string"):
-        result.pop("type", None)
-        result.setdefault("anyOf", [{"type": "integer"}, {"type": "string"}])
-    if schema.get("nullable") and "type" in result:
-        result["type"] = [result["type"], "null"]
-    if is_root:  # the server knows the fields of these itself
-        result["properties"] |= {
-            "apiVersion": {"const": "ray.io/v1"},
-            "kind": {"type": "string"},
-            "metadata": {
-                "type": "object",
-                "additionalProperties": False,
-                "properties": {
-                    **{name: {"type": "string"} for name in ("name", "generateName", "namespace")},
-                    **{
-                        name: {"type": "object", "additionalProperties": {"type": "string"}}
-                        for name in ("labels", "annotations")
-                    },
-                },
-            },
-        }
-        result["required"] = ["apiVersion", "kind", "metadata", "spec"]
-    return result
-
-
-@cache
-def manifest_schema(plural: str) -> jsonschema.Draft202012Validator:
-    path = SHARED_DATA / "kuberay_crd" / f"ray.io_{plural}.yaml"
-    if not path.is_file():
-        pytest.skip(f"KubeRay's CustomResourceDefinition is not at {path}")
-    definition = yaml.load(path.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    (version,) = [version for version in definition["spec"]["versions"] if version["name"] == "v1"]
-    schema = strict(version["schema"]["openAPIV3Schema"], is_root=True)
-    schema["properties"]["kind"] = {"const": definition["spec"]["names"]["kind"]}
-    return jsonschema.Draft202012Validator(schema)
-
-
-def manifest_faults(plural: str, content: dict[str, Any]) -> list[str]:
-    return [f"{error.json_path}: {error.message}" for error in manifest_schema(plural).iter_errors(content)]
 
 
 def cluster_of(content: dict[str, Any]) -> dict[str, Any]:
@@ -364,141 +304,6 @@ def test_every_file_runs_the_same_image() -> None:
     images = {load(name)["docker"]["image"] for name in RAY_FILES}
     images |= {pod["containers"][0]["image"] for name in MANIFESTS for pod in pods_of(load(f"kuberay/{name}")).values()}
     assert images == {"${WEAKSAM_IMAGE}"}
-
-
-# Monitoring
-
-
-@cache
-def metrics_of_ray() -> frozenset[str]:
-    """Names that Ray's own dashboards ask for: those it exports under these very names."""
-    folder = ray_package() / "dashboard" / "modules" / "metrics" / "dashboards"
-    return frozenset(name for path in folder.glob("*.py") for name in re.findall(r"\bray_[a-z0-9_]+", path.read_text()))
-
-
-def metrics_in(expr: str) -> set[str]:
-    """The metrics of a PromQL expression: its names, less functions, labels, ranges and what is in quotes."""
-    bare = re.sub(r"\"[^\"]*\"", "", expr)
-    bare = re.sub(r"\{[^}]*\}|\[[^\]]*\]|\b(by|without|on|ignoring) *\([^)]*\)", "", bare)
-    return {name for name, call in re.findall(r"([a-zA-Z_:][\w:]*)\b *(\()?", bare) if not call} - {"and", "or"}
-
-
-def dashboard_faults(content: dict[str, Any]) -> list[str]:
-    faults = []
-    for panel in content["panels"]:
-        if panel["type"] == "row":
-            continue
-        exprs = [target["expr"] for target in panel["targets"]]
-        if not exprs:
-            faults.append(f"{panel['title']}: asks for nothing")
-        for expr in exprs:
-            if not (names := metrics_in(expr)) or expr.count("(") != expr.count(")"):
-                faults.append(f"{panel['title']}: {expr} is no question")
-            faults += [f"{panel['title']}: {name} does not exist" for name in names - set(SERIES) - metrics_of_ray()]
-    ids = [panel["id"] for panel in content["panels"]]
-    return faults + (["an id is used twice"] if len(set(ids)) < len(ids) else [])
-
-
-def test_every_panel_asks_for_metrics_that_exist() -> None:
-    content = json.loads((CLUSTER / "grafana.json").read_text())
-    assert not dashboard_faults(content)
-    asked = {
-        name
-        for panel in content["panels"]
-        for target in panel.get("targets", [])
-        for name in metrics_in(target["expr"])
-    }
-    assert asked >= set(SERIES), "a metric of ours is shown nowhere"
-    assert any(name.startswith("ray_data_") for name in asked)
-
-
-def test_panels_do_not_overlap() -> None:
-    taken: set[tuple[int, int]] = set()
-    for panel in json.loads((CLUSTER / "grafana.json").read_text())["panels"]:
-        place = panel["gridPos"]
-        cells = {(place["x"] + i, place["y"] + j) for i in range(place["w"]) for j in range(place["h"])}
-        assert not cells & taken, panel["title"]
-        assert place["x"] + place["w"] <= 24, panel["title"]
-        taken |= cells
-
-
-@pytest.mark.parametrize(
-    "expr",
-    [
-        "rate(ray_weaksam_images_total[1m])",
-        "rate(weaksam_images_done_total[1m])",
-        "rate(ray_weaksam_encoder_seconds[1m])",
-        "ray_data_no_such_thing",
-        "sum(ray_weaksam_images_done_total",
-        'sum by (step) ("text")',
-    ],
-)
-def test_a_broken_panel_is_refused(expr: str) -> None:
-    content = json.loads((CLUSTER / "grafana.json").read_text())
-    (first, *_) = [index for index, panel in enumerate(content["panels"]) if panel["type"] != "row"]
-    assert dashboard_faults(changed(content, f"panels.{first}.targets.0.expr", expr))
-
-
-def prometheus_faults(content: dict[str, Any]) -> list[str]:
-    schema = {
-        "type": "object",
-        "additionalProperties": False,
-        "required": ["global", "scrape_configs"],
-        "properties": {
-            "global": {
-                "type": "object",
-                "additionalProperties": False,
-                "patternProperties": {"^(scrape|evaluation)_interval$": {"type": "string", "pattern": r"^\d+s$"}},
-            },
-            "scrape_configs": {
-                "type": "array",
-                "minItems": 1,
-                "items": {
-                    "type": "object",
-                    "additionalProperties": False,
-                    "required": ["job_name", "file_sd_configs"],
-                    "properties": {
-                        "job_name": {"type": "string"},
-                        "file_sd_configs": {
-                            "type": "array",
-                            "minItems": 1,
-                            "items": {
-                                "type": "object",
-                                "additionalProperties": False,
-                                "required": ["files"],
-                                "properties": {
-                                    "files": {
-                                        "type": "array",
-                                        "minItems": 1,
-                                        "items": {"pattern": r"/prom_metrics_service_discovery\.json$"},
-                                    },
-                                    "refresh_interval": {"type": "string", "pattern": r"^\d+[sm]$"},
-                                },
-                            },
-                        },
-                    },
-                },
-            },
-        },
-    }
-    return [error.message for error in jsonschema.Draft202012Validator(schema).iter_errors(content)]
-
-
-def test_prometheus_finds_the_nodes_in_the_file_that_ray_writes() -> None:
-    assert not prometheus_faults(load("prometheus.yaml"))
-
-
-@pytest.mark.parametrize(
-    ("path", "value"),
-    [
-        ("scrape_config", []),
-        ("scrape_configs", []),
-        ("scrape_configs.0.file_sd_configs.0.files", ["/tmp/ray/nodes.json"]),
-        ("global.scrape_interval", 15),
-    ],
-)
-def test_a_broken_scrape_config_is_refused(path: str, value: Any) -> None:
-    assert prometheus_faults(changed(load("prometheus.yaml"), path, value))
 
 
 # All of them

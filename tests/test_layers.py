@@ -34,7 +34,7 @@ LAYERS = [
     },
     {"stages"},
     {"pipeline", "listings"},
-    {"doctor", "submit", "terminal", "job_commands", "cli", "report"},
+    {"cluster_settings", "doctor", "submit", "terminal", "job_commands", "cli", "report"},
 ]
 WITH_RAY = {
     "metrics",

@@ -15,7 +15,7 @@ import pytest
 
 from tests.ray_head import RayHead
 from tests.s3.server import CephServer, free_port
-from weaksam import storage, submit
+from weaksam import cluster_settings, storage, submit
 from weaksam.data.scenes import write_scenes
 from weaksam.errors import ConfigError
 
@@ -183,7 +183,8 @@ def test_doctor_examines_the_nodes_from_inside(head: RayHead, config: str, bucke
         ("env: {AWS_SECRET_ACCESS_KEY: x}", "env.AWS_SECRET_ACCESS_KEY: looks like a credential"),
         ("pass_env: [HF_TOKEN]", "pass_env.HF_TOKEN: looks like a credential"),
         ("address: 127.0.0.1", "address: must be the URL of a dashboard"),
-        ("overrides: [steps.mist.lr=1]", "a cluster may set resources only"),
+        ("pools: {max_actor: 8}", "pools.max_actor: unknown key: did you mean 'max_actors'?"),
+        ("pools: {grow: true}", "grow needs max_actors and actor_gpus"),
         ("adress: http://x", "did you mean 'address'?"),
     ],
 )
@@ -191,28 +192,29 @@ def test_faults_of_a_cluster_file_are_told_by_key(text: str, fault: str, tmp_pat
     file = tmp_path / "cluster.yaml"
     file.write_text(text)
     with pytest.raises(ConfigError) as caught:
-        submit.load_cluster(str(file), None)
+        cluster_settings.load_cluster(str(file), None)
     assert fault in str(caught.value)
 
 
-def test_a_cluster_sets_resources_of_the_steps_that_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cluster_sets_resources_by_kind_of_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
     monkeypatch.setenv("REGION_OF_TEST", "somewhere")
     cluster = tmp_path / "cluster.yaml"
     cluster.write_text(
         "address: http://head:8265\nsend_code: false\npass_env: [REGION_OF_TEST, ABSENT]\n"
-        "overrides: [steps.proposals.resources.max_actors=8, steps.mist.resources.workers=4]\n"
+        "pools: {max_actors: 8}\ntrainings: {grow: true}\n"
     )
     file = tmp_path / "run.yaml"
-    file.write_text(RUN_FILE.format(bucket="s3://bucket", endpoint="http://127.0.0.1:1"))
+    classifier = "  classifier: {stage: train_classifier, images: images, split: train, resources: {workers: 2}}\n"
+    file.write_text(RUN_FILE.format(bucket="s3://bucket", endpoint="http://127.0.0.1:1") + classifier)
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://before")  # restored after the run file has named another
     with submit.staged() as folder:
         job = submit.plan_job(
-            str(file), ["steps.images.splits=[test]"], submit.load_cluster(str(cluster), None), folder
+            str(file), ["steps.images.splits=[test]"], cluster_settings.load_cluster(str(cluster), None), folder
         )
         assert os.listdir(folder) == ["run.yaml"]
     assert job.address == "http://head:8265"
-    given = "steps.proposals.resources.max_actors=8 'steps.images.splits=[test]'"
+    given = "steps.proposals.resources.max_actors=8 steps.classifier.resources.grow=true 'steps.images.splits=[test]'"
     assert job.entrypoint == f"python -m jobs.pipeline run.yaml {given}"
     assert "py_modules" not in job.runtime_env
     assert job.runtime_env["env_vars"]["REGION_OF_TEST"] == "somewhere"

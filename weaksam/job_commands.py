@@ -13,7 +13,7 @@ from rich.table import Table
 from weaksam.terminal import AsJson, ConfigPath, Overrides, console, guarded, set_up_logging
 
 if TYPE_CHECKING:
-    pass
+    from weaksam.submit import Cluster
 
 log = logging.getLogger(__name__)
 
@@ -50,15 +50,15 @@ def submit(
 ) -> None:
     """Run CONFIG as a job of a cluster. The same command again goes on where an earlier job stopped."""
     from weaksam import pipeline
-    from weaksam import submit as jobs
+    from weaksam import submit as submitting
+    from weaksam.cluster_settings import load_cluster
 
     set_up_logging()
-    settings = jobs.load_cluster(cluster, address)
-    with jobs.staged() as folder:
-        job = jobs.plan_job(config, overrides or [], settings, folder, name=name)
+    with submitting.staged() as folder:
+        job = submitting.plan_job(config, overrides or [], load_cluster(cluster, address), folder, name=name)
         if look:
             pipeline.load(config, job.overrides)
-        there = jobs.Cluster(job.address)
+        there = submitting.Cluster(job.address)
         log.info("%s: sending %s", job.address, job.sent)
         there.submit(job)
     if as_json:
@@ -77,9 +77,7 @@ def submit(
 @guarded
 def jobs(cluster: ClusterFile = None, address: Address = None, as_json: AsJson = False) -> None:
     """List the jobs of a cluster, newest first."""
-    from weaksam import submit as submitting
-
-    found = submitting.Cluster(submitting.load_cluster(cluster, address).address).jobs()
+    found = _reach(cluster, address).jobs()
     if as_json:
         print(json.dumps(found, indent=2))
         return
@@ -101,9 +99,7 @@ def logs(
     as_json: AsJson = False,
 ) -> None:
     """Show what JOB printed."""
-    from weaksam import submit as submitting
-
-    there = submitting.Cluster(submitting.load_cluster(cluster, address).address)
+    there = _reach(cluster, address)
     if follow and not as_json:
         _follow(there, job)
         return
@@ -118,9 +114,7 @@ def logs(
 @guarded
 def cancel(job: JobId, cluster: ClusterFile = None, address: Address = None, as_json: AsJson = False) -> None:
     """End JOB. What it made is kept; submitting the same again goes on from there."""
-    from weaksam import submit as submitting
-
-    there = submitting.Cluster(submitting.load_cluster(cluster, address).address)
+    there = _reach(cluster, address)
     ended = there.cancel(job)
     if as_json:
         print(json.dumps({"job": job, "cancelled": ended, "state": there.job(job)["state"]}))
@@ -140,21 +134,34 @@ def doctor(
     as_json: AsJson = False,
 ) -> None:
     """Examine every node of a cluster for what CONFIG needs: versions, storage, weights, memory. It runs as a job."""
-    from weaksam import submit as jobs
+    from weaksam import submit as submitting
+    from weaksam.cluster_settings import load_cluster
+    from weaksam.doctor import run_doctor
 
     set_up_logging()
     if here:
-        from weaksam.doctor import run_doctor
-
         run_doctor(config, overrides or [], as_json=as_json)
         return
-    settings = jobs.load_cluster(cluster, address)
-    wanted = {"module": "jobs.doctor", "name": "weaksam-doctor", "flags": ["--json"] if as_json else []}
-    with jobs.staged() as folder:
-        job = jobs.plan_job(config, overrides or [], settings, folder, **wanted)
-        there = jobs.Cluster(job.address)
+    with submitting.staged() as folder:
+        job = submitting.plan_job(
+            config,
+            overrides or [],
+            load_cluster(cluster, address),
+            folder,
+            module="jobs.doctor",
+            name="weaksam-doctor",
+            flags=["--json"] if as_json else [],
+        )
+        there = submitting.Cluster(job.address)
         there.submit(job)
     _follow(there, job.id)
+
+
+def _reach(cluster: str | None, address: str | None) -> Cluster:
+    from weaksam import submit as submitting
+    from weaksam.cluster_settings import load_cluster
+
+    return submitting.Cluster(load_cluster(cluster, address).address)
 
 
 def _follow(there, job_id: str) -> None:

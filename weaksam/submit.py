@@ -22,10 +22,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from pydantic import Field
-
 from weaksam import pipeline, storage
-from weaksam.config import Settings, load_run_file, parse_settings
+from weaksam.cluster_settings import ClusterSettings, Entrypoint, resources_here
+from weaksam.config import load_run_file
 from weaksam.errors import ClusterError, ConfigError
 from weaksam.object_stores import ENDPOINT_VARIABLE
 
@@ -35,41 +34,9 @@ CODE = Path(__file__).resolve().parents[1]
 PACKAGES = ("weaksam", "jobs")
 
 _EXCLUDES = ("__pycache__", "*.pyc")
-_LARGEST = 100 * 2**20  # bytes of a package that Ray's dashboard takes
 _POLL_SECONDS = 2.0
 _LOST_SECONDS = 300.0  # a cluster that does not answer for so long is given up; the job may go on
-_CREDENTIAL = re.compile(r"SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIAL|PRIVATE|ACCESS_KEY|API_KEY|SESSION", re.IGNORECASE)
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
-
-
-class Entrypoint(Settings):
-    """What the driver of a job takes from the cluster; the stages reserve their own."""
-
-    cpus: float = Field(default=0, ge=0)
-    """CPUs reserved for it; a head that takes no work has none, so 0 runs there."""
-    memory: int | None = Field(default=None, ge=1)
-    """Bytes reserved for it."""
-    resources: dict[str, float] = Field(default_factory=dict)
-    """Custom resources of the node it must run on."""
-
-
-class ClusterSettings(Settings):
-    """A cluster file: where jobs go, and what they are given there."""
-
-    address: str = "http://127.0.0.1:8265"
-    """URL of the cluster's dashboard."""
-    send_code: bool = True
-    """Whether the packages `weaksam` and `jobs` are sent; false when every node's image has them."""
-    excludes: list[str] = Field(default_factory=list)
-    """Files of them that are not sent, as in a .gitignore."""
-    env: dict[str, str] = Field(default_factory=dict)
-    """Environment of the job and its workers; never credentials, which the nodes have."""
-    pass_env: list[str] = Field(default_factory=list)
-    """Names of variables that the job gets as they are here; never credentials."""
-    entrypoint: Entrypoint = Field(default_factory=Entrypoint)
-    """What the driver takes."""
-    overrides: list[str] = Field(default_factory=list)
-    """Settings of run files that belong to this cluster: `steps.<step>.resources.<key>=<value>`."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +48,7 @@ class Job:
     entrypoint: str
     run: str
     runtime_env: dict[str, Any]
-    resources: dict[str, Any]
+    driver: Entrypoint
     config: str
     overrides: list[str]
     sent: str
@@ -90,52 +57,15 @@ class Job:
     def ray_line(self) -> str:
         """The `ray job submit` command that does the same; it sends the whole folder of the run file."""
         words = ["ray", "job", "submit", "--address", self.address, "--submission-id", self.id]
-        flags = {"num_cpus": "--entrypoint-num-cpus", "memory": "--entrypoint-memory"}
-        for key, flag in flags.items():
-            if self.resources.get(f"entrypoint_{key}"):
-                words += [flag, str(self.resources[f"entrypoint_{key}"])]
-        if custom := self.resources.get("entrypoint_resources"):
-            words += ["--entrypoint-resources", json.dumps(custom)]
+        if self.driver.cpus:
+            words += ["--entrypoint-num-cpus", f"{self.driver.cpus:g}"]
+        if self.driver.memory:
+            words += ["--entrypoint-memory", str(self.driver.memory)]
+        if self.driver.resources:
+            words += ["--entrypoint-resources", json.dumps(self.driver.resources)]
         beside = self.runtime_env | {"working_dir": str(Path(self.config).resolve().parent)}
         words += ["--runtime-env-json", json.dumps(beside)]
         return f"{shlex.join(words)} -- {self.entrypoint}"
-
-
-def load_cluster(path: str | None, address: str | None) -> ClusterSettings:
-    """A cluster file, or the defaults; the address given goes before that of the environment and of the file.
-
-    Raises:
-        ConfigError: the file or the address is wrong.
-    """
-    raw = load_run_file(path) if path else {}
-    settings, faults = parse_settings(ClusterSettings, raw, where=path or "cluster")
-    address = address or os.environ.get("RAY_API_SERVER_ADDRESS")
-    if isinstance(settings, ClusterSettings):
-        settings = settings.model_copy(update={"address": address or settings.address})
-        faults += cluster_faults(settings, path or "cluster")
-    if faults or not isinstance(settings, ClusterSettings):
-        raise ConfigError(*faults)
-    return settings
-
-
-def cluster_faults(settings: ClusterSettings, where: str) -> list[str]:
-    """What is wrong with settings that have the right form, each fault named by its key."""
-    faults = []
-    if not settings.address.startswith(("http://", "https://")):
-        faults.append(f"{where}.address: must be the URL of a dashboard, http://..., got {settings.address!r}")
-    for key, names in (("env", list(settings.env)), ("pass_env", settings.pass_env)):
-        faults += [
-            f"{where}.{key}.{name}: looks like a credential, which would be readable in the job's description: "
-            "give it to the nodes"
-            for name in names
-            if _CREDENTIAL.search(name)
-        ]
-    faults += [
-        f"{where}.overrides: {text}: a cluster may set resources only, steps.<step>.resources.<key>=<value>"
-        for text in settings.overrides
-        if not re.match(r"steps\.\w+\.resources\.", text)
-    ]
-    return faults
 
 
 def plan_job(
@@ -153,49 +83,49 @@ def plan_job(
     Raises:
         ConfigError: with every fault of the run file, or a run folder that the cluster cannot reach.
     """
-    used = [*_concerning(load_run_file(config, overrides), cluster.overrides), *overrides]
-    run, _ = pipeline.parse(config, used)
+    run, parsed = pipeline.parse(config, overrides)
+    used = [*resources_here(cluster, parsed), *overrides]
+    pipeline.parse(config, used)
     if storage.is_local(run):
         used = [*(text for text in used if not text.startswith("run=")), f"run={run}"]  # the job works elsewhere
         if urlsplit(cluster.address).hostname not in _LOOPBACK:
             log.warning("run=%s: every node of the cluster must see this folder: usually an s3:// URI is meant", run)
     shutil.copy(config, folder)
+    runtime_env: dict[str, Any] = {"working_dir": folder, "env_vars": _environment(cluster, config, used)}
+    sent = "the run file"
+    if cluster.send_code:
+        code = {"py_modules": [str(CODE / package) for package in PACKAGES]}
+        runtime_env |= code | {"excludes": [*_EXCLUDES, *cluster.excludes]}
+        sent += f" and the code, {_size_of_code() / 2**20:.1f} MiB before compression"
+    words = ["python", "-m", module, Path(config).name, *used, *flags]
+    chosen = name or f"weaksam-{re.sub(r'[^A-Za-z0-9]+', '-', Path(config).stem)}"
+    return Job(
+        id=f"{chosen}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(2)}",
+        address=cluster.address,
+        entrypoint=shlex.join(words),
+        run=run,
+        runtime_env=runtime_env,
+        driver=cluster.entrypoint,
+        config=config,
+        overrides=used,
+        sent=sent,
+    )
+
+
+def _environment(cluster: ClusterSettings, config: str, overrides: Sequence[str]) -> dict[str, str]:
+    """What the environment of the job and of its workers holds beside that of the nodes."""
     env = {**cluster.env, **{key: os.environ[key] for key in cluster.pass_env if key in os.environ}}
-    if (endpoint := load_run_file(config, used).get("endpoint")) is not None:
+    if (endpoint := load_run_file(config, overrides).get("endpoint")) is not None:
         env[ENDPOINT_VARIABLE] = endpoint
     env.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its complaint about every actor pool is no error
     if commit := pipeline.git_commit():
         env.setdefault("WEAKSAM_GIT_COMMIT", commit)
-    runtime_env: dict[str, Any] = {"working_dir": folder, "env_vars": env}
-    sent = "the run file"
-    if cluster.send_code:
-        excludes = [*_EXCLUDES, *cluster.excludes]
-        runtime_env |= {"py_modules": [str(CODE / package) for package in PACKAGES], "excludes": excludes}
-        sent += f" and the code, {_size_of_code() / 2**20:.1f} MiB before compression"
-    driver = cluster.entrypoint
-    resources = {
-        "entrypoint_num_cpus": driver.cpus or None,
-        "entrypoint_memory": driver.memory,
-        "entrypoint_resources": driver.resources or None,
-    }
-    words = ["python", "-m", module, Path(config).name, *used, *flags]
-    chosen = name or f"weaksam-{re.sub(r'[^A-Za-z0-9]+', '-', Path(config).stem)}"
-    job_id = f"{chosen}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(2)}"
-    return Job(job_id, cluster.address, shlex.join(words), run, runtime_env, resources, config, used, sent)
-
-
-def _concerning(content: Mapping[str, Any], overrides: Sequence[str]) -> list[str]:
-    """Of a cluster's overrides those about steps of this run file: a cluster serves many."""
-    steps = content.get("steps")
-    return [text for text in overrides if isinstance(steps, dict) and text.split(".")[1] in steps]
+    return env
 
 
 def _size_of_code() -> int:
     files = [path for package in PACKAGES for path in (CODE / package).rglob("*") if path.is_file()]
-    size = sum(path.stat().st_size for path in files if "__pycache__" not in path.parts)
-    if size > _LARGEST:
-        raise ConfigError(f"{CODE}: {size / 2**20:.0f} MiB of code: the cluster takes {_LARGEST >> 20}: see excludes")
-    return size
+    return sum(path.stat().st_size for path in files if "__pycache__" not in path.parts)
 
 
 @contextmanager
@@ -223,16 +153,15 @@ class Cluster:
 
     def submit(self, job: Job) -> None:
         """Sends a job; it runs when the cluster has room for its driver."""
-        metadata = {"run": job.run, "weaksam": "1"}
-        arguments = {key: value for key, value in job.resources.items() if value is not None}
-        runtime_env = dict(job.runtime_env)
         self._asking(
             lambda: self._client.submit_job(
                 entrypoint=job.entrypoint,
                 submission_id=job.id,
-                runtime_env=runtime_env,
-                metadata=metadata,
-                **arguments,
+                runtime_env=dict(job.runtime_env),  # Ray puts where it was sent to in the place of folders
+                metadata={"run": job.run, "weaksam": "1"},
+                entrypoint_num_cpus=job.driver.cpus or None,
+                entrypoint_memory=job.driver.memory,
+                entrypoint_resources=job.driver.resources or None,
             )
         )
 
