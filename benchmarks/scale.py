@@ -192,7 +192,8 @@ def report(config: Path, folder: Path, bare: float, images: int) -> int:
     samples = _samples(folder)
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("ray", "torch", "pyarrow"))
     print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, {versions}")
-    print(f"{images} images of {SIZE[0]} x {SIZE[1]} pixels, {samples[-1].slice + 1} slices, each ended by SIGKILL")
+    slices = f"{samples[-1].slice + 1} slices, all but the last ended by SIGKILL"
+    print(f"{images} images of {SIZE[0]} x {SIZE[1]} pixels, {slices}")
     print(f"bare engine, a process a core: {bare:.1f} images/s")
     worst = 0.0
     for name in MAPPING:
@@ -202,7 +203,7 @@ def report(config: Path, folder: Path, bare: float, images: int) -> int:
         share = f", {rate / bare:.2f} of the bare engine" if name == "proposals" else ""
         print(f"{name}: {rate:.1f} images/s{share}; {len(parts)} parts of {statistics.median(sizes) / 1024:.0f} KiB")
         for who in ("driver", "actor"):
-            peaks = [peak / 2**20 for peak in peaks_of(own, who, images)]
+            peaks = [peak / 2**20 for peak in peaks_of(own, who, images) if peak]  # a short one may have no sample
             print(f"  {who:6} peak in each fifth, MiB: {' '.join(f'{peak:.0f}' for peak in peaks)}")
             worst = max(worst, peaks[-1] / peaks[1])
     half = json.loads((folder / "killed-at-half.json").read_text())["done"]
