@@ -11,6 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+
+if not torch.cuda.is_available():  # before anything imports Triton, which asks then
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from tests.s3.server import CephServer
 from tests.s3.world import make_bucket

@@ -8,7 +8,8 @@ import torch
 from segment_anything.modeling import Sam
 
 from tests.sam.tiny import IMAGE_SIDE, build_tiny_sam, shake
-from weaksam.sam.decoder import decode_prompts, draw_masks
+from weaksam.sam.decoder import decode_prompts
+from weaksam.sam.drawing import draw_masks
 from weaksam.sam.image_side import make_image_side
 from weaksam.sam.prompts import embed_boxes, embed_points
 

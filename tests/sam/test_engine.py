@@ -11,6 +11,7 @@ from segment_anything.modeling import Sam
 from weaksam.errors import ImageError
 from weaksam.ops.masks import decode_rle
 from weaksam.sam.calibrate import noise_image
+from weaksam.sam.encoder import FastEncoder
 from weaksam.sam.engine import EngineSettings, Proposals, SamEngine
 from weaksam.sam.prompts import Prompts, grid_points
 
@@ -199,7 +200,7 @@ def test_chunks_halve_when_memory_runs_out_and_stay_halved(tiny_sam):
     engine = ShortOfMemory(tiny_sam, settings=EngineSettings(5, points_per_chunk=16))
     expected = SamEngine(tiny_sam, settings=engine.settings).propose([image], **thresholds(LOOSE))[0]
     found = engine.propose([image], **thresholds(LOOSE))[0]
-    assert engine.points_per_chunk == 2
+    assert engine.amounts.points == 2
     assert (engine.oom_backoffs, engine.prompts_decoded) == (3, 25)  # 16, 8 and 4 at a time were too many
     np.testing.assert_array_equal(found.boxes, expected.boxes)
 
@@ -212,10 +213,10 @@ def test_one_prompt_too_many_is_an_image_error(tiny_sam):
 
 
 def test_encoder_out_of_memory_is_an_image_error(tiny_sam, monkeypatch):
-    def fail(_):
+    def fail(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(tiny_sam.image_encoder, "forward", fail)
+    monkeypatch.setattr(FastEncoder, "__call__", fail)
     with pytest.raises(ImageError, match="oom: no device memory to encode"):
         SamEngine(tiny_sam).encode(noise_image(30, 40))
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from tests.sam.tiny import IMAGE_SIDE, build_tiny_sam
 from weaksam.ops.masks import decode_rle
 from weaksam.sam.frame import Frame, make_frame, resize_image
-from weaksam.sam.postprocess import CPU_PIXELS, draw_masks_full, encode_masks, measure_masks
+from weaksam.sam.postprocess import draw_masks_full, encode_masks, encode_masks_together, measure_masks
 from weaksam.sam.upsample import Upsampler
 
 SIZES = [(90, 120), (375, 500), (500, 333), (128, 128), (1, 1), (1, 300), (300, 2), (37, 21), (683, 1024)]
@@ -51,7 +51,7 @@ def test_one_step_equals_two(image_hw):
     strips = list(maps.strips(cut(frame, logits), maps.everything, budget=5000))
     found = torch.cat([strip.pixels for strip in strips], dim=1).transpose(1, 2)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
-    masks = draw_masks_full(maps, cut(frame, logits), budget=CPU_PIXELS)
+    masks = draw_masks_full(maps, cut(frame, logits), budget=2**18)
     assert (masks != (expected > 0)).float().mean() <= 1e-5
 
 
@@ -70,16 +70,17 @@ def test_stats_and_run_lengths_equal_those_of_full_masks(image_hw, budget):
     torch.testing.assert_close(found.stability, stability, rtol=0, atol=1e-4, equal_nan=True)
     masks = draw_masks_full(upsampler(frame), cut(frame, logits), budget=budget).numpy()
     rles = encode_masks(upsampler(frame), cut(frame, logits), budget=budget)
+    assert encode_masks_together(upsampler(frame), cut(frame, logits)) == rles
     for rle, mask in zip(rles, masks, strict=True):
         np.testing.assert_array_equal(decode_rle(rle, *image_hw), mask)
 
 
 def test_no_masks():
     frame, logits = make((40, 50))
-    found = measure_masks(upsampler(frame), logits[:0], offset=1.0, budget=CPU_PIXELS)
+    found = measure_masks(upsampler(frame), logits[:0], offset=1.0, budget=2**18)
     assert found.boxes.shape == (0, 4)
     assert found.stability.shape == (0,)
-    assert encode_masks(upsampler(frame), logits[:0], budget=CPU_PIXELS) == []
+    assert encode_masks(upsampler(frame), logits[:0], budget=2**18) == []
 
 
 def test_a_large_image_is_processed_in_strips():

@@ -20,7 +20,8 @@ import torch
 from segment_anything.modeling import Sam
 from torch import Tensor, nn
 
-from weaksam.sam.decoder import Decoded, decode_prompts, draw_masks
+from weaksam.sam.decoder import Decoded, decode_prompts
+from weaksam.sam.drawing import draw_masks
 from weaksam.sam.frame import make_frame, resize_image
 from weaksam.sam.image_side import ImageSide, make_image_side
 from weaksam.sam.prompts import Prompts, embed_prompts, grid_points

@@ -4,6 +4,8 @@ In: RGB images and prompts. Out: proposals (boxes with scores, masks on request)
 as `segment_anything`'s SamAutomaticMaskGenerator and SamPredictor up to floating-point rounding. What is saved: work
 that all prompts of an image share is done once (`decoder`), masks are drawn only for prompts whose predicted IoU
 passes, full-size pixels exist only in strips (`postprocess`), run lengths are made only for what survives suppression.
+The fast modes round products to half precision (`EngineSettings.precision`); on a GPU Triton does the heavy work
+(`kernels`).
 
 Axis legend: B prompts, S mask slots, K candidate masks, N proposals.
 """
@@ -12,7 +14,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
@@ -23,12 +24,15 @@ from torch import Tensor
 from weaksam.errors import ImageError
 from weaksam.ops.suppression import nms_of_mask_boxes
 from weaksam.sam.candidates import Candidates, Drawn, Filter
-from weaksam.sam.decoder import decode_prompts, draw_masks
-from weaksam.sam.frame import Frame, make_frame, resize_image
-from weaksam.sam.image_side import ImageSide, make_image_side
-from weaksam.sam.postprocess import encode_masks, measure_masks, pixel_budget
+from weaksam.sam.decoder import decode_prompts
+from weaksam.sam.encoding import EncodedImage, ImageEncoder
+from weaksam.sam.kernels import choose_backend
+from weaksam.sam.postprocess import encode_masks
 from weaksam.sam.prompts import Prompts, embed_prompts, grid_points
-from weaksam.sam.upsample import Upsampler
+from weaksam.sam.results import BoxMasks, Proposals
+from weaksam.sam.settings import DTYPES, EngineSettings, choose_amounts
+
+__all__ = ["BoxMasks", "EncodedImage", "EngineSettings", "Proposals", "SamEngine"]
 
 logger = logging.getLogger(__name__)
 
@@ -36,97 +40,37 @@ SINGLE_MASK = (0,)
 AMBIGUOUS_MASKS = (1, 2, 3)
 _T = TypeVar("_T")
 
-# On a CPU, prompts times image tokens decoded at a time, and image tokens upscaled at a time, stay in the caches.
-_CPU_CHUNK_TOKENS = 2**15
-_CPU_DRAW_TOKENS = 2**10
-_DEVICE_DRAW_TOKENS = 2**20
-_DEVICE_CHUNK = 128
-
-
-@dataclass(frozen=True)
-class EngineSettings:
-    """How much is computed at a time. Changes speed and memory, never results beyond rounding.
-
-    Attributes:
-        points_per_side: of the grid that is used when no prompts are given.
-        points_per_chunk: prompts decoded at a time; None chooses by device and model size.
-        pixels_at_once: full-size pixels computed at a time; None chooses by device.
-    """
-
-    points_per_side: int = 32
-    points_per_chunk: int | None = None
-    pixels_at_once: int | None = None
-
-
-@dataclass(frozen=True)
-class EncodedImage:
-    """An image after the encoder, ready for any number of prompts.
-
-    Attributes:
-        frame: its sizes.
-        side: what its prompts share in the decoder.
-        upsampler: from mask logits to its pixels.
-    """
-
-    frame: Frame
-    side: ImageSide
-    upsampler: Upsampler
-
-
-@dataclass(frozen=True)
-class Proposals:
-    """Proposals of one image, best predicted IoU first.
-
-    Attributes:
-        boxes: (N, 4) float32 xyxy pixels, right and bottom exclusive.
-        predicted_iou: (N,) float32.
-        stability: (N,) float32; NaN only when nothing is asked of it.
-        source: (N,) uint8 of the prompt that gave the proposal.
-        masks: N COCO compressed counts, or None when not asked for.
-    """
-
-    boxes: np.ndarray
-    predicted_iou: np.ndarray
-    stability: np.ndarray
-    source: np.ndarray
-    masks: list[bytes] | None
-
-
-@dataclass(frozen=True)
-class BoxMasks:
-    """Masks of boxes.
-
-    Attributes:
-        masks: per box and slot, COCO compressed counts.
-        predicted_iou: (boxes, slots) float32.
-    """
-
-    masks: list[list[bytes]]
-    predicted_iou: np.ndarray
-
 
 class SamEngine:
-    """Proposals and masks of a SAM model, for images one after the other.
+    """Proposals and masks of a SAM model.
 
     Args:
         sam: the model, in eval mode; its device is the engine's.
-        settings: amounts of work at a time.
+        settings: precision, and amounts of work at a time.
 
     Attributes:
-        encoder_calls, prompts_decoded: images encoded and prompts decoded so far.
-        oom_backoffs: how often the device ran out of memory.
-        points_per_chunk: prompts decoded at a time; halves when the device runs out of memory, and stays so.
+        prompts_decoded: so far.
+        amounts: of work at a time; they halve when the device runs out of memory, and stay so.
     """
 
-    def __init__(self, sam: Sam, *, settings: EngineSettings = EngineSettings()) -> None:
-        self.sam = sam
-        self.settings = settings
-        self.encoder_calls = self.prompts_decoded = self.oom_backoffs = 0
-        self.points_per_chunk = settings.points_per_chunk or default_chunk(sam)
-        self._tokens = _CPU_DRAW_TOKENS if sam.device.type == "cpu" else _DEVICE_DRAW_TOKENS
-        self._pixels = settings.pixels_at_once or pixel_budget(sam.device)
+    def __init__(self, sam: Sam, *, settings: EngineSettings | None = None) -> None:
+        self.sam, self.settings = sam, settings or EngineSettings()
+        settings = self.settings
+        self.backend = choose_backend(sam.device, DTYPES[settings.precision])
+        self.amounts = choose_amounts(sam, settings, with_kernels=self.backend.keeps_little)
+        self._encoder = ImageEncoder(sam, settings, self.amounts)
+        self.prompts_decoded = self._backoffs = 0
 
-    @torch.inference_mode()
+    @property
+    def encoder_calls(self) -> int:
+        """Images encoded so far."""
+        return self._encoder.encoded
+
+    @property
+    def oom_backoffs(self) -> int:
+        """How often the device ran out of memory so far."""
+        return self._backoffs + self._encoder.backoffs
+
     def encode(self, image: np.ndarray) -> EncodedImage:
         """One image through the encoder.
 
@@ -137,17 +81,7 @@ class SamEngine:
             ValueError: `image` has another shape or dtype.
             ImageError: `oom`, the device has no memory for one image.
         """
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
-            raise ValueError(f"image must be (H, W, 3) uint8, got {image.shape} {image.dtype}")
-        frame = make_frame(self.sam, image.shape[:2])
-        pixels = resize_image(image, *frame.input_hw).to(self.sam.device)
-        try:
-            self.encoder_calls += 1
-            embedding = self.sam.image_encoder(self.sam.preprocess(pixels)[None])[0]
-            side = make_image_side(self.sam, embedding, frame.grid_hw)
-        except torch.OutOfMemoryError as error:
-            raise ImageError("oom", f"no device memory to encode {frame.image_hw} pixels: {error}") from error
-        return EncodedImage(frame=frame, side=side, upsampler=frame.upsampler(self.sam.device))
+        return self._encoder([image])[0]
 
     @torch.inference_mode()
     def propose(
@@ -188,14 +122,13 @@ class SamEngine:
         slots = tuple(AMBIGUOUS_MASKS[i] for i in sorted(keep_masks))
         wanted = Filter(pred_iou_threshold, stability_threshold, stability_offset, slots)
         results = []
-        for index, image in enumerate(images):
-            encoded = image if isinstance(image, EncodedImage) else self.encode(image)
+        for index, encoded in enumerate(self._encoder.in_order(images)):
             asked = self._grid(encoded) if prompts is None else prompts[index]
             found = self._candidates(encoded, asked, wanted, with_logits=return_masks)
             if nms_threshold is not None:
                 found = found.take(nms_of_mask_boxes(found.boxes, found.predicted_iou, threshold=nms_threshold))
             found = found.take(torch.arange(len(found.prompt), device=self.sam.device)[:max_proposals])
-            masks = encode_masks(encoded.upsampler, found.logits, budget=self._pixels) if return_masks else None
+            masks = encode_masks(encoded.upsampler, found.logits, budget=self.amounts.pixels) if return_masks else None
             results.append(_proposals(found, asked, masks))
         return results
 
@@ -217,7 +150,7 @@ class SamEngine:
         prompts = Prompts(boxes=boxes)
         for drawn in self._in_chunks(encoded, prompts, lambda tokens, _: self._decode(encoded, tokens, wanted)):
             scores.append(drawn.predicted_iou.view(-1, len(slots)).cpu().numpy())
-            masks += encode_masks(encoded.upsampler, drawn.logits, budget=self._pixels)
+            masks += encode_masks(encoded.upsampler, drawn.logits, budget=self.amounts.pixels)
         per_box = [masks[i : i + len(slots)] for i in range(0, len(masks), len(slots))]
         return BoxMasks(masks=per_box, predicted_iou=np.concatenate(scores))
 
@@ -250,13 +183,15 @@ class SamEngine:
 
     def _decode(self, encoded: EncodedImage, tokens: Tensor, wanted: Filter) -> Drawn:
         """Decodes prompts and draws the masks whose predicted IoU passes."""
-        decoded = decode_prompts(self.sam, encoded.side, tokens, wanted.slots)
+        decoded = decode_prompts(self.sam, encoded.side, tokens, wanted.slots, backend=self.backend)
         passes = torch.ones_like(decoded.predicted_iou, dtype=torch.bool)
         if wanted.predicted_iou > 0:
             passes = decoded.predicted_iou > wanted.predicted_iou
         chosen = passes.any(dim=1).nonzero().flatten()
         rows, columns = encoded.frame.low_hw
-        logits = draw_masks(self.sam, encoded.side, decoded, chosen, tokens_at_once=self._tokens)
+        logits = self.backend.draw_masks(
+            self.sam, encoded.side, decoded, chosen, tokens_at_once=self.amounts.draw_tokens
+        )
         logits = logits[passes[chosen], :rows, :columns]
         return Drawn(passes.nonzero()[:, 0], decoded.predicted_iou[passes], logits)
 
@@ -264,7 +199,9 @@ class SamEngine:
         self, encoded: EncodedImage, drawn: Drawn, numbers: Tensor, wanted: Filter, *, with_logits: bool
     ) -> Candidates:
         """Keeps what is stable and not empty."""
-        stats = measure_masks(encoded.upsampler, drawn.logits, offset=wanted.offset, budget=self._pixels)
+        stats = self.backend.measure_masks(
+            encoded.upsampler, drawn.logits, offset=wanted.offset, budget=self.amounts.pixels
+        )
         logits = drawn.logits if with_logits else drawn.logits[:0]
         found = Candidates(stats.boxes, stats.stability, drawn.predicted_iou, numbers[drawn.prompt], logits)
         keep = stats.boxes[:, 2] > 0
@@ -278,7 +215,7 @@ class SamEngine:
         for numbers, tokens in embed_prompts(self.sam.prompt_encoder, encoded.frame, prompts):
             numbers, start = torch.as_tensor(numbers, device=tokens.device), 0
             while start < len(tokens):
-                part = slice(start, start + self.points_per_chunk)
+                part = slice(start, start + self.amounts.points)
                 shortage = None
                 try:
                     results.append(run(tokens[part], numbers[part]))
@@ -291,20 +228,13 @@ class SamEngine:
         return results
 
     def _halve_chunk(self, shortage: str) -> None:
-        if self.points_per_chunk == 1:
+        if self.amounts.points == 1:
             raise ImageError("oom", f"no device memory to decode a single prompt: {shortage}")
-        self.points_per_chunk //= 2
-        self.oom_backoffs += 1
-        logger.warning("out of device memory, decoding %d prompts at a time from now on", self.points_per_chunk)
+        self.amounts.points //= 2
+        self._backoffs += 1
+        logger.warning("out of device memory, decoding %d prompts at a time from now on", self.amounts.points)
         if self.sam.device.type == "cuda":
             torch.cuda.empty_cache()
-
-
-def default_chunk(sam: Sam) -> int:
-    """Prompts to decode at a time, by device and model size."""
-    if sam.device.type != "cpu":
-        return _DEVICE_CHUNK
-    return max(1, _CPU_CHUNK_TOKENS // sam.prompt_encoder.image_embedding_size[0] ** 2)
 
 
 def _proposals(found: Candidates, prompts: Prompts, masks: list[bytes] | None) -> Proposals:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -49,9 +50,14 @@ class Frame:
 
     def upsampler(self, device: torch.device) -> Upsampler:
         """The way back: mask logits to original pixels."""
-        axes = zip(self.input_hw, self.image_hw, strict=True)
-        rows, columns = (make_axis(self.low_side, self.input_side, cut, size, device) for cut, size in axes)
-        return Upsampler(rows=rows, columns=columns)
+        return _make_upsampler(self, device)
+
+
+@lru_cache(maxsize=64)  # images of a dataset have few sizes
+def _make_upsampler(frame: Frame, device: torch.device) -> Upsampler:
+    axes = zip(frame.input_hw, frame.image_hw, strict=True)
+    rows, columns = (make_axis(frame.low_side, frame.input_side, cut, size, device) for cut, size in axes)
+    return Upsampler(rows=rows, columns=columns)
 
 
 def make_frame(sam: Sam, image_hw: tuple[int, int]) -> Frame:

@@ -17,11 +17,6 @@ from torch import Tensor
 from weaksam.ops.masks import edges_to_rle, flags_to_boxes
 from weaksam.sam.upsample import Upsampler
 
-# Pixels computed at a time. On a CPU a strip should stay in the second-level cache (2**18 floats are 1 MiB); an
-# accelerator wants enough to fill it.
-CPU_PIXELS = 2**18
-DEVICE_PIXELS = 2**25
-
 
 @dataclass(frozen=True)
 class MaskStats:
@@ -34,11 +29,6 @@ class MaskStats:
 
     boxes: Tensor
     stability: Tensor
-
-
-def pixel_budget(device: torch.device) -> int:
-    """Pixels to compute at a time on a device."""
-    return CPU_PIXELS if device.type == "cpu" else DEVICE_PIXELS
 
 
 def measure_masks(upsampler: Upsampler, logits: Tensor, *, offset: float, budget: int) -> MaskStats:
@@ -78,7 +68,10 @@ def encode_masks(upsampler: Upsampler, logits: Tensor, *, budget: int) -> list[b
         logits: (K, low rows, low columns) float32.
         budget: pixels to compute at a time.
     """
-    return [_encode_mask(upsampler, mask[None], budget) for mask in logits]
+    if logits.is_cpu or not len(logits):
+        return [_encode_mask(upsampler, mask[None], budget) for mask in logits]
+    step = max(1, budget // (upsampler.rows.size * upsampler.columns.size))
+    return [rle for part in logits.split(step) for rle in encode_masks_together(upsampler, part)]
 
 
 def _encode_mask(upsampler: Upsampler, logits: Tensor, budget: int) -> bytes:
@@ -101,6 +94,17 @@ def _encode_mask(upsampler: Upsampler, logits: Tensor, budget: int) -> bytes:
         edges.append(np.array([position]))
     joined = np.concatenate(edges) if edges else np.zeros(0, dtype=np.int64)
     return edges_to_rle(joined, first=first, size=height * width)
+
+
+def encode_masks_together(upsampler: Upsampler, logits: Tensor) -> list[bytes]:
+    """The same with all pixels at once; only where masks change value leaves the device."""
+    (strip,) = upsampler.strips(logits, upsampler.everything, budget=2**62)
+    flat = (strip.pixels > 0).flatten(1)  # column by column
+    changes = (flat[:, 1:] != flat[:, :-1]).nonzero().cpu().numpy()
+    first = flat[:, 0].cpu().numpy()
+    ends = np.searchsorted(changes[:, 0], np.arange(len(flat)), side="right")
+    edges = np.split(changes[:, 1] + 1, ends[:-1])
+    return [edges_to_rle(e, first=bool(f), size=flat.shape[1]) for e, f in zip(edges, first, strict=True)]
 
 
 def draw_masks_full(upsampler: Upsampler, logits: Tensor, *, budget: int) -> Tensor:

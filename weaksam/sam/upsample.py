@@ -33,6 +33,8 @@ class Axis:
         taps: (G, k) int64 indices into the low-resolution side.
         first: (G,) int64 first tap with weight, ascending, on the CPU.
         end: (G,) int64 one past the last tap with weight, on the CPU.
+        first_tap: (size,) int32 first tap of each pixel, which has three.
+        tap_weights: (size, 3) float32.
         size: number of pixels; the last block may reach beyond.
     """
 
@@ -40,6 +42,8 @@ class Axis:
     taps: Tensor
     first: Tensor
     end: Tensor
+    first_tap: Tensor
+    tap_weights: Tensor
     size: int
 
     @property
@@ -72,21 +76,24 @@ def make_axis(low_side: int, padded_side: int, cut: int, size: int, device: torc
 
     Takes the first `low_needed(low_side, padded_side, cut)` low-resolution elements; the others have no weight.
     """
-    unit = torch.eye(low_side, device=device)[None]
+    unit = torch.eye(low_side)[None]
     padded = F.interpolate(unit, padded_side, mode="linear", align_corners=False)
     dense = F.interpolate(padded[..., :cut], size, mode="linear", align_corners=False)[0].T  # (size, low_side)
     dense = dense[:, : low_needed(low_side, padded_side, cut)]
+    first_tap = (dense != 0).to(torch.uint8).argmax(dim=1)
+    three = F.pad(dense, (0, 2)).gather(1, first_tap[:, None] + torch.arange(3))
+
     block = min(_BLOCK, size)
     num_blocks = math.ceil(size / block)
     dense = F.pad(dense, (0, 0, 0, num_blocks * block - size)).unflatten(0, (num_blocks, block))
-    used = (dense != 0).any(dim=1).cpu()
+    used = (dense != 0).any(dim=1)
     first = used.to(torch.uint8).argmax(dim=1)
     end = used.shape[1] - used.flip(1).to(torch.uint8).argmax(dim=1)
     num_taps = int((end - first).max())
     taps = first.clamp(max=dense.shape[2] - num_taps)[:, None] + torch.arange(num_taps)
-    taps = taps.to(device)
     weights = dense.gather(2, taps[:, None].expand(-1, block, -1)).contiguous()
-    return Axis(weights=weights, taps=taps, first=first, end=end, size=size)
+    weights, taps, first_tap, three = (x.to(device) for x in (weights, taps, first_tap.int(), three.contiguous()))
+    return Axis(weights, taps, first, end, first_tap, three, size)
 
 
 def low_needed(low_side: int, padded_side: int, cut: int) -> int:

@@ -1,0 +1,131 @@
+"""Images through SAM's encoder: resized on the CPU, sent as bytes, encoded some at a time, ready for prompts.
+
+Axis legend: B images.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+from segment_anything.modeling import Sam
+from torch import Tensor
+
+from weaksam.errors import ImageError
+from weaksam.sam.encoder import FastEncoder
+from weaksam.sam.frame import Frame, make_frame, resize_image
+from weaksam.sam.image_side import ImageSide, make_image_side
+from weaksam.sam.settings import DTYPES, Amounts, EngineSettings
+from weaksam.sam.upsample import Upsampler
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class EncodedImage:
+    """An image after the encoder, ready for any number of prompts.
+
+    Attributes:
+        frame: its sizes.
+        side: what its prompts share in the decoder.
+        upsampler: from mask logits to its pixels.
+    """
+
+    frame: Frame
+    side: ImageSide
+    upsampler: Upsampler
+
+
+class ImageEncoder:
+    """Encodes images of any sizes, `amounts.images` at a time.
+
+    Attributes:
+        encoded: images encoded so far.
+        backoffs: how often the device ran out of memory.
+    """
+
+    def __init__(self, sam: Sam, settings: EngineSettings, amounts: Amounts) -> None:
+        self.sam, self.amounts = sam, amounts
+        self.encoded = self.backoffs = 0
+        self._run: Any = FastEncoder(sam.image_encoder, DTYPES[settings.precision])
+        self._compiled = settings.compiled
+        if settings.compiled:
+            self._run = torch.compile(self._run, mode="reduce-overhead", dynamic=False)
+
+    def in_order(self, images: Sequence[np.ndarray | EncodedImage]) -> Iterator[EncodedImage]:
+        """Images in order, encoded where they are not; a GPU is given the next ones before the last are asked for."""
+        ahead = 0 if self.sam.device.type == "cpu" else self.amounts.images
+        waiting: deque[EncodedImage] = deque()
+        raw: list[np.ndarray] = []
+        for image in images:
+            if isinstance(image, EncodedImage):
+                waiting.extend(self(raw))
+                waiting.append(image)
+                raw = []
+            else:
+                raw.append(image)
+                if len(raw) >= self.amounts.images:
+                    waiting.extend(self(raw))
+                    raw = []
+            while len(waiting) > ahead:
+                yield waiting.popleft()
+        waiting.extend(self(raw))
+        yield from waiting
+
+    @torch.inference_mode()
+    def __call__(self, images: Sequence[np.ndarray]) -> list[EncodedImage]:
+        """Images (H, W, 3) uint8 RGB, of any sizes.
+
+        Raises:
+            ValueError: one has another shape or dtype.
+            ImageError: `oom`, the device has no memory for one image.
+        """
+        for image in images:
+            if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
+                raise ValueError(f"image must be (H, W, 3) uint8, got {image.shape} {image.dtype}")
+        done: list[EncodedImage] = []
+        while len(done) < len(images):
+            some, shortage = images[len(done) : len(done) + self.amounts.images], None
+            try:
+                done += self._encode(some)
+            except torch.OutOfMemoryError as error:
+                shortage = str(error)  # not the error itself: its traceback holds tensors that are in the way
+            if shortage:
+                self._halve(some, shortage)
+        return done
+
+    def _encode(self, images: Sequence[np.ndarray]) -> list[EncodedImage]:
+        sam, frames = self.sam, [make_frame(self.sam, image.shape[:2]) for image in images]
+        side = sam.image_encoder.img_size
+        room = self.amounts.images if self._compiled else len(images)  # one shape, compiled once
+        pixels = torch.zeros(room, 3, side, side, device=sam.device)
+        mean, std = cast(Tensor, sam.pixel_mean), cast(Tensor, sam.pixel_std)
+        for padded, image, frame in zip(pixels, images, frames, strict=False):
+            height, width = frame.input_hw
+            padded[:, :height, :width] = (_upload(resize_image(image, height, width), sam.device) - mean) / std
+        embeddings = self._run(pixels)
+        self.encoded += len(images)
+        return [
+            EncodedImage(frame, make_image_side(sam, embedding, frame.grid_hw), frame.upsampler(sam.device))
+            for frame, embedding in zip(frames, embeddings, strict=False)
+        ]
+
+    def _halve(self, images: Sequence[np.ndarray], shortage: str) -> None:
+        if len(images) == 1:
+            raise ImageError("oom", f"no device memory to encode {images[0].shape[:2]} pixels: {shortage}")
+        self.amounts.images = len(images) // 2
+        self.backoffs += 1
+        logger.warning("out of device memory, encoding %d images at a time from now on", self.amounts.images)
+        if self.sam.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _upload(x: Tensor, device: torch.device) -> Tensor:
+    if device.type != "cuda":
+        return x.to(device)
+    return x.contiguous().pin_memory().to(device, non_blocking=True)  # the program goes on meanwhile

@@ -1,0 +1,40 @@
+"""Triton kernels of the engine on a GPU.
+
+Each does what a plain PyTorch function in `weaksam.sam` does, its twin, and is tested against it: in Triton's
+interpreter everywhere, and for real where there is a GPU. Without Triton or a GPU the twins are used.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from functools import partial
+
+import torch
+
+from weaksam.sam.backend import PLAIN, Backend
+
+HALF = (torch.float16, torch.bfloat16)
+_HAS_TRITON = importlib.util.find_spec("triton") is not None
+
+
+def usable(device: torch.device) -> bool:
+    """Whether kernels can work on a device."""
+    return device.type == "cuda" and _HAS_TRITON
+
+
+def choose_backend(device: torch.device, dtype: torch.dtype) -> Backend:
+    """What does the heavy work of the decoder: in float32 only the kernel that multiplies no matrices is used."""
+    if not usable(device):
+        return PLAIN
+    from weaksam.sam.kernels import drawing, passes, postprocess
+
+    if dtype not in HALF:
+        return Backend(measure_masks=postprocess.measure_masks)
+    return Backend(
+        read_unchanged=partial(passes.read_unchanged, dtype=dtype),
+        first_pass=partial(passes.first_pass, dtype=dtype),
+        second_pass=partial(passes.second_pass, dtype=dtype),
+        draw_masks=drawing.draw_masks,
+        measure_masks=postprocess.measure_masks,
+        keeps_little=True,
+    )
