@@ -11,6 +11,7 @@ from collections import defaultdict
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -125,11 +126,11 @@ def test_a_worker_tells_of_rows_and_of_waiting_but_not_before_its_first_batch(to
 
 
 def test_of_an_image_that_fails_on_the_way_only_what_was_done_is_told(told: dict[str, list[float]]) -> None:
-    engine = SamEngine(build_sam("vit_xs"))
-    with pytest.raises(ValueError, match="on the way"), SamWatch(engine) as watch:  # noqa: PT012
-        watch.encoded()
-        engine.prompts_decoded += 5
-        engine.oom_backoffs += 2
+    watch = SamWatch(SamEngine(build_sam("vit_xs")))
+    watch.encode(np.zeros((8, 8, 3), np.uint8))
+    with pytest.raises(ValueError, match="on the way"), watch.decoding():  # noqa: PT012
+        watch.engine.prompts_decoded += 5
+        watch.engine._backoffs += 2
         raise ValueError("on the way")
     assert len(told.pop("weaksam_encoder_seconds")) == 1
     assert told == {"weaksam_prompts": [5], "weaksam_oom_backoffs": [2]}

@@ -47,26 +47,53 @@ def decode_ahead(batch: pa.Table, max_pixels: int) -> Iterator[np.ndarray | Imag
 
 
 def make_rows(
-    batch: pa.Table, max_pixels: int, make: Callable[[np.ndarray, dict[str, Any]], dict[str, Any]]
+    batch: pa.Table,
+    max_pixels: int,
+    make: Callable[[np.ndarray, dict[str, Any], Any], dict[str, Any]],
+    *,
+    prepare: Callable[[np.ndarray, dict[str, Any]], Any] = lambda *_: None,
 ) -> list[dict[str, Any]]:
     """A row for each fetched image: its size and what `make` knows of it, or why there is nothing to know.
 
     Args:
         batch: fetched rows.
         max_pixels: larger images are refused.
-        make: of an image (H, W, 3) uint8 and the other columns of its row; may raise ImageError.
+        make: of an image (H, W, 3) uint8, the other columns of its row and what was prepared; may raise ImageError.
+        prepare: the same of an image and its columns, done for the next image before `make` of one: a GPU has work
+            while the program is busy with what came of it. May raise ImageError.
     """
     given = batch.drop_columns([name for name, _ in _FETCHED]).to_pylist()
     rows = []
-    for own, image in zip(given, decode_ahead(batch, max_pixels), strict=True):
+    for own, image, prepared in _prepare_ahead(given, decode_ahead(batch, max_pixels), prepare):
         try:
             if isinstance(image, ImageError):
                 raise image
             row = {"image_id": own["image_id"], "status": schemas.OK, "message": ""}
-            rows.append(row | {"height": image.shape[0], "width": image.shape[1]} | make(image, own))
+            rows.append(row | {"height": image.shape[0], "width": image.shape[1]} | make(image, own, prepared))
         except ImageError as error:
             rows.append(failed_row(own["image_id"], error.status, error.message))
     return rows
+
+
+def _prepare_ahead(
+    given: list[dict[str, Any]],
+    images: Iterator[np.ndarray | ImageError],
+    prepare: Callable[[np.ndarray, dict[str, Any]], Any],
+) -> Iterator[tuple[dict[str, Any], np.ndarray | ImageError, Any]]:
+    """Columns, image and what was prepared, one row late."""
+    last = None
+    for own, image in zip(given, images, strict=True):
+        ready = own, image, None
+        try:
+            if not isinstance(image, ImageError):
+                ready = own, image, prepare(image, own)
+        except ImageError as error:
+            ready = own, error, None
+        if last is not None:
+            yield last
+        last = ready
+    if last is not None:
+        yield last
 
 
 def failed_row(image_id: str, status: str, message: str) -> dict[str, Any]:

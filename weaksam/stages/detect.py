@@ -159,7 +159,7 @@ class DetectObjects:
 
         return schemas.to_table(make_rows(batch, self.config.max_pixels, self._find), self.schema)
 
-    def _find(self, image: np.ndarray, given: dict[str, Any]) -> dict[str, Any]:
+    def _find(self, image: np.ndarray, given: dict[str, Any], _: object) -> dict[str, Any]:
         import torch
 
         pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))).to(self.device)

@@ -27,6 +27,9 @@ class SamSettings(Settings):
     sha256: Annotated[str | None, NotInFingerprint()] = Field(default=None, pattern="^[0-9a-fA-F]{64}$")
     """SHA-256 that the weights file must have."""
 
+    precision: Literal["fp32", "fp16", "bf16"] | None = None
+    """fp32 when left out: the masks of segment-anything. fp16, for GPUs, and bf16 round products and are faster."""
+
     @model_validator(mode="after")
     def _weights_are_named(self) -> SamSettings:
         if self.model != "vit_xs" and self.checkpoint is None:
@@ -146,6 +149,8 @@ class ProposalResources(PoolResources):
 
     points_per_chunk: int | None = Field(default=None, ge=1)
     """Prompts decoded at once, chosen by device when left out; halves by itself when memory runs out."""
+    compile_encoder: bool = False
+    """Whether PyTorch compiles SAM's encoder: a GPU encodes faster, after minutes of compiling in each actor."""
 
 
 class ProposalsConfig(StageConfig):

@@ -49,17 +49,25 @@ class ProposeBoxes:
         self.clues = _make_clue_finder(config, classifier, self.engine.sam.device) if classifier else None
         self.config = config
         self.schema = schema
+        self.watch = SamWatch(self.engine)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         from weaksam.rows import make_rows
 
-        return schemas.to_table(make_rows(batch, self.config.max_pixels, self._columns), self.schema)
+        return schemas.to_table(
+            make_rows(batch, self.config.max_pixels, self._columns, prepare=self._encode), self.schema
+        )
 
-    def _columns(self, image: np.ndarray, given: dict[str, Any]) -> dict[str, Any]:
+    def _encode(self, image: np.ndarray, given: dict[str, Any]) -> tuple[Clues | None, EncodedImage]:
         clues = self.clues(image, given.get("labels")) if self.clues else None
-        with SamWatch(self.engine) as watch:
-            found = self._propose(image, clues, watch)
-            watch.decoded()
+        return clues, self.watch.encode(image)
+
+    def _columns(
+        self, image: np.ndarray, given: dict[str, Any], seen: tuple[Clues | None, EncodedImage]
+    ) -> dict[str, Any]:
+        clues, encoded = seen
+        with self.watch.decoding():
+            found = self._propose(encoded, clues)
         metrics.count("weaksam_boxes_kept", len(found.boxes))
         return {
             "boxes": found.boxes,
@@ -71,11 +79,10 @@ class ProposeBoxes:
             "labels": clues.labels if clues else None,
         }
 
-    def _propose(self, image: np.ndarray, clues: Clues | None, watch: SamWatch) -> Proposals:
+    def _propose(self, encoded: EncodedImage, clues: Clues | None) -> Proposals:
         from weaksam.sam.sources import join_sources, propose_from_points
 
-        config, encoded = self.config, self.engine.encode(image)
-        watch.encoded()
+        config = self.config
         found = [self._propose_grid(encoded)]
         for source, kind in enumerate(schemas.SOURCES[1:], start=1):
             if clues is None or not getattr(config.clues, kind).enabled:

@@ -22,6 +22,7 @@ from weaksam.stages.sam_actor import SamWatch, identify_shipped, load_engine
 
 if TYPE_CHECKING:
     from weaksam.ops.pseudo_masks import MaskRules
+    from weaksam.sam.engine import EncodedImage
 
 _GIVEN = ["boxes", "classes", "scores"]
 
@@ -77,17 +78,21 @@ class DrawMasks:
     def __init__(self, config: PseudoMasksConfig, schema: pa.Schema) -> None:
         self.engine = load_engine(config.sam, config.resources)
         self.config, self.schema, self.rules = config, schema, config.rules()
+        self.watch = SamWatch(self.engine)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         from weaksam.rows import make_rows
 
-        return schemas.to_table(make_rows(batch, self.config.max_pixels, self._draw), self.schema)
+        return schemas.to_table(make_rows(batch, self.config.max_pixels, self._draw, prepare=self._encode), self.schema)
 
-    def _draw(self, image: np.ndarray, given: dict[str, Any]) -> dict[str, Any]:
+    def _encode(self, image: np.ndarray, given: dict[str, Any]) -> EncodedImage | None:
+        return self.watch.encode(image) if given["boxes"] else None
+
+    def _draw(self, image: np.ndarray, given: dict[str, Any], encoded: EncodedImage | None) -> dict[str, Any]:
         from weaksam.ops.pseudo_masks import choose_masks, tight_boxes
 
         boxes, hw = np.array(given["boxes"] or [], np.float32).reshape(-1, 4), image.shape[:2]
-        masks, ratings = self._masks(image, boxes)
+        masks, ratings = self._masks(encoded, boxes)
         chosen = choose_masks(masks, boxes, hw, self.rules)
         kept = chosen.kept
         metrics.count("weaksam_boxes_kept", len(kept))
@@ -102,15 +107,12 @@ class DrawMasks:
             "dropped": dropped.astype(np.uint8),
         }
 
-    def _masks(self, image: np.ndarray, boxes: np.ndarray) -> tuple[list[bytes], np.ndarray]:
+    def _masks(self, encoded: EncodedImage | None, boxes: np.ndarray) -> tuple[list[bytes], np.ndarray]:
         """A mask and SAM's rating of it for each box."""
-        if not len(boxes):
+        if encoded is None:
             return [], np.zeros(0, np.float32)
-        with SamWatch(self.engine) as watch:
-            encoded = self.engine.encode(image)
-            watch.encoded()
+        with self.watch.decoding():
             drawn = self.engine.masks_for_boxes(encoded, boxes, multimask=self.config.candidates == "best_of_three")
-            watch.decoded()
         best = drawn.predicted_iou.argmax(1)
         return [masks[i] for masks, i in zip(drawn.masks, best, strict=True)], drawn.predicted_iou.max(1)
 

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
-from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from weaksam import metrics, storage
 from weaksam.sam import SHIPPED
 from weaksam.stages.proposal_settings import ProposalResources, SamSettings
 
 if TYPE_CHECKING:
-    from weaksam.sam.engine import SamEngine
+    import numpy as np
+
+    from weaksam.sam.engine import EncodedImage, SamEngine
 
 
 def load_engine(sam: SamSettings, resources: ProposalResources, **settings: Any) -> SamEngine:
@@ -28,37 +32,48 @@ def load_engine(sam: SamSettings, resources: ProposalResources, **settings: Any)
         torch.set_num_threads(math.ceil(resources.actor_cpus))
     checkpoint = storage.fetch(sam.checkpoint, sha256=sam.sha256) if sam.checkpoint else None
     model = load_sam(sam.model, checkpoint, device=device)
-    return SamEngine(model, settings=EngineSettings(points_per_chunk=resources.points_per_chunk, **settings))
+    if sam.precision is not None:
+        settings["precision"] = sam.precision
+    return SamEngine(
+        model,
+        settings=EngineSettings(
+            points_per_chunk=resources.points_per_chunk, compiled=resources.compile_encoder, **settings
+        ),
+    )
 
 
 class SamWatch:
-    """Tells of SAM's work on one image: `encoded` and `decoded` are called inside its block.
+    """Lets SAM work on images and tells of it.
 
     A GPU runs behind the program: its own clock is read, and only at the end, when its results are here anyway.
     """
 
     def __init__(self, engine: SamEngine) -> None:
         self.engine = engine
+        self._encoded: deque[tuple[Any, Any]] = deque()  # when, of images that are not decoded yet
 
-    def __enter__(self) -> Self:
-        self.before = self.engine.prompts_decoded, self.engine.oom_backoffs
-        self.marks = [self._mark()]
-        return self
+    def encode(self, image: np.ndarray) -> EncodedImage:
+        """An image through the encoder; `decoding` is to follow for each, in the same order."""
+        start = self._mark()
+        encoded = self.engine.encode(image)
+        self._encoded.append((start, self._mark()))
+        return encoded
 
-    def encoded(self) -> None:
-        """The image is encoded; what follows is the decoder's."""
-        self.marks.append(self._mark())
+    @contextmanager
+    def decoding(self) -> Iterator[None]:
+        """Around all that is decoded of an image."""
+        before, start, encoding = self._counts(), self._mark(), self._encoded.popleft()
+        try:
+            yield
+            metrics.observe("weaksam_decoder_seconds", partial(_seconds, start, self._mark()))
+        finally:
+            prompts, backoffs = (now - then for now, then in zip(self._counts(), before, strict=True))
+            metrics.count("weaksam_prompts", prompts)
+            metrics.count("weaksam_oom_backoffs", backoffs)
+            metrics.observe("weaksam_encoder_seconds", partial(_seconds, *encoding))
 
-    def decoded(self) -> None:
-        """All of its prompts are decoded."""
-        self.marks.append(self._mark())
-
-    def __exit__(self, *_: object) -> None:
-        metrics.count("weaksam_prompts", self.engine.prompts_decoded - self.before[0])
-        metrics.count("weaksam_oom_backoffs", self.engine.oom_backoffs - self.before[1])
-        # of an image that failed on the way only what was done
-        for name, marks in zip(("encoder", "decoder"), pairwise(self.marks), strict=False):
-            metrics.observe(f"weaksam_{name}_seconds", partial(_seconds, *marks))
+    def _counts(self) -> tuple[int, int]:
+        return self.engine.prompts_decoded, self.engine.oom_backoffs
 
     def _mark(self) -> Any:
         if self.engine.sam.device.type != "cuda":
