@@ -134,8 +134,11 @@ def make_images(args: argparse.Namespace) -> list[np.ndarray]:
     """(H, W, 3) uint8 each."""
     if args.images:
         return [np.array(Image.open(file).convert("RGB")) for file in args.images]
-    sizes = [tuple(int(side) for side in size.split("x")) for size in args.image_sizes]
-    return [draw_scene(3 + i, family="varied", size=size).image for i, size in enumerate(sizes)]
+    images = []
+    for seed, size in enumerate(args.image_sizes, start=3):
+        height, width = map(int, size.split("x"))
+        images.append(draw_scene(seed, family="varied", size=(height, width)).image)
+    return images
 
 
 def run_peer(sam: Sam, image: np.ndarray, points: int, wanted: Thresholds, clock: Clock | None = None) -> list[dict]:
@@ -247,7 +250,7 @@ def peak_memory(device: torch.device) -> float:
 def measure(name: str, checkpoint: str | None, args: argparse.Namespace) -> dict[str, Any]:
     """All rows of one model."""
     images, device = make_images(args), torch.device(args.device)
-    wanted, sizes = Thresholds(*args.thresholds), [image.shape[:2] for image in images]
+    wanted, sizes = Thresholds(*args.thresholds), [(image.shape[0], image.shape[1]) for image in images]
     sam, weights = make_model(name, checkpoint, images[0], args.device)
     told: dict[str, Any] = {"model": name, "weights": weights, "rows": {}}
 

@@ -18,6 +18,7 @@ from weaksam.sam import kernels
 # Scores alive at a time on a CPU: 128 queries by 4096 keys are 2 MiB and stay in the second-level cache.
 _CPU_SCORES = 2**19
 _DEVICE_SCORES = 2**28
+_SMALL = 64  # tokens up to which a CPU is faster without a fused kernel
 
 
 def relative_scores(query: Tensor, table: Tensor, axis: int) -> Tensor:
@@ -82,15 +83,16 @@ def _attend_in_blocks(query: Tensor, key: Tensor, value: Tensor, rel_h: Tensor, 
 def attend_augmented(query: Tensor, key: Tensor, value: Tensor, rel_h: Tensor, rel_w: Tensor) -> Tensor:
     """The tables as further channels of the query, picked by ones in the key: a plain attention, any fused one does it.
 
-    Two to three times the products of the scores, which half-precision units hardly notice.
+    Two to three times the products of the scores, which half-precision units hardly notice. Can be trained through.
     """
     height, width = rel_h.shape[2], rel_w.shape[2]
     rows = torch.eye(height, dtype=key.dtype, device=key.device).repeat_interleave(width, dim=0)
     columns = torch.eye(width, dtype=key.dtype, device=key.device).repeat(height, 1)
     picks = torch.cat([rows, columns], dim=1).expand(len(key), -1, -1)
-    wide_query = torch.cat([query * query.shape[-1] ** -0.5, rel_h, rel_w], dim=2)
-    wide_value = F.pad(value, (0, height + width))  # fused kernels want equal widths
-    mixed = F.scaled_dot_product_attention(
-        wide_query[None], torch.cat([key, picks], dim=2)[None], wide_value[None], scale=1.0
-    )
+    query = torch.cat([query * query.shape[-1] ** -0.5, rel_h, rel_w], dim=2)
+    key = torch.cat([key, picks], dim=2)
+    if query.is_cpu and height * width <= _SMALL:
+        return (query @ key.mT).softmax(dim=-1) @ value
+    padded = F.pad(value, (0, height + width))  # fused kernels want equal widths
+    mixed = F.scaled_dot_product_attention(query[None], key[None], padded[None], scale=1.0)
     return mixed[0, ..., : value.shape[2]]

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from weaksam.sam.attention import attend_augmented, relative_scores
 from weaksam.sam.build import ConvStem
 
 Module = Any  # one of SAM's: torch knows no types of a module's attributes
@@ -43,23 +44,10 @@ def _merge_heads(x: Tensor) -> Tensor:
 def _self_attention(x: Tensor, layer: Module) -> Tensor:
     """Encoder attention with decomposed relative positions; x is (B', S, S, C)."""
     batch, side, _, channels = x.shape
-    heads, depth = layer.num_heads, channels // layer.num_heads
-    q, k, v = _linear(x, layer.qkv).view(batch, side * side, 3, heads, depth).permute(2, 0, 3, 1, 4).unbind(0)
-    # q . k + rel_h(q) + rel_w(q) is one dot product when k carries one-hot rows and columns
-    steps = torch.arange(side)
-    offsets = steps[:, None] - steps[None, :] + layer.rel_pos_h.shape[0] // 2
-    grid = q.unflatten(2, (side, side))
-    rows = torch.einsum("bnhwc,hkc->bnhwk", grid, layer.rel_pos_h.to(x.dtype)[offsets]).flatten(2, 3)
-    columns = torch.einsum("bnhwc,wkc->bnhwk", grid, layer.rel_pos_w.to(x.dtype)[offsets]).flatten(2, 3)
-    eye = torch.eye(side, dtype=x.dtype, device=x.device)
-    places = torch.cat([eye.repeat_interleave(side, 0), eye.repeat(side, 1)], -1)
-    q = torch.cat([q * layer.scale, rows, columns], -1)
-    k = torch.cat([k, places.expand(batch, heads, -1, -1)], -1)
-    if side > 8:
-        out = F.scaled_dot_product_attention(q, k, F.pad(v, (0, 2 * side)), scale=1.0)[..., :depth]
-    else:  # for windows this small the fused kernel is slower
-        out = (q @ k.transpose(-1, -2)).softmax(-1) @ v
-    return _linear(out.transpose(1, 2).reshape(batch, side, side, channels), layer.proj)
+    q, k, v = _linear(x, layer.qkv).unflatten(3, (3, layer.num_heads, -1)).permute(3, 0, 4, 1, 2, 5).flatten(1, 2)
+    rows, columns = relative_scores(q, layer.rel_pos_h, 1), relative_scores(q, layer.rel_pos_w, 2)
+    out = attend_augmented(*(one.flatten(1, 2) for one in (q, k, v, rows, columns)))
+    return _linear(out.unflatten(0, (batch, -1)).transpose(1, 2).reshape(batch, side, side, channels), layer.proj)
 
 
 def _block(x: Tensor, block: Module) -> Tensor:
