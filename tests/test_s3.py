@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,6 +24,42 @@ def test_a_large_object_comes_back_as_it_was(bucket: str) -> None:
     assert storage.identity(uri) == before
     storage.write_bytes(uri, data[1:])
     assert storage.identity(uri) != before
+
+
+@pytest.mark.parametrize("later", [b"b" * 617, b"c" * 700])
+def test_an_object_replaced_while_it_is_read_comes_back_whole(
+    bucket: str, monkeypatch: pytest.MonkeyPatch, later: bytes
+) -> None:
+    uri, find, opened = storage.join(bucket, "metrics.jsonl"), storage.filesystem, []
+
+    def put(data: bytes) -> None:
+        files, path = find(uri)
+        with files.open_output_stream(path) as stream:
+            stream.write(data)
+
+    class Replacing:
+        """Right after the object was opened for the first time, another takes its place."""
+
+        def __init__(self, files: Any) -> None:
+            self.files = files
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.files, name)
+
+        def open_input_stream(self, path: str, **kwargs: Any) -> Any:
+            stream = self.files.open_input_stream(path, **kwargs)
+            if not opened:
+                put(later)
+            opened.append(path)
+            return stream
+
+    monkeypatch.setattr(storage, "filesystem", lambda asked: (Replacing(find(asked)[0]), find(asked)[1]))
+    put(b"a" * 650)
+    assert storage.read_bytes(uri) not in (b"a" * 650, later)  # why there is another way to read
+    opened.clear()
+    put(b"a" * 650)
+    assert storage.read_replaceable(uri) == later
+    assert len(opened) == 2
 
 
 def test_identity_and_fetch_follow_the_content(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -136,6 +136,30 @@ def read_bytes(uri: str, *, offset: int = 0, length: int | None = None) -> bytes
     return _retrying(read, uri, "read")
 
 
+def read_replaceable(uri: str) -> bytes:
+    """Content of a small object that may be replaced meanwhile, whole and as one writer wrote it.
+
+    pyarrow reads as many bytes as an object had when it was opened. Of a shorter one that took its place the rest comes
+    back as whatever lay in memory, of a longer one the end is missing: so sizes are compared afterwards.
+
+    Raises:
+        FileNotFoundError: there is no such object.
+        StorageError: it could not be read, or never stayed the same for the time of reading.
+    """
+
+    def read() -> bytes:
+        files, path = filesystem(uri)
+        before = files.get_file_info(path)
+        with files.open_input_stream(path, compression=None) as stream:
+            data = stream.read()
+        after = files.get_file_info(path)
+        if len(data) == after.size and (before.size, before.mtime) == (after.size, after.mtime):
+            return data
+        raise OSError("it was replaced while it was read")
+
+    return read_bytes(uri) if is_local(uri) else _retrying(read, uri, "read")
+
+
 def write_bytes(uri: str, data: bytes) -> None:
     """Writes an object in one atomic step, replacing what was there."""
 
@@ -190,7 +214,7 @@ def read_parquet(uri: str, *, columns: Sequence[str] | None = None) -> pa.Table:
 def read_json(uri: str) -> dict:
     """A JSON object; StorageError when the content is not JSON."""
     try:
-        return json.loads(read_bytes(uri))
+        return json.loads(read_replaceable(uri))
     except ValueError as error:
         raise StorageError(f"{uri}: not valid JSON ({error}): remove the file if it is damaged") from error
 

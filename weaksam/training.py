@@ -103,7 +103,7 @@ def _progress(folder: str, settings: TrainSettings) -> AbstractContextManager[No
 
     def read_rows() -> list[dict[str, float]]:
         try:
-            return [json.loads(line) for line in storage.read_bytes(uri).decode().splitlines()]
+            return [json.loads(line) for line in storage.read_replaceable(uri).decode().splitlines()]
         except (WeakSamError, OSError, ValueError):  # not there yet; progress must never stop the work
             return []
 

@@ -214,7 +214,7 @@ class Journal:
         self._local = tempfile.TemporaryDirectory(prefix="weaksam-events-")
         self._events = SummaryWriter(self._local.name)
         self._rows: list[dict[str, float]] = []
-        lines = storage.read_bytes(self._uri).decode().splitlines() if storage.exists(self._uri) else []
+        lines = storage.read_replaceable(self._uri).decode().splitlines() if storage.exists(self._uri) else []
         for row in map(json.loads, lines):
             if row["step"] <= step:
                 self._add(row)

@@ -38,7 +38,7 @@ def train_task(step: Step, task: TrainTask[Any], settings: TrainSettings) -> dic
 
 
 def _last_metrics(folder: str) -> dict[str, float]:
-    return json.loads(storage.read_bytes(storage.join(folder, "metrics.jsonl")).decode().splitlines()[-1])
+    return json.loads(storage.read_replaceable(storage.join(folder, "metrics.jsonl")).decode().splitlines()[-1])
 
 
 def _look(step: Step, settings: TrainSettings) -> Seen:
