@@ -114,6 +114,7 @@ def parse_args() -> argparse.Namespace:
         "--precisions", nargs="+", help="of fp32, fp16, bf16; all that the device is made for by default"
     )
     parser.add_argument("--compiled", action="store_true", help="have PyTorch compile the encoder")
+    parser.add_argument("--phases", action="store_true", help="also run each once to time its phases")
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -255,14 +256,16 @@ def measure(name: str, checkpoint: str | None, args: argparse.Namespace) -> dict
     told: dict[str, Any] = {"model": name, "weights": weights, "rows": {}}
 
     def row(label: str, run: Callable[[], Any], phases: Callable[[Clock], Any]) -> tuple[Any, dict[str, Any]]:
-        run()  # warm
+        if device.type != "cpu":
+            run()  # warm
         peak_memory(device)
         found, seconds = seconds_of(run, device, args.repeats)
         values: dict[str, Any] = {"images_per_s": len(images) / seconds, "s_per_image": seconds / len(images)}
         values["memory_mib"] = round(peak_memory(device))
-        clock = Clock(device)
-        phases(clock)
-        values["phases_s"] = {key: round(value / len(images), 4) for key, value in clock.seconds.items()}
+        if args.phases:
+            clock = Clock(device)
+            phases(clock)
+            values["phases_s"] = {key: round(value / len(images), 4) for key, value in clock.seconds.items()}
         told["rows"][label] = values
         return found, values
 

@@ -50,7 +50,7 @@ def test_masks_match_by_overlap():
 
 def test_it_runs(monkeypatch, capsys):
     arguments = ["--image-sizes", "60x80", "90x70", "--points-per-side", "5", "--thresholds", ".3", ".3", ".7"]
-    monkeypatch.setattr("sys.argv", ["sam_engine", "--device", "cpu", *arguments])
+    monkeypatch.setattr("sys.argv", ["sam_engine", "--device", "cpu", "--phases", *arguments])
     assert sam_engine.main() == 0
     told = json.loads(capsys.readouterr().out)
     (model,) = told["models"]
