@@ -223,3 +223,22 @@ def test_cross_layers_are_the_third_quarter_unless_named() -> None:
         "steps.p.clues.coarse: kernel must be odd, got 4",
         "steps.p.clues.keep_masks.0: input should be 0, 1 or 2, got 3",
     ]
+
+
+def test_precision_and_amounts_reach_the_engine(weights: Path) -> None:
+    sam = {"model": "vit_xs", "checkpoint": str(weights), "precision": "bf16"}
+    resources = {"points_per_chunk": 7, "compile_encoder": True}
+    engine = ProposeBoxes(make_config(weights, sam=sam, resources=resources), SCHEMA).engine
+    assert (engine.settings.precision, engine.settings.compiled) == ("bf16", True)
+    assert (engine.settings.points_per_side, engine.amounts.points) == (3, 7)
+    assert ProposeBoxes(make_config(weights), SCHEMA).engine.settings.precision == "fp32"
+
+
+def test_precision_is_part_of_what_a_step_is_known_by(weights: Path) -> None:
+    from weaksam.config import result_settings
+
+    def known_by(**sam: str) -> object:
+        config = make_config(weights, sam={"model": "vit_xs", "checkpoint": str(weights), **sam})
+        return result_settings(config)
+
+    assert known_by() != known_by(precision="fp16")

@@ -28,8 +28,7 @@ def load_engine(sam: SamSettings, resources: ProposalResources, **settings: Any)
     from weaksam.sam.engine import EngineSettings, SamEngine
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cpu":
-        torch.set_num_threads(math.ceil(resources.actor_cpus))
+    torch.set_num_threads(math.ceil(resources.actor_cpus))  # actors beside a GPU share its node's CPUs, too
     checkpoint = storage.fetch(sam.checkpoint, sha256=sam.sha256) if sam.checkpoint else None
     model = load_sam(sam.model, checkpoint, device=device)
     if sam.precision is not None:
