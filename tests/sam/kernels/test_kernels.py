@@ -90,6 +90,23 @@ def test_the_passes_of_the_decoder(device, dtype, shape):
     assert_near(found.update, expected.update, tolerance_of(dtype))
 
 
+@pytest.mark.parametrize("dtype", HALVES)
+def test_inner_products_beyond_half_precision_do_no_harm(device, dtype):
+    def decode(backend: Backend) -> Decoded:
+        sam = shake(build_tiny_sam(seed=1)).to(device)
+        for layer in sam.mask_decoder.transformer.layers:
+            layer.cross_attn_image_to_token.out_proj.weight.mul_(2000)
+        embedding = torch.randn(32, GRID, GRID, generator=torch.Generator().manual_seed(2)).to(device)
+        tokens = embed_points(sam.prompt_encoder, np.full((1, 1, 2), 40.0))
+        side = make_image_side(sam, embedding, (GRID, GRID))
+        return decode_prompts(sam, side, tokens, (1, 2), backend=backend)
+
+    found, expected = decode(kernels_in(dtype)), decode(PLAIN)
+    assert expected.update.square().sum(2).max() > 65504  # of float16
+    assert_near(found.hyper, expected.hyper, 4 * tolerance_of(dtype))
+    assert_near(found.predicted_iou, expected.predicted_iou, 4 * tolerance_of(dtype))
+
+
 def test_the_passes_need_the_variances(device):
     """The comparison above can fail: a wrong inner product shows, although norms hide most of it."""
     kernels = kernels_in(torch.float32)

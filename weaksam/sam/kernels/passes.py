@@ -108,15 +108,17 @@ def first_pass(image: ImageSide, write: Write, read: Read, *, dtype: torch.dtype
     num_prompts, num_image_tokens = len(write.key), layer.square.shape[0]
     basis = write.key.new_empty(num_prompts, 2 * at.rows, num_image_tokens, dtype=dtype)
     scale = layer.square.new_empty(num_prompts, 2, num_image_tokens)
+    largest = _largest(write.gram)
     key, value, gram, query, cross = _in(
         dtype,
         *(at.lay_out(x) for x in (write.key, 2 * write.values[0])),
-        at.pad_square(write.gram),
+        at.pad_square(write.gram / largest),
         *(at.lay_out_shared(x) for x in (layer.query, image.cross[0])),
     )
     _write_first[(num_image_tokens // WRITE_TILE, num_prompts)](
-        key, value, gram, query, cross, layer.square, basis, scale, num_image_tokens, 1.0 / image.bias.shape[0],
-        layer.eps, at.num_tokens, at.padded_heads, at.tokens, at.channels, WRITE_TILE, num_warps=WARPS,
+        key, value, gram, query, cross, largest, layer.square, basis, scale, num_image_tokens,
+        1.0 / image.bias.shape[0], layer.eps, at.num_tokens, at.padded_heads, at.tokens, at.channels, WRITE_TILE,
+        num_warps=WARPS,
     )  # fmt: skip
     return PromptSide(basis, scale), _gather(at, image.layers[1].read, read, basis, scale)
 
@@ -136,6 +138,8 @@ def second_pass(
     assert layer.query_pe is not None
     gram, own = write.gram, (slice(num_rows), slice(num_rows, 2 * num_rows))
     constant = torch.stack([at.pad_rows(2 * gram[:, -1, part], 1) for part in own], dim=1)
+    constant_square, largest = gram[:, -1, -1].contiguous(), _largest(gram)
+    gram = gram / largest
     operands = _in(
         dtype,
         *(at.lay_out(x) for x in (write.key, 2 * write.values[0], 2 * write.values[1])),
@@ -144,7 +148,7 @@ def second_pass(
         *(at.lay_out_shared(x) for x in (layer.query, layer.query_pe, image.cross[1], image.cross[2])),
     )
     _write_second[(num_image_tokens // WRITE_TILE, num_prompts)](
-        *operands, constant, gram[:, -1, -1].contiguous(), layer.square, image.cross_bias, first.basis,
+        *operands, largest, constant, constant_square, layer.square, image.cross_bias, first.basis,
         first.key_scale, num_image_tokens, 1.0 / image.bias.shape[0], layer.eps, at.num_tokens, at.padded_heads,
         at.tokens, at.channels, WRITE_TILE, num_warps=WARPS,
     )  # fmt: skip
@@ -185,6 +189,11 @@ def read_unchanged(reader: Reader, query: Tensor, *, dtype: torch.dtype) -> Tens
     return found.unflatten(1, (len(query), -1)).transpose(0, 1)
 
 
+def _largest(gram: Tensor) -> Tensor:
+    """(B, 1, 1) largest inner product of each prompt: divided by it, they fit half precision whatever the weights."""
+    return gram.abs().amax((1, 2), keepdim=True).clamp(min=1e-30)
+
+
 def _in(dtype: torch.dtype, *tensors: Tensor) -> list[Tensor]:
     return [x.to(dtype).contiguous() for x in tensors]
 
@@ -202,8 +211,8 @@ def _over_tokens(scores, num_tokens, HEADS: tl.constexpr, TOKENS: tl.constexpr, 
 
 @triton.jit
 def _write_first(
-    key, value, gram, shared_query, shared_cross, square, basis, scale, num_image_tokens, per_channel, eps, num_tokens,
-    HEADS: tl.constexpr, TOKENS: tl.constexpr, CHANNELS: tl.constexpr, TILE: tl.constexpr,
+    key, value, gram, shared_query, shared_cross, largest, square, basis, scale, num_image_tokens, per_channel, eps,
+    num_tokens, HEADS: tl.constexpr, TOKENS: tl.constexpr, CHANNELS: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     ROWS: tl.constexpr = HEADS * TOKENS
     prompt = tl.program_id(1).to(tl.int64)
@@ -215,7 +224,7 @@ def _write_first(
     scores = tl.dot(tl.load(key + wide), tl.load(shared_query + at))
     weights = _over_tokens(scores, num_tokens, HEADS, TOKENS, TILE)
     cross = tl.dot(tl.load(value + wide), tl.load(shared_cross + at))
-    cross = tl.dot(tl.load(gram + narrow), weights.to(basis.dtype.element_ty), cross)
+    cross += tl.dot(tl.load(gram + narrow), weights.to(basis.dtype.element_ty)) * tl.load(largest + prompt)
     variance = tl.load(square + here) + tl.sum(cross * weights, 0)
     factor = tl.rsqrt(variance * per_channel + eps)
     tl.store(scale + prompt * 2 * num_image_tokens + here, factor)
@@ -226,8 +235,8 @@ def _write_first(
 @triton.jit
 def _write_second(
     key, value0, value1, mixed, gram00, gram01, gram11, shared_query, shared_query_pe, shared_cross0, shared_cross1,
-    constant, constant_square, square, cross_constant, basis, scale, num_image_tokens, per_channel, eps, num_tokens,
-    HEADS: tl.constexpr, TOKENS: tl.constexpr, CHANNELS: tl.constexpr, TILE: tl.constexpr,
+    largest, constant, constant_square, square, cross_constant, basis, scale, num_image_tokens, per_channel, eps,
+    num_tokens, HEADS: tl.constexpr, TOKENS: tl.constexpr, CHANNELS: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     ROWS: tl.constexpr = HEADS * TOKENS
     prompt = tl.program_id(1).to(tl.int64)
@@ -249,13 +258,14 @@ def _write_second(
     half = weights.to(kind)
 
     # The variance: pairs of rows of the first pass, of the first and the second, of the second, and the constant's.
+    largest = tl.load(largest + prompt)
     cross = tl.dot(tl.load(value0 + wide), tl.load(shared_cross0 + at)) * factor[None, :]
-    cross = tl.dot(tl.load(gram00 + narrow), added, cross)
-    cross = tl.dot(tl.load(gram01 + narrow), half, cross)
+    inner = tl.dot(tl.load(gram00 + narrow), added)
+    cross += tl.dot(tl.load(gram01 + narrow), half, inner) * largest
     cross += tl.load(constant + prompt * 2 * ROWS + rows)[:, None]
     variance = tl.sum(cross * added.to(tl.float32), 0)
     cross = tl.dot(tl.load(value1 + wide), tl.load(shared_cross1 + at)) * factor[None, :]
-    cross = tl.dot(tl.load(gram11 + narrow), half, cross)
+    cross += tl.dot(tl.load(gram11 + narrow), half) * largest
     cross += tl.load(constant + prompt * 2 * ROWS + ROWS + rows)[:, None]
     variance += tl.sum(cross * weights, 0)
     variance += tl.load(constant_square + prompt) + 2.0 * factor * tl.load(cross_constant + here)
