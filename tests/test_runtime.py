@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pyarrow as pa
@@ -158,6 +161,54 @@ def test_rows_of_unknown_images_are_refused(tmp_path: Path) -> None:
         run(tmp_path, source)
 
 
+class SlowServer(ThreadingHTTPServer):
+    """Serves any path as its own name, each after a quarter of a second; knows which were asked for."""
+
+    def __init__(self) -> None:
+        self.served: set[str] = set()
+        served = self.served
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                served.add(self.path)
+                time.sleep(0.25)
+                self.do_HEAD()
+                self.wfile.write(self.path.encode())
+
+            def do_HEAD(self) -> None:
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(self.path)))
+                self.end_headers()
+
+            def log_message(self, *_: object) -> None: ...
+
+        super().__init__(("127.0.0.1", 0), Handler)
+
+
+@pytest.mark.ray
+def test_rows_are_written_while_others_are_fetched(tmp_path: Path) -> None:
+    """Ray Data would keep so much of what this pool leaves for fetching that none is written before all are there."""
+    folder, seen = a_step(tmp_path).folder, []
+    with SlowServer() as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        ids = [f"{index:03}" for index in range(120)]
+        uris = [f"http://127.0.0.1:{server.server_address[1]}/{image_id}" for image_id in ids]
+        source = pa.table({"image_id": ids, "uri": uris})
+
+        def look() -> None:
+            while not tables.list_parts(folder):
+                time.sleep(0.02)
+            seen.append(len(server.served))
+
+        watch = threading.Thread(target=look, daemon=True)
+        watch.start()
+        outcome, rows = run(tmp_path, source, resources=RESOURCES.model_copy(update={"actor_cpus": 3.25}))
+        watch.join(5)
+        server.shutdown()
+    assert (outcome.rows, {row["size"] for row in rows}) == (120, {4})
+    assert seen[0] < 100
+
+
 def test_a_pool_that_would_take_every_cpu_is_refused_with_both_numbers() -> None:
     with pytest.raises(ConfigError, match=r"an actor of 2 CPU.*the cluster has 2 CPU and 0 GPU"):
         fit_pool(PoolResources(actor_cpus=2), [{"CPU": 2.0}])
@@ -168,6 +219,9 @@ def test_a_pool_takes_what_the_cluster_holds() -> None:
     assert fit_pool(PoolResources(max_actors=3), [{"CPU": 8.0}]).actors == 3
     grown = PoolResources(max_actors=8, actor_gpus=1, grow=True)
     assert fit_pool(grown, [{"CPU": 1.0}]).actors == 8  # their nodes are still to come
+    assert fit_pool(grown, [{"CPU": 1.0}]).fetches == 3
+    assert [fit_pool(PoolResources(max_actors=n), [{"CPU": 8.0}]).fetches for n in (1, 3, 7)] == [2, 6, 3]
+    assert fit_pool(PoolResources(actor_cpus=0.75), [{"CPU": 2.0}]).fetches == 1
     with pytest.raises(ValueError, match="grow needs max_actors and actor_gpus"):
         PoolResources(grow=True)
     on_gpus = fit_pool(PoolResources(actor_gpus=0.5, actor_cpus=0.1), [{"CPU": 8.0, "GPU": 2.0}])

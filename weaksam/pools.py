@@ -42,6 +42,8 @@ class Pool:
     """Pool resources fitted to a cluster."""
 
     actors: int
+    fetches: int
+    """Most fetch tasks at a time."""
     actor_cpus: float
     actor_gpus: float
     batch_size: int
@@ -70,8 +72,13 @@ def fit_pool(resources: PoolResources, nodes: Sequence[Mapping[str, float]]) -> 
             f"of which {spare:g} CPU stay free for reading and writing: "
             "lower actor_cpus or actor_gpus, or set grow if nodes will come"
         )
+    actors = min(resources.max_actors or fits, fits)
+    # Ray Data keeps a sixth of the cluster for a fetch without bound; where that and the actors leave no room for a
+    # task that writes, nothing is written until all is fetched. Two fetches for each actor are enough to feed it.
+    idle = (cpus - min(actors, on_nodes) * resources.actor_cpus) / TASK_CPUS
     return Pool(
-        actors=min(resources.max_actors or fits, fits),
+        actors=actors,
+        fetches=max(1, min(2 * actors, math.floor(idle + 1e-6) - 1)),
         actor_cpus=resources.actor_cpus,
         actor_gpus=actor_gpus,
         batch_size=resources.batch_size,

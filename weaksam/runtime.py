@@ -38,7 +38,7 @@ import ray
 import ray.data
 import ray.exceptions
 import ray.util.annotations
-from ray.data import ActorPoolStrategy
+from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
 from weaksam import nodes
 from weaksam.isolation import find_user_error, run_alone
@@ -174,7 +174,13 @@ def _run_pass(step: Step, todo: pa.Table, worker: dict[str, Any], schema: pa.Sch
         # Cut here: Ray Data's `repartition` waits for a whole CPU, and beside a full pool there may be none for ever.
         dataset = (
             ray.data.from_arrow([todo.slice(start, rows_per_block) for start in starts])
-            .map_batches(Fetch(), batch_format="pyarrow", batch_size=batch_size, num_cpus=TASK_CPUS)
+            .map_batches(
+                Fetch(),
+                batch_format="pyarrow",
+                batch_size=batch_size,
+                num_cpus=TASK_CPUS,
+                compute=TaskPoolStrategy(size=pool.fetches),
+            )
             .map_batches(
                 Worker,
                 fn_constructor_kwargs=worker,
