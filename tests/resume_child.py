@@ -1,7 +1,7 @@
 """A run to be killed: `python -m tests.resume_child CONFIG` is `python -m jobs.pipeline CONFIG` on a small Ray.
 
 It knows one stage more, `measure`: the simplest that maps images, slowly enough to be hit in between. The callable
-writes the ids it was given to the file in RESUME_CHILD_LOG.
+writes the ids it was given to the file in RESUME_CHILD_LOG and takes RESUME_CHILD_SECONDS for each.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from weaksam.stage import Outcome, Stage, Step
 from weaksam.stages import STAGES
 
 SCHEMA = pa.schema([("image_id", pa.string()), ("status", pa.string()), ("message", pa.string()), ("sum", pa.int32())])
-SECONDS = 0.03
 
 
 class MeasureConfig(StageConfig):
@@ -57,7 +56,7 @@ def run(step: Step) -> Outcome:
     images = tables.read_step(step.inputs["images"], columns=["uri"])
     schema = schemas.with_metadata(SCHEMA, fingerprint=step.fingerprint, class_names=[])
     source = images.select(["image_id", "uri"])
-    kwargs = {"log": os.environ["RESUME_CHILD_LOG"], "seconds": SECONDS}
+    kwargs = {"log": os.environ["RESUME_CHILD_LOG"], "seconds": float(os.environ["RESUME_CHILD_SECONDS"])}
     return runtime.map_images(step, source, AddBytes, kwargs, schema=schema, resources=step.config.resources)
 
 

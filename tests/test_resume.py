@@ -55,9 +55,11 @@ class Run:
         )
         self.drivers: list[subprocess.Popen[str]] = []
 
-    def start(self) -> subprocess.Popen[str]:
-        """A driver, working on its own Ray."""
-        environment = {**os.environ, "RESUME_CHILD_LOG": str(self._log(len(self.drivers))), "TMPDIR": self.ray_folder}
+    def start(self, *, seconds: float = 0.03) -> subprocess.Popen[str]:
+        """A driver, working on its own Ray, that takes so long for each image."""
+        log = str(self._log(len(self.drivers)))
+        own = {"RESUME_CHILD_LOG": log, "RESUME_CHILD_SECONDS": str(seconds), "TMPDIR": self.ray_folder}
+        environment = {**os.environ, **own}
         driver = subprocess.Popen(
             [sys.executable, "-m", "tests.resume_child", self.config],
             cwd=ROOT,
@@ -93,7 +95,7 @@ class Run:
     def interrupt(self, how: signal.Signals, *, after_rows: int, later: float = 0.0) -> tuple[int, str, set[str]]:
         """Starts a driver, sends it a signal once that many rows more are there; its exit code, words, rows done."""
         wanted = len(self.done()) + after_rows
-        driver = self.start()
+        driver = self.start(seconds=0.1)  # what is left must take longer than a signal
         self.wait_for(lambda: len(self.done()) >= wanted, driver)
         time.sleep(later)
         done = self.done()
@@ -179,7 +181,7 @@ def test_two_drivers_at_once_give_every_id_once_and_ctrl_c_ends_one_politely(a_r
     assert a_run.rows() == a_run.calm_rows()
 
     storage.local_path(a_run.step().manifest_uri).unlink()
-    for part in tables.list_parts(a_run.step().folder):  # all of them: what is left must take longer than a signal
+    for part in tables.list_parts(a_run.step().folder):
         storage.local_path(storage.join(a_run.step().folder, part)).unlink()
     code, told, _ = a_run.interrupt(signal.SIGINT, after_rows=1)
     assert code == 130

@@ -179,7 +179,7 @@ def _run_pass(step: Step, todo: pa.Table, worker: dict[str, Any], schema: pa.Sch
                 batch_format="pyarrow",
                 batch_size=batch_size,
                 num_cpus=TASK_CPUS,
-                compute=TaskPoolStrategy(size=pool.fetches),
+                compute=TaskPoolStrategy(size=min(pool.fetches, len(starts))),
             )
             .map_batches(
                 Worker,
