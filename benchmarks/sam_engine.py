@@ -18,12 +18,10 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import resource
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -31,12 +29,12 @@ import numpy as np
 import torch
 import torchvision
 from PIL import Image
-from pycocotools import mask as coco_mask
 from segment_anything import SamAutomaticMaskGenerator
 from segment_anything.modeling import Sam
 
+from benchmarks.clock import Clock, peak_memory, seconds_of
+from benchmarks.mask_agreement import compare, matched
 from weaksam.data.scene_drawing import draw_scene
-from weaksam.ops.masks import decode_rle
 from weaksam.sam import SHIPPED
 from weaksam.sam import engine as engine_module
 from weaksam.sam.backend import Backend
@@ -47,42 +45,8 @@ from weaksam.sam.engine import EngineSettings, Proposals, SamEngine
 from weaksam.sam.settings import Precision
 
 PEER = "segment_anything"
-FEW_PIXELS = 1e-5  # share of mask pixels that may differ in fp32: logits within rounding of 0
-TIE = 1e-4  # of predicted IoU
-MATCH = 0.9  # IoU at which a mask is another's
 # Images/s of one H200 if it did nothing but the multiplications of 1024 points at 790 TFLOP/s, restated as ours are.
 LIMITS = {"vit_h": 97, "vit_l": 147, "vit_b": 229}
-
-
-@dataclass
-class Clock:
-    """Seconds by phase."""
-
-    device: torch.device
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    def now(self) -> float:
-        """Of the process on a CPU, by the clock on a GPU once it is done."""
-        if self.device.type == "cpu":
-            return time.process_time()
-        torch.cuda.synchronize()
-        return time.perf_counter()
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Adds the time spent inside to `name`."""
-        start = self.now()
-        yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + self.now() - start
-
-    def timed(self, name: str, function: Callable) -> Callable:
-        """`function`, with its time added to `name`."""
-
-        def call(*args, **kwargs):
-            with self.phase(name):
-                return function(*args, **kwargs)
-
-        return call
 
 
 @dataclass(frozen=True)
@@ -185,48 +149,6 @@ def by_phase(engine: SamEngine, clock: Clock) -> Iterator[None]:
             setattr(engine_module, name, function)
 
 
-def seconds_of(run: Callable[[], Any], device: torch.device, repeats: int) -> tuple[Any, float]:
-    """What the last run gives, and the seconds of the fastest."""
-    clock, times, found = Clock(device), [], None
-    for _ in range(repeats):
-        start = clock.now()
-        found = run()
-        times.append(clock.now() - start)
-    return found, min(times)
-
-
-def compare(found: Proposals, expected: list[dict], image_hw: tuple[int, int]) -> dict[str, Any]:
-    """How far two results are from the same. Masks whose predicted IoU ties may come in another order."""
-    if len(found.boxes) != len(expected):
-        return {"same": False, "masks": [len(found.boxes), len(expected)]}
-    assert found.masks is not None
-    theirs = [decode_rle(record["segmentation"]["counts"].encode(), *image_hw) for record in expected]
-    scores = np.array([record["predicted_iou"] for record in expected])
-    used: set[int] = set()
-    different = 0
-    for index, (rle, score) in enumerate(zip(found.masks, found.predicted_iou, strict=True)):
-        mask = decode_rle(rle, *image_hw)
-        tied = [i for i in np.flatnonzero(np.abs(scores - score) <= TIE).tolist() if i not in used]
-        if not tied:
-            return {"same": False, "masks": len(expected), "without_counterpart": index}
-        best = min(tied, key=lambda i, mask=mask: int((mask != theirs[i]).sum()))
-        used.add(best)
-        different += int((mask != theirs[best]).sum())
-    same = different <= FEW_PIXELS * max(1, len(expected)) * image_hw[0] * image_hw[1]
-    return {"same": same, "masks": len(expected), "pixels": different}
-
-
-def matched(found: list[Proposals], expected: list[Proposals], sizes: list[tuple[int, int]]) -> float:
-    """Share of the expected masks that are found at IoU `MATCH`."""
-    hits = total = 0
-    for one, other, hw in zip(found, expected, sizes, strict=True):
-        mine, theirs = (cast(Any, [{"size": hw, "counts": rle} for rle in p.masks or []]) for p in (one, other))
-        total += len(theirs)
-        if mine and theirs:
-            hits += int((coco_mask.iou(mine, theirs, [0] * len(theirs)).max(0) >= MATCH).sum())
-    return hits / max(1, total)
-
-
 def survivors(engine: SamEngine, image: np.ndarray, wanted: Thresholds) -> dict[str, int]:
     """How many masks of one image are left after each filter."""
     encoded = engine.encode(image)
@@ -239,70 +161,86 @@ def survivors(engine: SamEngine, image: np.ndarray, wanted: Thresholds) -> dict[
     return {name: len(engine.propose([encoded], **step.arguments())[0].boxes) for name, step in steps.items()}
 
 
-def peak_memory(device: torch.device) -> float:
-    """MiB: of the GPU since the last call, or of the process so far."""
-    if device.type == "cpu":
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    peak = torch.cuda.max_memory_allocated() / 2**20
-    torch.cuda.reset_peak_memory_stats()
-    return peak
-
-
-def measure(name: str, checkpoint: str | None, args: argparse.Namespace) -> dict[str, Any]:
+class Bench:
     """All rows of one model."""
-    images, device = make_images(args), torch.device(args.device)
-    wanted, sizes = Thresholds(*args.thresholds), [(image.shape[0], image.shape[1]) for image in images]
-    sam, weights = make_model(name, checkpoint, images[0], args.device)
-    told: dict[str, Any] = {"model": name, "weights": weights, "rows": {}}
 
-    def row(label: str, run: Callable[[], Any], phases: Callable[[Clock], Any]) -> tuple[Any, dict[str, Any]]:
-        if device.type != "cpu":
-            run()  # warm
-        peak_memory(device)
-        found, seconds = seconds_of(run, device, args.repeats)
-        values: dict[str, Any] = {"images_per_s": len(images) / seconds, "s_per_image": seconds / len(images)}
-        values["memory_mib"] = round(peak_memory(device))
-        if args.phases:
-            clock = Clock(device)
-            phases(clock)
-            values["phases_s"] = {key: round(value / len(images), 4) for key, value in clock.seconds.items()}
-        told["rows"][label] = values
-        return found, values
+    def __init__(self, name: str, checkpoint: str | None, args: argparse.Namespace) -> None:
+        self.name, self.args, self.device = name, args, torch.device(args.device)
+        self.images, self.wanted = make_images(args), Thresholds(*args.thresholds)
+        self.sam, weights = make_model(name, checkpoint, self.images[0], args.device)
+        self.rows: dict[str, dict[str, Any]] = {}
+        self.told: dict[str, Any] = {"model": name, "weights": weights, "rows": self.rows}
 
-    expected: list[list[dict]] = []
-    points = args.points_per_side
-    if not args.without_peer:
-        expected, _ = row(
-            PEER,
-            lambda: [run_peer(sam, image, points, wanted) for image in images],
-            lambda clock: [run_peer(sam, image, points, wanted, clock) for image in images],
+    def measure(self) -> dict[str, Any]:
+        """Runs the peer and each precision."""
+        points, expected = self.args.points_per_side, None
+        if not self.args.without_peer:
+            expected = self._row(
+                PEER,
+                lambda: [run_peer(self.sam, image, points, self.wanted) for image in self.images],
+                lambda clock: [run_peer(self.sam, image, points, self.wanted, clock) for image in self.images],
+            )
+        whole = None
+        usual = ["fp32", "bf16"] if self.device.type == "cpu" else ["fp32", "fp16", "bf16"]
+        for precision in self.args.precisions or usual:
+            engine, found = self._engine_row(precision)
+            self._judge(self.rows[precision], found, expected if precision == "fp32" else None, whole)
+            if precision == "fp32":
+                whole, self.told["survivors"] = found, survivors(engine, self.images[0], self.wanted)
+        return self.told
+
+    def _engine_row(self, precision: str) -> tuple[SamEngine, list[Proposals]]:
+        settings = EngineSettings(
+            self.args.points_per_side, precision=cast(Precision, precision), compiled=self.args.compiled
         )
-    whole: list[Proposals] = []
-    for precision in args.precisions or (["fp32", "bf16"] if args.device == "cpu" else ["fp32", "fp16", "bf16"]):
-        settings = EngineSettings(points, precision=cast(Precision, precision), compiled=args.compiled)
-        engine = SamEngine(sam, settings=settings)
+        engine = SamEngine(self.sam, settings=settings)
 
-        def run(engine: SamEngine = engine) -> list[Proposals]:
-            return engine.propose(images, **wanted.arguments(), return_masks=True)
+        def run() -> list[Proposals]:
+            return engine.propose(self.images, **self.wanted.arguments(), return_masks=True)
 
-        def phases(clock: Clock, engine: SamEngine = engine) -> None:
+        def phases(clock: Clock) -> None:
             with by_phase(engine, clock):
-                engine.propose(images, **wanted.arguments(), return_masks=True)
+                run()
 
-        found, values = row(precision, run, phases)
-        if PEER in told["rows"]:
-            values["ratio"] = round(told["rows"][PEER]["s_per_image"] / values["s_per_image"], 2)
-        if "H200" in told_device(device) and points == 32 and name in LIMITS:
-            values["of_the_limit"] = round(values["images_per_s"] / LIMITS[name], 3)
-        if precision == "fp32":
-            whole = found
-            told["survivors"] = survivors(engine, images[0], wanted)
-            if expected:
-                values["agreement"] = [compare(*three) for three in zip(found, expected, sizes, strict=True)]
-        elif whole:
-            values["matched"] = round(matched(found, whole, sizes), 4)
-            values["masks"] = [sum(len(one.boxes) for one in many) for many in (found, whole)]
-    return told
+        return engine, self._row(precision, run, phases)
+
+    def _row(self, label: str, run: Callable[[], Any], phases: Callable[[Clock], Any]) -> Any:
+        """Measures; what the last run gave."""
+        if self.device.type != "cpu":
+            run()  # warm
+        peak_memory(self.device)
+        found, seconds = seconds_of(run, self.device, self.args.repeats)
+        each = seconds / len(self.images)
+        self.rows[label] = {
+            "images_per_s": 1 / each,
+            "s_per_image": each,
+            "memory_mib": round(peak_memory(self.device)),
+        }
+        if self.args.phases:
+            clock = Clock(self.device)
+            phases(clock)
+            shares = {name: round(spent / len(self.images), 4) for name, spent in clock.seconds.items()}
+            self.rows[label]["phases_s"] = shares
+        return found
+
+    def _judge(
+        self,
+        row: dict[str, Any],
+        found: list[Proposals],
+        expected: list[list[dict]] | None,
+        whole: list[Proposals] | None,
+    ) -> None:
+        """Adds how a row compares: with the peer's seconds and masks, the arithmetic limit, the masks of fp32."""
+        sizes = [(image.shape[0], image.shape[1]) for image in self.images]
+        if PEER in self.rows:
+            row["ratio"] = round(self.rows[PEER]["s_per_image"] / row["s_per_image"], 2)
+        if "H200" in told_device(self.device) and self.args.points_per_side == 32 and self.name in LIMITS:
+            row["of_the_limit"] = round(row["images_per_s"] / LIMITS[self.name], 3)
+        if expected is not None:
+            row["agreement"] = [compare(*three) for three in zip(found, expected, sizes, strict=True)]
+        if whole is not None:
+            row["matched"] = round(matched(found, whole, sizes), 4)
+            row["masks"] = [sum(len(one.boxes) for one in many) for many in (found, whole)]
 
 
 def told_device(device: torch.device) -> str:
@@ -330,7 +268,7 @@ def main() -> int:
             "torchvision": torchvision.__version__,
             "python": platform.python_version(),
         },
-        "models": [measure(*pair, args) for pair in zip(args.models, checkpoints, strict=True)],
+        "models": [Bench(*pair, args).measure() for pair in zip(args.models, checkpoints, strict=True)],
     }
     print(json.dumps(told, indent=1))
     rows = [row for model in told["models"] for row in model["rows"].values()]

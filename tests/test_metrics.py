@@ -127,8 +127,8 @@ def test_a_worker_tells_of_rows_and_of_waiting_but_not_before_its_first_batch(to
 
 def test_of_an_image_that_fails_on_the_way_only_what_was_done_is_told(told: dict[str, list[float]]) -> None:
     watch = SamWatch(SamEngine(build_sam("vit_xs")))
-    watch.encode(np.zeros((8, 8, 3), np.uint8))
-    with pytest.raises(ValueError, match="on the way"), watch.decoding():  # noqa: PT012
+    watched = watch.encode(np.zeros((8, 8, 3), np.uint8))
+    with pytest.raises(ValueError, match="on the way"), watch.decoding(watched):  # noqa: PT012
         watch.engine.prompts_decoded += 5
         watch.engine._backoffs += 2
         raise ValueError("on the way")

@@ -219,7 +219,7 @@ def test_a_pool_takes_what_the_cluster_holds() -> None:
     assert fit_pool(PoolResources(max_actors=3), [{"CPU": 8.0}]).actors == 3
     grown = PoolResources(max_actors=8, actor_gpus=1, grow=True)
     assert fit_pool(grown, [{"CPU": 1.0}]).actors == 8  # their nodes are still to come
-    assert fit_pool(grown, [{"CPU": 1.0}]).fetches == 3
+    assert fit_pool(grown, [{"CPU": 1.0}]).fetches == 16  # and what these will need
     assert [fit_pool(PoolResources(max_actors=n), [{"CPU": 8.0}]).fetches for n in (1, 3, 7)] == [2, 6, 3]
     assert fit_pool(PoolResources(actor_cpus=0.75), [{"CPU": 2.0}]).fetches == 1
     with pytest.raises(ValueError, match="grow needs max_actors and actor_gpus"):

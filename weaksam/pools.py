@@ -75,10 +75,10 @@ def fit_pool(resources: PoolResources, nodes: Sequence[Mapping[str, float]]) -> 
     actors = min(resources.max_actors or fits, fits)
     # Ray Data keeps a sixth of the cluster for a fetch without bound; where that and the actors leave no room for a
     # task that writes, nothing is written until all is fetched. Two fetches for each actor are enough to feed it.
-    idle = (cpus - min(actors, on_nodes) * resources.actor_cpus) / TASK_CPUS
+    idle = (cpus - actors * resources.actor_cpus) / TASK_CPUS
     return Pool(
         actors=actors,
-        fetches=max(1, min(2 * actors, math.floor(idle + 1e-6) - 1)),
+        fetches=2 * actors if resources.grow else max(1, min(2 * actors, math.floor(idle + 1e-6) - 1)),
         actor_cpus=resources.actor_cpus,
         actor_gpus=actor_gpus,
         batch_size=resources.batch_size,

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from tests.sam.tiny import IMAGE_SIDE, build_tiny_sam
 from weaksam.ops.masks import decode_rle
 from weaksam.sam.frame import Frame, make_frame, resize_image
-from weaksam.sam.postprocess import draw_masks_full, encode_masks, encode_masks_together, measure_masks
+from weaksam.sam.postprocess import encode_masks, encode_masks_together, measure_masks
 from weaksam.sam.upsample import Upsampler
 
 SIZES = [(90, 120), (375, 500), (500, 333), (128, 128), (1, 1), (1, 300), (300, 2), (37, 21), (683, 1024)]
@@ -41,6 +41,24 @@ def cut(frame: Frame, logits: torch.Tensor) -> torch.Tensor:
 
 def upsampler(frame: Frame) -> Upsampler:
     return frame.upsampler(torch.device("cpu"))
+
+
+def draw_masks_full(maps: Upsampler, logits: torch.Tensor, *, budget: int) -> torch.Tensor:
+    """Masks cut at 0 at full size.
+
+    Args:
+        logits: (K, low rows, low columns) float32.
+
+    Returns:
+        (K, H, W) bool.
+    """
+    height, width = maps.rows.size, maps.columns.size
+    masks = torch.zeros(len(logits), width, height, dtype=torch.bool, device=logits.device)
+    for mask, row in zip(masks, logits, strict=True):
+        for strip in maps.strips(row[None], maps.everything, budget):
+            pixels = strip.pixels[0]
+            mask[strip.column : strip.column + pixels.shape[0]] = pixels > 0
+    return masks.transpose(1, 2)
 
 
 @pytest.mark.parametrize("image_hw", SIZES, ids=lambda hw: f"{hw[0]}x{hw[1]}")

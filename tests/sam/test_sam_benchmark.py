@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks import sam_engine
+from benchmarks.mask_agreement import compare, matched
 from weaksam.ops.masks import encode_rle
 from weaksam.sam.engine import Proposals
 
@@ -34,18 +35,18 @@ def records(of: Proposals) -> list[dict]:
 
 def test_the_same_masks_are_the_same_and_others_are_not():
     here, there = found((0, 0, 9, 9), (3, 3, 20, 18)), found((0, 0, 9, 9), (3, 3, 20, 17))
-    assert sam_engine.compare(here, records(here), HW) == {"same": True, "masks": 2, "pixels": 0}
-    assert sam_engine.compare(here, records(there), HW) == {"same": False, "masks": 2, "pixels": 17}
-    assert not sam_engine.compare(here, records(found((0, 0, 9, 9))), HW)["same"]
+    assert compare(here, records(here), HW) == {"same": True, "masks": 2, "pixels": 0}
+    assert compare(here, records(there), HW) == {"same": False, "masks": 2, "pixels": 17}
+    assert not compare(here, records(found((0, 0, 9, 9))), HW)["same"]
     rated = replace(here, predicted_iou=here.predicted_iou + 0.01)
-    assert not sam_engine.compare(rated, records(here), HW)["same"]
+    assert not compare(rated, records(here), HW)["same"]
 
 
 def test_masks_match_by_overlap():
     expected = found((0, 0, 10, 10), (10, 10, 20, 20))
-    assert sam_engine.matched([expected], [expected], [HW]) == 1.0
-    assert sam_engine.matched([found((0, 0, 10, 9), (12, 10, 20, 20))], [expected], [HW]) == 0.5
-    assert sam_engine.matched([found()], [expected], [HW]) == 0.0
+    assert matched([expected], [expected], [HW]) == 1.0
+    assert matched([found((0, 0, 10, 9), (12, 10, 20, 20))], [expected], [HW]) == 0.5
+    assert matched([found()], [expected], [HW]) == 0.0
 
 
 def test_it_runs(monkeypatch, capsys):

@@ -1,4 +1,4 @@
-"""Attention with the decomposed relative positions of SAM's image encoder (Li et al., MViTv2, arXiv 2112.01526, eq. 4).
+"""Attention with the decomposed relative positions of SAM's image encoder (Li et al., MViTv2, arXiv 2112.01526).
 
 A score is `scale q k + rel_h[row of key] + rel_w[column of key]`: two small tables per query say all there is to say of
 positions. The stock code adds them to a matrix of all queries by all keys, in several passes; here that matrix exists

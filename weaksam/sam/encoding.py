@@ -102,7 +102,8 @@ class ImageEncoder:
     def _encode(self, images: Sequence[np.ndarray]) -> list[EncodedImage]:
         sam, frames = self.sam, [make_frame(self.sam, image.shape[:2]) for image in images]
         side = sam.image_encoder.img_size
-        room = self.amounts.images if self._compiled else len(images)  # one shape, compiled once
+        # Compiled for two shapes: one image, as the stages encode, and a full batch.
+        room = self.amounts.images if self._compiled and len(images) > 1 else len(images)
         pixels = torch.zeros(room, 3, side, side, device=sam.device)
         mean, std = cast(Tensor, sam.pixel_mean), cast(Tensor, sam.pixel_std)
         for padded, image, frame in zip(pixels, images, frames, strict=False):

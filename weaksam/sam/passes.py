@@ -113,12 +113,12 @@ def _gather(reader: Reader, read: Read, basis: Tensor, key_scale: Tensor) -> Gat
     scores = _scores(read.query, reader.key).mul_(key_scale).baddbmm_(read.mixed, basis)
     weights = _scores(read.query, reader.key_pe, onto=scores).softmax(dim=-1)
     own = weights @ basis.transpose(-1, -2)
-    return Gathered(own, weighted_sums(weights.mul_(key_scale), reader.value))
+    return Gathered(own, _weighted_sums(weights.mul_(key_scale), reader.value))
 
 
 def read_unchanged(reader: Reader, query: Tensor) -> Tensor:
     """Prompt tokens read image tokens that no prompt has changed: (B, H, T, d) to the same."""
-    return weighted_sums(_scores(query, reader.key).softmax(dim=-1), reader.value)
+    return _weighted_sums(_scores(query, reader.key).softmax(dim=-1), reader.value)
 
 
 def _softmax_over_tokens(scores: Tensor, key: Tensor, *, out: Tensor) -> None:
@@ -149,7 +149,7 @@ def _scores(tokens: Tensor, shared: Tensor, *, out: Tensor | None = None, onto: 
     return out
 
 
-def weighted_sums(weights: Tensor, shared: Tensor) -> Tensor:
+def _weighted_sums(weights: Tensor, shared: Tensor) -> Tensor:
     """Sums of shared image tokens: (B, R, N), (H, N, d) to (B, H, T, d)."""
     num_heads = len(shared)
     if weights.is_cuda:

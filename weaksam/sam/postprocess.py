@@ -105,21 +105,3 @@ def encode_masks_together(upsampler: Upsampler, logits: Tensor) -> list[bytes]:
     ends = np.searchsorted(changes[:, 0], np.arange(len(flat)), side="right")
     edges = np.split(changes[:, 1] + 1, ends[:-1])
     return [edges_to_rle(e, first=bool(f), size=flat.shape[1]) for e, f in zip(edges, first, strict=True)]
-
-
-def draw_masks_full(upsampler: Upsampler, logits: Tensor, *, budget: int) -> Tensor:
-    """Masks cut at 0 at full size.
-
-    Args:
-        logits: (K, low rows, low columns) float32.
-
-    Returns:
-        (K, H, W) bool.
-    """
-    height, width = upsampler.rows.size, upsampler.columns.size
-    masks = torch.zeros(len(logits), width, height, dtype=torch.bool, device=logits.device)
-    for mask, row in zip(masks, logits, strict=True):
-        for strip in upsampler.strips(row[None], upsampler.everything, budget):
-            pixels = strip.pixels[0]
-            mask[strip.column : strip.column + pixels.shape[0]] = pixels > 0
-    return masks.transpose(1, 2)

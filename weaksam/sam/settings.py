@@ -44,7 +44,7 @@ class EngineSettings:
 
 @dataclass
 class Amounts:
-    """Work at a time. What runs out of memory is halved, and stays so.
+    """Work at a time. Points or images are halved when the device runs out of memory, and stay so.
 
     Attributes:
         points: prompts decoded.

@@ -16,7 +16,7 @@ from weaksam import metrics, schemas, storage, tables
 from weaksam.errors import ConfigError, ImageError
 from weaksam.stage import Outcome, Stage, Step
 from weaksam.stages.proposal_settings import GridSettings, PeakSettings, ProposalsConfig, SamSettings
-from weaksam.stages.sam_actor import SamWatch, identify_shipped, load_engine
+from weaksam.stages.sam_actor import SamWatch, Watched, identify_shipped, load_engine
 
 if TYPE_CHECKING:
     import numpy as np
@@ -58,15 +58,13 @@ class ProposeBoxes:
             make_rows(batch, self.config.max_pixels, self._columns, prepare=self._encode), self.schema
         )
 
-    def _encode(self, image: np.ndarray, given: dict[str, Any]) -> tuple[Clues | None, EncodedImage]:
+    def _encode(self, image: np.ndarray, given: dict[str, Any]) -> tuple[Clues | None, Watched]:
         clues = self.clues(image, given.get("labels")) if self.clues else None
         return clues, self.watch.encode(image)
 
-    def _columns(
-        self, image: np.ndarray, given: dict[str, Any], seen: tuple[Clues | None, EncodedImage]
-    ) -> dict[str, Any]:
-        clues, encoded = seen
-        with self.watch.decoding():
+    def _columns(self, image: np.ndarray, given: dict[str, Any], seen: tuple[Clues | None, Watched]) -> dict[str, Any]:
+        clues, watched = seen
+        with self.watch.decoding(watched) as encoded:
             found = self._propose(encoded, clues)
         metrics.count("weaksam_boxes_kept", len(found.boxes))
         return {

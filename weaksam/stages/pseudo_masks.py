@@ -18,11 +18,10 @@ from weaksam.errors import DataError
 from weaksam.stage import Outcome, Stage, Step
 from weaksam.stages.checks import check_same_images
 from weaksam.stages.proposal_settings import ProposalResources, SamSettings
-from weaksam.stages.sam_actor import SamWatch, identify_shipped, load_engine
+from weaksam.stages.sam_actor import SamWatch, Watched, identify_shipped, load_engine
 
 if TYPE_CHECKING:
     from weaksam.ops.pseudo_masks import MaskRules
-    from weaksam.sam.engine import EncodedImage
 
 _GIVEN = ["boxes", "classes", "scores"]
 
@@ -85,14 +84,14 @@ class DrawMasks:
 
         return schemas.to_table(make_rows(batch, self.config.max_pixels, self._draw, prepare=self._encode), self.schema)
 
-    def _encode(self, image: np.ndarray, given: dict[str, Any]) -> EncodedImage | None:
+    def _encode(self, image: np.ndarray, given: dict[str, Any]) -> Watched | None:
         return self.watch.encode(image) if given["boxes"] else None
 
-    def _draw(self, image: np.ndarray, given: dict[str, Any], encoded: EncodedImage | None) -> dict[str, Any]:
+    def _draw(self, image: np.ndarray, given: dict[str, Any], watched: Watched | None) -> dict[str, Any]:
         from weaksam.ops.pseudo_masks import choose_masks, tight_boxes
 
         boxes, hw = np.array(given["boxes"] or [], np.float32).reshape(-1, 4), image.shape[:2]
-        masks, ratings = self._masks(encoded, boxes)
+        masks, ratings = self._masks(watched, boxes)
         chosen = choose_masks(masks, boxes, hw, self.rules)
         kept = chosen.kept
         metrics.count("weaksam_boxes_kept", len(kept))
@@ -107,11 +106,11 @@ class DrawMasks:
             "dropped": dropped.astype(np.uint8),
         }
 
-    def _masks(self, encoded: EncodedImage | None, boxes: np.ndarray) -> tuple[list[bytes], np.ndarray]:
+    def _masks(self, watched: Watched | None, boxes: np.ndarray) -> tuple[list[bytes], np.ndarray]:
         """A mask and SAM's rating of it for each box."""
-        if encoded is None:
+        if watched is None:
             return [], np.zeros(0, np.float32)
-        with self.watch.decoding():
+        with self.watch.decoding(watched) as encoded:
             drawn = self.engine.masks_for_boxes(encoded, boxes, multimask=self.config.candidates == "best_of_three")
         best = drawn.predicted_iou.argmax(1)
         return [masks[i] for masks, i in zip(drawn.masks, best, strict=True)], drawn.predicted_iou.max(1)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
-from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from weaksam.sam.engine import EncodedImage, SamEngine
 
 
+log = logging.getLogger(__name__)
+
+
 def load_engine(sam: SamSettings, resources: ProposalResources, **settings: Any) -> SamEngine:
     """The engine on the actor's device, with its threads; `settings` are further ones of the engine."""
     import torch
@@ -28,6 +32,8 @@ def load_engine(sam: SamSettings, resources: ProposalResources, **settings: Any)
     from weaksam.sam.engine import EngineSettings, SamEngine
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu" and sam.precision == "fp16":
+        log.warning("precision fp16 is slower than fp32 on a CPU: use bf16 where it has AMX, else leave it out")
     torch.set_num_threads(math.ceil(resources.actor_cpus))  # actors beside a GPU share its node's CPUs, too
     checkpoint = storage.fetch(sam.checkpoint, sha256=sam.sha256) if sam.checkpoint else None
     model = load_sam(sam.model, checkpoint, device=device)
@@ -41,6 +47,15 @@ def load_engine(sam: SamSettings, resources: ProposalResources, **settings: Any)
     )
 
 
+@dataclass(frozen=True)
+class Watched:
+    """An encoded image, and when that began and ended: seconds, or events of a GPU."""
+
+    image: EncodedImage
+    start: Any
+    end: Any
+
+
 class SamWatch:
     """Lets SAM work on images and tells of it.
 
@@ -49,27 +64,25 @@ class SamWatch:
 
     def __init__(self, engine: SamEngine) -> None:
         self.engine = engine
-        self._encoded: deque[tuple[Any, Any]] = deque()  # when, of images that are not decoded yet
 
-    def encode(self, image: np.ndarray) -> EncodedImage:
-        """An image through the encoder; `decoding` is to follow for each, in the same order."""
+    def encode(self, image: np.ndarray) -> Watched:
+        """An image through the encoder."""
         start = self._mark()
         encoded = self.engine.encode(image)
-        self._encoded.append((start, self._mark()))
-        return encoded
+        return Watched(encoded, start, self._mark())
 
     @contextmanager
-    def decoding(self) -> Iterator[None]:
+    def decoding(self, watched: Watched) -> Iterator[EncodedImage]:
         """Around all that is decoded of an image."""
-        before, start, encoding = self._counts(), self._mark(), self._encoded.popleft()
+        before, start = self._counts(), self._mark()
         try:
-            yield
+            yield watched.image
             metrics.observe("weaksam_decoder_seconds", partial(_seconds, start, self._mark()))
         finally:
             prompts, backoffs = (now - then for now, then in zip(self._counts(), before, strict=True))
             metrics.count("weaksam_prompts", prompts)
             metrics.count("weaksam_oom_backoffs", backoffs)
-            metrics.observe("weaksam_encoder_seconds", partial(_seconds, *encoding))
+            metrics.observe("weaksam_encoder_seconds", partial(_seconds, watched.start, watched.end))
 
     def _counts(self) -> tuple[int, int]:
         return self.engine.prompts_decoded, self.engine.oom_backoffs

@@ -1,9 +1,8 @@
-"""Each kernel against its twin in plain PyTorch."""
+"""Each kernel against its twin in plain PyTorch; in float32, which the engine does not ask of them, they are exact."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import pytest
@@ -20,24 +19,11 @@ from weaksam.sam.calibrate import calibrate, noise_image
 from weaksam.sam.decoder import Decoded, decode_prompts
 from weaksam.sam.engine import EngineSettings, Proposals, SamEngine
 from weaksam.sam.image_side import ImageSide, make_image_side
+from weaksam.sam.kernels import make_backend
 from weaksam.sam.prompts import embed_points
 
 GRID = 16
 SHAPES = [(32, 4, 1), (48, 2, 1), (24, 3, 4)]  # channels, heads, points of a prompt: heads and rows need padding
-
-
-def kernels_in(dtype: torch.dtype) -> Backend:
-    """The kernels, whatever the device; in float32, which the engine does not use, they must be exact."""
-    from weaksam.sam.kernels import drawing, passes, postprocess
-
-    return Backend(
-        read_unchanged=partial(passes.read_unchanged, dtype=dtype),
-        first_pass=partial(passes.first_pass, dtype=dtype),
-        second_pass=partial(passes.second_pass, dtype=dtype),
-        draw_masks=drawing.draw_masks,
-        measure_masks=postprocess.measure_masks,
-        keeps_little=True,
-    )
 
 
 def assert_near(found: torch.Tensor, expected: torch.Tensor, tolerance: float) -> None:
@@ -83,7 +69,7 @@ def decode_with(
 @pytest.mark.parametrize("dtype", [torch.float32, *HALVES])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_the_passes_of_the_decoder(device, dtype, shape):
-    _, _, found = decode_with(device, kernels_in(dtype), shape)
+    _, _, found = decode_with(device, make_backend(dtype), shape)
     _, _, expected = decode_with(device, PLAIN, shape)
     assert_near(found.predicted_iou, expected.predicted_iou, tolerance_of(dtype))
     assert_near(found.hyper, expected.hyper, tolerance_of(dtype))
@@ -101,7 +87,7 @@ def test_inner_products_beyond_half_precision_do_no_harm(device, dtype):
         side = make_image_side(sam, embedding, (GRID, GRID))
         return decode_prompts(sam, side, tokens, (1, 2), backend=backend)
 
-    found, expected = decode(kernels_in(dtype)), decode(PLAIN)
+    found, expected = decode(make_backend(dtype)), decode(PLAIN)
     assert expected.update.square().sum(2).max() > 65504  # of float16
     assert_near(found.hyper, expected.hyper, 4 * tolerance_of(dtype))
     assert_near(found.predicted_iou, expected.predicted_iou, 4 * tolerance_of(dtype))
@@ -109,7 +95,7 @@ def test_inner_products_beyond_half_precision_do_no_harm(device, dtype):
 
 def test_the_passes_need_the_variances(device):
     """The comparison above can fail: a wrong inner product shows, although norms hide most of it."""
-    kernels = kernels_in(torch.float32)
+    kernels = make_backend(torch.float32)
 
     def wrong(image, write, read):
         return kernels.first_pass(image, replace(write, gram=0.9 * write.gram), read)
@@ -124,7 +110,7 @@ def test_the_passes_need_the_variances(device):
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_drawing(device, dtype, shape, grid_hw):
     chosen = torch.tensor([2, 0], device=device)
-    kernels = kernels_in(dtype)
+    kernels = make_backend(dtype)
     sam, side, found = decode_with(device, kernels, shape, grid_hw)
     found = kernels.draw_masks(sam, side, found, chosen, tokens_at_once=1)
     sam, side, expected = decode_with(device, PLAIN, shape, grid_hw)
@@ -133,7 +119,7 @@ def test_drawing(device, dtype, shape, grid_hw):
 
 
 def test_nothing_to_draw(device):
-    kernels = kernels_in(torch.float16)
+    kernels = make_backend(torch.float16)
     sam, side, decoded = decode_with(device, kernels, SHAPES[0])
     nothing = torch.zeros(0, dtype=torch.int64, device=device)
     assert kernels.draw_masks(sam, side, decoded, nothing, tokens_at_once=1).shape == (0, 3, 64, 64)

@@ -7,6 +7,7 @@ interpreter everywhere, and for real where there is a GPU. Without Triton or a G
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -26,10 +27,14 @@ def choose_backend(device: torch.device, dtype: torch.dtype) -> Backend:
     """What does the heavy work of the decoder: in float32 only the kernel that multiplies no matrices is used."""
     if not usable(device):
         return PLAIN
+    kernels = make_backend(dtype)
+    return kernels if dtype in HALF else replace(PLAIN, measure_masks=kernels.measure_masks)
+
+
+def make_backend(dtype: torch.dtype) -> Backend:
+    """All kernels, inputs of products rounded to `dtype`."""
     from weaksam.sam.kernels import drawing, passes, postprocess
 
-    if dtype not in HALF:
-        return Backend(measure_masks=postprocess.measure_masks)
     return Backend(
         read_unchanged=partial(passes.read_unchanged, dtype=dtype),
         first_pass=partial(passes.first_pass, dtype=dtype),

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_LOG2_E = 1.4426950408889634
+_LOG2_E = tl.constexpr(1.4426950408889634)  # softmax by powers of two
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, rel_h: Tensor, rel_w: Tensor) -> Tensor:
@@ -27,7 +27,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, rel_h: Tensor, rel_w: Tens
     constants, warps = tiling(num_tokens, width, dim)
     grid = (triton.cdiv(num_tokens, constants["QUERIES"]), num_sequences)
     _attend[grid](
-        query, key, value, rel_h, rel_w, mixed, num_tokens, height, width, dim**-0.5 * _LOG2_E, **constants,
+        query, key, value, rel_h, rel_w, mixed, num_tokens, height, width, dim**-0.5 * _LOG2_E.value, **constants,
         num_warps=warps,
     )  # fmt: skip
     return mixed
@@ -63,7 +63,7 @@ def _attend(
         query_rest = tl.load(query + from_row * DIM + rest[None, :], in_rows & in_rest[None, :], 0.0)
         sum_rest = tl.zeros([QUERIES, REST], tl.float32)
     by_column = tl.load(rel_w + from_row * width + columns[None, :], in_rows & in_columns[None, :], 0.0)
-    by_column = tl.where(in_columns[None, :], by_column.to(tl.float32) * 1.4426950408889634, -float("inf"))
+    by_column = tl.where(in_columns[None, :], by_column.to(tl.float32) * _LOG2_E, -float("inf"))
     highest = tl.full([QUERIES], -float("inf"), tl.float32)
     total = tl.zeros([QUERIES], tl.float32)
     for row in range(height):
@@ -75,7 +75,7 @@ def _attend(
             key_rest = tl.load(key + from_key[None, :] * DIM + rest[:, None], picked, 0.0)
             scores = tl.dot(query_rest, key_rest, scores)
         by_row = tl.load(rel_h + (sequence + rows) * height + row, rows < num_tokens, 0.0)
-        scores = scores * scale_by + by_column + (by_row.to(tl.float32) * 1.4426950408889634)[:, None]
+        scores = scores * scale_by + by_column + (by_row.to(tl.float32) * _LOG2_E)[:, None]
         new_highest = tl.maximum(highest, tl.max(scores, 1))
         weights = tl.exp2(scores - new_highest[:, None])
         fade = tl.exp2(highest - new_highest)

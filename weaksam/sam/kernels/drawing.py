@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from weaksam.sam.decoder import Decoded
 from weaksam.sam.image_side import ImageSide, upscaling_matrix
-from weaksam.sam.kernels.passes import Layout
+from weaksam.sam.kernels.layout import Layout
 
 TILE, WARPS = 64, 8  # image tokens of a program
 

@@ -5,8 +5,7 @@ and scores, softmax and variance never leave it; only the basis is written, in h
 tokens read the image: a program takes a prompt and walks the image once, the softmax runs along (Milakov and
 Gimelshein, arXiv 1805.02867). Inputs of products are rounded to half precision, sums and softmaxes are float32.
 
-Rows of prompts are padded to powers of two, T to `tokens` and H to `heads`, so R = heads * tokens here. An attention's
-heads share one product: vectors of a head are laid into a row of D channels that is zero elsewhere.
+How rows and channels are padded: `layout`.
 
 Axis legend: B prompts, T prompt tokens, H heads, d channels of a head, D = H d, N image tokens.
 """
@@ -17,8 +16,6 @@ Axis legend: B prompts, T prompt tokens, H heads, d channels of a head, D = H d,
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import triton
 import triton.language as tl
@@ -26,74 +23,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from weaksam.sam.image_side import ImageSide, Reader
+from weaksam.sam.kernels.layout import Layout
 from weaksam.sam.passes import Gathered, PromptSide, Read, Write
 
 # Image tokens in a program that writes, and in a step of one that reads: the largest that fit the registers of sm_90.
 WRITE_TILE, READ_TILE, WARPS = 64, 32, 8
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How rows of prompts are padded."""
-
-    heads: int
-    head_dim: int
-    num_tokens: int
-
-    @property
-    def tokens(self) -> int:
-        return triton.next_power_of_2(self.num_tokens)
-
-    @property
-    def padded_heads(self) -> int:
-        # products have at least 16 rows
-        return triton.next_power_of_2(max(self.heads, -(-16 // self.tokens)))
-
-    @property
-    def rows(self) -> int:
-        return self.padded_heads * self.tokens
-
-    @property
-    def channels(self) -> int:
-        return max(16, triton.next_power_of_2(self.heads * self.head_dim))
-
-    def pad_rows(self, x: Tensor, axis: int) -> Tensor:
-        """H T rows along an axis to padded ones."""
-        shape = (self.heads, self.num_tokens)
-        x = x.unflatten(axis, shape)
-        widths = [0, 0] * (x.ndim - axis - 2) + [0, self.tokens - shape[1], 0, self.padded_heads - shape[0]]
-        return F.pad(x, widths).flatten(axis, axis + 1)
-
-    def cut_rows(self, x: Tensor, axis: int) -> Tensor:
-        """The inverse of `pad_rows`."""
-        x = x.unflatten(axis, (self.padded_heads, self.tokens))
-        return x.narrow(axis, 0, self.heads).narrow(axis + 1, 0, self.num_tokens).flatten(axis, axis + 1)
-
-    def pad_square(self, x: Tensor) -> Tensor:
-        """(B, H T, H T) to (B, rows, rows)."""
-        return self.pad_rows(self.pad_rows(x, 1), 2)
-
-    def lay_out(self, x: Tensor) -> Tensor:
-        """(B, H, T, d) to (B, rows, channels), zero but where row and channel are of one head."""
-        apart = torch.eye(self.heads, device=x.device, dtype=x.dtype)[:, None, :, None] * x[:, :, :, None]
-        rows = self.pad_rows(apart.flatten(3).flatten(1, 2), 1)
-        return F.pad(rows, (0, self.channels - rows.shape[2]))
-
-    def take_heads(self, x: Tensor) -> Tensor:
-        """The inverse of `lay_out`, of rows that are not zero elsewhere."""
-        x = self.cut_rows(x, 1)[..., : self.heads * self.head_dim]
-        x = x.unflatten(2, (self.heads, -1)).unflatten(1, (self.heads, -1))  # (B, H, T, H, d)
-        return x.diagonal(0, 1, 3).permute(0, 3, 1, 2)
-
-    def lay_out_shared(self, x: Tensor) -> Tensor:
-        """(H, d, N) to (channels, N)."""
-        x = x.flatten(0, 1)
-        return F.pad(x, (0, 0, 0, self.channels - len(x)))
-
-
-def _layout(tokens: Tensor) -> Layout:
-    """Of (B, H, T, d)."""
-    return Layout(*(tokens.shape[i] for i in (1, 3, 2)))
 
 
 def first_pass(image: ImageSide, write: Write, read: Read, *, dtype: torch.dtype) -> tuple[PromptSide, Gathered]:
@@ -104,7 +38,7 @@ def first_pass(image: ImageSide, write: Write, read: Read, *, dtype: torch.dtype
             the first row.
         gathered: as the twin's.
     """
-    at, layer = _layout(write.key), image.layers[0]
+    at, layer = Layout.of(write.key), image.layers[0]
     num_prompts, num_image_tokens = len(write.key), layer.square.shape[0]
     basis = write.key.new_empty(num_prompts, 2 * at.rows, num_image_tokens, dtype=dtype)
     scale = layer.square.new_empty(num_prompts, 2, num_image_tokens)
@@ -132,7 +66,7 @@ def second_pass(
         prompt_side: `basis` has no row for the constant, it is the second row of `key_scale`.
         gathered: as the twin's.
     """
-    at, layer, num_rows = _layout(write.key), image.layers[1], write.gram.shape[1] // 2
+    at, layer, num_rows = Layout.of(write.key), image.layers[1], write.gram.shape[1] // 2
     num_prompts, num_image_tokens = len(write.key), layer.square.shape[0]
     assert write.mixed is not None
     assert layer.query_pe is not None
@@ -210,17 +144,23 @@ def _over_tokens(scores, num_tokens, HEADS: tl.constexpr, TOKENS: tl.constexpr, 
 
 
 @triton.jit
+def _addresses(prompt, here, num_image_tokens, ROWS: tl.constexpr, CHANNELS: tl.constexpr):
+    """Rows; where a prompt's (rows, channels) and (rows, rows) lie; where (channels, tokens here) of the image do."""
+    rows, channels = tl.arange(0, ROWS), tl.arange(0, CHANNELS)
+    wide = prompt * ROWS * CHANNELS + rows[:, None] * CHANNELS + channels[None, :]
+    narrow = prompt * ROWS * ROWS + rows[:, None] * ROWS + rows[None, :]
+    return rows, wide, narrow, channels[:, None] * num_image_tokens + here[None, :]
+
+
+@triton.jit
 def _write_first(
     key, value, gram, shared_query, shared_cross, largest, square, basis, scale, num_image_tokens, per_channel, eps,
     num_tokens, HEADS: tl.constexpr, TOKENS: tl.constexpr, CHANNELS: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     ROWS: tl.constexpr = HEADS * TOKENS
     prompt = tl.program_id(1).to(tl.int64)
-    rows, channels = tl.arange(0, ROWS), tl.arange(0, CHANNELS)
     here = tl.program_id(0) * TILE + tl.arange(0, TILE)
-    wide = prompt * ROWS * CHANNELS + rows[:, None] * CHANNELS + channels[None, :]
-    narrow = prompt * ROWS * ROWS + rows[:, None] * ROWS + rows[None, :]
-    at = channels[:, None] * num_image_tokens + here[None, :]
+    rows, wide, narrow, at = _addresses(prompt, here, num_image_tokens, ROWS, CHANNELS)
     scores = tl.dot(tl.load(key + wide), tl.load(shared_query + at))
     weights = _over_tokens(scores, num_tokens, HEADS, TOKENS, TILE)
     cross = tl.dot(tl.load(value + wide), tl.load(shared_cross + at))
@@ -240,11 +180,8 @@ def _write_second(
 ):  # fmt: skip
     ROWS: tl.constexpr = HEADS * TOKENS
     prompt = tl.program_id(1).to(tl.int64)
-    rows, channels = tl.arange(0, ROWS), tl.arange(0, CHANNELS)
     here = tl.program_id(0) * TILE + tl.arange(0, TILE)
-    wide = prompt * ROWS * CHANNELS + rows[:, None] * CHANNELS + channels[None, :]
-    narrow = prompt * ROWS * ROWS + rows[:, None] * ROWS + rows[None, :]
-    at = channels[:, None] * num_image_tokens + here[None, :]
+    rows, wide, narrow, at = _addresses(prompt, here, num_image_tokens, ROWS, CHANNELS)
     basis += prompt * 2 * ROWS * num_image_tokens + rows[:, None] * num_image_tokens + here[None, :]
     scale += prompt * 2 * num_image_tokens + here
     factor = tl.load(scale)
