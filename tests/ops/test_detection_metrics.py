@@ -16,6 +16,7 @@ from weaksam.ops.detection_metrics import (
     detection_table,
     match_image,
     precision_recall,
+    sample_curve,
 )
 
 RULES = DetectionRules()
@@ -129,3 +130,12 @@ def test_average_precision_equals_the_devkits(seed: int, eleven_point: bool) -> 
 def test_nothing_detected_is_an_ap_of_zero(eleven_point: bool) -> None:
     none = np.zeros(0)
     assert average_precision(none, none, eleven_point=eleven_point) == 0.0
+
+
+def test_a_curve_is_the_best_precision_at_each_recall_and_its_mean_is_nearly_ap() -> None:
+    precision, recall = np.array([1.0, 0.5, 2 / 3, 0.5]), np.array([0.25, 0.25, 0.5, 0.5])
+    curve = sample_curve(precision, recall)
+    assert curve.shape == (101,)
+    assert curve[[0, 25, 26, 50, 51, 100]].tolist() == pytest.approx([1, 1, 2 / 3, 2 / 3, 0, 0])
+    assert curve.mean() == pytest.approx(average_precision(precision, recall, eleven_point=False), abs=0.01)
+    assert sample_curve(np.zeros(0), np.zeros(0)).tolist() == [0.0] * 101

@@ -31,7 +31,7 @@ def coco_metrics(
     *,
     kind: Literal["bbox", "segm"] = "bbox",
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """The figures of a set of detections, and `AP`, `AP50`, `AP75` of each class.
+    """The figures of a set of detections, and `AP`, `AP50`, `AP75` and `curve` of each class.
 
     Args:
         pairs: for each image its rows of `ground_truth` (`boxes`, `classes`, `crowd`, `masks`, and `areas` where they
@@ -50,11 +50,11 @@ def coco_metrics(
         evaluation.accumulate()
         evaluation.summarize()
     figures = {name: float(value) for name, value in zip(NAMES, evaluation.stats, strict=True) if value > -1}
-    return figures, _means_by_class(evaluation, class_names, {"AP": slice(None), "AP50": 0, "AP75": 5})
+    return figures, _means_by_class(evaluation, class_names, {"AP": slice(None), "AP50": 0, "AP75": 5}, curve=0)
 
 
 def voc_mask_metrics(pairs: Pairs, class_names: Sequence[str]) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """`AP25`, `AP50`, `AP70` and `AP75` of masks as those who segment VOC12 count them, means and of each class.
+    """`AP25`, `AP50`, `AP70`, `AP75` of masks as those who segment VOC12 count them: means, and with `curve` by class.
 
     COCO's matching and its mean of 101 precisions, of the 100 best detections of a class in an image. Objects flagged
     difficult count like any other, crowds neither for nor against. Null, and no part of a mean: a class without
@@ -76,7 +76,7 @@ def voc_mask_metrics(pairs: Pairs, class_names: Sequence[str]) -> tuple[dict[str
         evaluation.evaluate()
         evaluation.accumulate()
     columns = {ap_name(threshold): index for index, threshold in enumerate(VOC_THRESHOLDS)}
-    rows = _means_by_class(evaluation, class_names, columns)
+    rows = _means_by_class(evaluation, class_names, columns, curve=VOC_THRESHOLDS.index(0.5))
     # The field's script counts a class without objects as 0. On VOC's val every class has some: the figures are equal.
     values = {key: [row[key] for row in rows if row[key] is not None] for key in columns}
     return {key: float(np.mean(some)) for key, some in values.items() if some}, rows
@@ -119,13 +119,17 @@ def _xywh(boxes: Any) -> np.ndarray:
 
 
 def _means_by_class(
-    evaluation: COCOeval, class_names: Sequence[str], columns: Mapping[str, int | slice]
+    evaluation: COCOeval, class_names: Sequence[str], columns: Mapping[str, int | slice], *, curve: int
 ) -> list[dict[str, Any]]:
-    """A row per class with means of precisions; `columns` tells which thresholds a figure is of."""
+    """A row per class with means of precisions; `columns` tells which thresholds a figure is of.
+
+    `curve` in a row: precisions at recall 0, 0.01, ... 1 at the threshold of that index.
+    """
     precision = evaluation.eval["precision"][:, :, :, 0, -1]  # thresholds, recalls, classes; all sizes, most detections
     rows = []
     for label, name in enumerate(class_names):
         values = {key: precision[column, :, label] for key, column in columns.items()}
         means = {key: float(v[v > -1].mean()) if (v > -1).any() else None for key, v in values.items()}
-        rows.append({"class": name} | means)
+        points = precision[curve, :, label]
+        rows.append({"class": name} | means | {"curve": points.tolist() if (points > -1).all() else None})
     return rows

@@ -149,10 +149,19 @@ def average_precision(precision: np.ndarray, recall: np.ndarray, *, eleven_point
     return float((np.diff(recall, prepend=0.0) * envelope).sum())
 
 
+def sample_curve(precision: np.ndarray, recall: np.ndarray) -> np.ndarray:
+    """(101,) the best precision at a recall of at least 0, 0.01, ... 1; 0 beyond the last one reached."""
+    envelope = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.0)
+    return envelope[np.searchsorted(recall, np.linspace(0, 1, 101) - 1e-9)]
+
+
 def detection_table(
     records: DetectionRecords, class_names: Sequence[str], rules: DetectionRules
 ) -> list[dict[str, Any]]:
-    """One row per class: `class`, `num_objects`, `num_detections`, `AP50` ..., `CorLoc`; null where there is none."""
+    """One row per class: `class`, `num_objects`, `num_detections`, `AP50` ..., `CorLoc`, `curve`; null: there is none.
+
+    `curve` is the precision-recall curve at the first threshold, see `sample_curve`.
+    """
     rows = []
     for label, name in enumerate(class_names):
         here = records.classes == label
@@ -162,6 +171,8 @@ def detection_table(
             curve = precision_recall(records.outcomes[here, column], records.scores[here], max(total, 1))
             found = average_precision(*curve, eleven_point=rules.eleven_point)
             row[ap_name(threshold)] = found if total else None
+            if not column:
+                row["curve"] = sample_curve(*curve).tolist() if total else None
         row["CorLoc"] = records.num_localised[label] / present if present else None
         rows.append(row)
     return rows
