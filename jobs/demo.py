@@ -10,16 +10,10 @@ import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
-from weaksam import pipeline, schemas, storage, tables
+from weaksam import pipeline, schemas, storage
 from weaksam.cli import run_pipeline
-from weaksam.data.images import decode_image
 from weaksam.data.scenes import write_scenes
-from weaksam.models.clues import KINDS, find_clues
-from weaksam.models.weaktr_weights import load_trained
-from weaksam.pictures import SOURCE_COLOURS, contact_sheet, draw_boxes, draw_heatmap, png_bytes
+from weaksam.report.page import write_report
 from weaksam.stage import Step
 from weaksam.terminal import set_up_logging
 
@@ -35,7 +29,6 @@ STUDENTS = {
 }
 PROMPTS = {"mist_grid": "grid alone", "mist_cam": "+ CAM peaks", "mist_cross": "+ cross peaks"}
 SCENES, SEED = 660, 7
-SHOWN, BOXES_SHOWN = 3, 40
 
 
 def main(folder: str, config: str) -> None:
@@ -44,8 +37,7 @@ def main(folder: str, config: str) -> None:
     overrides = prepare(folder)
     run_pipeline(config, overrides)
     steps = {step.name: step for step in pipeline.load(config, overrides)}
-    picture = storage.join(storage.absolute(folder), "proposals.png")
-    storage.write_bytes(picture, png_bytes(_picture(steps)))
+    report = write_report(storage.join(folder, "run"))
     print(recall_table(read_report(steps["recall"])))
     print("\nDetectors that learnt from image-level labels")
     print(detector_table({TEACHERS[name]: reports_of(steps, name) for name in TEACHERS if name in steps}))
@@ -62,10 +54,8 @@ def main(folder: str, config: str) -> None:
     print("\nTheir masks, on test")
     masks = {label: steps[key] for name, label in STUDENTS.items() if (key := f"{name}_mask_ap") in steps}
     print(figure_table({label: read_report(step) for label, step in masks.items()}, ("AP25", "AP50", "AP70", "AP75")))
-    print(f"\nPicture: {picture}\nTable:   {steps['proposals'].folder}\nLook at it:\n")
-    print("  import pandas as pd, glob")
-    print(f"  table = pd.concat(map(pd.read_parquet, glob.glob('{steps['proposals'].folder}/part-*.parquet')))")
-    print("  print(table[['image_id', 'status', 'boxes', 'source', 'points', 'labels']])")
+    print(f"\nTable:  {steps['proposals'].folder}/part-*.parquet")
+    print(f"Report: {report}")
 
 
 def prepare(folder: str) -> list[str]:
@@ -141,29 +131,6 @@ def recall_table(report: dict) -> str:
         if keys[0] in figures:
             lines.append(f"{name:16} {boxes:7.1f} " + " ".join(f"{100 * figures[key]:6.1f}%" for key in keys))
     return "\n".join(lines)
-
-
-def _picture(steps: dict[str, Step]) -> Image.Image:
-    """A row per image: a heatmap of each kind with its peaks, and the proposals by what prompted them."""
-    classifier, proposals = steps["classifier"], steps["proposals"]
-    images = tables.read_step(steps["images"], columns=["uri"])
-    uris = dict(zip(images.column("image_id").to_pylist(), images.column("uri").to_pylist(), strict=True))
-    weights = storage.fetch(storage.join(classifier.folder, "checkpoint", "model.safetensors"))
-    model = load_trained(weights, classifier.config.backbone, len(schemas.class_names_of(images.schema)))
-    rules = proposals.config.clues.rules(model.size.depth)
-    drawn = []
-    table = tables.read_step(proposals, columns=["boxes", "source", "labels"])
-    for row in table[-SHOWN:].to_pylist():
-        image = decode_image(storage.read_bytes(uris[row["image_id"]]))
-        clues, heatmaps = find_clues(model, image, row["labels"], rules)
-        first = clues.labels[0]
-        for kind, maps in heatmaps.items():
-            here = (clues.kinds == KINDS.index(kind)) & (clues.point_labels == first)
-            drawn.append(draw_heatmap(image, maps[0].mean(0).cpu().numpy(), clues.points[here]))
-        boxes = np.array(row["boxes"][:BOXES_SHOWN], np.float32).reshape(-1, 4)
-        colours = [SOURCE_COLOURS[schemas.SOURCES[source]] for source in row["source"][:BOXES_SHOWN]]
-        drawn.append(draw_boxes(Image.fromarray(image), boxes, colours))
-    return contact_sheet(drawn, columns=4, cell=280)
 
 
 if __name__ == "__main__":

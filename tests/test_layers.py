@@ -17,7 +17,7 @@ LAYERS = [
     {"errors"},
     {"config", "schemas", "object_stores", "storage", "tables"},
     {"ops"},
-    {"models", "sam", "data", "pictures"},
+    {"models", "sam", "data"},
     {
         "stage",
         "pools",

@@ -110,6 +110,28 @@ def metrics(run_uri: Annotated[str, typer.Argument(metavar="RUN", help="Folder o
 
 @app.command()
 @guarded
+def report(
+    run_uri: Annotated[str, typer.Argument(metavar="RUN", help="Folder of a run, any URI.")],
+    to: Annotated[str | None, typer.Option(metavar="URI", help="The file; report.html in RUN when left out.")] = None,
+    images: Annotated[
+        int, typer.Option(min=1, help="Images shown of each group: examples, best, worst, most uncertain.")
+    ] = 6,
+    gpu_price: Annotated[
+        float | None, typer.Option(min=0, metavar="PRICE", help="Of a GPU for an hour: tells what each step cost.")
+    ] = None,
+) -> None:
+    """Write everything RUN holds as one HTML file: figures, charts, pictures of every stage, failures, settings.
+
+    Needs no run file and no cluster. The file needs no server: open it from a disk or a bucket.
+    """
+    from weaksam.report.page import write_report
+
+    set_up_logging()
+    print(write_report(run_uri, to=to, images=images, gpu_price=gpu_price))
+
+
+@app.command()
+@guarded
 def export(
     run_uri: Annotated[str, typer.Argument(metavar="RUN", help="Folder of a run, any URI.")],
     settings: Annotated[

@@ -9,6 +9,7 @@ import math
 import os
 import platform
 import subprocess
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
@@ -199,8 +200,21 @@ def _manifest(step: Step, outcome: Outcome, seconds: float) -> dict[str, Any]:
         "rows_per_second": round(computed / max(seconds, 1e-9), 2),
         "versions": _versions(),
         "git_commit": git_commit(),
+        "cluster": _cluster(),
         "parts": outcome.parts,
         "excluded": outcome.excluded,
+    }
+
+
+def _cluster() -> dict[str, float] | None:
+    """What the cluster had when the step ended: its price does not ask what was idle. None: no cluster was needed."""
+    ray = sys.modules.get("ray")
+    if ray is None or not ray.is_initialized():
+        return None
+    held = ray.cluster_resources()
+    return {
+        "nodes": sum(node["Alive"] for node in ray.nodes()),
+        **{kind: held.get(kind, 0.0) for kind in ("CPU", "GPU")},
     }
 
 

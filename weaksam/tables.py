@@ -151,6 +151,39 @@ def read_step(step: Any, *, columns: Sequence[str] | None = None) -> pa.Table:
     return read_table(step.folder, manifest, columns=columns)
 
 
+def read_rows(folder: str, manifest: Mapping[str, Any], image_ids: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """The rows of a few images of a finished table, by image id; only parts that hold one of them are read whole."""
+    wanted = set(image_ids)
+    rows: dict[str, dict[str, Any]] = {}
+    listed = read_parts(folder, manifest["parts"], columns=["image_id"])
+    holding = [
+        part
+        for part, table in zip(manifest["parts"], listed, strict=True)
+        if not wanted.isdisjoint(table.column("image_id").to_pylist())
+    ]
+    for table in read_parts(folder, holding):
+        here = [image_id in wanted for image_id in table.column("image_id").to_pylist()]
+        for row in table.filter(pa.array(here, pa.bool_())).to_pylist():
+            rows.setdefault(row["image_id"], row)  # an id that two parts share is that of the first
+    return rows
+
+
+def row_at(table: pa.Table, index: int) -> dict[str, Any]:
+    """One row; lists of numbers as arrays without a Python object each, because there are millions of boxes."""
+    row: dict[str, Any] = {}
+    for name in table.column_names:
+        value = table.column(name)[index]
+        if not pa.types.is_list(value.type) or pa.types.is_large_binary(value.type.value_type):
+            row[name] = value.as_py()
+        elif value.values is None:
+            row[name] = []
+        elif name == "boxes":
+            row[name] = value.values.flatten().to_numpy().reshape(-1, 4)
+        else:
+            row[name] = value.values.to_numpy(zero_copy_only=False)
+    return row
+
+
 def write_ground_truth(folder: str, table: pa.Table) -> None:
     """Writes the ground truth of an index step beside its images, where no training stage looks."""
     write_part(storage.join(folder, GROUND_TRUTH), table)

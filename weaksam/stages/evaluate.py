@@ -241,7 +241,7 @@ def _pairs(step: Step, key: str, truth: pa.Table, found: pa.Table) -> Iterator[P
         )
     truth, found = truth.combine_chunks(), found.combine_chunks()
     for index, image_id in enumerate(truth.column("image_id").to_pylist()):
-        row = _row(truth, index)
+        row = tables.row_at(truth, index)
         areas = row.pop("areas")
         if len(areas):
             row["areas"] = areas
@@ -249,23 +249,7 @@ def _pairs(step: Step, key: str, truth: pa.Table, found: pa.Table) -> Iterator[P
             from weaksam.ops.masks import rle_area
 
             row["areas"] = np.array([rle_area(mask) for mask in row["masks"]], np.float64)
-        yield row, _row(found, where[image_id])
-
-
-def _row(table: pa.Table, index: int) -> dict[str, Any]:
-    """One row; lists of numbers as arrays without a Python object each, because there are millions of boxes."""
-    row: dict[str, Any] = {}
-    for name in table.column_names:
-        value = table.column(name)[index]
-        if not pa.types.is_list(value.type) or pa.types.is_large_binary(value.type.value_type):
-            row[name] = value.as_py()
-        elif value.values is None:
-            row[name] = []
-        elif name == "boxes":
-            row[name] = value.values.flatten().to_numpy().reshape(-1, 4)
-        else:
-            row[name] = value.values.to_numpy(zero_copy_only=False)
-    return row
+        yield row, tables.row_at(found, where[image_id])
 
 
 STAGE = Stage("evaluate", 2, EvaluateConfig, run, writes="metrics")

@@ -1,0 +1,83 @@
+"""Which images a report shows: examples of each split, the best and the worst by ground truth, the most uncertain.
+
+Axis legend: N detections of all images together.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from weaksam.ops.detection_metrics import HIT, MISS, DetectionRecords, DetectionRules, concat_records, match_image
+
+EXAMPLES, BEST, WORST, UNCERTAIN = "examples", "best", "worst", "most uncertain"
+GROUPS = (EXAMPLES, BEST, WORST, UNCERTAIN)
+_RULES = DetectionRules(thresholds=(0.5,))
+
+
+def examples(images: pa.Table, count: int, among: Sequence[set[str]]) -> list[str]:
+    """Image ids, the same each time, taken in turn from each split; those that most tables hold come first.
+
+    Args:
+        images: image_id, split.
+        count: how many.
+        among: the image ids of each table that is shown.
+    """
+    by_split: dict[str, list[str]] = {}
+    for row in images.select(["image_id", "split"]).to_pylist():
+        by_split.setdefault(row["split"], []).append(row["image_id"])
+
+    def rank(image_id: str) -> tuple[int, str]:
+        return -sum(image_id in ids for ids in among), hashlib.sha256(image_id.encode()).hexdigest()
+
+    held = {split: sum(ids[0] in one for one in among) for split, ids in by_split.items()}
+    queues = [sorted(by_split[split], key=rank) for split in sorted(by_split, key=lambda s: (-held[s], s))]
+    chosen: list[str] = []
+    while len(chosen) < count and any(queues):
+        chosen += [queue.pop(0) for queue in queues if queue]
+    return chosen[:count]
+
+
+def best_threshold(records: DetectionRecords) -> float:
+    """The score from which detections have the best F1 at IoU 0.5, all classes together; 0 without any hit."""
+    counts = records.outcomes[:, 0] != -1
+    order = np.argsort(-records.scores[counts], kind="stable")
+    hits = np.cumsum(records.outcomes[counts, 0][order] == HIT)
+    if not len(hits) or not hits[-1]:
+        return 0.0
+    f1 = 2 * hits / (np.arange(1, len(hits) + 1) + records.num_objects.sum())
+    return float(records.scores[counts][order][int(f1.argmax())])
+
+
+def rate_images(
+    pairs: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]], num_classes: int
+) -> tuple[dict[str, float], float]:
+    """F1 at IoU 0.5 of each image with objects, and the score from which its detections count.
+
+    Args:
+        pairs: by image id, the rows of `ground_truth` and `detections`.
+        num_classes: of the dataset.
+    """
+    records = {key: match_image(truth, found, num_classes, _RULES) for key, (truth, found) in pairs.items()}
+    if not records:
+        return {}, 0.0
+    threshold = best_threshold(concat_records(records.values()))
+    rated = {}
+    for image_id, record in records.items():
+        counted = record.outcomes[record.scores >= threshold, 0]
+        objects = int(record.num_objects.sum())
+        if objects:
+            hits = int((counted == HIT).sum())
+            rated[image_id] = 2 * hits / (hits + int((counted == MISS).sum()) + objects)
+    return rated, threshold
+
+
+def best_and_worst(rated: Mapping[str, float], count: int) -> tuple[list[str], list[str]]:
+    """Image ids of the highest and of the lowest figures; an image is in one of both only."""
+    order = sorted(rated, key=lambda image_id: (-rated[image_id], image_id))
+    half = min(count, len(order) // 2)
+    return order[:half], order[::-1][:half]

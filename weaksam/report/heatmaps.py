@@ -1,0 +1,77 @@
+"""What a classifier sees in an image: heatmaps of its likeliest class, with their peaks, for the pictures of a report.
+
+Heatmaps are in no table: the classifier looks again at the few images that are shown, on the CPU.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from weaksam import storage
+from weaksam.config import parse_settings
+from weaksam.errors import WeakSamError
+from weaksam.report.panels import Panel, heatmap_panel
+from weaksam.report.run_files import RunStep
+from weaksam.stages.proposals import ProposalsConfig
+
+log = logging.getLogger(__name__)
+
+_HEAT = np.array([[0, 0, 60], [120, 20, 120], [240, 80, 40], [255, 220, 60]], np.float32)  # cold to hot
+
+Look = Callable[[np.ndarray, Sequence[int] | None], list[Panel]]  # an image (H, W, 3) uint8 and its labels -> panels
+
+
+def make_look(proposals: RunStep, names: Sequence[str]) -> Look | None:
+    """A function that draws what the classifier of a proposals step sees; None where it had none, or it is gone."""
+    classifier = proposals.step.inputs.get("classifier")
+    if classifier is None or proposals.manifest is None:
+        return None
+    from weaksam.models.clues import KINDS, find_clues, shrink
+    from weaksam.models.weaktr_weights import load_trained
+
+    trained: dict[str, Any] = classifier.config
+    config, faults = parse_settings(ProposalsConfig, proposals.step.config, where=proposals.name)
+    if config is None:
+        log.warning("no heatmaps: %s", "; ".join(faults))
+        return None
+    try:
+        weights = storage.fetch(storage.join(classifier.folder, "checkpoint", "model.safetensors"))
+        model = load_trained(weights, trained["backbone"], len(names), gated=trained.get("gated", False))
+    except (WeakSamError, FileNotFoundError) as error:
+        log.warning("no heatmaps: %s", error)
+        return None
+    rules = config.clues.rules(model.size.depth)  # type: ignore[attr-defined]  (parsed as ProposalsConfig)
+    title = f"{classifier.name} heatmaps"
+
+    def look(image: np.ndarray, labels: Sequence[int] | None) -> list[Panel]:
+        clues, heatmaps = find_clues(model, image, labels, rules)
+        if not len(clues.labels):
+            return []
+        first = max(range(len(clues.labels)), key=lambda at: float(clues.probabilities[clues.labels[at]]))
+        label = int(clues.labels[first])
+        small, panels = shrink(image, rules.max_side), []
+        for kind, maps in heatmaps.items():
+            here = (clues.kinds == KINDS.index(kind)) & (clues.point_labels == label)
+            heat = draw_heatmap(small, maps[first].mean(0).cpu().numpy())
+            panels.append(heatmap_panel(title, kind, heat, clues.points[here], names[label]))
+        return panels
+
+    return look
+
+
+def draw_heatmap(image: np.ndarray, heatmap: np.ndarray) -> Image.Image:
+    """A heatmap laid over its image, which loses its colours.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        heatmap: (H, W) float in [0, 1].
+    """
+    place = heatmap.clip(0, 1) * (len(_HEAT) - 1)
+    heat = np.stack([np.interp(place, range(len(_HEAT)), _HEAT[:, channel]) for channel in range(3)], -1)
+    grey = image.mean(2, keepdims=True)
+    return Image.fromarray((0.45 * grey + 0.55 * heat).clip(0, 255).astype(np.uint8))
