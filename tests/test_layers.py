@@ -34,7 +34,7 @@ LAYERS = [
     },
     {"stages"},
     {"pipeline", "listings"},
-    {"cluster_settings", "doctor", "submit", "terminal", "job_commands", "cli", "report"},
+    {"cluster_settings", "doctor", "submit", "terminal", "job_commands", "cli", "report", "reference"},
 ]
 WITH_RAY = {
     "metrics",

@@ -173,10 +173,17 @@ def export(
 @guarded
 def stages(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="A stage; all when left out.")] = None,
+    *,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print all keys of all stages as Markdown.")] = False,
 ) -> None:
     """List the stages, or every key of one with type, default and meaning."""
     from weaksam.listings import all_stages, settings_of_stage
 
+    if markdown:
+        from weaksam.reference import reference
+
+        print(reference(), end="")
+        return
     for shown in [all_stages()] if name is None else settings_of_stage(name):
         console().print(shown, highlight=False)
 
