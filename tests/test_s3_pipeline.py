@@ -70,12 +70,17 @@ def test_from_bucket_to_bucket_through_faults_is_what_a_folder_gets(
     try:
         weaksam("run", remote, environment=through_faults)
         told = weaksam("status", f"{bucket}/runs/x", environment=through_faults)
+        report = weaksam("report", f"{bucket}/runs/x", "--images", "2", environment=through_faults).strip()
     finally:
         proxy.stop()
 
     assert [line.split()[:3] for line in told.splitlines()[1:6]] == sorted(
         [name, "finished", str(IMAGES)] for name in ("images", "proposals", "mist", "found", "coco")
     )
+    page = storage.read_bytes(report).decode()
+    assert report == f"{bucket}/runs/x/report.html"
+    assert "data:image/jpeg" in page
+    assert 'data-step="found"' in page
     images, proposals, mist, found, coco = zip(pipeline.load(local), pipeline.load(remote), strict=True)
     for one, other in (proposals, found):
         assert tables.read_step(one).equals(tables.read_step(other))

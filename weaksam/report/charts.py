@@ -71,6 +71,7 @@ def curves(
             axes.plot(places, _scaled(values, percent), label=name, linewidth=2, marker=marker, markersize=4)
         if log_x:
             axes.set_xscale("log")
+            axes.xaxis.set_major_formatter("{x:g}")
         if percent:
             axes.set_ylim(0, 102)
         axes.legend(loc="best")
@@ -86,6 +87,7 @@ def histogram(groups: Mapping[str, np.ndarray], *, x: str, y: str) -> str:
             counts, _ = np.histogram(np.clip(values, 0, 1), edges)
             axes.stairs(counts, edges, label=name, linewidth=2, color=PALETTE[index % len(PALETTE)])
         axes.set_yscale("symlog", linthresh=1)
+        axes.yaxis.set_major_formatter("{x:g}")
         axes.set_xlim(0, 1)
         axes.legend(loc="best")
         return _svg(figure)

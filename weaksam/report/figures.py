@@ -141,7 +141,7 @@ def _loss_charts(steps: Sequence[RunStep]) -> list[Chart]:
             continue
         line = ([row["step"] for row in rows], [row["loss"] for row in rows])
         svg = charts.curves({"loss": line}, chart=f"loss-{one.name}", x="step", y="loss", percent=False)
-        made.append(Chart(f"Training: {one.name}", f"The loss fell from {line[1][0]:.3g} to {line[1][-1]:.3g}.", svg))
+        made.append(Chart(f"Training: {one.name}", f"The loss went from {line[1][0]:.3g} to {line[1][-1]:.3g}.", svg))
     return made
 
 
