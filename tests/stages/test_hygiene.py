@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from weaksam.pools import fit_pool
 from weaksam.stages import hygiene
 from weaksam.stages.hygiene import HygieneConfig, LookAtImages
 
+TEXT = (Path(__file__).resolve().parents[2] / "docs" / "hygiene.md").read_text()
 SCHEMA = schemas.with_metadata(schemas.HYGIENE, fingerprint="f", class_names=["red", "blue"])
 
 
@@ -168,10 +170,8 @@ def write_dataset(folder: Path) -> None:
 def test_a_dataset_is_looked_through(tmp_path: Path) -> None:
     write_dataset(tmp_path / "data")
     config = tmp_path / "run.yaml"
-    config.write_text(
-        f"run: {tmp_path}/run\nsteps:\n  images: {{stage: index, format: folder, root: {tmp_path}/data}}\n"
-        "  hygiene: {stage: hygiene, images: images, resources: {max_actors: 1}}\n"
-    )
+    told_file, more = re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL)
+    config.write_text(told_file.replace("runs/mine", f"{tmp_path}/run").replace("/data/mine", f"{tmp_path}/data"))
     steps = pipeline.load(str(config))
     pipeline.run_steps(steps)
     step = steps[1]
@@ -199,3 +199,11 @@ def test_a_dataset_is_looked_through(tmp_path: Path) -> None:
     assert listed["uri"] == [f"{tmp_path}/data/{name}" for name in listed["image_id"]]
     assert listed["sha256"][0] == listed["sha256"][1]
     assert len(set(listed["sha256"])) == 3
+
+    (recipe,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+    exec(recipe.replace("runs/mine", f"{tmp_path}/run").replace("/data/mine", f"{tmp_path}/data"), {})
+    config.write_text(f"run: {tmp_path}/run\nsteps:\n" + more.replace("/data/mine", f"{tmp_path}/data"))
+    (images,) = pipeline.load(str(config))
+    pipeline.run_steps([images])
+    kept = tables.read_step(images, columns=[]).column("image_id").to_pylist()
+    assert kept == ["a_again.jpg", "b.jpg", "blank.png", "broken.jpg", "c.jpg"]
