@@ -71,6 +71,20 @@ GROUND_TRUTH = pa.schema(
     ]
 )
 
+# What `hygiene` knows of each image; null when status is not ok.
+HYGIENE = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("status", pa.string()),
+        ("message", pa.string()),
+        ("height", pa.int32()),  # of the decoded image
+        ("width", pa.int32()),
+        ("sha256", pa.string()),  # of the file's bytes
+        ("perceptual_hash", pa.uint64()),  # data.likeness
+        ("thumbnail", pa.binary()),  # 16 x 16 grey pixels, row by row
+    ]
+)
+
 PROPOSALS = pa.schema(
     [
         ("image_id", pa.string()),

@@ -5,6 +5,7 @@ from weaksam.stages import (
     detect,
     evaluate,
     export,
+    hygiene,
     index,
     pgt,
     proposals,
@@ -14,5 +15,17 @@ from weaksam.stages import (
     train_wsod,
 )
 
-_MODULES = (index, train_classifier, proposals, train_wsod, detect, pgt, pseudo_masks, train_detector, evaluate, export)
+_MODULES = (
+    index,
+    train_classifier,
+    proposals,
+    train_wsod,
+    detect,
+    pgt,
+    pseudo_masks,
+    train_detector,
+    evaluate,
+    export,
+    hygiene,
+)
 STAGES: dict[str, Stage] = {module.STAGE.name: module.STAGE for module in _MODULES}
