@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from tests.report.conftest import BROKEN, STRANGE
+from tests.report.conftest import BROKEN, COPIES, STRANGE
 from weaksam import storage
 from weaksam.cli import app
 from weaksam.errors import ConfigError
@@ -73,6 +73,15 @@ def test_cards_show_every_stage_beside_the_ground_truth(page: str) -> None:
     assert 'class="mask"' in shown  # of the ground truth
     for group in ("examples", "best", "worst", "most uncertain"):
         assert re.search(rf'data-groups="[^"]*{group}', shown), group
+
+
+def test_duplicates_across_splits_and_classes_without_images_are_told(page: str) -> None:
+    told = section(page, "dataset")
+    assert "1 groups of duplicates, 1 of them in more than one split" in told
+    assert ", ".join(COPIES) in told
+    assert 'class="bad">test, trainval</td>' in told
+    assert "240 to 240" in told
+    assert "Images by class" in told
 
 
 def test_nothing_is_loaded_from_elsewhere(page: str) -> None:
