@@ -27,7 +27,7 @@ IMAGES = [
         ("u", "train", None), ("v", "train", None), ("t", "test", [0]),
     )
 ]  # fmt: skip
-BOX, APART = [0, 0, 40, 40], [50, 0, 90, 40]
+BOX, APART = [0.0, 0.0, 40.0, 40.0], [50.0, 0.0, 90.0, 40.0]
 
 
 def found(image_id: str, *objects: tuple[list[float], int, float]) -> dict[str, Any]:
