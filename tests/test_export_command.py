@@ -180,6 +180,20 @@ def test_label_studio_by_either_name_as_json(call: Call, run: str, tmp_path: Pat
     assert len(json.loads((tmp_path / "ls" / "tasks.json").read_text())) == 3
 
 
+def test_the_most_uncertain_images_for_people_to_review(call: Call, run: str, tmp_path: Path) -> None:
+    settings = ("most_uncertain=2", "image_prefix=/data/local-files/?d=images/")
+    lines = told(call(run, "--step", "pgt", "--format", "label_studio", *settings, "--to", str(tmp_path / "ls")))
+    assert lines["written"].startswith("2 files, 2 images, ")
+    assert lines["left out"] == "2 less uncertain images"
+    tasks = json.loads((tmp_path / "ls" / "tasks.json").read_text())
+    assert all(task["data"]["image"].startswith("/data/local-files/?d=images/") for task in tasks)
+    unsure = [task["data"]["uncertainty"] for task in tasks]
+    assert unsure == sorted(unsure, reverse=True)
+    assert len(unsure) == 2
+    result = call(run, "--step", "pgt", "--format", "coco", "most_uncertain=2")
+    assert "export: most_uncertain is for format label_studio, not coco" in result.stderr
+
+
 def test_the_same_command_finds_the_finished_export(
     call: Call, run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from weaksam.errors import DataError
 
-SCHEMA_VERSION = "1.1"  # major.minor: a reader refuses another major version
+SCHEMA_VERSION = "1.2"  # major.minor: a reader refuses another major version
 
 OK = "ok"
 FAILED_STATUSES = ("not_found", "unreadable", "too_large", "oom", "timeout", "crash")
@@ -116,11 +116,19 @@ DETECTIONS = pa.schema(
     ]
 )
 
+# Masks are null but in trusted rows, there where people drew some; a box may have none.
+PGT = pa.schema(
+    [
+        *DETECTIONS,
+        ("trusted", pa.bool_()),  # true: people reviewed the image, whatever a detector says; tables before 1.2 lack it
+    ]
+)
+
 # Rows of `pgt` after `pseudo_masks`: one mask a box.
 PSEUDO_MASKS = pa.schema(
     [
-        *DETECTIONS,
-        ("predicted_iou", _FLOATS),  # SAM's rating of each mask
+        *PGT,
+        ("predicted_iou", _FLOATS),  # SAM's rating of each mask; null: people drew it
         ("mask_state", _list(pa.uint8())),  # what each was like as SAM drew it, an index into ops.pseudo_masks.STATES
         ("dropped", _list(pa.uint8())),  # the same of objects that were left out
     ]

@@ -86,6 +86,46 @@ def test_boxes_may_stay_as_they_were(weights: Path) -> None:
     assert len(row["masks"]) == 3
 
 
+def test_what_people_drew_stays_and_what_is_missing_is_drawn(weights: Path) -> None:
+    drawn = np.zeros(SIZE, bool)
+    drawn[5:9, 5:9] = True
+    people = encode_rle(drawn)
+    draw = DrawMasks(make_config(weights, max_outside=0.0, empty="drop", exploding="drop"), SCHEMA)
+    whole = {**GIVEN, "trusted": True, "masks": [people] * 3}
+    given = {
+        "whole": whole,
+        "some": whole | {"masks": [None, people, None]},
+        "bare": whole | {"masks": None},
+        "none": {"boxes": [], "classes": [], "scores": [], "trusted": True, "masks": None},
+        "small": whole | {"masks": [encode_rle(drawn[:20])] * 3},
+        "own": GIVEN | {"trusted": False, "masks": [people] * 3},
+    }
+    table = prompted({name: jpeg(*SIZE) for name in given}, given)
+    for key, kind in (("trusted", pa.bool_()), ("masks", pa.list_(pa.large_binary()))):
+        table = table.append_column(key, pa.array([one[key] for one in given.values()], kind))
+    rows = {row["image_id"]: row for row in draw(table).to_pylist()}
+    assert draw.engine.encoder_calls == 3  # some, bare, own: the others lack no mask
+    for name in ("whole", "some", "bare"):
+        assert (rows[name]["boxes"], rows[name]["classes"], rows[name]["dropped"]) == (BOXES, GIVEN["classes"], [])
+        assert rows[name]["trusted"]
+    assert (rows["whole"]["masks"], rows["whole"]["predicted_iou"]) == ([people] * 3, [None] * 3)
+    assert rows["some"]["masks"][1] == people
+    assert [value is None for value in rows["some"]["predicted_iou"]] == [False, True, False]
+    assert rows["some"]["masks"][::2] == rows["bare"]["masks"][::2]
+    assert all(decode_rle(mask, *SIZE).any() for mask in rows["bare"]["masks"])
+    assert (rows["none"]["status"], rows["none"]["masks"], rows["none"]["trusted"]) == ("ok", [], True)
+    assert rows["small"]["message"] == "the masks that people drew are not of its size, 40 x 60"
+    assert (rows["own"]["trusted"], people in rows["own"]["masks"]) == (False, False)
+
+
+def test_reviewed_rows_bring_their_masks(tmp_path: Path, weights: Path, inputs: dict[str, Step]) -> None:
+    mask = encode_rle(np.ones(SIZE, bool))
+    row = {"image_id": "b", "status": "ok", **GIVEN, "masks": [mask, None, None], "trusted": True}
+    reviewed = finished(tmp_path, "reviewed", [row], schemas.PGT, {"images": inputs["images"]})
+    (found,) = pseudo_masks.read_prompts(make_step(tmp_path, weights, inputs | {"pgt": reviewed}))[0].to_pylist()
+    assert (found["masks"], found["trusted"], found["boxes"]) == ([mask, None, None], True, BOXES)
+
+
 IMAGES = [
     {"image_id": name, "uri": f"{name}.jpg", "split": split, "labels": [0]}
     for name, split in (("a", "train"), ("b", "train"), ("t", "test"))
@@ -110,6 +150,29 @@ def test_the_images_are_those_with_a_row(tmp_path: Path, weights: Path, inputs: 
     rows = source.to_pylist()
     assert [(row["image_id"], row["uri"]) for row in rows] == [("a", "a.jpg"), ("b", "b.jpg")]
     assert (rows[0]["boxes"], rows[1]["boxes"], rows[1]["classes"]) == (None, BOXES, [1, 0, 1])
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_what_people_drew_travels_through_the_cluster(tmp_path: Path, weights: Path) -> None:
+    images = [{"image_id": name, "uri": str(tmp_path / f"{name}.jpg"), "split": "train"} for name in "abc"]
+    for row in images:
+        Path(row["uri"]).write_bytes(jpeg(*SIZE))
+    mask = encode_rle(np.ones(SIZE, bool))
+    rows = [
+        {"image_id": "a", "status": "ok", **GIVEN, "masks": [mask, None, mask], "trusted": True},
+        {"image_id": "b", "status": "ok", **GIVEN, "trusted": False},
+        {"image_id": "c", "status": "ok", "boxes": [], "classes": [], "scores": [], "trusted": True},
+    ]
+    index = finished(tmp_path, "images", images, schemas.IMAGES, {})
+    reviewed = finished(tmp_path, "reviewed", rows, schemas.PGT, {"images": index})
+    step = make_step(tmp_path, weights, {"images": index, "pgt": reviewed}, resources={"max_actors": 1})
+    outcome = pseudo_masks.run(step)
+    there = {"parts": outcome.parts, "excluded": outcome.excluded}
+    drawn = {row["image_id"]: row for row in tables.read_table(step.folder, there).to_pylist()}
+    assert [drawn[name]["trusted"] for name in "abc"] == [True, False, True]
+    assert (drawn["a"]["boxes"], drawn["a"]["masks"][::2], drawn["c"]["masks"]) == (BOXES, [mask, mask], [])
+    assert len(drawn["b"]["masks"]) == 3
 
 
 def test_a_split_without_boxes_is_named(tmp_path: Path, weights: Path, inputs: dict[str, Step]) -> None:
@@ -138,7 +201,7 @@ def test_statistics_count_what_was_drawn(
     step, mask = make_step(tmp_path, weights, inputs), encode_rle(np.ones(SIZE, bool))
     size = {"height": SIZE[0], "width": SIZE[1]}
     rows = [
-        {"image_id": "a", "status": "ok", **size, **GIVEN, "masks": [mask] * 3, "predicted_iou": [0.5, 0.7, 0.9],
+        {"image_id": "a", "status": "ok", **size, **GIVEN, "masks": [mask] * 3, "predicted_iou": [0.5, None, 0.9],
          "mask_state": [0, 2, 0], "dropped": [1, 1]},
         {"image_id": "b", "status": "unreadable"},
     ]  # fmt: skip

@@ -131,6 +131,10 @@ def test_masks_are_learnt_from_steps_that_have_some(tmp_path: Path, inputs: dict
     bare = finished(tmp_path, "bare", rows, schemas.DETECTIONS, {"images": inputs["images"]})
     with pytest.raises(DataError, match=r"steps.net.pgt: step bare has no masks, which mask_rcnn learns from"):
         read_objects(make_step(tmp_path, inputs | {"pgt": bare}, model="mask_rcnn"))
+    mask = {"masks": [None], "trusted": True}  # people drew the box alone
+    reviewed = finished(tmp_path, "reviewed", [rows[0] | mask], schemas.PGT, {"images": inputs["images"]})
+    with pytest.raises(DataError, match=r"step reviewed has no masks, which mask_rcnn learns from"):
+        read_objects(make_step(tmp_path, inputs | {"pgt": reviewed}, model="mask_rcnn"))
 
 
 def test_detrs_crops_lose_no_class_of_a_box(tmp_path: Path, inputs: dict[str, Step]) -> None:

@@ -68,13 +68,17 @@ class LabelStudioTasks:
 
     def task(self, image: ExportImage) -> dict[str, Any]:
         """One image with its predictions."""
-        place = image.place
         regions = [region for position in range(len(image.boxes)) for region in self._regions(image, position)]
         best = max(to_numbers(image.scores), default=0.0)
         return {
-            "data": {"image": self._url(image), "image_id": image.image_id, "split": place.split},
+            "data": self._data(image),
             "predictions": [{"model_version": self.model_version, "score": best, "result": regions}],
         }
+
+    def _data(self, image: ExportImage) -> dict[str, Any]:
+        """What a task knows of its image; `image_id` tells whose corrected boxes come back (`import_label_studio`)."""
+        data = {"image": self._url(image), "image_id": image.image_id, "split": image.place.split}
+        return data if image.uncertainty is None else data | {"uncertainty": round(image.uncertainty, 6)}
 
     def _url(self, image: ExportImage) -> str:
         return image.place.uri if self.image_prefix is None else self.image_prefix + quote(image.place.file_name)
@@ -113,7 +117,7 @@ class LabelStudioTasks:
             self._rest = elements(storage.read_bytes(storage.join(self.to, "tasks.json")).decode())
         for image in images:
             task = next(self._rest, None)
-            if task is None or task["data"]["image"] != self._url(image):
+            if task is None or task["data"] != self._data(image):
                 raise ValueError(f"image {image.image_id} is not in its place in {self.to}/tasks.json")
             [prediction] = task["predictions"]
             yield self._found(image, prediction["result"])

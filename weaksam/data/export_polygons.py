@@ -162,7 +162,17 @@ def _nearest(points: np.ndarray, point: np.ndarray) -> int:
 
 
 def draw_polygons(image: ExportImage, polygons: Sequence[np.ndarray]) -> bytes:
-    """COCO compressed counts of the pixels inside any of the polygons, by pycocotools."""
+    """COCO compressed counts of the pixels of an image inside any of the polygons."""
+    return fill_polygons(polygons, (image.height, image.width))
+
+
+def fill_polygons(polygons: Sequence[np.ndarray], hw: tuple[int, int]) -> bytes:
+    """COCO compressed counts of the pixels inside any of the polygons, by pycocotools.
+
+    Args:
+        polygons: (K, 2) float each, at least one, K at least 3.
+        hw: height and width of the image.
+    """
     flat: Any = [polygon.astype(np.float64).reshape(-1).tolist() for polygon in polygons]
-    merged: Any = coco_mask.merge(coco_mask.frPyObjects(flat, image.height, image.width))
+    merged: Any = coco_mask.merge(coco_mask.frPyObjects(flat, *hw))
     return merged["counts"]

@@ -55,6 +55,7 @@ class ExportImage:
     classes: np.ndarray  # (N,) int
     scores: np.ndarray  # (N,) float32
     masks: list[bytes | None]  # COCO compressed counts; never of an empty mask
+    uncertainty: float | None = None  # in [0, 1]; None: not asked for
 
     @property
     def has_masks(self) -> bool:

@@ -2,7 +2,7 @@
 
 Everything is read back by another reader, and compared with the tables, before the step is finished. The tables are
 read twice for that, part by part: a large dataset needs no more memory than a small one, but for the text of the json
-formats. This needs no cluster.
+formats and the rows of the most uncertain images. This needs no cluster.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ _ONLY_FOR = {
     "polygon_tolerance": ("coco", "yolo_segment", "label_studio"),
     "number_images": ("coco_results",),
     "image_prefix": ("label_studio",),
+    "most_uncertain": ("label_studio",),
 }
 
 
@@ -78,6 +79,9 @@ class ExportConfig(StageConfig):
     image_prefix: str | None = None
     """Format label_studio: what stands before the file names in URLs, e.g. https://host/images/ or
     /data/local-files/?d=images/. The images' own URIs when left out."""
+    most_uncertain: int | None = Field(default=None, ge=1)
+    """Format label_studio: only so many images, those first that the detector is least sure of, for people to review.
+    Images that they have reviewed are left out. What comes back is `reviewed` of the stage pgt."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> ExportConfig:
@@ -232,7 +236,10 @@ def make_report(
         "masks": tally.masks,
         "splits": dict(sorted(tally.splits.items())),
         "verified": exporter.verified,
-        "left_out": {"failed_images": len(source.failures), **{k: n for k, n in sorted(left_out.items()) if n}},
+        "left_out": {
+            "failed_images": len(source.failures),
+            **{k: n for k, n in (*source.passed_over.items(), *sorted(left_out.items())) if n},
+        },
         "lost": {key: count for key, count in sorted(lost.items()) if count},
     }
     if tally.masks:

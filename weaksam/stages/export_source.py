@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +13,7 @@ import pyarrow as pa
 from weaksam import schemas, tables
 from weaksam.errors import DataError, StageError
 from weaksam.stage import Step
+from weaksam.stages.export_uncertain import keep_most_uncertain
 
 if TYPE_CHECKING:
     from weaksam.data.exports import ExportImage, Place
@@ -24,7 +25,10 @@ _COLUMNS = ["status", "height", "width", "boxes", "classes", "scores", "masks"]
 
 @dataclass
 class Source:
-    """The rows to be exported, a few at a time and the same each time."""
+    """The rows to be exported, a few at a time and the same each time.
+
+    `uncertainty` is by image id, in the order of the export; None: the order is that of the ids.
+    """
 
     step: Step
     config: ExportConfig
@@ -34,24 +38,40 @@ class Source:
     failures: list[str]
     groups: list[list[str]]  # parts that are read together
     excluded: Mapping[str, list[str]]
+    uncertainty: Mapping[str, float] | None = None
+    passed_over: Mapping[str, int] = field(default_factory=dict)  # images that are not exported, by reason
     done: int = 0
     num_masks: int = 0
 
     def batches(self, left_out: Counter[str]) -> Iterator[list[ExportImage]]:
         """All images; `left_out` counts what is not exported of them."""
         self.done = self.num_masks = 0
-        for group in self.groups:
-            read = tables.read_parts(self.step.folder, group, columns=["image_id", *_COLUMNS])
-            kept = [tables.without_ids(t, self.excluded.get(p, [])) for p, t in zip(group, read, strict=True)]
-            table = pa.concat_tables(kept).sort_by("image_id")
-            wanted = [image_id in self.places for image_id in table.column("image_id").to_pylist()]
-            table = table.filter(pa.array(wanted, pa.bool_()))
+        found = self.tables(_COLUMNS)
+        for table in found if self.uncertainty is None else self._in_order(found):
             for start in range(0, table.num_rows, _BATCH):
-                rows = table.slice(start, _BATCH).to_pylist()
-                images = [to_image(row, self.places[row["image_id"]], self.config, left_out) for row in rows]
+                images = [self._image(row, left_out) for row in table.slice(start, _BATCH).to_pylist()]
                 self.num_masks += sum(mask is not None for image in images for mask in image.masks)
                 yield images
                 self.done += len(images)
+
+    def tables(self, columns: list[str]) -> Iterator[pa.Table]:
+        """Rows of the images to be exported, a table for each of `groups`, sorted by image id."""
+        for group in self.groups:
+            read = tables.read_parts(self.step.folder, group, columns=["image_id", *columns])
+            kept = [tables.without_ids(t, self.excluded.get(p, [])) for p, t in zip(group, read, strict=True)]
+            table = pa.concat_tables(kept).sort_by("image_id")
+            wanted = [image_id in self.places for image_id in table.column("image_id").to_pylist()]
+            yield table.filter(pa.array(wanted, pa.bool_()))
+
+    def _in_order(self, found: Iterator[pa.Table]) -> Iterator[pa.Table]:
+        """One table, the most uncertain image first: so few, as many as people look at, that memory is enough."""
+        table = pa.concat_tables(list(found))
+        row_of = {image_id: row for row, image_id in enumerate(table.column("image_id").to_pylist())}
+        yield table.take(pa.array([row_of[image_id] for image_id in self.uncertainty or ()], pa.int64()))
+
+    def _image(self, row: Mapping[str, Any], left_out: Counter[str]) -> ExportImage:
+        image = to_image(row, self.places[row["image_id"]], self.config, left_out)
+        return image if self.uncertainty is None else replace(image, uncertainty=self.uncertainty[image.image_id])
 
     def has_masks(self) -> bool:
         """Whether any image has one; reads until it is found."""
@@ -67,12 +87,12 @@ def read_source(step: Step) -> Source:
     from weaksam.data.exports import place_images
 
     config: ExportConfig = step.config
-    images = tables.read_step(step.inputs["images"], columns=["uri", "height", "width", "split"])
+    images = tables.read_step(step.inputs["images"], columns=["uri", "height", "width", "split", "labels"])
     source = step.inputs["pgt" if config.pgt is not None else "detections"]
     manifest = source.manifest()
     if manifest is None:
         raise StageError(f"step {source.name}: not finished ({source.folder} has no manifest): run it first")
-    read = tables.read_parts(source.folder, manifest["parts"], columns=["image_id", "status", "message"])
+    read = tables.read_parts(source.folder, manifest["parts"], columns=["image_id", "status", "message", "trusted"])
     parts = dict(zip(manifest["parts"], read, strict=True))
     kept = [tables.without_ids(table, manifest["excluded"].get(part, [])) for part, table in parts.items()]
     rows = [row for table in kept for row in table.to_pylist()]
@@ -86,7 +106,11 @@ def read_source(step: Step) -> Source:
     places, root = place_images(images.to_pylist(), chosen, keep_spaces=config.format != "voc")
     # Parts are named by hashes: by their first ids, the order of the export is nearly that of the ids.
     ordered = sorted(parts, key=lambda part: min(parts[part].column("image_id").to_pylist(), default=""))
-    return Source(source, config, names, places, root, failures, _group(ordered), manifest["excluded"])
+    found = Source(source, config, names, places, root, failures, _group(ordered), manifest["excluded"])
+    if config.most_uncertain is None:
+        return found
+    trusted = {row["image_id"] for row in rows if row.get("trusted")}  # tables of detections have no such column
+    return keep_most_uncertain(found, images, trusted, config.most_uncertain)
 
 
 def _of_split(step: Step, source: Step, images: pa.Table, rows: list[dict]) -> list[dict]:

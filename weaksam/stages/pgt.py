@@ -1,12 +1,14 @@
 """images, detections -> pgt: which detections a detector is retrained on.
 
-Only image-level labels are looked at, never boxes that people drew. A few numbers per image: this needs no cluster.
+Only image-level labels are looked at, never boxes that people drew, with one exception, which the run file must name:
+what people made of exported tasks (`reviewed`). A few numbers per image: this needs no cluster.
 """
 
 from __future__ import annotations
 
 import logging
-from typing import Annotated, Any, Literal
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +20,9 @@ from weaksam.stage import Outcome, Stage, Step
 from weaksam.stages.checks import check_rows, check_same_images
 from weaksam.stages.labels import labelled_images
 
+if TYPE_CHECKING:
+    from weaksam.data.import_label_studio import Review, Size
+
 log = logging.getLogger(__name__)
 
 _ROWS_PER_PART = 4096
@@ -27,7 +32,8 @@ _COLUMNS = ["status", "message", "height", "width", "boxes", "classes", "scores"
 class PgtConfig(StageConfig):
     """Chooses the pseudo ground truth: per image and class the best detection, and those not much worse.
 
-    Detections of classes that are not among an image's labels are left out. Also writes statistics.json.
+    Detections of classes that are not among an image's labels are left out. Images that people have reviewed hold what
+    they say. Also writes statistics.json.
     """
 
     images: Annotated[str, Reads("images")]
@@ -36,6 +42,10 @@ class PgtConfig(StageConfig):
     """The step whose detections are chosen from."""
     results: Annotated[str | None, OutsideFile()] = None
     """URI of detections made elsewhere to be chosen from instead, a COCO results json."""
+    reviewed: Annotated[str | None, OutsideFile()] = None
+    """URI of a Label Studio export (JSON) of tasks that `export` wrote. Images with an annotation get its boxes, with
+    score 1, and its polygons, and are `trusted`: no detection, label or rule changes them, in any run that names the
+    file. The one place where boxes that people drew reach training, and only if it is named."""
     split: str
     """Split that is to be trained on."""
     norm: Literal["range", "minmax", "max"] = "max"
@@ -61,25 +71,32 @@ class PgtConfig(StageConfig):
 
 
 def run(step: Step) -> Outcome:
-    """Chooses for every labelled image of the split, in this process."""
+    """Chooses for every labelled or reviewed image of the split, in this process."""
     from weaksam.ops.pgt import PgtRules
 
     config: PgtConfig = step.config
-    images, labels = labelled_images(step)
+    reviews = _read_reviews(step)
+    images, labels = labelled_images(step, also=reviews)
     names = schemas.class_names_of(images.schema)
     ids = images.column("image_id").to_pylist()
-    found = _read_found(step, ids, names)
+    reviews = _of_images(step, reviews, ids)
+    found = _read_found(step, ids, names, reviews)
     rules = PgtRules(**{key: getattr(config, key) for key in PgtRules.__dataclass_fields__})
-    schema = schemas.with_metadata(schemas.DETECTIONS, fingerprint=step.fingerprint, class_names=names)
+    schema = schemas.with_metadata(schemas.PGT, fingerprint=step.fingerprint, class_names=names)
     parts, counts, failures = [], [], []
     for start in range(0, len(ids), _ROWS_PER_PART):
-        piece = found.slice(start, _ROWS_PER_PART)
-        rows = [choose(row, np.flatnonzero(labels[start + i]), rules) for i, row in enumerate(piece.to_pylist())]
+        piece = zip(ids[start : start + _ROWS_PER_PART], found.slice(start, _ROWS_PER_PART).to_pylist(), strict=True)
+        rows = [
+            trust(image_id, reviews[image_id])
+            if image_id in reviews
+            else choose(row, np.flatnonzero(labels[start + i]), rules)
+            for i, (image_id, row) in enumerate(piece)
+        ]
         parts.append(tables.write_part(step.folder, schemas.to_table(rows, schema)))
         counts += [np.bincount(row.get("classes", []), minlength=len(names)) for row in rows]
         failures += [f"{r['image_id']}: {r['status']}: {r['message']}" for r in rows if r["status"] != schemas.OK]
         log.info("%s  %d/%d images", step.name, min(start + _ROWS_PER_PART, len(ids)), len(ids))
-    told = statistics(np.stack(counts), labels, names)
+    told = statistics(np.stack(counts), labels, names) | {"trusted_images": len(reviews)}
     storage.write_json(storage.join(step.folder, "statistics.json"), told)
     return Outcome(
         rows=len(ids),
@@ -87,25 +104,62 @@ def run(step: Step) -> Outcome:
         failures=failures[:10],
         parts=parts,
         summary=f"{told['boxes_per_image']:.2f} boxes per image, {told['images_without']} images without any, "
-        f"{told['labels_without']} of {told['labels']} labels without any",
+        f"{told['labels_without']} of {told['labels']} labels without any"
+        + (f", {len(reviews)} images reviewed and trusted" if config.reviewed is not None else ""),
     )
 
 
-def _read_found(step: Step, ids: list[str], names: list[str]) -> pa.Table:
-    """Rows of detections of these images, in their order.
+def _read_reviews(step: Step) -> dict[str, Review]:
+    """What people say, by image id, of all splits."""
+    if step.config.reviewed is None:
+        return {}
+    from weaksam.data.import_label_studio import read_reviews
+
+    images = tables.read_step(step.inputs["images"], columns=["height", "width"])
+    sizes: dict[str, Size | None] = dict.fromkeys(images.column("image_id").to_pylist())
+    found = [images]
+    if step.config.detections is not None:  # it has decoded the images
+        found.append(tables.read_step(step.inputs["detections"], columns=["height", "width"]))
+    for row in (row for table in found for row in table.to_pylist() if row["height"] and row["width"]):
+        sizes[row["image_id"]] = row["height"], row["width"]
+    return read_reviews(step.config.reviewed, sizes, schemas.class_names_of(images.schema))
+
+
+def _of_images(step: Step, reviews: Mapping[str, Review], ids: list[str]) -> dict[str, Review]:
+    """The reviews of these images; those of other splits are counted in the log."""
+    ours = {image_id: reviews[image_id] for image_id in ids if image_id in reviews}
+    if len(ours) < len(reviews):
+        others = len(reviews) - len(ours)
+        log.info("%s: %d reviewed images are of other splits than '%s': left out", step.name, others, step.config.split)
+    return ours
+
+
+def _read_found(step: Step, ids: list[str], names: list[str], reviewed: Collection[str]) -> pa.Table:
+    """Rows of detections of these images, in their order; null for a reviewed one that has none.
 
     Raises:
-        DataError: an image has no row, or the detections are of other images.
+        DataError: another image has no row, or the detections are of other images.
     """
     if step.config.results is not None:
         from weaksam.data.coco_results import read_results
 
         return read_results(step.config.results, ids, names).select(["image_id", *_COLUMNS])
     check_same_images(step, "detections")
-    check_rows(step, "detections", ids)
+    check_rows(step, "detections", [image_id for image_id in ids if image_id not in reviewed])
     table = tables.read_step(step.inputs["detections"], columns=_COLUMNS)
     where = {image_id: row for row, image_id in enumerate(table.column("image_id").to_pylist())}
-    return table.take(pa.array([where[image_id] for image_id in ids], pa.int64()))
+    return table.take(pa.array([where.get(image_id) for image_id in ids], pa.int64()))
+
+
+def trust(image_id: str, review: Review) -> dict[str, Any]:
+    """A row of pseudo ground truth that holds what people say of an image."""
+    height, width = review.size or (None, None)
+    row = {"image_id": image_id, "status": schemas.OK, "message": "", "height": height, "width": width}
+    masks = review.masks if any(mask is not None for mask in review.masks) else None
+    scores = np.ones(len(review.boxes), np.float32)
+    return row | {
+        "boxes": review.boxes, "classes": review.classes, "scores": scores, "masks": masks, "trusted": True
+    }  # fmt: skip
 
 
 def choose(row: dict[str, Any], labels: np.ndarray, rules: Any) -> dict[str, Any]:
@@ -113,11 +167,11 @@ def choose(row: dict[str, Any], labels: np.ndarray, rules: Any) -> dict[str, Any
     from weaksam.ops.pgt import select_pgt
 
     if row["status"] != schemas.OK:
-        return {key: row[key] for key in ("image_id", "status", "message")}
+        return {key: row[key] for key in ("image_id", "status", "message")} | {"trusted": False}
     boxes = np.array(row["boxes"], np.float32).reshape(-1, 4)
     classes, scores = np.array(row["classes"], np.int32), np.array(row["scores"], np.float32)
     kept = select_pgt(boxes, classes, scores, labels.tolist(), rules)
-    return row | {"boxes": boxes[kept], "classes": classes[kept], "scores": scores[kept]}
+    return row | {"boxes": boxes[kept], "classes": classes[kept], "scores": scores[kept], "trusted": False}
 
 
 def statistics(counts: np.ndarray, labels: np.ndarray, names: list[str]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """images, boxes (pgt or a COCO results json) -> pgt with masks: SAM draws one for each box.
 
-Each image is encoded once, all of its boxes prompt together.
+Each image is encoded once, all of its boxes prompt together. What people drew stays as it is.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 
 from weaksam import metrics, schemas, storage, tables
 from weaksam.config import OutsideFile, Reads, StageConfig
-from weaksam.errors import DataError
+from weaksam.errors import DataError, ImageError
 from weaksam.stage import Outcome, Stage, Step
 from weaksam.stages.checks import check_same_images
 from weaksam.stages.proposal_settings import ProposalResources, SamSettings
@@ -24,13 +24,15 @@ if TYPE_CHECKING:
     from weaksam.ops.pseudo_masks import MaskRules
 
 _GIVEN = ["boxes", "classes", "scores"]
+_REVIEWED = ["masks", "trusted"]  # columns that not every table has
 
 
 class PseudoMasksConfig(StageConfig):
     """Draws a mask for each box, of pseudo ground truth or from elsewhere: the box prompts SAM.
 
     Rows are those of `pgt` with masks, SAM's own rating of each (`predicted_iou`) and what each was like as it was
-    drawn (`mask_state`: 0 fits, 1 empty, 2 exploding). Also writes statistics.json.
+    drawn (`mask_state`: 0 fits, 1 empty, 2 exploding). What people reviewed stays, boxes and masks: only masks that are
+    missing there are drawn, and no object is left out. Also writes statistics.json.
     """
 
     images: Annotated[str, Reads("images")]
@@ -85,11 +87,14 @@ class DrawMasks:
         return schemas.to_table(make_rows(batch, self.config.max_pixels, self._draw, prepare=self._encode), self.schema)
 
     def _encode(self, image: np.ndarray, given: dict[str, Any]) -> Watched | None:
-        return self.watch.encode(image) if given["boxes"] else None
+        missing = _missing(given) if given.get("trusted") else given["boxes"]
+        return self.watch.encode(image) if missing else None
 
     def _draw(self, image: np.ndarray, given: dict[str, Any], watched: Watched | None) -> dict[str, Any]:
         from weaksam.ops.pseudo_masks import choose_masks, tight_boxes
 
+        if given.get("trusted"):
+            return self._complete(image, given, watched)
         boxes, hw = np.array(given["boxes"] or [], np.float32).reshape(-1, 4), image.shape[:2]
         masks, ratings = self._masks(watched, boxes)
         chosen = choose_masks(masks, boxes, hw, self.rules)
@@ -104,7 +109,29 @@ class DrawMasks:
             "predicted_iou": ratings[kept],
             "mask_state": chosen.states[kept].astype(np.uint8),
             "dropped": dropped.astype(np.uint8),
+            "trusted": False,
         }
+
+    def _complete(self, image: np.ndarray, given: dict[str, Any], watched: Watched | None) -> dict[str, Any]:
+        """A reviewed row with the masks that it lacks; ImageError when those it has are of another image's size."""
+        from weaksam.ops.masks import rle_to_runs
+        from weaksam.ops.pseudo_masks import FITS, choose_masks
+
+        boxes, hw = np.array(given["boxes"], np.float32).reshape(-1, 4), image.shape[:2]
+        masks: list[bytes | None] = list(given["masks"] or [None] * len(boxes))
+        missing = _missing(given)
+        if any(mask is not None and rle_to_runs(mask).sum() != hw[0] * hw[1] for mask in masks):
+            raise ImageError("unreadable", f"the masks that people drew are not of its size, {hw[0]} x {hw[1]}")
+        rules = replace(self.rules, empty="box", exploding="keep" if self.rules.exploding == "keep" else "box")
+        drawn, drawn_ratings = self._masks(watched, boxes[missing])
+        chosen = choose_masks(drawn, boxes[missing], hw, rules)
+        ratings: list[float | None] = [None] * len(boxes)
+        states = np.full(len(boxes), FITS, np.uint8)
+        for index, mask, rating, state in zip(missing, chosen.masks, drawn_ratings, chosen.states, strict=True):
+            masks[index], ratings[index], states[index] = mask, float(rating), state
+        metrics.count("weaksam_boxes_kept", len(boxes))
+        row = {key: given[key] for key in _GIVEN} | {"masks": masks, "predicted_iou": ratings, "mask_state": states}
+        return row | {"dropped": [], "trusted": True}
 
     def _masks(self, watched: Watched | None, boxes: np.ndarray) -> tuple[list[bytes], np.ndarray]:
         """A mask and SAM's rating of it for each box."""
@@ -114,6 +141,12 @@ class DrawMasks:
             drawn = self.engine.masks_for_boxes(encoded, boxes, multimask=self.config.candidates == "best_of_three")
         best = drawn.predicted_iou.argmax(1)
         return [masks[i] for masks, i in zip(drawn.masks, best, strict=True)], drawn.predicted_iou.max(1)
+
+
+def _missing(given: dict[str, Any]) -> list[int]:
+    """Which boxes of a reviewed row have no mask."""
+    masks = given["masks"] or [None] * len(given["boxes"])
+    return [index for index, mask in enumerate(masks) if mask is None]
 
 
 def run(step: Step) -> Outcome:
@@ -134,6 +167,8 @@ def run(step: Step) -> Outcome:
 def read_prompts(step: Step) -> tuple[pa.Table, list[str]]:
     """(image_id, uri, boxes, classes, scores) of the images with a row, and the class names.
 
+    And masks and `trusted` where the rows are pseudo ground truth that says what people reviewed.
+
     Raises:
         DataError: the boxes are of other images.
     """
@@ -145,18 +180,18 @@ def read_prompts(step: Step) -> tuple[pa.Table, list[str]]:
     if config.results is not None:
         from weaksam.data.coco_results import read_results
 
-        found = read_results(config.results, ids, names, default_score=1.0)
+        found = read_results(config.results, ids, names, default_score=1.0).select(["image_id", *_GIVEN])
     else:
         check_same_images(step, "pgt")
-        found = tables.read_step(step.inputs["pgt"], columns=_GIVEN)
+        found = tables.read_step(step.inputs["pgt"], columns=[*_GIVEN, *_REVIEWED])
     where = {image_id: row for row, image_id in enumerate(found.column("image_id").to_pylist())}
     images = images.filter(pa.array([image_id in where for image_id in ids], pa.bool_()))
     if not images.num_rows:
         raise DataError(f"steps.{step.name}.split: no image of split '{config.split}' has boxes: name that of the pgt")
     rows = found.take(pa.array([where[image_id] for image_id in images.column("image_id").to_pylist()], pa.int64()))
     source = images.select(["image_id", "uri"])
-    for key in _GIVEN:
-        source = source.append_column(key, rows.column(key))
+    for key in rows.column_names if "trusted" in rows.column_names else _GIVEN:
+        source = source if key == "image_id" else source.append_column(key, rows.column(key))
     return source, names
 
 
@@ -172,7 +207,8 @@ def statistics(rows: pa.Table) -> dict[str, Any]:
         np.bincount(np.concatenate([np.zeros(0, np.int64), *map(_numbers, rows.column(key).to_pylist())]), minlength=3)
         for key in ("mask_state", "dropped")
     )
-    ratings = [value for row in rows.column("predicted_iou").to_pylist() for value in row or []]
+    rated = rows.column("predicted_iou").to_pylist()
+    ratings = [value for row in rated for value in row or [] if value is not None]
     return {
         "images": rows.num_rows,
         "masks": int(stayed.sum()),
@@ -199,4 +235,4 @@ def _shipped_weights(config: PseudoMasksConfig) -> dict[str, str]:
     return identify_shipped(config.sam)
 
 
-STAGE = Stage("pseudo_masks", 1, PseudoMasksConfig, run, writes="pgt", outside=_shipped_weights)
+STAGE = Stage("pseudo_masks", 2, PseudoMasksConfig, run, writes="pgt", outside=_shipped_weights)

@@ -259,7 +259,7 @@ def read_objects(step: Step) -> tuple[list[str], PseudoObjects, int]:
         raise DataError(f"steps.{step.name}: step {source.name} holds no box to learn from: lower its threshold")
     uris = [uri_of[row["image_id"]] for row in rows]
     masks = [row["masks"] or [] for row in rows] if learns_masks else None
-    if masks is not None and any(len(one) != len(other) for one, other in zip(masks, boxes, strict=True)):
+    if any(len(one) != len(other) or None in one for one, other in zip(masks or (), boxes, strict=False)):
         raise DataError(
             f"steps.{step.name}.pgt: step {source.name} has no masks, which {step.config.model} learns from: name a "
             "pseudo_masks step"

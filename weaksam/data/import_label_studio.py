@@ -1,0 +1,234 @@
+"""Label Studio's full JSON export of a project back into boxes and masks: what people made of exported tasks.
+
+Tasks know their image by `image_id`, as `export_label_studio` wrote it. Places are in percent of the image. A rectangle
+may be turned: its x and y are a corner, around which it turns clockwise; the upright box around it is taken.
+Axis legend: N boxes of an image.
+Boxes are xyxy, absolute pixels, float32, right and bottom exclusive. Masks are COCO compressed counts.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from weaksam import storage
+from weaksam.data.datasets import fit_boxes
+from weaksam.data.export_polygons import fill_polygons
+from weaksam.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+Size = tuple[int, int]  # height, width
+
+_SAME_SHAPE = 0.02  # sides of a reduced copy are rounded; an image that lies on its side differs by more
+_BOX, _POLYGON = "rectanglelabels", "polygonlabels"
+_DRAWN = {"x", "points", "rle"}  # keys of the value of a region that has a place in the image
+
+
+@dataclass(frozen=True)
+class Review:
+    """What people say is in an image: N objects, perhaps none.
+
+    Attributes:
+        boxes: (N, 4) float32.
+        classes: (N,) int32.
+        masks: N; None: no polygon is under the box.
+        size: of the image; None: nobody knows it, which only happens when there are no objects.
+    """
+
+    boxes: np.ndarray
+    classes: np.ndarray
+    masks: list[bytes | None]
+    size: Size | None
+
+
+def read_reviews(uri: str, sizes: Mapping[str, Size | None], class_names: Sequence[str]) -> dict[str, Review]:
+    """The reviewed images by id; tasks that nobody annotated, or that were skipped, are none.
+
+    Of several annotations of a task those marked as ground truth count before others, then the one last updated; of
+    several tasks of an image the annotation last updated. Regions without a place (choices, texts) and polygons that
+    are under no box are left out and counted in the log.
+
+    Args:
+        uri: of the file.
+        sizes: of all images of the dataset; None where it is not known: then Label Studio says it.
+        class_names: of the dataset.
+
+    Raises:
+        DataError: names the file, the task and what is wrong with it.
+    """
+    newest: dict[str, tuple[datetime, dict[str, Any], dict[str, Any]]] = {}
+    for task in _read_tasks(uri):
+        image_id = _image_id(uri, task, sizes)
+        try:
+            annotation = _choose(task["annotations"])
+            when = _time(annotation) if annotation else None
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise DataError(f"{uri}: task {task.get('id')}: its annotations cannot be read ({error!r})") from error
+        if annotation and when and (image_id not in newest or when >= newest[image_id][0]):
+            newest[image_id] = when, task, annotation
+    ignored: Counter[str] = Counter()
+    reviews = {}
+    for image_id, (_, task, annotation) in newest.items():
+        try:
+            reviews[image_id] = _review(annotation.get("result") or [], sizes[image_id], class_names, ignored)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            told = error if isinstance(error, _TaskError) else f"its regions cannot be read ({error!r})"
+            raise DataError(f"{uri}: task {task.get('id')} (image {image_id}): {told}") from error
+    if ignored:
+        counts = ", ".join(f"{count} {what}" for what, count in ignored.items())
+        logger.warning("%s: left out: %s", uri, counts)
+    return reviews
+
+
+class _TaskError(ValueError):
+    """What is wrong with a task, for the person who exported it."""
+
+
+def _read_tasks(uri: str) -> list[dict[str, Any]]:
+    again = "in Label Studio export the project as JSON, not JSON-MIN or another format"
+    try:
+        tasks = json.loads(storage.read_bytes(uri))
+    except (ValueError, FileNotFoundError) as error:
+        raise DataError(f"{uri}: cannot be read as a Label Studio export ({error}): {again}") from error
+    if not isinstance(tasks, list):
+        raise DataError(f"{uri}: a Label Studio export is a list of tasks, this holds {type(tasks).__name__}: {again}")
+    for position, task in enumerate(tasks):
+        if not isinstance(task, dict) or not isinstance(task.get("data"), dict) or "annotations" not in task:
+            raise DataError(f"{uri}: entry {position} is no task with data and annotations: {again}")
+    return tasks
+
+
+def _image_id(uri: str, task: dict[str, Any], sizes: Mapping[str, Size | None]) -> str:
+    image_id = task["data"].get("image_id")
+    if image_id is None:
+        raise DataError(
+            f"{uri}: task {task.get('id')} has no image_id in its data: import the tasks.json that `weaksam export` "
+            "writes, so that it is known whose boxes these are"
+        )
+    if str(image_id) not in sizes:
+        raise DataError(
+            f"{uri}: task {task.get('id')} is of image {image_id!r}, which is not in the dataset: give the review of "
+            "this dataset"
+        )
+    return str(image_id)
+
+
+def _choose(annotations: Sequence[dict[str, Any]] | None) -> dict[str, Any] | None:
+    """The annotation that counts; of equal ones the last."""
+    done = [one for one in annotations or () if not one.get("was_cancelled")]
+    ranked = sorted(done, key=lambda one: (bool(one.get("ground_truth")), _time(one)))
+    return ranked[-1] if ranked else None
+
+
+def _time(annotation: dict[str, Any]) -> datetime:
+    """When it was last updated, as far as it says so."""
+    told = annotation.get("updated_at") or annotation.get("created_at")
+    when = datetime.fromisoformat(told) if told else datetime.min
+    return when if when.tzinfo else when.replace(tzinfo=UTC)
+
+
+# --- regions
+
+
+def _review(
+    regions: Sequence[dict[str, Any]], size: Size | None, class_names: Sequence[str], ignored: Counter[str]
+) -> Review:
+    boxes, polygons = list(_of_type(regions, _BOX)), list(_of_type(regions, _POLYGON))
+    for region in regions:
+        if region["type"] in (_BOX, _POLYGON):
+            size = _check_size(region, size)
+        elif _DRAWN & (region.get("value") or {}).keys():
+            raise _TaskError(
+                f"region {region.get('id')} is of type {region['type']}: boxes (RectangleLabels) and polygons under "
+                "them are read: label with the label_config.xml that was exported"
+            )
+        else:
+            ignored["regions without a place"] += 1
+    if not boxes and polygons:
+        raise _TaskError(
+            f"there are {len(polygons)} polygons but no box: draw a box around each object, or remove them"
+        )
+    if not boxes or size is None:
+        return Review(np.zeros((0, 4), np.float32), np.zeros(0, np.int32), [], size)
+    classes = [_class_of(region, class_names) for region in boxes]
+    cut, has_area, _ = fit_boxes(np.stack([_to_box(region["value"], size) for region in boxes]), size)
+    ignored["boxes without area"] += int((~has_area).sum())
+    under, known = _by_parent(polygons, size), {region["id"] for region in boxes}
+    ignored["polygons without a box"] += sum(len(parts) for parent, parts in under.items() if parent not in known)
+    ignored += Counter()  # counts of nothing go
+    kept = np.flatnonzero(has_area)
+    masks = [_fill(under.get(boxes[index]["id"]), size) for index in kept.tolist()]
+    return Review(cut[kept], np.array(classes, np.int32)[kept], masks, size)
+
+
+def _of_type(regions: Sequence[dict[str, Any]], kind: str) -> Iterator[dict[str, Any]]:
+    return (region for region in regions if region["type"] == kind)
+
+
+def _check_size(region: dict[str, Any], size: Size | None) -> Size:
+    """The size of the image, after a look at the one it had when the region was drawn."""
+    if region.get("image_rotation"):
+        raise _TaskError(f"region {region.get('id')} was drawn on a turned image: turn it back in Label Studio")
+    height, width = region.get("original_height"), region.get("original_width")
+    if size is None:
+        if not height or not width:
+            raise _TaskError("nobody knows the size of its image: original_height and original_width are missing")
+        return int(height), int(width)
+    if height and width and abs(height * size[1] / (width * size[0]) - 1) > _SAME_SHAPE:
+        raise _TaskError(
+            f"region {region.get('id')} was drawn on an image of {height} x {width} pixels, in the dataset it has "
+            f"{size[0]} x {size[1]}: let the URLs of the tasks lead to the images of the dataset"
+        )
+    return size
+
+
+def _class_of(region: dict[str, Any], class_names: Sequence[str]) -> int:
+    names = region["value"].get(_BOX) or []
+    if len(names) != 1:
+        raise _TaskError(f"box {region.get('id')} has {len(names)} labels: give it one")
+    if names[0] not in class_names:
+        raise _TaskError(f"box {region.get('id')} has label {names[0]!r}: classes are {', '.join(class_names)}")
+    return list(class_names).index(names[0])
+
+
+def _to_box(value: dict[str, Any], size: Size) -> np.ndarray:
+    """(4,) float64 xyxy, the upright box around a rectangle."""
+    to_pixels = np.array([size[1], size[0]]) / 100
+    first, (width, height) = _numbers([[value["x"], value["y"]], [value["width"], value["height"]]]) * to_pixels
+    turn = np.deg2rad(float(value.get("rotation") or 0))
+    right = width * np.array([np.cos(turn), np.sin(turn)])
+    down = height * np.array([-np.sin(turn), np.cos(turn)])
+    corners = first + np.stack([np.zeros(2), right, down, right + down])
+    return np.concatenate([corners.min(0), corners.max(0)])
+
+
+def _numbers(pairs: Any) -> np.ndarray:
+    """(K, 2) float64; ValueError when there is something else than numbers."""
+    found = np.array(pairs, np.float64).reshape(-1, 2)
+    if not np.isfinite(found).all():
+        raise ValueError(f"{pairs} are no places in percent")
+    return found
+
+
+def _by_parent(polygons: Sequence[dict[str, Any]], size: Size) -> dict[str | None, list[np.ndarray]]:
+    found: dict[str | None, list[np.ndarray]] = {}
+    for region in polygons:
+        points = _numbers(region["value"]["points"]) * np.array([size[1], size[0]]) / 100
+        found.setdefault(region.get("parentID"), []).append(points)
+    return found
+
+
+def _fill(parts: Sequence[np.ndarray] | None, size: Size) -> bytes | None:
+    """The mask of the parts that have three corners and more; None when no pixel is in it."""
+    whole = [part for part in parts or () if len(part) >= 3]
+    mask = fill_polygons(whole, size) if whole else None
+    return mask if mask and coco_mask.area({"size": list(size), "counts": mask}) else None
