@@ -160,13 +160,13 @@ def _truth_rows(dataset: Dataset, groups: Mapping[str, Any]) -> dict[str, dict[s
 
 
 def _uncertainty(one: RunStep, dataset: Dataset) -> dict[str, float]:
-    """By image id, of images that are not failed."""
-    columns = ["status", "classes", "scores"]
+    """By image id, of images that neither failed nor were reviewed."""
+    columns = ["status", "classes", "scores", "trusted"]
     table = tables.read_table(one.step.folder, one.manifest or {}, columns=columns).combine_chunks()
     ids, labels = (dataset.images.column(name).to_pylist() for name in ("image_id", "labels"))
     known = dict(zip(ids, labels, strict=True))
     rows = [tables.row_at(table, index) for index in range(table.num_rows)]
-    rows = [row for row in rows if row["status"] == schemas.OK]
+    rows = [row for row in rows if row["status"] == schemas.OK and not row.get("trusted")]
     given = [known[row["image_id"]] for row in rows]
     best = [best_scores(row["classes"], row["scores"], present) for row, present in zip(rows, given, strict=True)]
     return dict(zip([row["image_id"] for row in rows], image_uncertainty(best, given).tolist(), strict=True))
