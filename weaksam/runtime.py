@@ -118,6 +118,7 @@ def map_images(
     if source.num_rows > computed:
         log.info("%s: %d of %d images are done, going on", step.name, source.num_rows - computed, source.num_rows)
     worker = {"callable_class": callable_class, "kwargs": kwargs, "step": step.name, "stage": step.stage.name}
+    worker["times"] = step.folder if resources.record_times else None
     with tell_progress(step, total=source.num_rows, unit="images", look=part_counter(step.folder)):
         connect()  # takes a while, and so do weights: the step is told to run from here on
         with turn(step.name):
@@ -175,7 +176,7 @@ def _run_pass(step: Step, todo: pa.Table, worker: dict[str, Any], schema: pa.Sch
         dataset = (
             ray.data.from_arrow([todo.slice(start, rows_per_block) for start in starts])
             .map_batches(
-                Fetch(),
+                Fetch(timed=worker["times"] is not None),
                 batch_format="pyarrow",
                 batch_size=batch_size,
                 num_cpus=TASK_CPUS,

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from weaksam import schemas
 from weaksam.data.images import read_sizes
@@ -91,9 +90,9 @@ def sample_dataset(dataset: Dataset, count: int) -> Dataset:
         rows.sort(key=order.__getitem__)
         kept += _with_every_class({row: labels[row] or () for row in rows}, count)
     images = dataset.images.take(pa.array(sorted(kept), pa.int64()))
-    truth, chosen = dataset.ground_truth, images.column("image_id").combine_chunks()
+    truth, chosen = dataset.ground_truth, set(images.column("image_id").to_pylist())
     if truth is not None:
-        truth = truth.filter(pc.is_in(truth.column("image_id"), value_set=chosen))
+        truth = truth.filter(pa.array([one in chosen for one in truth.column("image_id").to_pylist()], pa.bool_()))
     return Dataset(dataset.class_names, images, truth)
 
 
