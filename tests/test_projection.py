@@ -98,6 +98,11 @@ def test_where_fetching_is_slow_fewer_actors_are_as_fast() -> None:
     assert advice.best_speedup > 1  # what they leave free fetches
 
 
+def test_actors_that_wait_although_fetching_is_fast_wait_for_blocks() -> None:
+    pace = Pace(busy=0.1, waited=0.2, error=0.0, fetch=0.01, actors=2)
+    assert advise(pace, PoolResources(max_actors=2), [NODE]).bottleneck == "passing on"
+
+
 def test_it_is_told_from_where_on_fetching_would_hold_up() -> None:
     pace = Pace(busy=1.0, waited=0.0, error=0.0, fetch=1.0, actors=2)
     advice = advise(pace, PoolResources(max_actors=2), [NODE])

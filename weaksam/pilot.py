@@ -129,7 +129,14 @@ def _run(steps: Sequence[Step]) -> None:
             for file in storage.list_files(step.folder):
                 storage.delete(file.uri)
             runtime.connect()  # its time is told apart
-    pipeline.run_steps(steps)
+    # a row of metrics for each step or two is for the projection, not for people
+    rows_told = logging.getLogger("weaksam.training")
+    before = rows_told.level
+    rows_told.setLevel(logging.WARNING)
+    try:
+        pipeline.run_steps(steps)
+    finally:
+        rows_told.setLevel(before)
 
 
 def _count_places(indexed: Sequence[Step]) -> Counter[tuple[str, str]]:

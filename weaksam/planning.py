@@ -204,17 +204,17 @@ def _sentence(one: StepPlan, pace: Pace, advice: Advice) -> str:
     if advice.bottleneck == "actors":
         told = f"actors are the bottleneck, busy {100 * pace.busy_share:.0f} % of the time."
     else:
-        told = f"fetching is the bottleneck: actors wait {100 * (1 - pace.busy_share):.0f} % of the time."
+        told = f"{advice.bottleneck} is the bottleneck: actors wait {100 * (1 - pace.busy_share):.0f} % of the time."
     if advice.best_actors > advice.actors:
         told += f" With {advice.best_actors} actors ({key}={advice.best_actors}) instead of {advice.actors}: "
         told += becomes(advice.best_speedup)
         if advice.fetching_from is not None:
             told += f"; from {advice.fetching_from} on fetching would hold them up"
     elif advice.best_actors < advice.actors:
-        told += f" {advice.best_actors} actors ({key}={advice.best_actors}) instead of {advice.actors} are as fast, "
-        told += becomes(advice.best_speedup)
+        told += f" With {advice.best_actors} ({key}={advice.best_actors}) instead of {advice.actors} it is as fast or "
+        told += f"faster: {becomes(advice.best_speedup)}"
     else:
-        told += f" {advice.actors} actors are the best pool of this cluster; two such clusters, with "
+        told += f" A pool of {advice.actors} is the best of this cluster; two such clusters, with a pool of "
         told += f"{advice.doubled_actors}: {becomes(advice.doubled_speedup)}"
     return f"{one.step}: {told}."
 

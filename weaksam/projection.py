@@ -19,6 +19,7 @@ FLOOR = 0.5  # seconds of a small step that its rows have no part in: imports, f
 _NORMAL = 1.645  # so many standard errors to either side hold CONFIDENCE of a normal distribution
 _ENOUGH = 4  # batches, for a rate
 _MOSTLY = 0.8  # busy share from which on actors count as the bottleneck
+_PLENTY = 10**9  # fetch tasks that are never too few
 _AS_GOOD = 0.97  # of the best rate; more actors for the rest are not worth it
 assert CONFIDENCE == 0.9
 
@@ -115,7 +116,8 @@ class Advice:
     """What holds a step up, and what would help.
 
     Attributes:
-        bottleneck: `actors` where these are at work most of the time, else `fetching`.
+        bottleneck: `actors` where these are at work most of the time; else `fetching`, or, where the fetch tasks could
+            feed more actors, `passing on`: each block has its cost, which many rows share in a large run.
         actors: of the pool as it is asked for.
         best_actors: the fewest of this cluster that are about as fast as any number of them.
         best_speedup: by that pool, 1 = none.
@@ -141,10 +143,10 @@ def advise(pace: Pace, asked: PoolResources, nodes: Sequence[Mapping[str, float]
     rates = {actors: _rate(pace, *_fitted(asked, nodes, actors)) for actors in range(1, most + 1)}
     now = min(_fitted(asked, nodes, asked.max_actors)[0], most)
     best = min(actors for actors, rate in rates.items() if rate >= _AS_GOOD * max(rates.values()))
-    doubled = _fitted(asked, [*nodes, *nodes], None)
+    doubled, alone = _fitted(asked, [*nodes, *nodes], None), _rate(pace, now, _PLENTY)
     limits = (actors for actors, rate in rates.items() if rate < _AS_GOOD * actors / max(pace.busy, 1e-9))
     return Advice(
-        bottleneck="actors" if pace.busy_share >= _MOSTLY else "fetching",
+        bottleneck="actors" if pace.busy_share >= _MOSTLY else "passing on" if rates[now] == alone else "fetching",
         actors=now,
         best_actors=best,
         best_speedup=rates[best] / rates[now],
