@@ -61,6 +61,9 @@ def test_a_plan_runs_a_pilot_and_tells_what_follows_from_what_that_took(tmp_path
     done = {one["step"]: one for name, one in manifests.items() if one["step"] != "images"}
     assert {name: one["rows"] for name, one in done.items()} == {"proposals": 12, "mist": 6, "found": 12, "pgt": 6}
 
+    whole = next(path for path, one in manifests.items() if one["step"] == "images" and one["rows"] == SCENES)
+    listed = [path for path in (tmp_path / "run" / "plan" / whole).rglob("*") if path.is_file()]
+    assert by_step["images"]["bytes"] == sum(path.stat().st_size for path in listed)
     for name in ("proposals", "found"):
         planned, took = by_step[name], done[name]["seconds"]
         each = planned["pace"]["busy"] + planned["pace"]["waited"]
@@ -132,7 +135,8 @@ def test_a_shortened_classifier_is_valid_and_validates_more_than_once() -> None:
     short = config.shortened(64)
     course = short.course(64)
     assert short.epochs < 60
-    assert course.held_out == 3
+    assert course.held_out == 16
+    assert config.model_copy(update={"held_out": 0.0}).shortened(64).course(64).held_out == 0
     assert course.images * 3 <= course.steps * course.batch_size
     assert (parts_of_steps(course)[:, -2] > 0).sum() >= 2
     assert config.model_copy(update={"epochs": 2}).shortened(64).epochs == 2

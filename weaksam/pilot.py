@@ -81,10 +81,12 @@ def run_pilot(config: str, overrides: Sequence[str], *, images: int | None, fold
     steps = pipeline.resolve_steps(folder, small)
     log.info("plan: a pilot with %d images of each split, in %s", images, folder)
     _run(steps)
-    rows = {step.name: (step.manifest() or {})["rows"] for step in steps}
-    wanted = {name: round(count * totals[name] / max(samples[name], 1)) for name, count in rows.items()}
+    measured = [listed[step.name] if step.stage.name == "index" else step for step in steps]
+    rows = {step.name: (step.manifest() or {})["rows"] for step in measured}
+    ratios = {step.name: totals[step.name] / max(samples[step.name], 1) for step in steps if step.stage.name != "index"}
+    wanted = {name: round(count * ratios.get(name, 1.0)) for name, count in rows.items()}
     return Pilot(
-        steps=[listed[step.name] if step.stage.name == "index" else step for step in steps],
+        steps=measured,
         whole={name: settings for name, (_, settings) in parsed.items()},
         rows=rows,
         wanted=wanted,

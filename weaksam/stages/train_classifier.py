@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from weaksam.models.classifier_task import ClassifierTask, LabelledImages
 
 
+_PILOT_HELD_OUT = 0.25
+
+
 class TrainClassifierConfig(TrainingConfig):
     """Trains a WeakTr classifier from image-level labels.
 
@@ -95,13 +98,16 @@ class TrainClassifierConfig(TrainingConfig):
         return make_course(settings, images - held_out, views=None, held_out=held_out)
 
     def shortened(self, images: int) -> Self:
-        whole = self.course(images)
+        # of so few held-out images the time would be that of looking at all, not of the images
+        held_out = max(self.held_out, _PILOT_HELD_OUT) if self.held_out else 0.0
+        whole = changed(self, held_out=held_out).course(images)
         steps = pilot_steps(whole.steps, whole.images, whole.batch_size)
         epochs = min(self.epochs, math.ceil(steps * whole.batch_size / whole.images))
         share = epochs / max(self.epochs, 1)
         return changed(
             self,
             epochs=epochs,
+            held_out=held_out,
             warmup_epochs=share * self.warmup_epochs,
             checkpoint_every=max(1, steps // 2),
             validate_epochs=max(1, epochs // 2),
