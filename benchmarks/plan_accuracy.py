@@ -3,7 +3,8 @@
 python -m benchmarks.plan_accuracy FOLDER [--config configs/demo.yaml] [--images 64] [KEY=VALUE]...
 
 Prints both times of each step and of the whole, which is by the clock around the command, and exits 1 when the whole is
-more than 20 % off. FOLDER must not hold a finished run. About a quarter of an hour on two cores that are free.
+more than 20 % off. To start Ray is a line of its own in the plan, and part of the first step that needs it in the run.
+FOLDER must not hold a finished run. About a quarter of an hour on two cores that are free.
 """
 
 from __future__ import annotations

@@ -91,7 +91,7 @@ def test_a_plan_runs_a_pilot_and_tells_what_follows_from_what_that_took(tmp_path
     again = CliRunner().invoke(cli.app, [*command, "--json"])
     assert json.loads(again.stdout) == plan
     shown = CliRunner().invoke(cli.app, command)
-    assert "mist   train_wsod  12" in " ".join(shown.stdout.split(" "))
+    assert ["mist", "train_wsod", "12"] in [line.split()[:3] for line in shown.stdout.splitlines()]
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before
 
 
@@ -127,7 +127,7 @@ def test_a_shortened_detector_sees_every_image_three_times_in_each_phase(backbon
     assert steps == 9 or min(seen) >= 2.9
     assert short.warmup <= 20
     assert short.roi_drop.start == round(short.steps / steps * 400)
-    assert short.course(64).checkpoint_every < max(short.steps, 2)
+    assert parts[:, -1].sum() == 1
 
 
 def test_a_shortened_classifier_is_valid_and_validates_more_than_once() -> None:
@@ -139,6 +139,7 @@ def test_a_shortened_classifier_is_valid_and_validates_more_than_once() -> None:
     assert config.model_copy(update={"held_out": 0.0}).shortened(64).course(64).held_out == 0
     assert course.images * 3 <= course.steps * course.batch_size
     assert (parts_of_steps(course)[:, -2] > 0).sum() >= 2
+    assert parts_of_steps(course)[:, -1].sum() == 1
     assert config.model_copy(update={"epochs": 2}).shortened(64).epochs == 2
 
 

@@ -109,7 +109,7 @@ class TrainClassifierConfig(TrainingConfig):
             epochs=epochs,
             held_out=held_out,
             warmup_epochs=share * self.warmup_epochs,
-            checkpoint_every=max(1, steps // 2),
+            checkpoint_every=max(1, round(epochs * whole.images / whole.batch_size) - 1),
             validate_epochs=max(1, epochs // 2),
         )
 
