@@ -115,10 +115,7 @@ _PILOT_ROWS = 48  # of metrics, each of them one measurement
 
 
 class TrainingConfig(StageConfig):
-    """Keys that every stage that trains has."""
-
-    resources: TrainResources = TrainResources()
-    """Where it runs."""
+    """What the settings of every stage that trains know of its course."""
 
     def course(self, images: int) -> Course:
         """What the training does with so many images."""
