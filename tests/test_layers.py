@@ -31,9 +31,12 @@ LAYERS = [
         "training",
         "training_state",
         "training_settings",
+        "times",
+        "training_projection",
+        "projection",
     },
     {"stages"},
-    {"pipeline", "listings"},
+    {"pipeline", "listings", "pilot", "planning"},
     {"cluster_settings", "doctor", "submit", "terminal", "job_commands", "cli", "report", "reference"},
 ]
 WITH_RAY = {

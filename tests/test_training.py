@@ -8,6 +8,7 @@ import signal
 import struct
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from safetensors.torch import load_file
 from tensorboardX.proto import event_pb2
 from torch import Tensor, nn
 
+from weaksam import storage, training_state
 from weaksam.training import TrainResources, TrainSettings, share_of, train
 from weaksam.training_state import Journal, Trainee, draw_batch, lr_factor, usable_precision
 
@@ -157,6 +159,24 @@ def test_rows_after_the_checkpoint_are_written_again_not_twice(tmp_path: Path):
     assert [(row["step"], row["loss"]) for row in rows] == [(4, 1.0), (8, 2.0)]
     (events,) = (tmp_path / "tensorboard").iterdir()
     assert _scalars(events.read_bytes(), "loss") == [(4, 1.0), (8, 2.0)]
+
+
+def test_a_row_tells_what_its_steps_took_without_the_writing_of_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    now, write = [100.0], storage.write_bytes
+
+    def write_slowly(uri: str, data: bytes) -> None:
+        now[0] += 5
+        write(uri, data)
+
+    monkeypatch.setattr(training_state, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(storage, "write_bytes", write_slowly)
+    journal = Journal(str(tmp_path), _settings(), 0)
+    for step in (4, 8):
+        now[0] += 2
+        journal.write(step, {"loss": 1.0}, lr=0.1)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["seconds"] for row in rows] == [2, 2]
+    assert [row["at"] for row in rows] == [2, 14]  # two files are written for each row
 
 
 def _scalars(content: bytes, tag: str) -> list[tuple[int, float]]:

@@ -85,6 +85,45 @@ def check(config: ConfigPath, overrides: Overrides = None) -> None:
 
 @app.command()
 @guarded
+def plan(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    *,
+    images: Annotated[
+        int | None,
+        typer.Option(min=2, help="Images of each split in the pilot; 64, or more for many actors, when left out."),
+    ] = None,
+    gpu_price: Annotated[float | None, typer.Option(min=0, help="Price of a GPU for an hour.")] = None,
+    cpu_price: Annotated[float | None, typer.Option(min=0, help="Price of a processor for an hour.")] = None,
+    folder: Annotated[
+        str | None, typer.Option(metavar="URI", help="Where the pilot lies; `plan` in the run's folder when left out.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tell what CONFIG will take: hours, GPU-hours, storage, money, and which pools would be better.
+
+    Runs all steps in small first, on a sample, through the real stages: that takes minutes, and the same command again
+    uses what it measured. The plan holds for this machine, or the cluster of RAY_ADDRESS, and for its load meanwhile:
+    run it where CONFIG is to run, name another folder where that changed.
+    """
+    from weaksam.pilot import run_pilot
+    from weaksam.planning import Prices, as_json_of, make_plan, sentences, table_of
+
+    set_up_logging()
+    planned, prices = (
+        make_plan(run_pilot(config, overrides or [], images=images, folder=folder)),
+        Prices(gpu_price, cpu_price),
+    )
+    if as_json:
+        print(json.dumps(as_json_of(planned, prices), indent=2))
+        return
+    console().print(table_of(planned, prices))
+    for line in [*sentences(planned), f"The pilot: {planned.images} images of each split, in {planned.folder}"]:
+        console().print(line, highlight=False)
+
+
+@app.command()
+@guarded
 def status(
     run_uri: Annotated[str, typer.Argument(metavar="RUN", help="Folder of a run, any URI.")],
     as_json: AsJson = False,

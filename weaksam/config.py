@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import pydantic
 import yaml
@@ -25,6 +25,9 @@ class Settings(BaseModel):
     """Base of every settings class: unknown keys and wrong types are faults, values never change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+
+
+Config = TypeVar("Config", bound=Settings)
 
 
 @dataclass(frozen=True)
@@ -159,6 +162,11 @@ def _names_at(config: type[BaseModel], location: tuple) -> list[str]:
             return []
         config = annotation
     return list(config.model_fields)
+
+
+def changed(config: Config, **updates: Any) -> Config:
+    """A copy with other values, validated like any."""
+    return type(config).model_validate(dict(config) | updates)
 
 
 def result_settings(config: BaseModel) -> dict[str, Any]:

@@ -41,7 +41,7 @@ def load(path: str, overrides: Sequence[str] = ()) -> list[Step]:
         ConfigError: with every fault of the file and the overrides, each named by its key.
     """
     run, parsed = parse(path, overrides)
-    return _resolve_all(run, parsed)
+    return resolve_steps(run, parsed)
 
 
 def parse(path: str, overrides: Sequence[str] = ()) -> tuple[str, Parsed]:
@@ -107,7 +107,8 @@ def _reference_faults(
     return faults
 
 
-def _resolve_all(run: str, parsed: Parsed) -> list[Step]:
+def resolve_steps(run: str, parsed: Parsed) -> list[Step]:
+    """The steps in an order in which they can run, with folders below `run`; looks at outside files."""
     references = {name: stage.references(dict(config)) for name, (stage, config) in parsed.items()}
     graph = {name: [target for target, _ in named.values()] for name, named in references.items()}
     steps: dict[str, Step] = {}

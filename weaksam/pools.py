@@ -29,6 +29,9 @@ class PoolResources(Settings):
     """Images handed to an actor at once."""
     image_timeout_s: float = Field(default=600.0, gt=0)
     """Longest time one image may take when it is run alone after a crash."""
+    record_times: bool = False
+    """Whether it is written down when each actor worked and waited, in `times/` of the step's folder; `weaksam plan`
+    does so."""
 
     @model_validator(mode="after")
     def _growth_has_an_end(self) -> PoolResources:

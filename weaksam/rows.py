@@ -18,6 +18,7 @@ from ray.data import Datasink
 from weaksam import metrics, schemas, storage, tables
 from weaksam.data.images import decode_image
 from weaksam.errors import ImageError, StorageError, WeakSamError
+from weaksam.times import FETCH_SECONDS, TimesWriter, take_fetch_seconds
 
 _FETCH_THREADS = 8
 _FETCHED = (("data", pa.large_binary()), ("status", pa.string()), ("message", pa.string()))
@@ -105,18 +106,22 @@ class Fetch:
     """Adds `data`, `status`, `message` to rows with a `uri`.
 
     A missing object is the image's own fault and becomes its status. Any other fault is the storage's: the row is
-    left out and so tried again by a later pass, or raised when `strict`.
+    left out and so tried again by a later pass, or raised when `strict`. With `timed` a column tells what it took.
     """
 
-    def __init__(self, *, strict: bool = False) -> None:
-        self.strict = strict
+    def __init__(self, *, strict: bool = False, timed: bool = False) -> None:
+        self.strict, self.timed = strict, timed
 
     def __call__(self, batch: pa.Table) -> pa.Table:
+        began = time.monotonic()
         with ThreadPoolExecutor(_FETCH_THREADS) as pool:
             fetched = list(pool.map(self._fetch, batch.column("uri").to_pylist()))
         for index, (name, kind) in enumerate(_FETCHED):
             values = [None if row is None else row[index] for row in fetched]
             batch = batch.append_column(name, pa.array(values, kind))
+        if self.timed:
+            share = (time.monotonic() - began) / max(batch.num_rows, 1)
+            batch = batch.append_column(FETCH_SECONDS, pa.array([share] * batch.num_rows, pa.float64()))
         return batch.filter(pa.array([row is not None for row in fetched], pa.bool_()))
 
     def _fetch(self, uri: str) -> tuple[bytes | None, str, str] | None:
@@ -133,14 +138,19 @@ class Fetch:
 class Worker:
     """Holds a callable in an actor; a user's fault in its constructor is raised by the first call instead.
 
-    Ray passes on only the text of what a constructor raises, a call's exception keeps its class.
+    Ray passes on only the text of what a constructor raises, a call's exception keeps its class. `times` is the step's
+    folder when it is to be written down there when the actor worked.
     """
 
-    def __init__(self, callable_class: type, kwargs: dict[str, Any], *, step: str = "", stage: str = "") -> None:
+    def __init__(
+        self, callable_class: type, kwargs: dict[str, Any], *, step: str = "", stage: str = "", times: str | None = None
+    ) -> None:
         metrics.set_tags(step=step, stage=stage)
         self.idle_since: float | None = None  # the first batch waited for nothing but the start
+        self.times = None
         try:
             self.callable = callable_class(**kwargs)
+            self.times = TimesWriter(times) if times else None
         except WeakSamError as error:
             self.callable = None
             self.error = error
@@ -151,7 +161,11 @@ class Worker:
         if (since := self.idle_since) is not None:
             waited = time.monotonic() - since
             metrics.observe("weaksam_wait_seconds", lambda: waited)
+        batch, fetch_seconds = take_fetch_seconds(batch)
+        began = time.time()
         rows = self.callable(batch)
+        if self.times is not None:
+            self.times.add(began, time.time(), fetch_seconds)
         done = rows.column("status").to_pylist().count(schemas.OK)
         metrics.count("weaksam_images_done", done)
         metrics.count("weaksam_images_failed", rows.num_rows - done)

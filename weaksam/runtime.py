@@ -71,6 +71,13 @@ def connect() -> None:
             raise ClusterError(
                 f"the cluster at {address} cannot be joined ({told[0]}): check RAY_ADDRESS and RAY_AUTH_TOKEN"
             ) from error
+        except Exception as error:  # Ray has no class for it
+            if "timed out during startup" not in str(error):
+                raise
+            raise ClusterError(
+                "Ray did not start in time on this machine: it is busy, or its disk is full (/tmp/ray, or RAY_TMPDIR): "
+                "the same command goes on"
+            ) from error
 
     # Ray's own handler ends the process with a dump; this way the reservation is given back and the user is told.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -118,6 +125,7 @@ def map_images(
     if source.num_rows > computed:
         log.info("%s: %d of %d images are done, going on", step.name, source.num_rows - computed, source.num_rows)
     worker = {"callable_class": callable_class, "kwargs": kwargs, "step": step.name, "stage": step.stage.name}
+    worker["times"] = step.folder if resources.record_times else None
     with tell_progress(step, total=source.num_rows, unit="images", look=part_counter(step.folder)):
         connect()  # takes a while, and so do weights: the step is told to run from here on
         with turn(step.name):
@@ -175,7 +183,7 @@ def _run_pass(step: Step, todo: pa.Table, worker: dict[str, Any], schema: pa.Sch
         dataset = (
             ray.data.from_arrow([todo.slice(start, rows_per_block) for start in starts])
             .map_batches(
-                Fetch(),
+                Fetch(timed=worker["times"] is not None),
                 batch_format="pyarrow",
                 batch_size=batch_size,
                 num_cpus=TASK_CPUS,

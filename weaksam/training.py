@@ -122,9 +122,8 @@ def _progress(folder: str, settings: TrainSettings) -> AbstractContextManager[No
 def progress_line(row: Mapping[str, float], settings: TrainSettings) -> str:
     """A row of metrics for people."""
     left = (settings.steps - row["step"]) * settings.batch_size / max(row["images_per_second"], 1e-9)
-    told = "  ".join(
-        f"{key} {value:.3g}" for key, value in row.items() if key not in ("step", "lr", "images_per_second")
-    )
+    others = ("step", "lr", "images_per_second", "seconds", "at")
+    told = "  ".join(f"{key} {value:.3g}" for key, value in row.items() if key not in others)
     return (
         f"step {row['step']}/{settings.steps}  {told}  lr {row['lr']:.2g}  {row['images_per_second']:.0f} images/s  "
         f"eta {duration(left)}"

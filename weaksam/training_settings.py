@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import math
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from weaksam.config import NotInFingerprint, Settings
+from weaksam.config import NotInFingerprint, Settings, StageConfig
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -26,6 +28,14 @@ class TrainResources(Settings):
     """Samples a worker holds at once; the rest of its share is accumulated. Unset = its whole share."""
     max_failures: int = Field(default=3, ge=-1)
     """How often lost workers are replaced before the step fails; -1 = always."""
+
+
+def check_loop(batch_size: int, precision: Precision, resources: TrainResources) -> None:
+    """Raises ValueError when the workers cannot do what is asked of them."""
+    if batch_size < resources.workers:
+        raise ValueError(f"batch_size {batch_size} leaves some of {resources.workers} workers without work")
+    if precision == "fp16" and not resources.gpus_per_worker:
+        raise ValueError("precision fp16 needs gpus_per_worker > 0: use bf16 on processors")
 
 
 class TrainSettings(Settings):
@@ -66,16 +76,79 @@ class TrainSettings(Settings):
 
     @model_validator(mode="after")
     def _fits(self) -> TrainSettings:
-        if self.batch_size < self.resources.workers:
-            raise ValueError(
-                f"batch_size {self.batch_size} leaves some of {self.resources.workers} workers without work"
-            )
+        check_loop(self.batch_size, self.precision, self.resources)
         if self.validate_every and self.validate_every % self.log_every:
             raise ValueError(f"validate_every {self.validate_every} is no multiple of log_every {self.log_every}")
-        if self.precision == "fp16" and not self.resources.gpus_per_worker:
-            raise ValueError("precision fp16 needs gpus_per_worker > 0: use bf16 on processors")
         return self
 
     def validates_at(self, step: int) -> bool:
         """Whether held-out data is scored after `step`: every `validate_every` steps and at the end."""
         return self.validate_every is not None and (step % self.validate_every == 0 or step == self.steps)
+
+
+@dataclass(frozen=True)
+class Course:
+    """What a training does, as far as that decides how long it takes.
+
+    Attributes:
+        images: to learn from.
+        steps, batch_size, seed: of the loop.
+        workers: that share each batch.
+        phases: steps at which another part of the network begins to learn, the first is 0.
+        views: in how many ways an image is shown, where what something frozen saw of each is remembered; else None.
+        held_out: images that are scored at each validation.
+        validate_every, checkpoint_every: steps from one to the next.
+    """
+
+    images: int
+    steps: int
+    batch_size: int
+    seed: int = 0
+    workers: int = 1
+    phases: tuple[int, ...] = (0,)
+    views: int | None = None
+    held_out: int = 0
+    validate_every: int | None = None
+    checkpoint_every: int = 500
+
+
+PILOT_ROUNDS = 3  # times a pilot sees each image: what is remembered is first used in the second
+PILOT_STEPS = 16  # of a phase at least, for a rate
+_PILOT_ROWS = 48  # of metrics, each of them one measurement
+
+
+class TrainingConfig(StageConfig):
+    """What the settings of every stage that trains know of its course."""
+
+    @model_validator(mode="after")
+    def _fits_its_workers(self) -> Self:
+        given: Any = self  # the fields are those of the stages
+        check_loop(given.batch_size, given.precision, given.resources)
+        return self
+
+    def course(self, images: int) -> Course:
+        """What the training does with so many images."""
+        raise NotImplementedError
+
+    def shortened(self, images: int) -> Self:
+        """The same for a pilot with so many images: in each phase they are seen a few times."""
+        raise NotImplementedError
+
+
+def pilot_steps(steps: int, images: int, batch_size: int, shortest_phase: float = 1.0) -> int:
+    """Steps of a pilot; `shortest_phase` is the share of the steps that the shortest phase has."""
+    wanted = max(PILOT_STEPS, math.ceil(PILOT_ROUNDS * images / batch_size))
+    return min(steps, math.ceil(wanted / shortest_phase))
+
+
+def shorten(config: Any, steps: int) -> dict[str, Any]:
+    """Settings of a training of `config.steps` steps for one of `steps`: what names a step moves along with the end."""
+    share = steps / config.steps
+    milestones = config.milestones and [round(share * one) for one in config.milestones]
+    return {
+        "steps": steps,
+        "warmup": round(share * config.warmup),
+        "milestones": milestones,
+        "checkpoint_every": max(1, steps - 1),  # one, late: what it still has to write slows down the steps after it
+        "log_every": max(1, steps // _PILOT_ROWS),
+    }

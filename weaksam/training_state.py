@@ -218,18 +218,21 @@ class Journal:
         for row in map(json.loads, lines):
             if row["step"] <= step:
                 self._add(row)
-        self._then, self._step = time.monotonic(), step
+        self._began = self._then = time.monotonic()
+        self._step = step
 
     def write(self, step: int, means: dict[str, float], *, lr: float) -> None:
-        """One more row."""
+        """One more row: `seconds` is what the steps since the last one took, `at` when it was, since the loop began."""
         now = time.monotonic()
-        speed = (step - self._step) * self._settings.batch_size / (now - self._then)
-        self._add({"step": step, **means, "lr": lr, "images_per_second": round(speed, 2)})
+        seconds, at = now - self._then, now - self._began
+        speed = (step - self._step) * self._settings.batch_size / seconds
+        row = {"step": step, **means, "lr": lr, "images_per_second": round(speed, 2)}
+        self._add(row | {"seconds": round(seconds, 4), "at": round(at, 4)})
         storage.write_bytes(self._uri, "".join(json.dumps(row) + "\n" for row in self._rows).encode())
         self._events.flush()
         (events,) = Path(self._local.name).iterdir()
         storage.write_bytes(storage.join(self._folder, "tensorboard", "events.out.tfevents.0.run"), events.read_bytes())
-        self._then, self._step = now, step
+        self._then, self._step = time.monotonic(), step  # to write the row is no part of the work
 
     def _add(self, row: dict[str, float]) -> None:
         self._rows.append(row)

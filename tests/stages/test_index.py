@@ -84,3 +84,57 @@ def test_real_datasets_are_read_whole(index: Callable, settings: dict, rows: int
     assert sum(map(len, truth.column("boxes").to_pylist())) == boxes
     assert tables.read_step(step).num_rows == rows
     assert len(schemas.class_names_of(truth.schema)) == classes
+
+
+def make_labelled(folder: Path, labels: dict[str, str]) -> None:
+    folder.mkdir()
+    for name in labels:
+        (folder / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (8, 6), "red").save(folder / name)
+    lines = [f"{name},{one},{name.rpartition('/')[0] or 'train'}\n" for name, one in labels.items()]
+    (folder / "labels.csv").write_text("file,labels,split\n" + "".join(lines))
+
+
+def sampled(index: Callable, root: Path, count: int | None) -> dict[str, list[int]]:
+    rows = tables.read_step(index(format="folder", root=str(root), sample=count)).to_pylist()
+    return {row["image_id"]: row["labels"] for row in rows}
+
+
+def test_a_sample_has_so_many_images_of_each_split_and_is_always_the_same(index: Callable, tmp_path: Path) -> None:
+    names = [f"{split}/{i}.jpg" for split, count in (("train", 9), ("test", 3)) for i in range(count)]
+    make_labelled(tmp_path / "data", dict.fromkeys(names, "cat"))
+    make_labelled(tmp_path / "moved", dict.fromkeys(reversed(names), "cat"))
+    found = sampled(index, tmp_path / "data", 4)
+    assert [sum(name.startswith(split) for name in found) for split in ("train", "test")] == [4, 3]
+    assert found == sampled(index, tmp_path / "moved", 4)
+    assert list(sampled(index, tmp_path / "data", None)) == sorted(names)
+    assert sampled(index, tmp_path / "data", 100) == sampled(index, tmp_path / "data", None)
+
+
+def test_a_sample_has_an_image_of_each_class_as_far_as_that_goes(index: Callable, tmp_path: Path) -> None:
+    labels = {f"{i:02}.jpg": "dog" for i in range(40)} | {"40.jpg": "cat;owl", "41.jpg": "elk"}
+    make_labelled(tmp_path / "data", labels)
+    everything = sampled(index, tmp_path / "data", None)
+    for count in (3, 10):
+        found = sampled(index, tmp_path / "data", count)
+        assert len(found) == count
+        assert {label for one in found.values() for label in one} == {0, 1, 2, 3}
+        assert found.items() <= everything.items()
+    assert sorted(sampled(index, tmp_path / "data", 1)) <= ["40.jpg", "41.jpg"]
+
+
+def test_the_ground_truth_of_a_sample_is_that_of_its_images(index: Callable, tmp_path: Path) -> None:
+    for i in range(6):
+        (tmp_path / "data").mkdir(exist_ok=True)
+        Image.new("RGB", (48, 32), "red").save(tmp_path / "data" / f"{i}.jpg")
+        box = "<xmin>3</xmin><ymin>4</ymin><xmax>30</xmax><ymax>25</ymax>"
+        (tmp_path / "data" / f"{i}.xml").write_text(
+            f"<annotation><filename>{i}.jpg</filename><size><width>48</width><height>32</height><depth>3</depth></size>"
+            f"<object><name>cat</name><bndbox>{box}</bndbox></object></annotation>"
+        )
+    step = index(format="voc_folder", root=str(tmp_path / "data"), sample=2)
+    truth = tables.read_ground_truth(step.folder)
+    assert truth is not None
+    ids = tables.read_step(step).column("image_id").to_pylist()
+    assert len(ids) == 2
+    assert truth.column("image_id").to_pylist() == ids

@@ -6,7 +6,9 @@ Axis legend: N boxes of an image.
 
 from __future__ import annotations
 
+import hashlib
 import logging
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
@@ -70,6 +72,42 @@ class ImageRecord:
     height: int | None = None
     width: int | None = None
     objects: Objects | None = field(default=None, repr=False)  # None: no boxes are known
+
+
+def sample_dataset(dataset: Dataset, count: int) -> Dataset:
+    """The dataset with at most `count` images of each split, in their order; the same ones always.
+
+    Which ones is decided by a hash of their ids. Each class that an image of the split is labelled with keeps at least
+    one, as far as `count` allows, the rarest classes first.
+    """
+    places: dict[str, list[int]] = {}
+    for row, split in enumerate(dataset.images.column("split").to_pylist()):
+        places.setdefault(split, []).append(row)
+    ids, labels = (dataset.images.column(name).to_pylist() for name in ("image_id", "labels"))
+    order = {row: hashlib.sha256(image_id.encode()).digest() for row, image_id in enumerate(ids)}
+    kept: list[int] = []
+    for rows in places.values():
+        rows.sort(key=order.__getitem__)
+        kept += _with_every_class({row: labels[row] or () for row in rows}, count)
+    images = dataset.images.take(pa.array(sorted(kept), pa.int64()))
+    truth, chosen = dataset.ground_truth, set(images.column("image_id").to_pylist())
+    if truth is not None:
+        truth = truth.filter(pa.array([one in chosen for one in truth.column("image_id").to_pylist()], pa.bool_()))
+    return Dataset(dataset.class_names, images, truth)
+
+
+def _with_every_class(labels: dict[int, Collection[int]], count: int) -> list[int]:
+    """The first `count` rows, after a row of each class that none of those before it has."""
+    frequency = Counter(label for present in labels.values() for label in present)
+    chosen: dict[int, None] = {}
+    covered: set[int] = set()
+    for label in sorted(frequency, key=lambda one: (frequency[one], one)):
+        if label not in covered:
+            row = next(row for row, present in labels.items() if label in present)
+            chosen[row] = None
+            covered.update(labels[row])
+    chosen |= dict.fromkeys(labels)
+    return list(chosen)[:count]
 
 
 def make_dataset(images: Sequence[ImageRecord], class_names: Sequence[str]) -> Dataset:

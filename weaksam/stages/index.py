@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from weaksam import schemas, storage, tables
 from weaksam.config import StageConfig
 from weaksam.data.coco import read_coco
-from weaksam.data.datasets import Dataset
+from weaksam.data.datasets import Dataset, sample_dataset
 from weaksam.data.folder import read_folder, read_voc_xml_folder
 from weaksam.data.voc import find_devkit, read_voc
 from weaksam.errors import ConfigError
@@ -49,6 +49,9 @@ class IndexConfig(StageConfig):
     """COCO: whether a crowd region makes an image-level label."""
     masks: bool = True
     """Whether to read the masks of the ground truth where the dataset has some."""
+    sample: int | None = Field(default=None, ge=1)
+    """Only so many images of each split, to try things out, with one of each class as far as that goes; all when left
+    out."""
 
     @model_validator(mode="after")
     def _splits_are_named(self) -> IndexConfig:
@@ -63,6 +66,8 @@ def run(step: Step) -> Outcome:
     """Reads the annotations and writes both tables."""
     config: IndexConfig = step.config
     dataset = _read(config)
+    if config.sample is not None:
+        dataset = sample_dataset(dataset, config.sample)
     names = dataset.class_names
     schema = schemas.with_metadata(schemas.IMAGES, fingerprint=step.fingerprint, class_names=names)
     images = dataset.images.replace_schema_metadata(schema.metadata)

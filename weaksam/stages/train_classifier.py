@@ -8,23 +8,26 @@ from __future__ import annotations
 
 import hashlib
 import math
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field
 
 from weaksam import storage
-from weaksam.config import NotInFingerprint, OutsideFile, Reads, StageConfig
+from weaksam.config import NotInFingerprint, OutsideFile, Reads, changed
 from weaksam.errors import DataError
 from weaksam.stage import Outcome, Stage, Step
 from weaksam.stages.labels import labelled_images
-from weaksam.stages.training_run import identify_sam, loop_settings, train_task
-from weaksam.training_settings import Precision, TrainResources, TrainSettings
+from weaksam.stages.training_run import identify_sam, loop_settings, make_course, train_task
+from weaksam.training_settings import Course, Precision, TrainingConfig, TrainResources, TrainSettings, pilot_steps
 
 if TYPE_CHECKING:
     from weaksam.models.classifier_task import ClassifierTask, LabelledImages
 
 
-class TrainClassifierConfig(StageConfig):
+_PILOT_HELD_OUT = 0.25
+
+
+class TrainClassifierConfig(TrainingConfig):
     """Trains a WeakTr classifier from image-level labels.
 
     Defaults are the published recipe for VOC (batch 64, learning rate 7.5e-5, 60 epochs, DeiT-S).
@@ -85,6 +88,31 @@ class TrainClassifierConfig(StageConfig):
     resources: TrainResources = TrainResources()
     """Where it runs."""
 
+    def num_held_out(self, images: int) -> int:
+        """How many of so many images are kept out of training."""
+        return min(int(self.held_out * images), self.max_held_out)
+
+    def course(self, images: int) -> Course:
+        held_out = self.num_held_out(images)
+        settings = train_settings(self, images - held_out)
+        return make_course(settings, images - held_out, views=None, held_out=held_out)
+
+    def shortened(self, images: int) -> Self:
+        # of so few held-out images the time would be that of looking at all, not of the images
+        held_out = max(self.held_out, _PILOT_HELD_OUT) if self.held_out else 0.0
+        whole = changed(self, held_out=held_out).course(images)
+        steps = pilot_steps(whole.steps, whole.images, whole.batch_size)
+        epochs = min(self.epochs, math.ceil(steps * whole.batch_size / whole.images))
+        share = epochs / max(self.epochs, 1)
+        return changed(
+            self,
+            epochs=epochs,
+            held_out=held_out,
+            warmup_epochs=share * self.warmup_epochs,
+            checkpoint_every=max(1, round(epochs * whole.images / whole.batch_size) - 1),
+            validate_epochs=max(1, epochs // 2),
+        )
+
 
 def run(step: Step) -> Outcome:
     """Trains, from where an earlier call stopped, and tells how good the result is."""
@@ -139,7 +167,7 @@ def _split(step: Step) -> tuple[LabelledImages, LabelledImages]:
     images, labels = labelled_images(step)
     ids, uris = (images.column(name).to_pylist() for name in ("image_id", "uri"))
     order = sorted(range(len(ids)), key=lambda i: hashlib.sha256(ids[i].encode()).digest())
-    count = min(int(config.held_out * len(order)), config.max_held_out)
+    count = config.num_held_out(len(order))
     train, held_out = sorted(order[count:]), order[:count]
     return tuple(LabelledImages([uris[i] for i in part], labels[part]) for part in (train, held_out))  # type: ignore[return-value]
 

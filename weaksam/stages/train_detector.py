@@ -6,18 +6,27 @@ Nothing is selected: the weights of the last step are handed on. The only boxes 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import numpy as np
 from pydantic import Field, model_validator
 
 from weaksam import schemas, storage, tables
-from weaksam.config import NotInFingerprint, OutsideFile, Reads, Settings, StageConfig
+from weaksam.config import NotInFingerprint, OutsideFile, Reads, changed
 from weaksam.errors import ConfigError, DataError
 from weaksam.stage import Outcome, Stage, Step
 from weaksam.stages.checks import check_same_classes, check_same_images
-from weaksam.stages.training_run import identify_sam, loop_settings, train_task
-from weaksam.training_settings import Precision, TrainResources, TrainSettings
+from weaksam.stages.detector_recipes import RECIPES, RoiDropSettings
+from weaksam.stages.training_run import identify_sam, loop_settings, make_course, train_task
+from weaksam.training_settings import (
+    Course,
+    Precision,
+    TrainingConfig,
+    TrainResources,
+    TrainSettings,
+    pilot_steps,
+    shorten,
+)
 
 if TYPE_CHECKING:
     from weaksam.models.detector_build import DetectorSpec
@@ -25,52 +34,8 @@ if TYPE_CHECKING:
 
 _TWO_STAGES = ("faster_rcnn", "mask_rcnn")
 
-# What a model is trained with where the step does not say: DINO's are those for VOC07, those with masks for VOC12.
-_RECIPES: dict[str, dict[str, Any]] = {
-    "dino": {
-        "scales": list(range(480, 801, 32)),
-        "max_side": 1333,
-        "crop_chance": 0.5,
-        "steps": 13_160,  # 14 rounds of three times 5,011 images
-        "milestones": [7_520, 9_400, 11_280],
-        "warmup": 0,
-        "optimizer": "adamw",
-        "lr": 9e-5,
-        "backbone_lr": 0.1,
-        "clip": 0.1,
-    },
-}
-_RECIPES["rt_detr_v2"] = _RECIPES["dino"] | {"lr": 1e-4}
-_RECIPES["mask_rcnn"] = {"scales": list(range(640, 801, 32)), "max_side": 1333}
-_RECIPES["mask2former"] = {
-    "square": 1024,
-    "steps": 33_069,  # 50 rounds of 10,582 images
-    "milestones": [29_395, 31_844],
-    "warmup": 0,
-    "optimizer": "adamw",
-    "lr": 1e-4,
-    "backbone_lr": 0.1,
-    "weight_decay": 0.05,
-    "clip": 0.01,
-    "frozen_stages": 0,
-    "precision": "bf16",
-}
 
-
-class RoiDropSettings(Settings):
-    """When a region that is hard to learn is held to be wrongly labelled, and not learnt from."""
-
-    gate: Literal["off", "and", "independent", "cls", "reg"] = "off"
-    """`and`: both losses of a region where both are too large; `independent`: each where it is; or one loss alone."""
-    cls_threshold: float = Field(default=4.0, gt=0)
-    """Classification losses above this are too large (4 = a probability below 0.018)."""
-    reg_threshold: float = Field(default=4.0, gt=0)
-    """Regression losses above this are too large (L1, summed over the four deltas of a box)."""
-    start: int = Field(default=2000, ge=0)
-    """Step from which on regions are dropped."""
-
-
-class TrainDetectorConfig(StageConfig):
+class TrainDetectorConfig(TrainingConfig):
     """Trains Faster R-CNN, DINO, RT-DETRv2, Mask R-CNN or Mask2Former on pseudo ground truth.
 
     Defaults are the published recipe of Faster R-CNN for VOC07 (SGD, batch 16, learning rate 0.02, 9,000 steps). Other
@@ -148,7 +113,7 @@ class TrainDetectorConfig(StageConfig):
     @model_validator(mode="before")
     @classmethod
     def _by_model(cls, given: Any) -> Any:
-        recipe = _RECIPES.get(str(given.get("model"))) if isinstance(given, dict) else None
+        recipe = RECIPES.get(str(given.get("model"))) if isinstance(given, dict) else None
         return {**recipe, **given} if recipe else given
 
     @model_validator(mode="after")
@@ -169,6 +134,24 @@ class TrainDetectorConfig(StageConfig):
             raise ValueError(f"jitter must be two factors above 0, the smaller first, got {self.jitter}")
         return self
 
+    @property
+    def first_steps(self) -> int:
+        """Steps in which a small Faster or Mask R-CNN learns where objects are."""
+        return round(self.first_stage * self.steps)
+
+    def course(self, images: int) -> Course:
+        in_turn = self.backbone == "small" and self.model in _TWO_STAGES and self.first_steps > 0
+        varied = self.backbone != "small" or self.square is not None or self.crop_chance > 0
+        phases = (0, self.first_steps) if in_turn else (0,)
+        return make_course(train_settings(self), images, views=None if varied else 2 * len(self.scales), phases=phases)
+
+    def shortened(self, images: int) -> Self:
+        in_turn = len(self.course(images).phases) > 1
+        shortest = min(self.first_stage, 1 - self.first_stage) if in_turn else 1.0
+        steps = pilot_steps(self.steps, images, self.batch_size, shortest)
+        drop = changed(self.roi_drop, start=round(steps / self.steps * self.roi_drop.start))
+        return changed(self, **shorten(self, steps), roi_drop=drop)
+
     def spec(self, num_classes: int, boxes_per_image: float = 1.0) -> DetectorSpec:
         """The network."""
         from weaksam.models.detector_build import DetectorSpec
@@ -182,7 +165,7 @@ class TrainDetectorConfig(StageConfig):
             box_loss=self.box_loss,
             drop=RoiDropRules(**self.roi_drop.model_dump()),
             boxes_per_image=boxes_per_image,
-            first_steps=round(self.first_stage * self.steps),
+            first_steps=self.first_steps,
             pretrained=self.pretrained,
             weights=self.weights,
         )

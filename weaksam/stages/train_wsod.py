@@ -6,17 +6,25 @@ Nothing is selected: the weights of the last step are handed on. Without boxes t
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from weaksam import schemas, tables
-from weaksam.config import NotInFingerprint, OutsideFile, Reads, StageConfig
+from weaksam.config import NotInFingerprint, OutsideFile, Reads, changed
 from weaksam.stage import Outcome, Stage, Step
 from weaksam.stages.checks import check_rows
 from weaksam.stages.labels import labelled_images
-from weaksam.stages.training_run import identify_sam, loop_settings, train_task
-from weaksam.training_settings import Precision, TrainResources, TrainSettings
+from weaksam.stages.training_run import identify_sam, loop_settings, make_course, train_task
+from weaksam.training_settings import (
+    Course,
+    Precision,
+    TrainingConfig,
+    TrainResources,
+    TrainSettings,
+    pilot_steps,
+    shorten,
+)
 
 if TYPE_CHECKING:
     from weaksam.data.proposal_boxes import ProposalBoxes
@@ -26,7 +34,7 @@ if TYPE_CHECKING:
 Source = Literal["grid", "coarse", "fine", "cross"]  # schemas.SOURCES, as a type
 
 
-class TrainWsodConfig(StageConfig):
+class TrainWsodConfig(TrainingConfig):
     """Trains a weakly supervised detector, OICR or MIST, from image-level labels and proposals.
 
     Defaults are the published recipe of MIST for VOC07 (Adam, batch 8, learning rate 1e-5, 30,000 steps).
@@ -115,6 +123,13 @@ class TrainWsodConfig(StageConfig):
         if self.pixels == "caffe" and self.weights is None:
             raise ValueError("pixels caffe goes with weights: torchvision's own want pixels torchvision")
         return self
+
+    def course(self, images: int) -> Course:
+        seen = 2 * len(self.scales) if self.backbone == "small" else None  # each as it is and mirrored
+        return make_course(train_settings(self), images, views=seen)
+
+    def shortened(self, images: int) -> Self:
+        return changed(self, **shorten(self, pilot_steps(self.steps, images, self.batch_size)))
 
     @property
     def source_indices(self) -> list[int] | None:

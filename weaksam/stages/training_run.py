@@ -11,7 +11,7 @@ from weaksam.config import StageConfig
 from weaksam.progress import Seen, tell_progress
 from weaksam.sam import SHIPPED
 from weaksam.stage import Step
-from weaksam.training_settings import TrainSettings
+from weaksam.training_settings import Course, TrainSettings
 
 if TYPE_CHECKING:
     from weaksam.training_state import TrainTask
@@ -23,6 +23,29 @@ def loop_settings(config: StageConfig, **others: Any) -> TrainSettings:
     if isinstance(values.get("milestones"), list):  # a run file has no tuples
         values["milestones"] = tuple(values["milestones"])
     return TrainSettings(**values | others)
+
+
+def make_course(
+    settings: TrainSettings,
+    images: int,
+    *,
+    views: int | None,
+    phases: tuple[int, ...] = (0,),
+    held_out: int = 0,
+) -> Course:
+    """What a training with these settings of the loop does."""
+    return Course(
+        images=images,
+        steps=settings.steps,
+        batch_size=settings.batch_size,
+        seed=settings.seed,
+        workers=settings.resources.workers,
+        phases=phases,
+        views=views,
+        held_out=held_out,
+        validate_every=settings.validate_every,
+        checkpoint_every=settings.checkpoint_every,
+    )
 
 
 def train_task(step: Step, task: TrainTask[Any], settings: TrainSettings) -> dict[str, float]:
