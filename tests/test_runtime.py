@@ -14,7 +14,7 @@ import pytest
 
 from weaksam import schemas, storage, tables
 from weaksam.config import StageConfig
-from weaksam.errors import ConfigError, StageError, WeightsError
+from weaksam.errors import ClusterError, ConfigError, StageError, WeightsError
 from weaksam.pools import PoolResources, fit_pool
 from weaksam.rows import Fetch, PartSink
 from weaksam.stage import Outcome, Stage, Step
@@ -153,6 +153,21 @@ def test_a_pool_of_nearly_every_cpu_leaves_enough_to_read_and_write(tmp_path: Pa
 
 
 @pytest.mark.ray
+@pytest.mark.parametrize(("told", "kind"), [("node timed out during startup.", ClusterError), ("else", ValueError)])
+def test_a_ray_that_does_not_start_in_time_is_told_and_nothing_else_is_hidden(
+    monkeypatch: pytest.MonkeyPatch, told: str, kind: type[Exception]
+) -> None:
+    from weaksam import runtime
+
+    def init(**_: object) -> None:
+        raise ValueError(f"The current {told}")
+
+    monkeypatch.setattr(runtime.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(runtime.ray, "init", init)
+    with pytest.raises(kind, match="did not start in time" if kind is ClusterError else "else"):
+        runtime.connect()
+
+
 def test_rows_of_unknown_images_are_refused(tmp_path: Path) -> None:
     source = images(tmp_path / "images", {"a": b"1"})
     stray = schemas.to_table([{"image_id": "stray", "status": "ok"}], SCHEMA)

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torchvision.models import vgg16
 
 from weaksam import schemas, storage, tables
-from weaksam.config import StageConfig
+from weaksam.config import StageConfig, parse_settings
 from weaksam.errors import DataError, WeightsError
 from weaksam.models.wsod import METHODS
 from weaksam.models.wsod_build import WsodSpec
@@ -143,6 +143,21 @@ def test_every_source_of_proposals_can_be_chosen() -> None:
 def test_muon_is_refused_where_it_would_be_ignored(settings: dict, fault: str) -> None:
     with pytest.raises(ValueError, match=fault):
         TrainWsodConfig(images="i", proposals="p", split="s", optimizer="muon", **settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "fault"),
+    [
+        ({"batch_size": 1, "resources": {"workers": 2}}, "batch_size 1 leaves some of 2 workers without work"),
+        ({"precision": "fp16"}, "precision fp16 needs gpus_per_worker"),
+    ],
+)
+def test_what_workers_cannot_do_is_a_fault_of_the_run_file(settings: dict, fault: str) -> None:
+    raw = {"images": "images", "proposals": "proposals", "split": "train", **settings}
+    config, faults = parse_settings(TrainWsodConfig, raw, where="steps.mist")
+    assert config is None
+    assert len(faults) == 1
+    assert fault in faults[0]
 
 
 def test_detections_come_from_every_readable_image(tmp_path: Path, inputs: dict[str, Step]) -> None:
