@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -54,6 +55,13 @@ def test_without_any_hit_every_detection_counts() -> None:
     rated, threshold = choose.rate_images({"a": pair([HERE], [(THERE, 0.7)])}, 1)
     assert (rated, threshold) == ({"a": 0.0}, 0.0)
     assert choose.rate_images({}, 1) == ({}, 0.0)
+
+
+def test_without_ground_truth_about_three_detections_an_image_are_shown() -> None:
+    scores = np.array([0.1, 0.9, 0.8, 0.2, 0.7, 0.6, 0.5, 0.05])
+    assert choose.usual_threshold(scores, 2) == 0.2
+    assert choose.usual_threshold(scores, 3) == 0.0
+    assert choose.usual_threshold(np.zeros(0), 0) == 0.0
 
 
 def test_no_image_is_among_the_best_and_the_worst() -> None:

@@ -16,6 +16,7 @@ from weaksam.ops.detection_metrics import HIT, MISS, DetectionRecords, Detection
 
 EXAMPLES, BEST, WORST, UNCERTAIN = "examples", "best", "worst", "most uncertain"
 GROUPS = (EXAMPLES, BEST, WORST, UNCERTAIN)
+_USUAL = 3  # detections of an image that can be looked at
 _RULES = DetectionRules(thresholds=(0.5,))
 
 
@@ -51,6 +52,11 @@ def best_threshold(records: DetectionRecords) -> float:
         return 0.0
     f1 = 2 * hits / (np.arange(1, len(hits) + 1) + records.num_objects.sum())
     return float(records.scores[counts][order][int(f1.argmax())])
+
+
+def usual_threshold(scores: np.ndarray, images: int) -> float:
+    """The score that about three detections an image have; 0 where there are fewer. For want of ground truth."""
+    return float(np.sort(scores)[-_USUAL * images]) if 0 < _USUAL * images <= len(scores) else 0.0
 
 
 def rate_images(

@@ -45,7 +45,7 @@ def read_dataset(steps: Sequence[RunStep]) -> Dataset | None:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Cards, and the score from which detections are shown at first: that of the best F1, 0 without ground truth."""
+    """Cards, and the score from which detections are shown at first: that of the best F1, or of three an image."""
 
     cards: list[Card]
     least_score: float = 0.0
@@ -118,6 +118,10 @@ def _choose(
         told = {key: f"F1 of {judged.name} {f1:.2f} from score {threshold:.2f}" for key, f1 in rated.items()}
         add(choose.BEST, best, told)
         add(choose.WORST, worst, told)
+    elif (found := _last_detections(shown)) is not None:
+        table = tables.read_table(found.step.folder, found.manifest or {}, columns=["scores"])
+        scores = table.column("scores").combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        threshold = choose.usual_threshold(scores, table.num_rows)
     unsure = [one for one in shown if one.writes == "pgt"] or [one for one in shown if one.writes == "detections"]
     if unsure:
         rated = _uncertainty(unsure[0], dataset)
@@ -128,6 +132,10 @@ def _choose(
             {key: f"uncertainty in {unsure[0].name} {value:.2f}" for key, value in rated.items()},
         )
     return groups, notes, threshold
+
+
+def _last_detections(shown: Sequence[RunStep]) -> RunStep | None:
+    return next((one for one in reversed(shown) if one.writes == "detections"), None)
 
 
 def _last_judged(steps: Sequence[RunStep]) -> RunStep | None:
