@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,17 @@ log = logging.getLogger(__name__)
 
 _HEAT = np.array([[0, 0, 60], [120, 20, 120], [240, 80, 40], [255, 220, 60]], np.float32)  # cold to hot
 
-Look = Callable[[np.ndarray, Sequence[int] | None], list[Panel]]  # an image (H, W, 3) uint8 and its labels -> panels
+
+@dataclass(frozen=True)
+class Look:
+    """Draws heatmaps; `step` is the proposals step whose labels and peaks they explain."""
+
+    step: str
+    draw: Callable[[np.ndarray, Sequence[int] | None], list[Panel]]
+
+    def __call__(self, image: np.ndarray, labels: Sequence[int] | None) -> list[Panel]:
+        """A panel a kind of heatmap, of an image (H, W, 3) uint8 with its labels."""
+        return self.draw(image, labels)
 
 
 def make_look(proposals: RunStep, names: Sequence[str]) -> Look | None:
@@ -61,7 +72,7 @@ def make_look(proposals: RunStep, names: Sequence[str]) -> Look | None:
             panels.append(heatmap_panel(title, kind, heat, clues.points[here], names[label]))
         return panels
 
-    return look
+    return Look(proposals.name, look)
 
 
 def draw_heatmap(image: np.ndarray, heatmap: np.ndarray) -> Image.Image:

@@ -18,9 +18,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from weaksam import __version__, storage
 from weaksam.progress import duration
 from weaksam.report import choose, figures
-from weaksam.report.gallery import Gallery, make_gallery, read_dataset
+from weaksam.report.gallery import Gallery, make_gallery
 from weaksam.report.panels import SOURCE_COLOURS
 from weaksam.report.run_files import RunStep, read_hygiene, read_run
+from weaksam.report.selection import read_dataset
 
 log = logging.getLogger(__name__)
 
