@@ -202,11 +202,12 @@ def test_a_cluster_sets_resources_by_kind_of_step(tmp_path: Path, monkeypatch: p
     cluster = tmp_path / "cluster.yaml"
     cluster.write_text(
         "address: http://head:8265\nsend_code: false\npass_env: [REGION_OF_TEST, ABSENT]\n"
-        "pools: {max_actors: 8}\ntrainings: {grow: true}\n"
+        "pools: {max_actors: 8, actor_gpus: 1}\ntrainings: {grow: true}\n"
     )
     file = tmp_path / "run.yaml"
     classifier = "  classifier: {stage: train_classifier, images: images, split: train, resources: {workers: 2}}\n"
-    file.write_text(RUN_FILE.format(bucket="s3://bucket", endpoint="http://127.0.0.1:1") + classifier)
+    hygiene = "  hygiene: {stage: hygiene, images: images}\n"  # has no use for a GPU
+    file.write_text(RUN_FILE.format(bucket="s3://bucket", endpoint="http://127.0.0.1:1") + classifier + hygiene)
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://before")  # restored after the run file has named another
     with submit.staged() as folder:
         job = submit.plan_job(
@@ -214,7 +215,8 @@ def test_a_cluster_sets_resources_by_kind_of_step(tmp_path: Path, monkeypatch: p
         )
         assert os.listdir(folder) == ["run.yaml"]
     assert job.address == "http://head:8265"
-    given = "steps.proposals.resources.max_actors=8 steps.classifier.resources.grow=true 'steps.images.splits=[test]'"
+    given = "steps.proposals.resources.max_actors=8 steps.proposals.resources.actor_gpus=1.0 "
+    given += "steps.classifier.resources.grow=true steps.hygiene.resources.max_actors=8 'steps.images.splits=[test]'"
     assert job.entrypoint == f"python -m jobs.pipeline run.yaml {given}"
     assert "py_modules" not in job.runtime_env
     assert job.runtime_env["env_vars"]["REGION_OF_TEST"] == "somewhere"

@@ -11,7 +11,7 @@ from pydantic import Field
 from weaksam.config import Settings, load_run_file, parse_settings
 from weaksam.errors import ConfigError
 from weaksam.pipeline import Parsed
-from weaksam.pools import PoolResources
+from weaksam.pools import CpuPoolResources, PoolResources
 from weaksam.training_settings import TrainResources
 
 _CREDENTIAL = re.compile(r"SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIAL|PRIVATE|ACCESS_KEY|API_KEY|SESSION", re.IGNORECASE)
@@ -89,5 +89,7 @@ def resources_here(cluster: ClusterSettings, parsed: Parsed) -> list[str]:
         for here in (cluster.pools, cluster.trainings):
             if field and isinstance(field.annotation, type) and issubclass(field.annotation, type(here)):
                 values = here.model_dump(mode="json", exclude_unset=True)
+                if issubclass(field.annotation, CpuPoolResources):
+                    values.pop("actor_gpus", None)  # it would wait for a GPU only to leave it idle
                 found += [f"steps.{name}.resources.{key}={json.dumps(value)}" for key, value in values.items()]
     return found

@@ -40,6 +40,13 @@ class PoolResources(Settings):
         return self
 
 
+class CpuPoolResources(PoolResources):
+    """Where and how wide a stage runs that has no use for a GPU."""
+
+    actor_gpus: float | None = Field(default=0.0, ge=0, le=0)
+    """None: a cluster's own wish for its pools is not for this one."""
+
+
 @dataclass(frozen=True)
 class Pool:
     """Pool resources fitted to a cluster."""

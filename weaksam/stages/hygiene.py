@@ -19,7 +19,7 @@ from pydantic import Field
 
 from weaksam import schemas, storage, tables
 from weaksam.config import NotInFingerprint, Reads, StageConfig
-from weaksam.pools import PoolResources
+from weaksam.pools import CpuPoolResources
 from weaksam.stage import Outcome, Stage, Step
 
 DUPLICATES = pa.schema(
@@ -32,13 +32,6 @@ DUPLICATES = pa.schema(
         ("sha256", pa.string()),
     ]
 )
-
-
-class HygieneResources(PoolResources):
-    """Where it runs: decoding needs no GPU."""
-
-    actor_gpus: float | None = Field(default=0.0, ge=0)
-    """GPUs reserved for one actor; it has no use for any."""
 
 
 class HygieneConfig(StageConfig):
@@ -62,7 +55,7 @@ class HygieneConfig(StageConfig):
     """And by at most this (root mean square) in their thumbnails, brought to mean 0 and standard deviation 1."""
     max_pixels: int = Field(default=100_000_000, ge=1)
     """Larger images are refused with status `too_large`."""
-    resources: HygieneResources = HygieneResources()
+    resources: CpuPoolResources = CpuPoolResources()
     """Where it runs."""
 
 
