@@ -99,7 +99,8 @@ def run_pilot(config: str, overrides: Sequence[str], *, images: int | None, fold
 
 def _look_at_cluster(folder: str, *, read_seconds: float) -> dict[str, Any]:
     """The cluster as it was when this folder's first pilot began; that is now when there was none."""
-    from weaksam import nodes, runtime
+    from weaksam import runtime  # first: it says how Ray is to start
+    from weaksam.nodes import alive_nodes
 
     uri = storage.join(folder, "cluster.json")
     try:
@@ -108,7 +109,7 @@ def _look_at_cluster(folder: str, *, read_seconds: float) -> dict[str, Any]:
         began = time.monotonic()
         runtime.connect()
         seconds = time.monotonic() - began
-        there = [{kind: node.get(kind, 0.0) for kind in ("CPU", "GPU")} for node in nodes.alive_nodes()]
+        there = [{kind: node.get(kind, 0.0) for kind in ("CPU", "GPU")} for node in alive_nodes()]
         told = {"connect_seconds": seconds, "read_seconds": read_seconds, "nodes": there}
         storage.write_json(uri, told)
         return told
