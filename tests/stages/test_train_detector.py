@@ -17,7 +17,7 @@ from torchvision.models import resnet50
 
 from tests.models.pictures import masked_pictures
 from tests.stages.test_train_wsod import finished
-from weaksam import schemas
+from weaksam import schemas, tables
 from weaksam.errors import ConfigError, DataError, WeightsError
 from weaksam.models.detecting import DetectRules, detect_in_views
 from weaksam.models.detector import Detector, Found
@@ -66,6 +66,16 @@ def test_images_with_boxes_are_learnt_from(tmp_path: Path, inputs: dict[str, Ste
     assert objects.classes[0].tolist() == [0, 1]
     assert classes == 2
     kept, objects, _ = read_objects(make_step(tmp_path, inputs, keep_empty=True))
+    assert [Path(uri).stem for uri in kept] == ["0", "1", "2", "3", "5"]
+    assert objects.boxes[2].shape == (0, 4)
+
+
+def test_of_a_reviewed_image_without_boxes_is_learnt_that_nothing_is_there(
+    tmp_path: Path, inputs: dict[str, Step]
+) -> None:
+    rows = [row | {"trusted": row["image_id"] == "2"} for row in tables.read_step(inputs["pgt"]).to_pylist()]
+    reviewed = finished(tmp_path, "reviewed", rows, schemas.PGT, {"images": inputs["images"]})
+    kept, objects, _ = read_objects(make_step(tmp_path, {**inputs, "pgt": reviewed}))
     assert [Path(uri).stem for uri in kept] == ["0", "1", "2", "3", "5"]
     assert objects.boxes[2].shape == (0, 4)
 

@@ -232,10 +232,10 @@ def read_objects(step: Step) -> tuple[list[str], PseudoObjects, int]:
     images = tables.read_step(step.inputs["images"], columns=["uri"])
     uri_of = dict(zip(images.column("image_id").to_pylist(), images.column("uri").to_pylist(), strict=True))
     learns_masks = step.config.model in LEARN_MASKS
-    table = tables.read_step(source, columns=["status", "boxes", "classes", *(["masks"] if learns_masks else [])])
-    rows = [
-        row for row in table.to_pylist() if row["status"] == schemas.OK and (row["boxes"] or step.config.keep_empty)
-    ]
+    columns = ["status", "boxes", "classes", "trusted", *(["masks"] if learns_masks else [])]
+    rows = [row for row in tables.read_step(source, columns=columns).to_pylist() if row["status"] == schemas.OK]
+    # a person who reviewed an image and left it empty says that nothing is there
+    rows = [row for row in rows if row["boxes"] or row.get("trusted") or step.config.keep_empty]
     boxes = [np.array(row["boxes"], np.float32).reshape(-1, 4) for row in rows]
     classes = [np.array(row["classes"], np.int64) for row in rows]
     if not any(map(len, boxes)):
