@@ -210,6 +210,16 @@ def test_the_size_must_be_known_to_somebody(tmp_path: Path) -> None:
 FLAT = {"id": 1, "image": "http://x", "image_id": "a", "box": [{"x": 1, "y": 1, "width": 1, "height": 1}]}
 
 
+def test_tasks_of_images_that_the_dataset_no_longer_has_are_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    strange = task("z", annotation([]), number=5)
+    assert list(read(tmp_path, [strange, task("a", annotation([]))])) == ["a"]
+    assert "1 tasks of images that are not in the dataset" in caplog.text
+    (tmp_path / "other.json").write_text(json.dumps([strange]))
+    assert read_reviews(str(tmp_path / "other.json"), {"a": None}, NAMES, is_sample=True) == {}
+
+
 @pytest.mark.parametrize(
     ("content", "fault"),
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from weaksam.ops.masks import decode_rle
 from weaksam.stage import Step, resolve
 from weaksam.stages import STAGES, export, pgt
 from weaksam.stages.export import ExportConfig
+from weaksam.stages.index import IndexConfig
 
 IMAGES = [
     {"image_id": image_id, "uri": f"s3://b/i/{split}/{image_id}.jpg", "split": split, "labels": labels}
@@ -52,6 +54,7 @@ DETECTED = [
 @pytest.fixture
 def inputs(tmp_path: Path) -> dict[str, Step]:
     images = finished(tmp_path, "images", IMAGES, schemas.IMAGES, {})
+    images = replace(images, config=IndexConfig(format="folder", root=str(tmp_path)))
     return {
         "images": images,
         "detections": finished(tmp_path, "found", DETECTED, schemas.DETECTIONS, {"images": images}),
@@ -190,6 +193,18 @@ def test_no_other_run_changes_what_people_say(tmp_path: Path, inputs: dict[str, 
     assert (rows["c"]["boxes"], before["c"]["boxes"]) == ([APART], [BOX])  # others follow the detector
     _, again, _ = run_pgt(tmp_path, inputs, top_k=1)
     assert (len(again["a"]["boxes"]), again["a"]["trusted"]) == (2, False)  # without the file they do so too
+
+
+def test_a_sample_of_a_dataset_may_have_no_reviewed_image(tmp_path: Path, inputs: dict[str, Step]) -> None:
+    strange = {"id": 1, "data": {"image_id": "not sampled"}, "annotations": []}
+    (tmp_path / "review.json").write_text(json.dumps([strange]))
+    with pytest.raises(DataError, match="not in the dataset"):
+        run_pgt(tmp_path, inputs, reviewed=str(tmp_path / "review.json"))
+    images = inputs["images"]
+    sampled = replace(images, config=images.config.model_copy(update={"sample": 5}))
+    _, rows, told = run_pgt(tmp_path, inputs | {"images": sampled}, reviewed=str(tmp_path / "review.json"))
+    assert not any(row["trusted"] for row in rows.values())
+    assert "0 images reviewed" in told
 
 
 def test_the_content_of_the_review_is_in_the_fingerprint(tmp_path: Path, inputs: dict[str, Step]) -> None:

@@ -50,24 +50,34 @@ class Review:
     size: Size | None
 
 
-def read_reviews(uri: str, sizes: Mapping[str, Size | None], class_names: Sequence[str]) -> dict[str, Review]:
+def read_reviews(
+    uri: str, sizes: Mapping[str, Size | None], class_names: Sequence[str], *, is_sample: bool = False
+) -> dict[str, Review]:
     """The reviewed images by id; tasks that nobody annotated, or that were skipped, are none.
 
     Of several annotations of a task those marked as ground truth count before others, then the one last updated; of
-    several tasks of an image the annotation last updated. Regions without a place (choices, texts) and polygons that
-    are under no box are left out and counted in the log.
+    several tasks of an image the annotation last updated. Left out and counted in the log are tasks of images that the
+    dataset does not have, regions without a place (choices, texts) and polygons that are under no box.
 
     Args:
         uri: of the file.
         sizes: of all images of the dataset; None where it is not known: then Label Studio says it.
         class_names: of the dataset.
+        is_sample: whether `sizes` has only some of the images: then it may be that none of them was reviewed.
 
     Raises:
         DataError: names the file, the task and what is wrong with it.
     """
     newest: dict[str, tuple[datetime, dict[str, Any], dict[str, Any]]] = {}
-    for task in _read_tasks(uri):
-        image_id = _image_id(uri, task, sizes)
+    named = [(_image_id(uri, task), task) for task in _read_tasks(uri)]
+    known = [(image_id, task) for image_id, task in named if image_id in sizes]
+    if named and not known and not is_sample:
+        image_id, task = named[0]
+        raise DataError(
+            f"{uri}: task {task.get('id')} is of image {image_id!r}, which is not in the dataset, nor is that of any "
+            "other task: give the review of this dataset"
+        )
+    for image_id, task in known:
         try:
             annotation = _choose(task["annotations"])
             when = _time(annotation) if annotation else None
@@ -75,7 +85,8 @@ def read_reviews(uri: str, sizes: Mapping[str, Size | None], class_names: Sequen
             raise DataError(f"{uri}: task {task.get('id')}: its annotations cannot be read ({error!r})") from error
         if annotation and when and (image_id not in newest or when >= newest[image_id][0]):
             newest[image_id] = when, task, annotation
-    ignored: Counter[str] = Counter()
+    ignored = Counter({"tasks of images that are not in the dataset": len(named) - len(known)})
+    ignored += Counter()  # counts of nothing go
     reviews = {}
     for image_id, (_, task, annotation) in newest.items():
         try:
@@ -107,17 +118,12 @@ def _read_tasks(uri: str) -> list[dict[str, Any]]:
     return tasks
 
 
-def _image_id(uri: str, task: dict[str, Any], sizes: Mapping[str, Size | None]) -> str:
+def _image_id(uri: str, task: dict[str, Any]) -> str:
     image_id = task["data"].get("image_id")
     if image_id is None:
         raise DataError(
             f"{uri}: task {task.get('id')} has no image_id in its data: import the tasks.json that `weaksam export` "
             "writes, so that it is known whose boxes these are"
-        )
-    if str(image_id) not in sizes:
-        raise DataError(
-            f"{uri}: task {task.get('id')} is of image {image_id!r}, which is not in the dataset: give the review of "
-            "this dataset"
         )
     return str(image_id)
 

@@ -122,7 +122,8 @@ def _read_reviews(step: Step) -> dict[str, Review]:
         found.append(tables.read_step(step.inputs["detections"], columns=["height", "width"]))
     for row in (row for table in found for row in table.to_pylist() if row["height"] and row["width"]):
         sizes[row["image_id"]] = row["height"], row["width"]
-    return read_reviews(step.config.reviewed, sizes, schemas.class_names_of(images.schema))
+    is_sample = step.inputs["images"].config.sample is not None
+    return read_reviews(step.config.reviewed, sizes, schemas.class_names_of(images.schema), is_sample=is_sample)
 
 
 def _of_images(step: Step, reviews: Mapping[str, Review], ids: list[str]) -> dict[str, Review]:
