@@ -61,6 +61,8 @@ def test_a_plan_runs_a_pilot_and_tells_what_follows_from_what_that_took(tmp_path
     done = {one["step"]: one for name, one in manifests.items() if one["step"] != "images"}
     assert {name: one["rows"] for name, one in done.items()} == {"proposals": 12, "mist": 6, "found": 12, "pgt": 6}
 
+    assert done["proposals"]["cluster"] == {"nodes": 1, "CPU": 4.0, "GPU": 0.0}
+
     whole = next(path for path, one in manifests.items() if one["step"] == "images" and one["rows"] == SCENES)
     listed = [path for path in (tmp_path / "run" / "plan" / whole).rglob("*") if path.is_file()]
     assert by_step["images"]["bytes"] == sum(path.stat().st_size for path in listed)

@@ -110,10 +110,8 @@ def plan(
     from weaksam.planning import Prices, as_json_of, make_plan, sentences, table_of
 
     set_up_logging()
-    planned, prices = (
-        make_plan(run_pilot(config, overrides or [], images=images, folder=folder)),
-        Prices(gpu_price, cpu_price),
-    )
+    planned = make_plan(run_pilot(config, overrides or [], images=images, folder=folder))
+    prices = Prices(gpu_price, cpu_price)
     if as_json:
         print(json.dumps(as_json_of(planned, prices), indent=2))
         return

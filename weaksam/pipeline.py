@@ -208,7 +208,7 @@ def _manifest(step: Step, outcome: Outcome, seconds: float) -> dict[str, Any]:
 
 
 def _cluster() -> dict[str, float] | None:
-    """What the cluster had when the step ended: its price does not ask what was idle. None: no cluster was needed."""
+    """What the cluster had when the step ended: its price does not ask what was idle. None: none had been joined."""
     ray = sys.modules.get("ray")
     if ray is None or not ray.is_initialized():
         return None

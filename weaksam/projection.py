@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 
@@ -16,12 +17,11 @@ from weaksam.times import ActorTimes, Batch
 from weaksam.training_projection import CONFIDENCE, Seconds
 
 FLOOR = 0.5  # seconds of a small step that its rows have no part in: imports, files that are always written
-_NORMAL = 1.645  # so many standard errors to either side hold CONFIDENCE of a normal distribution
+_NORMAL = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)  # so many standard errors to either side hold CONFIDENCE
 _ENOUGH = 4  # batches, for a rate
 _MOSTLY = 0.8  # busy share from which on actors count as the bottleneck
 _PLENTY = 10**9  # fetch tasks that are never too few
 _AS_GOOD = 0.97  # of the best rate; more actors for the rest are not worth it
-assert CONFIDENCE == 0.9
 
 
 @dataclass(frozen=True)

@@ -111,8 +111,3 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def report_file(run_folder: Path) -> Path:
     """Its report."""
     return Path(write_report(str(run_folder), images=3, gpu_price=2.5))
-
-
-def column(folder: str, manifest: dict[str, Any], name: str) -> pa.ChunkedArray:
-    """A column of a finished table."""
-    return tables.read_table(folder, manifest, columns=[name]).column(name)

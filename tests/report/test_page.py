@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from tests.report.conftest import BROKEN, COPIES, STRANGE
 from weaksam import storage
 from weaksam.cli import app
 from weaksam.errors import ConfigError
-from weaksam.report.page import render
+from weaksam.report.page import render, step_row, total_row
 from weaksam.report.run_files import read_run
 
 
@@ -44,6 +45,17 @@ def test_every_step_is_told_with_its_rows_and_failures(page: str, run_folder: Pa
     assert BROKEN in section(page, "failures")
     assert "cut short &lt;b&gt;here&lt;/b&gt;" in section(page, "failures")
     assert "<b>here" not in page
+
+
+def test_a_step_costs_what_the_gpus_of_its_cluster_cost_meanwhile(run_folder: Path) -> None:
+    one = next(one for one in read_run(str(run_folder)) if one.name == "proposals")
+    assert one.manifest is not None
+    rented = {"nodes": 3, "CPU": 24.0, "GPU": 2.0}
+    told = step_row(replace(one, manifest={**one.manifest, "seconds": 5400.0, "cluster": rented}), 2.5)
+    assert (told["gpu_hours"], told["cost"], told["time"]) == (3.0, 7.5, "1.5 h")
+    assert told["cluster"] == "3 nodes, 24 CPU, 2 GPU"
+    assert step_row(one, 2.5)["cost"] is None  # it ran without one
+    assert total_row([told, step_row(one, 2.5)])["cost"] == 7.5
 
 
 def test_figures_are_those_of_the_evaluations(page: str, run_folder: Path) -> None:
@@ -77,7 +89,7 @@ def test_cards_show_every_stage_beside_the_ground_truth(page: str) -> None:
 
 def test_duplicates_across_splits_and_classes_without_images_are_told(page: str) -> None:
     told = section(page, "dataset")
-    assert "1 groups of duplicates, 1 of them in more than one split" in told
+    assert "1 group of duplicates, 1 of them in more than one split" in told
     assert ", ".join(COPIES) in told
     assert 'class="bad">test, trainval</td>' in told
     assert "240 to 240" in told

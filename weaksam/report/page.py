@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from weaksam import __version__, storage
 from weaksam.progress import duration
@@ -59,14 +59,7 @@ def render(run: str, *, images: int = IMAGES, gpu_price: float | None = None) ->
     log.info("report: %d images", len(cards))
     facts, by_class = figures.dataset_facts(dataset.images, names) if dataset else ([], None)
     rows = [step_row(one, gpu_price) for one in steps]
-    environment = Environment(
-        loader=PackageLoader("weaksam.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("report.html").render(
+    return _template().render(
         run=storage.absolute(run),
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         version=__version__,
@@ -89,6 +82,14 @@ def render(run: str, *, images: int = IMAGES, gpu_price: float | None = None) ->
         settings=[(one.step.folder.rsplit("/", 1)[-1], json.dumps(dict(one.told), indent=2)) for one in steps],
         versions=_versions(steps),
     )
+
+
+def _template() -> Template:
+    loader = PackageLoader("weaksam.report")
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template("report.html")
 
 
 def step_row(one: RunStep, gpu_price: float | None) -> dict[str, Any]:

@@ -45,7 +45,7 @@ class Shape:
         path: of a mask, SVG path data.
         at: x, y of a point.
         label_index: 0-based class; None: of no class.
-        score: None: it has none.
+        score: of a detection, by which the page filters; None: it always shows.
     """
 
     kind: str
@@ -135,7 +135,7 @@ def proposals_panel(step: str, row: Mapping[str, Any]) -> Panel:
     for index in np.argsort(-scores, kind="stable")[:_MOST_PROPOSALS][::-1]:
         source, score = schemas.SOURCES[sources[index]], float(scores[index])
         label = f"{source} proposal, predicted IoU {score:.2f}"
-        shapes.append(Shape("box", SOURCE_COLOURS[source], label, box=_xywh(row["boxes"][index]), score=score))
+        shapes.append(Shape("box", SOURCE_COLOURS[source], label, box=_xywh(row["boxes"][index])))
     told = ", ".join(f"{sources.count(i)} {name}" for i, name in enumerate(schemas.SOURCES) if sources.count(i))
     return Panel(
         step, f"{step}: {told or 'none'}", f"{step}: the best {len(shapes)} of {told or 'no'} proposals", shapes

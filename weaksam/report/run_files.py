@@ -94,13 +94,15 @@ def read_run(run: str) -> list[RunStep]:
     """
     run = storage.absolute(run)
     states = {state["folder"].rsplit("/", 1)[-1]: state for state in read_states(run)}
-    started = _newest({title: one for title in states if (one := _read(run, title)) is not None})
+    there = {title: one for title in states if (one := _read(run, title)) is not None}
+    began = {title: _when(one) for title, one in there.items()}
+    started = _newest(there, began)
     if not started:
         raise ConfigError(f"{run}: no step there can be read: the log above says why")
     names = Counter(one.name for one in started.values())
     steps: dict[str, Step] = {}
     found = []
-    for title in _in_order(started):
+    for title in _in_order(started, began):
         one = started[title]
         inputs = {key: steps[other] for key, other in one.told["inputs"].items() if other in steps}
         steps[title] = one.to_step(inputs)
@@ -122,11 +124,11 @@ def _read(run: str, title: str) -> Started | None:
         return None
 
 
-def _newest(started: Mapping[str, Started]) -> dict[str, Started]:
+def _newest(started: Mapping[str, Started], began: Mapping[str, float]) -> dict[str, Started]:
     """The newest variant of each step, and what those were made from."""
     newest: dict[str, tuple[float, str]] = {}
     for title, one in started.items():
-        newest[one.name] = max(newest.get(one.name, (-1.0, "")), (_when(one), title))
+        newest[one.name] = max(newest.get(one.name, (-1.0, "")), (began[title], title))
     kept: dict[str, Started] = {}
     left = [title for _, title in newest.values()]
     while left:
@@ -143,8 +145,8 @@ def _when(one: Started) -> float:
     return next((file.modified or 0.0 for file in files if file.path == "config.json"), 0.0)
 
 
-def _in_order(started: Mapping[str, Started]) -> Iterator[str]:
-    names = sorted(started, key=lambda title: (_when(started[title]), title))
+def _in_order(started: Mapping[str, Started], began: Mapping[str, float]) -> Iterator[str]:
+    names = sorted(started, key=lambda title: (began[title], title))
     graph = {title: [t for t in started[title].told["inputs"].values() if t in started] for title in names}
     try:
         yield from TopologicalSorter(graph).static_order()

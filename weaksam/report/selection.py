@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from weaksam import schemas, tables
-from weaksam.ops.uncertainty import best_scores, image_uncertainty
+from weaksam.ops.uncertainty import best_scores, image_uncertainty, most_uncertain
 from weaksam.report import choose
 from weaksam.report.run_files import RunStep
 
@@ -105,9 +105,11 @@ def _add_uncertain(chosen: Chosen, one: RunStep, dataset: Dataset, count: int) -
     rows = [row for row in rows if row["status"] == schemas.OK and not row.get("trusted")]
     given = [known[row["image_id"]] for row in rows]
     best = [best_scores(row["classes"], row["scores"], present) for row, present in zip(rows, given, strict=True)]
-    unsure = dict(zip([row["image_id"] for row in rows], image_uncertainty(best, given).tolist(), strict=True))
-    most = sorted(unsure, key=lambda image_id: (-unsure[image_id], image_id))[:count]
-    chosen.add(choose.UNCERTAIN, most, {key: f"uncertainty in {one.name} {unsure[key]:.2f}" for key in most})
+    ranked = [row["image_id"] for row in rows]
+    unsure = image_uncertainty(best, given)
+    most = {ranked[index]: unsure[index] for index in most_uncertain(ranked, unsure, count)}
+    remarks = {image_id: f"uncertainty in {one.name} {value:.2f}" for image_id, value in most.items()}
+    chosen.add(choose.UNCERTAIN, list(most), remarks)
 
 
 def read_dataset(steps: Sequence[RunStep]) -> Dataset | None:
