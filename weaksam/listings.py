@@ -101,20 +101,21 @@ def figures_of_steps(run: str) -> list[Table]:
         table = Table("step", "split", "images", *HEADLINES[task], box=None)
         for name, report in reports:
             if report["task"] == task:
-                figures = [_figure(key, report["metrics"]) for key in HEADLINES[task]]
+                figures = [figure(key, report["metrics"]) for key in HEADLINES[task]]
                 table.add_row(name, report["split"] or "all", str(report["num_images"]), *figures)
         listed.append(table)
     return listed
 
 
-def _figure(name: str, metrics: Mapping[str, float]) -> str:
-    """A fraction as percent, a count as it is; with its standard deviation where there were several runs."""
-    if name not in metrics:
-        return ""
+def figure(name: str, figures: Mapping[str, Any]) -> str:
+    """A fraction as percent, a count as it is, nothing for none; with its deviation where there were several runs."""
+    value = figures.get(name)
+    if value is None or isinstance(value, int):
+        return "" if value is None else str(value)
     if name.startswith("boxes_per_image"):
-        return f"{metrics[name]:.1f}"
-    spread = metrics.get(f"{name}_std")
-    return f"{100 * metrics[name]:.1f}" + ("%" if spread is None else f" ± {100 * spread:.1f}%")
+        return f"{value:.1f}"
+    spread = figures.get(f"{name}_std")
+    return f"{100 * value:.1f}" + ("%" if spread is None else f" ± {100 * spread:.1f}%")
 
 
 def all_stages() -> Table:

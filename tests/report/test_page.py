@@ -63,7 +63,7 @@ def test_figures_are_those_of_the_evaluations(page: str, run_folder: Path) -> No
     for name, key in (("recall", "recall@0.5"), ("boxes_ap", "AP50"), ("pgt_quality", "precision@0.5")):
         (folder,) = run_folder.glob(f"{name}-*")
         value = json.loads((folder / "metrics.json").read_text())["metrics"][key]
-        assert f"{100 * value:.1f} %" in told, name
+        assert f"{100 * value:.1f}%" in told, name
     for title in (
         "Recall against budget",
         "Precision and recall of boxes",

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from weaksam import tables
+from weaksam.listings import figure
 from weaksam.ops.metrics import RecallRules
 from weaksam.report import charts
 from weaksam.report.run_files import RunStep
@@ -23,6 +24,7 @@ _TASKS = {
     "segmentation": "Masks of detectors",
     "pgt": "Pseudo ground truth",
 }
+Judged = tuple[RunStep, dict[str, Any]]  # an evaluate step and its metrics.json
 _FEW = 8  # lines that can be told apart in one chart
 
 
@@ -46,16 +48,16 @@ class ClassTable:
 
 def result_charts(steps: Sequence[RunStep], names: Sequence[str]) -> list[Chart]:
     """Recall against budget, precision against recall, quality of pseudo ground truth, scores, losses."""
-    judged = [one for one in steps if one.metrics]
+    judged = [(one, one.metrics) for one in steps if one.metrics]
     made = [*_recall_charts(judged), *_precision_charts(judged, names), *_pgt_charts(judged), *_score_charts(steps)]
     return [*made, *_loss_charts(steps)]
 
 
-def _recall_charts(judged: Sequence[RunStep]) -> list[Chart]:
+def _recall_charts(judged: Sequence[Judged]) -> list[Chart]:
     made = []
-    for one in judged:
-        figures = (one.metrics or {})["metrics"]
-        if (one.metrics or {})["task"] != "proposals" or "boxes_per_image" not in figures:
+    for one, metrics in judged:
+        figures = metrics["metrics"]
+        if metrics["task"] != "proposals" or "boxes_per_image" not in figures:
             continue
         most = figures["boxes_per_image"]
         lines = {}
@@ -74,14 +76,13 @@ def _recall_charts(judged: Sequence[RunStep]) -> list[Chart]:
     return made
 
 
-def _precision_charts(judged: Sequence[RunStep], names: Sequence[str]) -> list[Chart]:
+def _precision_charts(judged: Sequence[Judged], names: Sequence[str]) -> list[Chart]:
     """A chart an evaluation: the mean over classes, over a thin line of each class."""
     made = []
-    for one in judged:
+    for one, metrics in judged:
         curve = {row["class"]: row["curve"] for row in one.per_class if row.get("curve") is not None}
         if not curve:
             continue
-        metrics = one.metrics or {}
         faint = [(_RECALLS, curve[name]) if name in curve else None for name in names]
         mean = np.mean(list(curve.values()), axis=0)
         chart = charts.curves(
@@ -101,15 +102,15 @@ def _precision_charts(judged: Sequence[RunStep], names: Sequence[str]) -> list[C
     return made
 
 
-def _pgt_charts(judged: Sequence[RunStep]) -> list[Chart]:
-    kept = [one for one in judged if (one.metrics or {})["task"] == "pgt"]
+def _pgt_charts(judged: Sequence[Judged]) -> list[Chart]:
+    kept = [(one.name, metrics["metrics"]) for one, metrics in judged if metrics["task"] == "pgt"]
     if not kept:
         return []
     keys = ("precision@0.5", "recall@0.5", "precision@0.75", "recall@0.75", "mask_iou")
-    figures = [(one.metrics or {})["metrics"] for one in kept]
+    figures = [some for _, some in kept]
     keys = tuple(key for key in keys if any(key in one for one in figures))
     groups = {key.replace("_", " "): [one.get(key) for one in figures] for key in keys}
-    svg = charts.bars(groups, [one.name for one in kept], x="%", percent=True)
+    svg = charts.bars(groups, [name for name, _ in kept], x="%", percent=True)
     told = "Precision: boxes that are right. Recall: objects that are found. Figures are in the table above."
     return [Chart("Quality of pseudo ground truth", told, svg)]
 
@@ -150,17 +151,14 @@ def class_tables(steps: Sequence[RunStep], names: Sequence[str]) -> list[ClassTa
     where = {name: index for index, name in enumerate(names)}
     made = []
     for one in steps:
-        if not one.per_class:
+        if not one.per_class or one.metrics is None:
             continue
         keys = [key for key in one.per_class[0] if key not in ("class", "curve")]
         rows = [
-            (where.get(row["class"], -1), [row["class"], *(cell(key, row[key]) for key in keys)])
-            for row in one.per_class
+            (where.get(row["class"], -1), [row["class"], *(figure(key, row) for key in keys)]) for row in one.per_class
         ]
         judged = ", ".join(step.name for step in one.judged())
-        made.append(
-            ClassTable(f"{one.name}: {judged}, {(one.metrics or {})['split'] or 'all splits'}", ["class", *keys], rows)
-        )
+        made.append(ClassTable(f"{one.name}: {judged}, {one.metrics['split'] or 'all splits'}", ["class", *keys], rows))
     return made
 
 
@@ -174,19 +172,10 @@ def headlines(steps: Sequence[RunStep]) -> list[tuple[str, list[str], list[list[
         rows = []
         for one, told in of_task:
             judged = ", ".join(step.name for step in one.judged())
-            figures = [cell(key, told["metrics"].get(key)) for key in keys]
+            figures = [figure(key, told["metrics"]) for key in keys]
             rows.append([one.name, judged, told["split"] or "all", str(told["num_images"]), *figures])
         made.append((_TASKS[task], ["step", "of", "split", "images", *keys], rows))
     return made
-
-
-def cell(key: str, value: Any) -> str:
-    """A figure as text: counts as they are, fractions in percent, nothing for None."""
-    if value is None:
-        return ""
-    if key.startswith(("num_", "boxes_per_image")):
-        return f"{value:g}" if isinstance(value, int) else f"{value:.1f}"
-    return f"{100 * value:.1f} %" if isinstance(value, float) else str(value)
 
 
 def dataset_facts(images: pa.Table, names: Sequence[str]) -> tuple[list[list[str]], Chart | None]:
