@@ -54,7 +54,7 @@ def make_gallery(steps: Sequence[RunStep], dataset: Dataset, count: int) -> Gall
         found = [(one, row) for one in shown if (row := rows[one.name].get(image_id))]
         for one, row in found:
             if look is not None and one.name == look.step and row["status"] == schemas.OK:
-                panels += look(image, row["labels"])
+                panels += look.draw(image, row["labels"])
             panels.append(_panel(one, row, size, dataset.names))
         told = (given[image_id]["labels"] or [], panels, groups, chosen.notes[image_id])
         cards.append(Card(image_id, split, *size, data_uri(image), *told))

@@ -27,14 +27,15 @@ _HEAT = np.array([[0, 0, 60], [120, 20, 120], [240, 80, 40], [255, 220, 60]], np
 
 @dataclass(frozen=True)
 class Look:
-    """Draws heatmaps; `step` is the proposals step whose labels and peaks they explain."""
+    """Draws heatmaps.
+
+    Attributes:
+        step: the proposals step whose labels and peaks they explain.
+        draw: a panel a kind of heatmap, of an image (H, W, 3) uint8 with its labels.
+    """
 
     step: str
     draw: Callable[[np.ndarray, Sequence[int] | None], list[Panel]]
-
-    def __call__(self, image: np.ndarray, labels: Sequence[int] | None) -> list[Panel]:
-        """A panel a kind of heatmap, of an image (H, W, 3) uint8 with its labels."""
-        return self.draw(image, labels)
 
 
 def make_look(proposals: RunStep, names: Sequence[str]) -> Look | None:
