@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import struct
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +16,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
-from tensorboardX.proto import event_pb2
+from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.record_writer import RecordWriter
 from torch import Tensor, nn
 
 from weaksam import storage, training_state
@@ -157,8 +159,15 @@ def test_rows_after_the_checkpoint_are_written_again_not_twice(tmp_path: Path):
     resumed.write(8, {"loss": 2.0}, lr=0.1)
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [(row["step"], row["loss"]) for row in rows] == [(4, 1.0), (8, 2.0)]
-    (events,) = (tmp_path / "tensorboard").iterdir()
-    assert _scalars(events.read_bytes(), "loss") == [(4, 1.0), (8, 2.0)]
+    (file,) = (tmp_path / "tensorboard").iterdir()
+    events = _events(file.read_bytes())
+    scalars = [(event.step, value) for event in events for value in event.summary.value]
+    assert [(step, value.simple_value) for step, value in scalars if value.tag == "loss"] == [(4, 1.0), (8, 2.0)]
+    writer = RecordWriter(str(tmp_path / "by-tensorboardx"))
+    for event in events:
+        writer.write(event.SerializeToString())
+    writer.close()
+    assert file.read_bytes() == (tmp_path / "by-tensorboardx").read_bytes()  # checksums and all
 
 
 def test_a_row_tells_what_its_steps_took_without_the_writing_of_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -168,7 +177,7 @@ def test_a_row_tells_what_its_steps_took_without_the_writing_of_rows(tmp_path: P
         now[0] += 5
         write(uri, data)
 
-    monkeypatch.setattr(training_state, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(training_state, "time", SimpleNamespace(monotonic=lambda: now[0], time=time.time))
     monkeypatch.setattr(storage, "write_bytes", write_slowly)
     journal = Journal(str(tmp_path), _settings(), 0)
     for step in (4, 8):
@@ -179,13 +188,12 @@ def test_a_row_tells_what_its_steps_took_without_the_writing_of_rows(tmp_path: P
     assert [row["at"] for row in rows] == [2, 14]  # two files are written for each row
 
 
-def _scalars(content: bytes, tag: str) -> list[tuple[int, float]]:
-    """The values of a tag in a TensorBoard file: records of length (8 bytes), checksum (4), event, checksum (4)."""
+def _events(content: bytes) -> list[Event]:
+    """What a TensorBoard file holds: records of length (8 bytes), its checksum (4), event, its checksum (4)."""
     found, place = [], 0
     while place < len(content):
         (size,) = struct.unpack_from("<Q", content, place)
-        event = event_pb2.Event.FromString(content[place + 12 : place + 12 + size])
-        found += [(event.step, value.simple_value) for value in event.summary.value if value.tag == tag]
+        found.append(Event.FromString(content[place + 12 : place + 12 + size]))
         place += size + 16
     return found
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import json
 import math
-import tempfile
+import struct
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -17,7 +17,9 @@ from typing import Any, Protocol, TypeVar, cast
 
 import numpy as np
 import torch
-from tensorboardX import SummaryWriter
+from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]  (made when imported)
+from tensorboardX.record_writer import masked_crc32c
+from tensorboardX.summary import scalar
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -211,8 +213,7 @@ class Journal:
         """Keeps the rows up to `step`, from which training goes on."""
         self._folder, self._settings = folder, settings
         self._uri = storage.join(folder, "metrics.jsonl")
-        self._local = tempfile.TemporaryDirectory(prefix="weaksam-events-")
-        self._events = SummaryWriter(self._local.name)
+        self._events = _record(Event(wall_time=time.time(), file_version="brain.Event:2"))
         self._rows: list[dict[str, float]] = []
         lines = storage.read_replaceable(self._uri).decode().splitlines() if storage.exists(self._uri) else []
         for row in map(json.loads, lines):
@@ -229,13 +230,19 @@ class Journal:
         row = {"step": step, **means, "lr": lr, "images_per_second": round(speed, 2)}
         self._add(row | {"seconds": round(seconds, 4), "at": round(at, 4)})
         storage.write_bytes(self._uri, "".join(json.dumps(row) + "\n" for row in self._rows).encode())
-        self._events.flush()
-        (events,) = Path(self._local.name).iterdir()
-        storage.write_bytes(storage.join(self._folder, "tensorboard", "events.out.tfevents.0.run"), events.read_bytes())
+        storage.write_bytes(storage.join(self._folder, "tensorboard", "events.out.tfevents.0.run"), self._events)
         self._then, self._step = time.monotonic(), step  # to write the row is no part of the work
 
     def _add(self, row: dict[str, float]) -> None:
         self._rows.append(row)
         for key, value in row.items():
             if key != "step":
-                self._events.add_scalar(key, value, int(row["step"]))
+                event = Event(wall_time=time.time(), step=int(row["step"]), summary=scalar(key, value))
+                self._events += _record(event)
+
+
+def _record(event: Event) -> bytes:
+    """An event as TensorBoard reads it from a file: length, its checksum, the event, its checksum."""
+    content = event.SerializeToString()
+    length = struct.pack("<Q", len(content))
+    return length + struct.pack("<I", masked_crc32c(length)) + content + struct.pack("<I", masked_crc32c(content))
