@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -166,6 +168,28 @@ def test_a_ray_that_does_not_start_in_time_is_told_and_nothing_else_is_hidden(
     monkeypatch.setattr(runtime.ray, "init", init)
     with pytest.raises(kind, match="did not start in time" if kind is ClusterError else "else"):
         runtime.connect()
+
+
+@pytest.mark.ray
+def test_workers_wait_for_their_next_task_longer_than_ray_would_let_them() -> None:
+    program = """
+import os, time
+from weaksam import runtime
+import ray
+runtime.connect()
+def work():
+    time.sleep(1)  # long enough that each of two tasks has a worker of its own
+    return os.getpid()
+task = ray.remote(num_cpus=0.1)(work)
+both = lambda: sorted(ray.get([task.remote(), task.remote()]))
+both()  # starts them
+before = both()
+time.sleep(4)
+print(both() == before)
+"""
+    environment = os.environ | {"RAY_num_workers_soft_limit": "1"}  # one more is ended after a second without a task
+    told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=True)
+    assert told.stdout == "True\n"
 
 
 def test_rows_of_unknown_images_are_refused(tmp_path: Path) -> None:

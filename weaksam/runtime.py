@@ -50,6 +50,9 @@ log = logging.getLogger(__name__)
 # glibc gives large buffers back to the system at once, and getting them again can cost more than the work on them:
 # elementwise operations of torch on a virtual machine were three times slower without these.
 _KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**33)}
+# Where there are more workers than cores, Ray ends one that had no task for a second, and the next block of images
+# pays for another: some two seconds of a core. Small images on two cores took a fifth longer.
+_KEEP_WORKERS = {"RAY_idle_worker_killing_time_threshold_ms": "60000"}
 
 ROWS_PER_BLOCK = 64  # Ray Data costs about 15 ms a block; a block is also what a crash loses
 _MOST_ALONE = 8 * ROWS_PER_BLOCK
@@ -58,8 +61,8 @@ _MOST_ALONE = 8 * ROWS_PER_BLOCK
 def connect() -> None:
     """Joins the cluster of `RAY_ADDRESS` (a submitted job has it set) or starts one on this machine."""
     if not ray.is_initialized():
-        for variable, size in _KEEP_MEMORY.items():
-            os.environ.setdefault(variable, size)  # the workers of a local cluster inherit it
+        for variable, value in (_KEEP_MEMORY | _KEEP_WORKERS).items():
+            os.environ.setdefault(variable, value)  # a local cluster inherits it
         address = os.environ.get("RAY_ADDRESS", "local")
         options = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": False}
         if address != "local":
