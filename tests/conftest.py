@@ -12,12 +12,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 if not torch.cuda.is_available():  # before anything imports Triton, which asks then
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from tests.s3.server import CephServer
 from tests.s3.world import make_bucket
+
+settings.register_profile("weaksam", deadline=None)  # no test is timed: the first call loads code, machines are busy
+settings.load_profile("weaksam")
 
 SHARED_DATA = Path(os.environ.get("WEAKSAM_SHARED_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy.cluster.vq import ClusterError
@@ -95,7 +95,6 @@ def test_a_constant_map_is_one_plateau():
     assert peaks.maps.tolist() == [0, 1]
 
 
-@settings(deadline=None)  # the first call loads code
 @given(MAPS, KERNELS)
 def test_window_max_is_max_pool(maps, kernel):
     given_maps = torch.from_numpy(maps).float() / 4
@@ -129,7 +128,6 @@ def test_a_single_map_without_its_axis_is_refused():
         find_peaks(torch.zeros(3, 4), kernel=3, threshold=0.5)
 
 
-@settings(deadline=None)  # the first call loads code
 @given(MAPS, KERNELS, st.sampled_from([0.0, 0.25, 0.5, 1.0]), st.sampled_from([1, 3, 25]), st.booleans())
 def test_peaks_are_the_slow_ones(maps, kernel, threshold, max_peaks, collapse):
     arguments = {"kernel": kernel, "threshold": threshold, "max_peaks": max_peaks, "collapse_plateaus": collapse}
@@ -213,7 +211,6 @@ def test_other_groups_do_not_change_a_groups_clusters():
     np.testing.assert_array_equal(together[owners == 1], alone)
 
 
-@settings(deadline=None)  # the first call loads code
 @given(POINTS, st.integers(1, 6), st.sampled_from(["member", "mean"]))
 def test_clusters_of_any_peaks(rows, peaks_per_cluster, centre):
     points, groups = np.array(rows)[:, :2], np.array(rows)[:, 2]

@@ -90,7 +90,7 @@ rule_sets = st.builds(
 
 
 @given(detections, st.sets(st.integers(0, 3)), rule_sets)
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_equals_its_plain_twin(found: list[Detection], labels: set[int], rules: PgtRules) -> None:
     assert select(found, labels, rules) == plain(found, labels, rules)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from weaksam.ops.uncertainty import best_scores, image_uncertainty, most_uncertain, rank_confidence
@@ -61,7 +61,6 @@ images = st.lists(
 
 
 @given(images, st.sampled_from([0.001, 0.5]))
-@settings(deadline=None)
 def test_the_scale_of_a_class_does_not_count_where_labels_are_known(found: list, scale: float) -> None:
     best, labels = [one for one, _ in found], [present for _, present in found]
     unsure = image_uncertainty(best, labels)
