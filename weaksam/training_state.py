@@ -213,7 +213,7 @@ class Journal:
         """Keeps the rows up to `step`, from which training goes on."""
         self._folder, self._settings = folder, settings
         self._uri = storage.join(folder, "metrics.jsonl")
-        self._events = _record(Event(wall_time=time.time(), file_version="brain.Event:2"))
+        self._events = bytearray(_record(Event(wall_time=time.time(), file_version="brain.Event:2")))
         self._rows: list[dict[str, float]] = []
         lines = storage.read_replaceable(self._uri).decode().splitlines() if storage.exists(self._uri) else []
         for row in map(json.loads, lines):
@@ -230,7 +230,8 @@ class Journal:
         row = {"step": step, **means, "lr": lr, "images_per_second": round(speed, 2)}
         self._add(row | {"seconds": round(seconds, 4), "at": round(at, 4)})
         storage.write_bytes(self._uri, "".join(json.dumps(row) + "\n" for row in self._rows).encode())
-        storage.write_bytes(storage.join(self._folder, "tensorboard", "events.out.tfevents.0.run"), self._events)
+        events = storage.join(self._folder, "tensorboard", "events.out.tfevents.0.run")
+        storage.write_bytes(events, bytes(self._events))
         self._then, self._step = time.monotonic(), step  # to write the row is no part of the work
 
     def _add(self, row: dict[str, float]) -> None:
