@@ -144,7 +144,7 @@ def command(config: str, run: Path, step: str) -> list[str]:
 def calm(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     """The run file, and the folder of a run that nothing disturbs."""
     base = tmp_path_factory.mktemp("calm")
-    config, ray_folder = write_run(base, epochs=12, steps=120), tempfile.mkdtemp(prefix="ws", dir="/tmp")
+    config, ray_folder = write_run(base, epochs=12, steps=45), tempfile.mkdtemp(prefix="ws", dir="/tmp")
     environment = {**os.environ, "RAY_TMPDIR": ray_folder}
     try:
         subprocess.run(command(config, base / "run", "net"), cwd=ROOT, env=environment, check=True, timeout=500)
