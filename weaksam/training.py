@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -40,6 +41,10 @@ from weaksam.turns import turn
 __all__ = ["TrainResources", "TrainSettings", "TrainTask", "train"]
 
 log = logging.getLogger(__name__)
+
+# Ray Train looks at its workers every two seconds by default, and twice after the last step: the end of a training, a
+# report and a dead worker are seen that much later.
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
 
 _PREFETCH = 2  # micro-batches prepared ahead of the one in use
 
