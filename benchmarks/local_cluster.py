@@ -36,8 +36,8 @@ class LocalCluster:
         token.chmod(0o600)
         auth = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
         self.environment = {**environment, **auth, "RAY_BACKEND_LOG_LEVEL": "fatal"}
-        # Ray notes the cluster started last in its folder of the machine, for everyone's next `ray.init`, and fails where
-        # no Ray ran before: this cluster is nobody else's, so its owner has a folder of its own.
+        # Ray notes the newest cluster in its folder of the machine, for everyone's next `ray.init`, and fails where no
+        # Ray ran before: this cluster is nobody else's, so its owner has a folder of its own.
         Path(self._folder.name, "ray").mkdir()
         with open(Path(self._folder.name, "owner.log"), "wb") as log:
             self._owner = subprocess.Popen(
