@@ -12,7 +12,7 @@ from tests.models.pictures import best_box_overlap, learn_in_stages, squares_and
 from weaksam.models.cut_out_rcnn import CutOutRcnn, CutOutRcnnSize
 from weaksam.models.detector import Targets
 from weaksam.models.pyramids import SamPyramid
-from weaksam.models.roi_backbones import SamCropNet
+from weaksam.models.roi_backbones import CropNet
 from weaksam.ops.boxes import mirror_boxes
 
 SIZE = CutOutRcnnSize(
@@ -29,7 +29,7 @@ def make(**changes: Any) -> CutOutRcnn:
 
 def test_sees_a_region_as_the_weakly_supervised_detector_does() -> None:
     images, targets = squares_and_discs(2, side=64)
-    net, other = make(depth=None), SamCropNet(dim=8, crop=32)
+    net, other = make(depth=None), CropNet(dim=8, crop=32)
     other.sam.load_shipped()
     net._see(images)
     seen = net.roi_heads.box_roi_pool({}, [one.boxes for one in targets], [(64, 64)] * 2)

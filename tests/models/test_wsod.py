@@ -18,7 +18,7 @@ from weaksam.data.proposal_boxes import ProposalBoxes
 from weaksam.models.dropblock import ConcreteDropBlock
 from weaksam.models.noise import SampleNoise, dropout
 from weaksam.models.pyramids import SamPyramid
-from weaksam.models.roi_backbones import DilatedVgg16, ResNet50C5, RoiNet, SamCropNet, load_imagenet
+from weaksam.models.roi_backbones import CropNet, DilatedVgg16, ResNet50C5, RoiNet, load_imagenet
 from weaksam.models.wsod import METHODS, WsodNet, forward_losses, wsod_losses
 from weaksam.models.wsod_build import WsodSpec
 from weaksam.models.wsod_task import WsodRecipe, WsodTask
@@ -34,7 +34,7 @@ def make_image(seed: int = 0) -> Tensor:
 
 def make_net(method: str = "mist", *, dropblock: bool = False, classes: int = 3) -> WsodNet:
     torch.manual_seed(0)
-    network = SamCropNet(dim=64)
+    network = CropNet(dim=64)
     network.sam.load_shipped()
     return WsodNet(network, classes, METHODS[method], dropblock=dropblock)
 
@@ -89,19 +89,20 @@ def test_resnet50_keeps_stride_8_and_takes_torchvisions_weights() -> None:
 
 
 def test_crops_see_the_box_and_a_margin() -> None:
-    network = SamCropNet(dim=8, margin=0.0)
+    network = CropNet(dim=8, margin=0.0)
     flat = torch.zeros(3, 48, 64, dtype=torch.uint8)
     flat[:, 10:26, 20:36] = 255
     box = torch.tensor([[20.0, 10, 36, 26]])
-    crops = network.cut_out(flat, box)
+    crops = network.cut_out(flat, box, network.sam)
     inside = (255 - network.pixel_mean) / network.pixel_std
     torch.testing.assert_close(crops[0, :, 4:-4, 4:-4], inside.expand(3, 56, 56))
-    assert SamCropNet(dim=8, margin=0.5).cut_out(flat, box)[0, 0, 0, 0] < 0
+    wide = CropNet(dim=8, margin=0.5)
+    assert wide.cut_out(flat, box, wide.sam)[0, 0, 0, 0] < 0
     assert network.pool(flat, box).shape == (1, 96, 4, 4)
 
 
 def test_what_is_frozen_is_computed_once_for_a_view(monkeypatch: pytest.MonkeyPatch) -> None:
-    network, image = SamCropNet(dim=8).train(), make_image()
+    network, image = CropNet(dim=8).train(), make_image()
     assert {key.split(".")[0] for key, p in network.named_parameters() if p.requires_grad} == {
         "first",
         "norm",

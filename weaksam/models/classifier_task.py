@@ -22,6 +22,7 @@ from weaksam import storage
 from weaksam.data.augment import augment_for_classification, resize_for_classification
 from weaksam.data.images import read_for_training
 from weaksam.models import weaktr_weights
+from weaksam.models.classifiers import Classifier, build_classifier, depth_of, kind_of, load_pretrained
 from weaksam.models.weaktr import WeakTr
 from weaksam.ops.classification import mean_average_precision
 from weaksam.sam.training_optimizer import MuonAdamW
@@ -59,7 +60,7 @@ class ClassifierTask:
     """Multi-label classification with the losses of WeakTr.
 
     Attributes:
-        backbone: `vit_xs` or a timm name.
+        backbone: `efficientnet_lite0`, `vit_xs` or the name of a timm ViT.
         pretrained: start from the weights the backbone is known with; `weights` takes their place.
         weights: URI of a file to start from.
         class_rows: which class of `weights` each class of the dataset is.
@@ -94,15 +95,15 @@ class ClassifierTask:
     @cached_property
     def _drop_rates(self) -> np.ndarray:
         """(L,) chance that a residual branch is left out, rising linearly with depth."""
-        return np.linspace(0, self.recipe.drop_path, weaktr_weights.size_of(self.backbone).depth)
+        return np.linspace(0, self.recipe.drop_path, depth_of(self.backbone))
 
-    def build_model(self) -> WeakTr:
+    def build_model(self) -> Classifier:
         """The network with its starting weights."""
-        model = weaktr_weights.build_weaktr(self.backbone, self.train.labels.shape[1], gated=self.gated)
-        if self.weights is not None:
+        model = build_classifier(self.backbone, self.train.labels.shape[1], gated=self.gated)
+        if self.weights is not None and isinstance(model, WeakTr):
             weaktr_weights.load_file(model, storage.fetch(self.weights), class_rows=self.class_rows)
         elif self.pretrained:
-            weaktr_weights.load_pretrained(model, self.backbone)
+            load_pretrained(model, self.backbone)
         return model.train()
 
     def build_optimizer(self, model: nn.Module, *, lr: float, weight_decay: float) -> torch.optim.Optimizer:
@@ -140,10 +141,12 @@ class ClassifierTask:
             min_scale=recipe.min_scale,
             rand_augment=recipe.rand_augment,
             erase=recipe.erase,
+            mean=kind_of(self.backbone).mean,
+            std=kind_of(self.backbone).std,
         )
         return picture, np.float32(1), keep
 
-    def loss(self, model: WeakTr, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, model: Classifier, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Sum over images of the multi-label losses of class tokens, coarse map and, with a gate, fine map."""
         keep = batch["keep"] if self.recipe.drop_path else None
         logits = model(batch["image"], keep)
@@ -155,11 +158,11 @@ class ClassifierTask:
         return torch.stack(list(losses.values())).sum(), {key: value.detach() for key, value in losses.items()}
 
     @torch.inference_mode()
-    def validate(self, model: WeakTr) -> dict[str, float]:
+    def validate(self, model: Classifier) -> dict[str, float]:
         """Loss and multi-label mAP of the class tokens on the held-out images."""
         if not self.held_out.uris:
             return {}
-        device = model.cls_token.device
+        device = model.device
         found, kept = [], []
         for pictures, rows in self._held_out_batches():
             found.append(model(pictures.to(device)).cls.float().cpu())
@@ -170,14 +173,15 @@ class ClassifierTask:
 
     def _held_out_batches(self, size: int = 32) -> Iterator[tuple[Tensor, list[int]]]:
         """Pictures (B, 3, S, S) and which held-out images they are; unreadable ones are left out."""
-        side = self.recipe.image_size
+        side, kind = self.recipe.image_size, kind_of(self.backbone)
         for start in range(0, len(self.held_out.uris), size):
             uris = self.held_out.uris[start : start + size]
             pixels = {
                 start + i: one for i, one in enumerate(self._pool.map(read_for_training, uris)) if one is not None
             }
             if pixels:
-                pictures = np.stack([resize_for_classification(one, size=side) for one in pixels.values()])
+                seen_as = {"size": side, "mean": kind.mean, "std": kind.std}
+                pictures = np.stack([resize_for_classification(one, **seen_as) for one in pixels.values()])
                 yield torch.from_numpy(pictures), list(pixels)
 
 

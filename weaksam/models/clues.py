@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from weaksam.data.augment import normalise
-from weaksam.models.weaktr import WeakTr
+from weaksam.models.classifiers import Classifier
 from weaksam.ops.cams import fuse_views, snap_to_patches
 from weaksam.ops.peaks import cluster_peaks, find_peaks
 
@@ -111,20 +111,21 @@ class Views:
     maps: dict[str, list[Tensor]]
 
 
-def look(model: WeakTr, image: np.ndarray, rules: ClueRules) -> Views:
+def look(model: Classifier, image: np.ndarray, rules: ClueRules) -> Views:
     """Runs the classifier on every view of an image.
 
     Args:
         model: in eval mode; its device is used.
         image: (H, W, 3) uint8 RGB.
     """
-    patch, device = model.size.patch, model.cls_token.device
+    patch, device = model.patch, model.device
     logits, maps = [], {kind: [] for kind in rules.peaks}
     layers = rules.cross_layers if "cross" in rules.peaks else ()
     picture = Image.fromarray(image)
     for scale in rules.scales:
         height, width = view_size(image.shape[:2], scale, patch, snap=rules.snap)
-        view = normalise(np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC)))
+        resized = np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC))
+        view = normalise(resized, mean=model.mean, std=model.std)
         pair = torch.from_numpy(np.stack([view, view[:, :, ::-1]])).to(device)
         seen = model.find_maps(pair, cross_layers=layers)
         logits.append(seen.logits)
@@ -162,7 +163,7 @@ def make_heatmaps(views: Views, labels: np.ndarray, size: tuple[int, int]) -> di
 
 
 def find_clues(
-    model: WeakTr, image: np.ndarray, labels: Sequence[int] | None, rules: ClueRules
+    model: Classifier, image: np.ndarray, labels: Sequence[int] | None, rules: ClueRules
 ) -> tuple[Clues, dict[str, Tensor]]:
     """Labels and peaks of an image, and the heatmaps they come from.
 

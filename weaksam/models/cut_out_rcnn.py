@@ -2,7 +2,7 @@
 
 Where: the boxes of the first stage prompt the SAM, and the boxes of its masks are the regions; so the first stage need
 not learn to the pixel where an object ends. What: each region is cut out at one small size and seen by the SAM, because
-what an object looks like does not depend on its size (`SamCropNet` does so too).
+what an object looks like does not depend on its size (`CropNet` does so too).
 The stages learn one after the other, as when Faster R-CNN was new (Ren et al. 2015, arXiv 1506.01497, section 3.2):
 once the first is done, the regions of a view stay the same, so what they look like is seen once and remembered, and the
 second learns in a fraction of the time.

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from weaksam.models.pyramids import Pyramid, load_from
-from weaksam.sam.build import PIXEL_MEAN, PIXEL_STD
 
 
 class Targets(NamedTuple):
@@ -112,20 +111,21 @@ class Detector(nn.Module):
 
 
 class Normaliser(nn.Module):
-    """Images (3, H, W) uint8 RGB as one batch of the mean and spread that ImageNet's weights know.
+    """Images (3, H, W) uint8 RGB as one batch of the mean and standard deviation that a backbone wants.
 
     Args:
+        pyramid: the backbone.
         multiple: both sides are padded to a multiple of this.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, multiple: int = 32) -> None:
+    def __init__(self, pyramid: Pyramid, multiple: int = 32) -> None:
         super().__init__()
         self.multiple = multiple
-        self.register_buffer("mean", torch.tensor(PIXEL_MEAN).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(PIXEL_STD).view(3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(pyramid.mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(pyramid.std).view(3, 1, 1), persistent=False)
 
     def forward(self, images: Sequence[Tensor]) -> Batch:
         sizes = [(int(image.shape[1]), int(image.shape[2])) for image in images]

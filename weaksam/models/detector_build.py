@@ -16,16 +16,16 @@ from weaksam.models.cut_out_mask_rcnn import CutOutMaskRcnn, CutOutMaskRcnnSize
 from weaksam.models.cut_out_rcnn import CutOutRcnn, CutOutRcnnSize
 from weaksam.models.detector import Detector
 from weaksam.models.dino import Dino, DinoSize
-from weaksam.models.faster_rcnn import PUBLISHED, BoxLoss, FasterRcnn, FoundRules
+from weaksam.models.faster_rcnn import PUBLISHED, BoxLoss, FasterRcnn, FasterRcnnSize, FoundRules
 from weaksam.models.mask2former import Mask2Former, Mask2FormerSize
-from weaksam.models.mask_rcnn import MaskRcnn
-from weaksam.models.pyramids import Pyramid, ResNet50, SamPyramid
+from weaksam.models.mask_rcnn import MaskRcnn, MaskRcnnSize
+from weaksam.models.pyramids import Lite0Pyramid, Pyramid, ResNet50, SamPyramid
 from weaksam.models.rt_detr_v2 import RtDetrV2, RtDetrV2Size
 from weaksam.ops.roi_drop import NO_DROP, RoiDropRules
 
 Model = Literal["faster_rcnn", "dino", "rt_detr_v2", "mask_rcnn", "mask2former"]
 LEARN_MASKS = ("mask_rcnn", "mask2former")
-Backbone = Literal["resnet50", "small"]
+Backbone = Literal["resnet50", "small", "efficientnet_lite0"]
 _SMALL_DINO = DinoSize(
     dim=128, heads=4, points=4, encoder_layers=2, decoder_layers=3, ffn=256, queries=100, num_denoising=50,
     detections=100, levels=2,
@@ -34,6 +34,10 @@ _SMALL_MASK2FORMER = Mask2FormerSize(
     dim=64, heads=4, encoder_layers=2, encoder_ffn=128, decoder_layers=3, decoder_ffn=256, queries=40, points=1024,
     detections=40,
 )  # fmt: skip
+_LITE0_RCNN = FasterRcnnSize(
+    dim=96, hidden=512, anchors=(32, 72, 168, 384), roi_samples=128, proposals=300, pre_nms=(600, 300)
+)
+_LITE0_MASK_RCNN = MaskRcnnSize(**vars(_LITE0_RCNN), mask_dim=96, mask_layers=2)
 _SMALL_RT_DETR = RtDetrV2Size(image=256, dim=128, decoder_layers=3, queries=100, num_denoising=50, detections=100)
 
 
@@ -43,15 +47,16 @@ class DetectorSpec:
 
     Attributes:
         model: which one.
-        backbone: `resnet50`, or `small`: a smaller network on what the small SAM sees.
+        backbone: `resnet50`; `efficientnet_lite0`, a smaller network on weights that need no download; or `small`, a
+            smaller network on what the small SAM sees.
         num_classes: C.
-        frozen_stages: of resnet50.
+        frozen_stages: of resnet50 and efficientnet_lite0.
         box_loss: of Faster and Mask R-CNN.
         drop: RoI drop.
         boxes_per_image: mean of the training images, what the losses of the DETRs and Mask2Former are divided by.
         first_steps: of the small Faster and Mask R-CNN: steps for its first stage alone.
         pretrained: start from the weights the backbone is known with: torchvision's of ImageNet, fetched by name, or
-            the shipped SAM's.
+            those that come with the installation.
         weights: URI of ImageNet weights to start from instead.
         start: URI of the weights of a whole detector to start from instead, see `load_detector`.
     """
@@ -73,16 +78,19 @@ class DetectorSpec:
         is_small = self.backbone == "small"
         finest = {"mask2former": 4, "dino": 16}.get(self.model, 8)
         pyramid: Pyramid = SamPyramid(finest=finest) if is_small else ResNet50(self.frozen_stages)
+        is_lite = self.backbone == "efficientnet_lite0"
+        if is_lite:
+            pyramid = Lite0Pyramid(self.frozen_stages)
         more: dict[str, Any] = {"box_loss": self.box_loss, "drop": self.drop, "found": found}
         if self.model == "faster_rcnn":
             if is_small:
                 return CutOutRcnn(pyramid, self.num_classes, CutOutRcnnSize(first_steps=self.first_steps), **more)
-            return FasterRcnn(pyramid, self.num_classes, **more)
+            return FasterRcnn(pyramid, self.num_classes, _LITE0_RCNN if is_lite else FasterRcnnSize(), **more)
         if self.model == "mask_rcnn":
             if is_small:
                 size = CutOutMaskRcnnSize(first_steps=self.first_steps)
                 return CutOutMaskRcnn(pyramid, self.num_classes, size, **more)
-            return MaskRcnn(pyramid, self.num_classes, **more)
+            return MaskRcnn(pyramid, self.num_classes, _LITE0_MASK_RCNN if is_lite else MaskRcnnSize(), **more)
         if self.model == "mask2former":
             size = _SMALL_MASK2FORMER if is_small else Mask2FormerSize()
             return Mask2Former(pyramid, self.num_classes, size, masks_per_image=self.boxes_per_image)

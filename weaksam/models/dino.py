@@ -97,7 +97,7 @@ class Dino(Detector):
     ) -> None:
         super().__init__()
         self.num_classes, self.size, self.boxes_per_image, self.drop = num_classes, size, boxes_per_image, drop
-        self.normaliser, self.pyramid = Normaliser(), pyramid
+        self.normaliser, self.pyramid = Normaliser(pyramid), pyramid
         self.num_maps = min(3, size.levels, len(pyramid.strides))
         maps = slice(-self.num_maps, None)
         config = _attention_config(size)

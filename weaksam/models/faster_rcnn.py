@@ -96,7 +96,7 @@ class FasterRcnn(Detector):
         super().__init__()
         if len(size.anchors) != len(pyramid.channels) + 1:
             raise ValueError(f"anchors must be {len(pyramid.channels) + 1} sides, a level each, got {size.anchors}")
-        self.normaliser = Normaliser()
+        self.normaliser = Normaliser(pyramid)
         self.backbone = _BackboneWithFpn(pyramid, size.dim)
         ratios = ((0.5, 1.0, 2.0),) * len(size.anchors)
         generator = AnchorGenerator(tuple((side,) for side in size.anchors), ratios)

@@ -88,7 +88,7 @@ class Mask2Former(Detector):
         if len(pyramid.channels) < _MAPS - 1:
             raise ValueError(f"pyramid must have {_MAPS - 1} maps or more, got {len(pyramid.channels)}")
         self.size, self.masks_per_image = size, masks_per_image
-        self.normaliser, self.pyramid = Normaliser(), pyramid
+        self.normaliser, self.pyramid = Normaliser(pyramid), pyramid
         channels = pyramid.channels[-_MAPS:]
         channels += channels[-1:] * (_MAPS - len(channels))
         self.network = _Network(_config(num_classes, size), channels, num_classes)

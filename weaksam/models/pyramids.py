@@ -16,7 +16,9 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from weaksam import storage
 from weaksam.errors import WeightsError
+from weaksam.models.lite0 import CHANNELS, MEAN, STD, STRIDES, Lite0
 from weaksam.models.sam_stem import FrozenSam, SeenViews
+from weaksam.sam.build import PIXEL_MEAN, PIXEL_STD
 from weaksam.sam.checkpoints import read_state
 
 _STAGES = ("layer1", "layer2", "layer3", "layer4")
@@ -28,10 +30,13 @@ class Pyramid(nn.Module):
     Attributes:
         channels: D of each map, fine to coarse.
         strides: pixels of the image per cell of each map.
+        mean, std: what images are normalised by, of 0..255.
     """
 
     channels: tuple[int, ...] = ()
     strides: tuple[int, ...] = ()
+    mean: tuple[float, ...] = tuple(PIXEL_MEAN)
+    std: tuple[float, ...] = tuple(PIXEL_STD)
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
         """Maps (B, D, h, w) of normalised images (B, 3, H, W)."""
@@ -85,6 +90,26 @@ class ResNet50(Pyramid):
             if state[key].shape != value.shape:
                 raise WeightsError(f"{where}: {key} is {tuple(state[key].shape)}, must be {tuple(value.shape)}")
         self.load_state_dict({key: state[key] for key in own})
+
+
+class Lite0Pyramid(Pyramid):
+    """The last three stages of EfficientNet-Lite0, strides 8 to 32, with weights of ImageNet that need no download.
+
+    Args:
+        frozen_stages: stages of strides 2, 4, 8, 16, 32 that are not trained, from the first.
+    """
+
+    channels, strides, mean, std = CHANNELS[2:], STRIDES[2:], MEAN, STD
+
+    def __init__(self, frozen_stages: int = 3) -> None:
+        super().__init__()
+        self.lite0 = Lite0(frozen_stages)
+
+    def forward(self, pixels: Tensor) -> list[Tensor]:
+        return self.lite0(pixels)[2:]
+
+    def load_pretrained(self) -> None:
+        self.lite0.load_shipped()
 
 
 class SamPyramid(Pyramid):

@@ -11,7 +11,7 @@ Boxes are xyxy, absolute pixels of the image given, right and bottom exclusive.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torchvision.models import resnet50, vgg16
 from torchvision.ops import FrozenBatchNorm2d, roi_pool
 
+from weaksam.models.lite0 import NAME, Lite0, normalise
 from weaksam.models.noise import SampleNoise, dropout
 from weaksam.models.sam_stem import FrozenSam, SeenViews, cut_out
 from weaksam.ops.boxes import to_inclusive
@@ -136,47 +137,94 @@ class ResNet50C5(RoiNet):
         return self.layer4(pooled).mean((2, 3))
 
 
-class SamCropNet(RoiNet):
-    """Every box cut out of the image at one small size and seen by a frozen SAM, and two trained layers on that.
+class CropNet(RoiNet):
+    """Every box cut out of the image at one small size, frozen features of the crop, and two trained layers on them.
 
-    For a few hundred small images and no GPU: what an object looks like does not depend on its size, and SAM tells
-    shapes apart already, so little data goes a long way. While training, what the SAM saw is remembered.
+    For a few hundred images and no GPU: what an object looks like does not depend on its size, and frozen features tell
+    objects apart already, so little data goes a long way. While training, the features of a view are remembered.
+    D counts the channels of all maps; the maps of stride 32 are enlarged to the cells of those of stride 16.
 
     Args:
-        variant: of the SAM.
+        features: what sees the crops, side by side: `efficientnet_lite0`, which has learnt from ImageNet's photographs,
+            and `small`, the small SAM, which has learnt from drawn scenes.
         dim: of the two layers.
-        crop: side of what is cut out, pixels; a whole number of SAM's patches of 16.
+        crop: side of a crop, pixels; a multiple of the largest stride, 32 of `efficientnet_lite0` and 16 of `small`.
         margin: how much a box is enlarged to each side, as a share of its size.
         drop: rate of the dropout after each trained layer.
     """
 
     def __init__(
-        self, variant: str = "vit_xs", dim: int = 256, *, crop: int = 64, margin: float = 0.15, drop: float = 0.2
+        self,
+        features: Sequence[str] = ("small",),
+        dim: int = 256,
+        *,
+        crop: int = 64,
+        margin: float = 0.15,
+        drop: float = 0.2,
     ) -> None:
         super().__init__()
-        self.sam = FrozenSam(variant, crop)
-        self.stride, self.pooled_channels, self.pooled_size = 1, self.sam.channels, crop // self.sam.patch
+        # Rounding keeps a few hundred photographs in memory; the small SAM's features take little.
+        self._is_rounded = NAME in features
+        self._names = [name for name, key in (("lite0", NAME), ("sam", "small")) if key in features]
+        if NAME in features:
+            self.lite0 = Lite0()
+        if "small" in features:
+            self.sam = FrozenSam("vit_xs", crop)
+        strides = [stride for one in self.frozen for stride in one.crop_strides]
+        self._channels = [channels for one in self.frozen for channels in one.crop_channels]
+        self.stride, self.pooled_channels, self.pooled_size = 1, sum(self._channels), crop // min(strides)
+        self._shrink = [stride // min(strides) for stride in strides]
+        inputs = sum(c * (crop // stride) ** 2 for c, stride in zip(self._channels, strides, strict=True))
         self.dim, self.crop, self.margin, self.drop = dim, crop, margin, drop
-        self.first = nn.Linear(self.pooled_channels * self.pooled_size**2, dim)
+        self.first = nn.Linear(inputs, dim)
         self.norm, self.second = nn.LayerNorm(dim), nn.Linear(dim, dim)
         self.seen = SeenViews()
+
+    @property
+    def frozen(self) -> list[Lite0 | FrozenSam]:
+        """The networks that see the crops."""
+        return [getattr(self, name) for name in self._names]
+
+    def load_shipped(self) -> None:
+        """Takes the weights that the frozen networks are known with."""
+        for one in self.frozen:
+            one.load_shipped()
 
     @torch.no_grad()
     def pool(self, image: Tensor, boxes: Tensor) -> Tensor:
         if not self.training:
-            return self._see(image, boxes)
-        return self.seen.recall([image, boxes], lambda: [self._see(image, boxes)])[0]
+            return self._join(self._see(image, boxes))
+        return self._join(self.seen.recall([image, boxes], lambda: self._rounded(self._see(image, boxes))))
 
-    def _see(self, image: Tensor, boxes: Tensor) -> Tensor:
-        return self.sam(self.cut_out(image, boxes))
+    def _see(self, image: Tensor, boxes: Tensor) -> list[Tensor]:
+        """The maps of all frozen networks, fine and coarse."""
+        maps = []
+        for one in self.frozen:
+            crops = self.cut_out(image, boxes, one)
+            parts = [one.crop_maps(part) for part in crops.split(one.at_once(crops.device))]
+            maps += [torch.cat(levels) for levels in zip(*parts, strict=True)]
+        return maps
 
-    def cut_out(self, image: Tensor, boxes: Tensor) -> Tensor:
+    def _rounded(self, maps: list[Tensor]) -> list[Tensor]:
+        return [one.half() for one in maps] if self._is_rounded else maps
+
+    def _join(self, maps: list[Tensor]) -> Tensor:
+        """(N, D, S, S) float32 of maps of several strides."""
+        return torch.cat([_enlarge(one.float(), self.pooled_size) for one in maps], 1)
+
+    def cut_out(self, image: Tensor, boxes: Tensor, network: Lite0 | FrozenSam) -> Tensor:
         """(N, 3, crop, crop) of boxes (N, 4) on an image (3, H, W) uint8, normalised; zeros beyond the image."""
-        return cut_out(self.normalise(image), [boxes], self.crop, self.margin)
+        return cut_out(normalise(image, network.mean, network.std)[None], [boxes], self.crop, self.margin)
 
     def neck(self, pooled: Tensor, noise: SampleNoise | None = None) -> Tensor:
-        x = dropout(F.relu(self.norm(self.first(pooled.flatten(1)))), noise, rate=self.drop)
+        parts = zip(pooled.split(self._channels, 1), self._shrink, strict=True)
+        cells = torch.cat([F.avg_pool2d(part, factor).flatten(1) for part, factor in parts], 1)
+        x = dropout(F.relu(self.norm(self.first(cells))), noise, rate=self.drop)
         return dropout(F.relu(self.second(x)), noise, rate=self.drop)
+
+
+def _enlarge(maps: Tensor, side: int) -> Tensor:
+    return maps if maps.shape[-1] == side else F.interpolate(maps, size=(side, side), mode="nearest")
 
 
 def load_imagenet(network: RoiNet, state: Mapping[str, Tensor]) -> list[str]:

@@ -61,7 +61,7 @@ class RtDetrV2(Detector):
     ) -> None:
         super().__init__()
         self.size, self.boxes_per_image = size, boxes_per_image
-        self.normaliser = Normaliser(pyramid.strides[-1])
+        self.normaliser = Normaliser(pyramid, pyramid.strides[-1])
         # of the whole only the model, which holds the heads too: what is there twice cannot be saved
         model: Any = RTDetrV2ForObjectDetection(_config(pyramid, num_classes, size)).model
         self.network = model

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torchvision.ops import roi_align
 
 from weaksam.ops.boxes import enlarge_boxes
-from weaksam.sam.build import VARIANTS, ConvStem, build_sam
+from weaksam.sam.build import PIXEL_MEAN, PIXEL_STD, VARIANTS, ConvStem, build_sam
 from weaksam.sam.checkpoints import load_sam
 
 
@@ -66,6 +66,8 @@ class FrozenSam(nn.Module):
         depth: number of the encoder's blocks that are run, when what these see is wanted instead of its features.
     """
 
+    mean, std = PIXEL_MEAN, PIXEL_STD
+
     def __init__(self, variant: str, side: int | None = None, *, depth: int | None = None) -> None:
         super().__init__()
         self.variant, self.side, self.depth = variant, side, depth
@@ -95,6 +97,24 @@ class FrozenSam(nn.Module):
         super().train(mode)
         self.encoder.eval()
         return self
+
+    @property
+    def crop_channels(self) -> tuple[int, ...]:
+        """E, of the one map of a crop."""
+        return (self.channels,)
+
+    @property
+    def crop_strides(self) -> tuple[int, ...]:
+        """Pixels a cell of that map."""
+        return (self.patch,)
+
+    def at_once(self, device: torch.device) -> int:
+        """Crops that are best seen together."""
+        return 64 if device.type == "cpu" else 1024
+
+    def crop_maps(self, crops: Tensor) -> list[Tensor]:
+        """The one map of (B, 3, side, side) normalised crops."""
+        return [self(crops)]
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from weaksam.data.augment import IMAGE_MEAN, IMAGE_STD
 from weaksam.models.sam_stem import SamStem
 
 _GATE_REDUCTION = 4  # of the gate's hidden layer, as in the published code
@@ -159,9 +160,12 @@ class WeakTr(nn.Module):
         gated: fuse attention maps by the published gate instead of their mean.
     """
 
+    mean, std = IMAGE_MEAN, IMAGE_STD  # of pixels in [0, 1]
+
     def __init__(self, num_classes: int, size: WeakTrSize, *, gated: bool = False) -> None:
         super().__init__()
         self.num_classes, self.size = num_classes, size
+        self.patch, self.depth = size.patch, size.depth
         self.patch_embed = SamStem(size.sam, size.dim) if size.sam else PatchEmbed(size.dim, size.patch)
         self.cls_token = nn.Parameter(torch.zeros(1, num_classes, size.dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, num_classes + size.grid**2, size.dim))
@@ -171,6 +175,11 @@ class WeakTr(nn.Module):
         self.head = nn.Conv2d(size.dim, num_classes, 3, padding=1)
         self.adaptive_attention_fusion = AttentionGate(size.depth * size.heads) if gated else None
         self._initialise()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.cls_token.device
 
     def _initialise(self) -> None:
         nn.init.trunc_normal_(self.cls_token, std=0.02)

@@ -12,11 +12,11 @@ from torchvision.models import ResNet50_Weights, VGG16_Weights
 
 from weaksam import storage
 from weaksam.errors import WeightsError
-from weaksam.models.roi_backbones import DilatedVgg16, Pixels, ResNet50C5, RoiNet, SamCropNet, load_imagenet
+from weaksam.models.roi_backbones import CropNet, DilatedVgg16, Pixels, ResNet50C5, RoiNet, load_imagenet
 from weaksam.models.wsod import WsodNet, WsodRules
 from weaksam.sam.checkpoints import read_state
 
-Backbone = Literal["vgg16", "resnet50", "small"]
+Backbone = Literal["vgg16", "resnet50", "small", "efficientnet_lite0", "efficientnet_lite0+small"]
 _OF_TORCHVISION = {"vgg16": VGG16_Weights.IMAGENET1K_V1, "resnet50": ResNet50_Weights.IMAGENET1K_V1}
 
 
@@ -25,15 +25,15 @@ class WsodSpec:
     """Which network; picklable, and cheap to send.
 
     Attributes:
-        backbone: `vgg16`, `resnet50` or `small`.
+        backbone: `vgg16`, `resnet50`, or the frozen features of a `CropNet`, joined by +.
         num_classes: C.
         rules: OICR's or MIST's.
         dropblock: whether it has one.
         pixels: what the starting weights were trained on.
         last_relu, frozen_stages: of vgg16 and resnet50.
-        crop, margin: of `small`.
-        pretrained: start from the weights the backbone is known with: torchvision's of ImageNet, fetched by name, the
-            shipped SAM's for `small`.
+        crop, margin: of a `CropNet`.
+        pretrained: start from the weights the backbone is known with: torchvision's of ImageNet, fetched by name, or
+            those that frozen features come with.
         weights: URI of ImageNet weights to start from instead.
     """
 
@@ -58,7 +58,7 @@ class WsodSpec:
             return DilatedVgg16(self.pixels, last_relu=self.last_relu, frozen_stages=self.frozen_stages)
         if self.backbone == "resnet50":
             return ResNet50C5(self.pixels, frozen_stages=self.frozen_stages)
-        return SamCropNet(crop=self.crop, margin=self.margin)
+        return CropNet(self.backbone.split("+"), crop=self.crop, margin=self.margin)
 
     def with_starting_weights(self) -> WsodNet:
         """The network to train.
@@ -70,8 +70,8 @@ class WsodSpec:
         if self.weights is not None:
             state = read_state(storage.fetch(self.weights), wrappers=("model", "state_dict"))
             _load(network.roi_net, state, self.weights)
-        elif self.pretrained and isinstance(network.roi_net, SamCropNet):
-            network.roi_net.sam.load_shipped()
+        elif self.pretrained and isinstance(network.roi_net, CropNet):
+            network.roi_net.load_shipped()
         elif self.pretrained:
             known = _OF_TORCHVISION[self.backbone]
             _load(network.roi_net, dict(known.get_state_dict(check_hash=True)), known.url)

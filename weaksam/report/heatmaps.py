@@ -43,8 +43,8 @@ def make_look(proposals: RunStep, names: Sequence[str]) -> Look | None:
     classifier = proposals.step.inputs.get("classifier")
     if classifier is None or proposals.manifest is None:
         return None
+    from weaksam.models.classifiers import load_trained
     from weaksam.models.clues import KINDS, find_clues, shrink
-    from weaksam.models.weaktr_weights import load_trained
 
     trained: dict[str, Any] = classifier.config
     config, faults = parse_settings(ProposalsConfig, proposals.step.config, where=proposals.name)
@@ -57,7 +57,7 @@ def make_look(proposals: RunStep, names: Sequence[str]) -> Look | None:
     except (WeakSamError, FileNotFoundError) as error:
         log.warning("no heatmaps: %s", error)
         return None
-    rules = config.clues.rules(model.size.depth)  # type: ignore[attr-defined]  (parsed as ProposalsConfig)
+    rules = config.clues.rules(model.depth)  # type: ignore[attr-defined]  (parsed as ProposalsConfig)
     title = f"{classifier.name} heatmaps"
 
     def look(image: np.ndarray, labels: Sequence[int] | None) -> list[Panel]:

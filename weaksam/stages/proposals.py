@@ -108,13 +108,13 @@ class ProposeBoxes:
 
 def _make_clue_finder(config: ProposalsConfig, classifier: TrainedClassifier, device: Any) -> Any:
     """`find(image, labels or None) -> Clues`."""
+    from weaksam.models.classifiers import load_trained
     from weaksam.models.clues import find_clues
-    from weaksam.models.weaktr_weights import load_trained
 
     model = load_trained(
         storage.fetch(classifier.uri), classifier.backbone, classifier.num_classes, gated=classifier.gated
     ).to(device)
-    rules = config.clues.rules(model.size.depth)
+    rules = config.clues.rules(model.depth)
 
     def find(image: np.ndarray, labels: Sequence[int] | None) -> Clues:
         import torch

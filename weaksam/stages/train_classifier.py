@@ -10,14 +10,14 @@ import hashlib
 import math
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from weaksam import storage
 from weaksam.config import NotInFingerprint, OutsideFile, Reads, changed
 from weaksam.errors import DataError
 from weaksam.stage import Outcome, Stage, Step
 from weaksam.stages.labels import labelled_images
-from weaksam.stages.training_run import identify_sam, loop_settings, make_course, train_task
+from weaksam.stages.training_run import identify_shipped, loop_settings, make_course, train_task
 from weaksam.training_settings import Course, Precision, TrainingConfig, TrainResources, TrainSettings, pilot_steps
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ _PILOT_HELD_OUT = 0.25
 
 
 class TrainClassifierConfig(TrainingConfig):
-    """Trains a WeakTr classifier from image-level labels.
+    """Trains a classifier from image-level labels: WeakTr, or class activation maps on `efficientnet_lite0`.
 
     Defaults are the published recipe for VOC (batch 64, learning rate 7.5e-5, 60 epochs, DeiT-S).
     """
@@ -38,9 +38,10 @@ class TrainClassifierConfig(TrainingConfig):
     split: str
     """Split to train on."""
     backbone: str = "deit_small_patch16_224"
-    """A plain ViT of timm, or `vit_xs`, the small one of the demo."""
+    """A plain ViT of timm; `efficientnet_lite0`, whose frozen features have seen ImageNet's photographs and need no
+    download; or `vit_xs`, the small SAM, for drawn scenes."""
     pretrained: bool = True
-    """Start from timm's weights of the backbone (fetched by name); for vit_xs from the SAM in the package."""
+    """Start from timm's weights of the backbone (fetched by name); efficientnet_lite0 and vit_xs come with weights."""
     weights: Annotated[str | None, OutsideFile()] = None
     """URI of weights to start from instead: a ViT's, or a published WeakTr checkpoint."""
     class_rows: list[int] | None = None
@@ -54,7 +55,7 @@ class TrainClassifierConfig(TrainingConfig):
     batch_size: int = Field(default=64, ge=1)
     """Images of a step, over all workers together."""
     optimizer: Literal["adamw", "muon"] = "adamw"
-    """Muon learns a network that starts at random, like the layers of `vit_xs`, in far fewer steps."""
+    """Muon learns a network that starts at random, like the layers on frozen features, in far fewer steps."""
     lr: float = Field(default=7.5e-5, gt=0)
     """Learning rate after the warm-up, for this batch size."""
     final_lr: float = Field(default=0.13, ge=0, le=1)
@@ -88,6 +89,12 @@ class TrainClassifierConfig(TrainingConfig):
     resources: TrainResources = TrainResources()
     """Where it runs."""
 
+    @model_validator(mode="after")
+    def _fits_its_backbone(self) -> Self:
+        if self.backbone == "efficientnet_lite0" and (self.weights is not None or self.gated):
+            raise ValueError("weights and gated are for ViTs: efficientnet_lite0 has weights of its own, no attention")
+        return self
+
     def num_held_out(self, images: int) -> int:
         """How many of so many images are kept out of training."""
         return min(int(self.held_out * images), self.max_held_out)
@@ -95,7 +102,10 @@ class TrainClassifierConfig(TrainingConfig):
     def course(self, images: int) -> Course:
         held_out = self.num_held_out(images)
         settings = train_settings(self, images - held_out)
-        return make_course(settings, images - held_out, views=None, held_out=held_out)
+        # what the frozen features of a picture are is remembered where nothing but the mirror image varies it
+        is_remembered = self.backbone == "efficientnet_lite0" and self.min_scale == 1 and not self.rand_augment
+        views = 2 if is_remembered and not self.erase else None
+        return make_course(settings, images - held_out, views=views, held_out=held_out)
 
     def shortened(self, images: int) -> Self:
         # of so few held-out images the time would be that of looking at all, not of the images
@@ -188,7 +198,7 @@ def _tell(metrics: dict[str, Any]) -> str:
 
 
 def _shipped_weights(config: TrainClassifierConfig) -> dict[str, str]:
-    return identify_sam(is_used=config.backbone == "vit_xs" and config.pretrained and config.weights is None)
+    return identify_shipped(config.backbone) if config.pretrained and config.weights is None else {}
 
 
 STAGE = Stage("train_classifier", 1, TrainClassifierConfig, run, writes="classifier", outside=_shipped_weights)

@@ -17,7 +17,7 @@ from weaksam.errors import ConfigError, DataError
 from weaksam.stage import Outcome, Stage, Step
 from weaksam.stages.checks import check_same_classes, check_same_images
 from weaksam.stages.detector_recipes import RECIPES, RoiDropSettings
-from weaksam.stages.training_run import identify_sam, loop_settings, make_course, train_task
+from weaksam.stages.training_run import identify_shipped, loop_settings, make_course, train_task
 from weaksam.training_settings import (
     Course,
     Precision,
@@ -50,16 +50,18 @@ class TrainDetectorConfig(TrainingConfig):
     """The step with the boxes, and masks, to learn from; its images are trained on."""
     model: Literal["faster_rcnn", "dino", "rt_detr_v2", "mask_rcnn", "mask2former"] = "faster_rcnn"
     """What is trained."""
-    backbone: Literal["resnet50", "small"] = "resnet50"
-    """`small` is for few images and no GPU: a smaller network on what the frozen small SAM sees."""
+    backbone: Literal["resnet50", "efficientnet_lite0", "small"] = "resnet50"
+    """The last two are for few images and no GPU. Photographs want `efficientnet_lite0`, for Faster and Mask R-CNN,
+    which comes with weights of ImageNet; `small` is a smaller network on what the frozen small SAM sees."""
     pretrained: bool = True
-    """Start from the weights the backbone is known with: torchvision's of ImageNet, the shipped SAM's for `small`."""
+    """Start from the weights the backbone is known with: torchvision's of ImageNet, or those that come with weaksam."""
     weights: Annotated[str | None, OutsideFile()] = None
     """URI of ImageNet weights to start from instead (a state dict with torchvision's keys)."""
     start: Annotated[str | None, Reads("detector")] = None
     """The step whose detector to start from instead: the same model, or Faster R-CNN for Mask R-CNN."""
     frozen_stages: int = Field(default=1, ge=0, le=4)
-    """Stages of resnet50 that are not trained, from the first."""
+    """Stages that are not trained, from the first; of resnet50, or of efficientnet_lite0, which has five (strides 2 to
+    32)."""
     box_loss: Literal["l1", "smooth_l1"] = "l1"
     """Of Faster and Mask R-CNN: `l1` as published, torchvision's own is `smooth_l1`."""
     first_stage: float = Field(default=0.4, ge=0, lt=1)
@@ -118,14 +120,16 @@ class TrainDetectorConfig(TrainingConfig):
 
     @model_validator(mode="after")
     def _fits(self) -> TrainDetectorConfig:
-        if self.backbone == "small" and self.weights is not None:
-            raise ValueError("weights are for resnet50: small stands on the shipped SAM")
+        if self.backbone != "resnet50" and self.weights is not None:
+            raise ValueError(f"weights are for resnet50: {self.backbone} has weights of its own")
+        if self.backbone == "efficientnet_lite0" and self.model not in _TWO_STAGES:
+            raise ValueError(f"backbone efficientnet_lite0 is for faster_rcnn and mask_rcnn: {self.model} has resnet50")
         if self.start is not None and self.weights is not None:
             raise ValueError("weights would be ignored: the detector of start has its own")
         if self.first_stage == 0 and self.backbone == "small" and self.model in _TWO_STAGES and self.start is None:
             raise ValueError("first_stage must be above 0 where no step to start from has learnt it")
         if self.backbone != "small" and self.optimizer == "muon":
-            raise ValueError("optimizer muon is for backbone small: resnet50 has sgd or adamw")
+            raise ValueError(f"optimizer muon is for backbone small: {self.backbone} has sgd or adamw")
         if self.model in ("rt_detr_v2", "mask2former") and self.roi_drop.gate != "off":
             raise ValueError(
                 f"roi_drop is for faster_rcnn, mask_rcnn and dino: {self.model} has its losses summed up elsewhere"
@@ -252,7 +256,8 @@ def read_objects(step: Step) -> tuple[list[str], PseudoObjects, int]:
 
 def _shipped_weights(config: TrainDetectorConfig) -> dict[str, str]:
     moves_boxes = config.model in _TWO_STAGES  # by the shipped SAM, whatever the backbone starts from
-    return identify_sam(is_used=config.backbone == "small" and (config.pretrained or moves_boxes))
+    is_used = config.pretrained or (moves_boxes and config.backbone == "small")
+    return identify_shipped(config.backbone) if is_used else {}
 
 
 STAGE = Stage("train_detector", 3, TrainDetectorConfig, run, writes="detector", outside=_shipped_weights)

