@@ -349,15 +349,19 @@ def test_metrics_shows_the_headlines_of_every_finished_evaluation(tmp_path: Path
     figures = {"boxes_per_image": 31.66, "recall@0.5": 0.8514, "recall@0.75": 0.5, "AR": 0.4}
     report = {"task": "proposals", "split": None, "num_images": 80, "metrics": figures}
     storage.write_json(str(tmp_path / "recall-0123abcd" / "metrics.json"), report)
-    storage.write_json(str(tmp_path / "recall_other-0123abcd" / "metrics.json"), {**report, "split": "test"})
+    others = {**figures, "recall@0.9": 0.25, "peaks_inside": 0.625}
+    storage.write_json(
+        str(tmp_path / "recall_other-0123abcd" / "metrics.json"), {**report, "split": "test", "metrics": others}
+    )
     (tmp_path / "images-00000000").mkdir()
     done = call(WEAKSAM, "metrics", str(tmp_path))
     assert done.returncode == 0
     head, one, other = done.stdout.strip().splitlines()
-    names = ["boxes_per_image", "recall@0.5", "recall@0.75", "recall@0.9", "AR"]
+    # headlines that neither has, such as the peaks of each kind, are no columns
+    names = ["boxes_per_image", "recall@0.5", "recall@0.75", "recall@0.9", "AR", "peaks_inside"]
     assert head.split() == ["step", "split", "images", *names]
     assert one.split() == ["recall-0123abcd", "all", "80", "31.7", "85.1%", "50.0%", "40.0%"]  # no recall@0.9 in it
-    assert other.split()[:3] == ["recall_other-0123abcd", "test", "80"]
+    assert other.split() == ["recall_other-0123abcd", "test", "80", "31.7", "85.1%", "50.0%", "25.0%", "40.0%", "62.5%"]
 
 
 def test_metrics_of_a_run_without_any_is_a_fault(tmp_path: Path) -> None:
