@@ -15,7 +15,7 @@ COARSE, FINE, CROSS = 1, 2, 3  # indices into SOURCES
 CAT, DOG, POOLED = 0, 1, -1
 
 
-def truth(*objects: tuple[list[float], int, str], masks: list[bytes | None] | None = None) -> dict[str, Any]:
+def truth(*objects: tuple[list, int, str], masks: list[bytes | None] | None = None) -> dict[str, Any]:
     """Objects are (box, class, flag), flag being `difficult`, `crowd` or empty."""
     return {
         "boxes": [box for box, _, _ in objects],
