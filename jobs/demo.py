@@ -116,7 +116,7 @@ def _percent(figures: dict, key: str) -> str:
 
 
 def recall_table(report: dict) -> str:
-    """The figures of an evaluation as a table for people: sources added one by one, then all by size of objects."""
+    """The figures of an evaluation as a table for people: sources added one by one, all by size of objects, peaks."""
     figures = report["metrics"]
     counts = [figures.get(f"boxes_per_image_{source}", 0.0) for source in schemas.SOURCES]
     rows = [("grid", "_grid", sum(counts[:1])), ("+ CAM peaks", "_grid+coarse+fine", sum(counts[:3]))]
@@ -130,6 +130,10 @@ def recall_table(report: dict) -> str:
         keys = [f"recall@{iou}{suffix}" for iou in ("0.5", "0.75", "0.9")]
         if keys[0] in figures:
             lines.append(f"{name:16} {boxes:7.1f} " + " ".join(f"{100 * figures[key]:6.1f}%" for key in keys))
+    shares = {kind: f"peaks_{kind}_inside" for kind in schemas.SOURCES}
+    shown = [f"{kind} {100 * figures[key]:.1f}%" for kind, key in shares.items() if key in figures]
+    if shown:
+        lines.append(f"Peaks inside an object of their class, by masks: {', '.join(shown)}")
     return "\n".join(lines)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ from pydantic import Field
 
 from weaksam import pipeline, storage
 from weaksam.config import NotInFingerprint, OutsideFile, Reads, Settings, StageConfig
-from weaksam.errors import ConfigError, StageError
+from weaksam.errors import ConfigError, StageError, StorageError
 from weaksam.pools import PoolResources
 from weaksam.stage import Outcome, Stage, Step
 
@@ -90,6 +91,23 @@ def test_every_fault_is_reported_at_once_with_its_key(load: Callable) -> None:
         "steps.d.things: there is no step 'aa': did you mean 'a'?",
         "steps.e.things: needs a step that writes things, 'c' writes results",
     ]
+
+
+def test_warnings_are_those_of_each_step_in_order_and_a_storage_fault_is_none(
+    load: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def warn(step: Step) -> list[str]:
+        if step.name == "b":
+            raise StorageError("s3://data/marker: could not read after 4 tries")
+        return [f"steps.{step.name}.size: {step.config.size} is few"]
+
+    make = dataclasses.replace(pipeline.STAGES["make"], warnings=warn)
+    monkeypatch.setitem(pipeline.STAGES, "make", make)
+    steps = load({name: {"stage": "make", "size": size} for name, size in (("a", 1), ("b", 2), ("c", 3))})
+    texts = ["steps.a.size: 1 is few", "steps.c.size: 3 is few"]
+    assert pipeline.warnings_of(steps) == texts
+    assert pipeline.warnings_of(load(GOOD)[1:]) == []  # a stage without any
+    assert CALLS == []
 
 
 def test_a_circle_of_steps_is_named(load: Callable) -> None:

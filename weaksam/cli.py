@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from typing import Annotated
 
@@ -12,6 +13,8 @@ from rich.table import Table
 from weaksam.errors import ConfigError, StorageError
 from weaksam.job_commands import app as job_app
 from weaksam.terminal import AsJson, ConfigPath, Overrides, console, guarded, set_up_logging
+
+log = logging.getLogger(__name__)
 
 app = typer.Typer(
     help="From image-level labels to boxes, masks and detectors, as batch jobs on Ray.",
@@ -34,7 +37,7 @@ def run(
 
 
 def run_pipeline(config: str, overrides: list[str], *, only: list[str] | None = None, stage: str | None = None) -> None:
-    """Checks everything, runs the chosen steps.
+    """Checks everything, logs the warnings, runs the chosen steps.
 
     Args:
         config: path of the run file.
@@ -51,6 +54,8 @@ def run_pipeline(config: str, overrides: list[str], *, only: list[str] | None = 
         if not only:
             raise ConfigError(f"{config}: no step has the stage '{stage}'")
     chosen = pipeline.select(steps, only or [])
+    for text in pipeline.warnings_of(chosen):
+        log.warning("warning: %s", text)
     pipeline.run_steps(chosen)
 
 
@@ -69,11 +74,12 @@ def run_job(stage: str | None) -> None:
 @app.command()
 @guarded
 def check(config: ConfigPath, overrides: Overrides = None) -> None:
-    """Check CONFIG without running anything: every fault at once, then what each step would do."""
+    """Check CONFIG without running anything: every fault at once, then what each step would do, then warnings."""
     from weaksam import pipeline
 
     table = Table("step", "stage", "reads", "state", "folder", box=None)
-    for step in pipeline.load(config, overrides or []):
+    steps = pipeline.load(config, overrides or [])
+    for step in steps:
         reads = ", ".join(other.name for other in step.inputs.values())
         try:
             state = "finished" if step.manifest() else "to do"
@@ -81,6 +87,8 @@ def check(config: ConfigPath, overrides: Overrides = None) -> None:
             state = "damaged"
         table.add_row(step.name, step.stage.name, reads, state, step.folder)
     console().print(table)
+    for text in pipeline.warnings_of(steps):
+        print(f"warning: {text}", file=sys.stderr)
 
 
 @app.command()

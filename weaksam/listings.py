@@ -83,6 +83,8 @@ def _describe(state: Mapping[str, Any]) -> str:
 def figures_of_steps(run: str) -> list[Table]:
     """The figures of every finished evaluate step of a run folder: a table a task, a step a line.
 
+    Figures that no step has are left out.
+
     Raises:
         ConfigError: no evaluate step is finished there.
     """
@@ -98,11 +100,12 @@ def figures_of_steps(run: str) -> list[Table]:
         raise ConfigError(f"{run}: no evaluate step is finished there: check the folder, or run a config first")
     listed = []
     for task in dict.fromkeys(report["task"] for _, report in reports):
-        table = Table("step", "split", "images", *HEADLINES[task], box=None)
-        for name, report in reports:
-            if report["task"] == task:
-                figures = [figure(key, report["metrics"]) for key in HEADLINES[task]]
-                table.add_row(name, report["split"] or "all", str(report["num_images"]), *figures)
+        of_task = [(name, report) for name, report in reports if report["task"] == task]
+        keys = [key for key in HEADLINES[task] if any(key in report["metrics"] for _, report in of_task)]
+        table = Table("step", "split", "images", *keys, box=None)
+        for name, report in of_task:
+            figures = [figure(key, report["metrics"]) for key in keys]
+            table.add_row(name, report["split"] or "all", str(report["num_images"]), *figures)
         listed.append(table)
     return listed
 
@@ -112,7 +115,7 @@ def figure(name: str, figures: Mapping[str, Any]) -> str:
     value = figures.get(name)
     if value is None or isinstance(value, int):
         return "" if value is None else str(value)
-    if name.startswith("boxes_per_image"):
+    if "_per_image" in name:
         return f"{value:.1f}"
     spread = figures.get(f"{name}_std")
     return f"{100 * value:.1f}" + ("%" if spread is None else f" ± {100 * spread:.1f}%")

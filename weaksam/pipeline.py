@@ -18,7 +18,7 @@ from typing import Any
 
 from weaksam import storage
 from weaksam.config import StageConfig, load_run_file, parse_settings
-from weaksam.errors import ConfigError, FailedRowsError, WeakSamError
+from weaksam.errors import ConfigError, FailedRowsError, StorageError, WeakSamError
 from weaksam.object_stores import use_s3_endpoint
 from weaksam.stage import Outcome, Stage, Step, describe, resolve
 from weaksam.stages import STAGES
@@ -147,6 +147,17 @@ def select(steps: Sequence[Step], only: Sequence[str]) -> list[Step]:
     if faults:
         raise ConfigError(*faults)
     return chosen
+
+
+def warnings_of(steps: Sequence[Step]) -> list[str]:
+    """What `Stage.warnings` gives for each step, in order; starts nothing and writes nothing."""
+    texts = []
+    for step in steps:
+        try:
+            texts += step.stage.warnings(step)
+        except StorageError:
+            continue  # nothing is known, so nothing is wrong yet; a step that needs the file reports the fault
+    return texts
 
 
 def run_steps(steps: Sequence[Step]) -> None:

@@ -44,6 +44,8 @@ class Stage:
         run: does the work of one step; called again after an interruption, it goes on where it stopped.
         writes: what another step may read from it: `images`, `proposals`, `metrics`, ...
         outside: identities of files outside the run that decide the result, by name.
+        warnings: about settings that are valid but a poor choice for the data, each `steps.<step>.<key>: ` with what is
+            wrong and what to do; called before the step runs, may read outside files and raise StorageError.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Stage:
     run: Callable[[Step], Outcome]
     writes: str
     outside: Callable[[Any], dict[str, str]] = lambda config: {}
+    warnings: Callable[[Step], list[str]] = lambda step: []
 
     @property
     def reads(self) -> dict[str, str]:

@@ -12,11 +12,12 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
+from weaksam import storage
 from weaksam.data.scene_cache import cache_scenes
 from weaksam.data.scene_drawing import CLASS_NAMES, FAMILIES, Scene, draw_scene, mask_box
 from weaksam.data.scene_shapes import DEMO_CLASSES, VARIED_KINDS
-from weaksam.data.scenes import COCO_IDS, draw_dataset_scene, with_border, write_scenes
-from weaksam.errors import ConfigError
+from weaksam.data.scenes import COCO_IDS, are_scenes, draw_dataset_scene, with_border, write_scenes
+from weaksam.errors import ConfigError, StorageError
 
 SIZE = (128, 160)
 
@@ -136,6 +137,23 @@ def test_a_complete_folder_is_left_alone_and_another_is_refused(tmp_path: Path):
         write_scenes(tmp_path / "b", images=3, seed=1, format="voc")
     with pytest.raises(ConfigError, match="at least 3 images"):
         write_scenes(tmp_path / "c", images=2, seed=1, format="voc")
+
+
+def test_a_folder_of_scenes_is_recognised(tmp_path: Path):
+    write_scenes(tmp_path / "scenes", images=3, seed=1)
+    assert are_scenes(str(tmp_path / "scenes"))
+    marker = tmp_path / "scenes" / "scenes.json"
+    storage.write_bytes("memory://scenes/copied/scenes.json", marker.read_bytes())
+    assert are_scenes("memory://scenes/copied")
+    marker.rename(tmp_path / "scenes" / "scenes.partial.json")  # drawing was interrupted
+    assert are_scenes(str(tmp_path / "scenes"))
+    assert not are_scenes(str(tmp_path / "nowhere"))
+    for content in ('[{"scene": "beach"}]', '{"images": []}'):  # a file of this name that means something else
+        (tmp_path / "scenes.json").write_text(content)
+        assert not are_scenes(str(tmp_path))
+    (tmp_path / "scenes.json").write_text("{half")
+    with pytest.raises(StorageError, match="not valid JSON"):
+        are_scenes(str(tmp_path))
 
 
 def test_a_folder_cut_short_is_finished(tmp_path: Path):

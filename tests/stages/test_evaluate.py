@@ -137,6 +137,50 @@ def test_recall_counts_every_image_also_the_failed_one(tmp_path: Path) -> None:
     assert {row["class"]: row["recall@0.5"] for row in rows} == {"cat": 1.0, "dog": 0.0}
 
 
+def prompted(points: list[tuple], **size: int) -> list[dict]:
+    """FOUND, where points (x, y, label, kind) prompted SAM in image a."""
+    listed = [{"x": x, "y": y, "label": label, "score": 0.9, "kind": kind} for x, y, label, kind in points]
+    return [{**FOUND[0], "height": SIZE[0], "width": SIZE[1], **size, "points": listed}, FOUND[1], FOUND[2]]
+
+
+def test_peaks_are_located_by_kind_in_masks_and_in_boxes(tmp_path: Path) -> None:
+    upper_half = [{**SEGMENTED[0], "masks": [mask_of(0, 0, 10, 5), None, None]}, *SEGMENTED[1:]]
+    # coarse: in the mask of a cat, in its box alone, on a dog; fine: in the box of a dog without a mask; cross: pooled
+    points = [(4, 4, 0, 1), (4, 5, 0, 1), (25, 25, 0, 1), (25, 29, 1, 2), (25, 30, -1, 3), (45, 5, -1, 3)]
+    step = steps(tmp_path, prompted(points), annotated=upper_half)
+    outcome = evaluate.run(step)
+    figures = storage.read_json(storage.join(step.folder, "metrics.json"))["metrics"]
+    assert {key: value for key, value in figures.items() if key.startswith("peaks")} == {
+        "peaks_inside": pytest.approx(3 / 6),
+        "peaks_in_box": pytest.approx(4 / 6),
+        "peaks_per_image": pytest.approx(6 / 3),
+        "peaks_coarse_inside": pytest.approx(1 / 3),
+        "peaks_coarse_in_box": pytest.approx(2 / 3),
+        "peaks_coarse_per_image": pytest.approx(3 / 3),
+        "peaks_fine_inside": 1.0,
+        "peaks_fine_in_box": 1.0,
+        "peaks_fine_per_image": pytest.approx(1 / 3),
+        "peaks_cross_inside": 0.5,  # the object that is hit is difficult
+        "peaks_cross_in_box": 0.5,
+        "peaks_cross_per_image": pytest.approx(2 / 3),
+    }
+    assert "peaks_inside 50.0 %, peaks_coarse_inside 33.3 %, peaks_fine_inside 100.0 %" in outcome.summary
+
+
+def test_without_a_classifier_there_are_no_figures_of_peaks(tmp_path: Path) -> None:
+    step = steps(tmp_path, FOUND, annotated=SEGMENTED)
+    outcome = evaluate.run(step)
+    figures = storage.read_json(storage.join(step.folder, "metrics.json"))["metrics"]
+    assert not [key for key in figures if "peaks" in key]
+    assert "peaks" not in outcome.summary
+
+
+def test_peaks_in_images_of_another_size_than_the_masks_are_refused(tmp_path: Path) -> None:
+    step = steps(tmp_path, prompted([(4, 4, 0, 1)], height=41), annotated=SEGMENTED)
+    with pytest.raises(DataError, match=r"steps\.recall: image a of step proposals: a mask must cover .* 41 \* 50 pix"):
+        evaluate.run(step)
+
+
 def test_difficult_objects_count_only_when_asked(tmp_path: Path) -> None:
     step = steps(tmp_path, FOUND, include_difficult=True)
     evaluate.run(step)

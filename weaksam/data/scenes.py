@@ -19,15 +19,17 @@ from typing import Literal, cast
 import numpy as np
 from PIL import Image
 
+from weaksam import storage
 from weaksam.data.scene_drawing import CLASS_NAMES, Scene, draw_scene, mask_box
 from weaksam.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
-__all__ = ["CLASS_NAMES", "COCO_IDS", "draw_scene", "write_scenes"]
+__all__ = ["CLASS_NAMES", "COCO_IDS", "are_scenes", "draw_scene", "write_scenes"]
 
 SIZES = ((240, 320), (320, 240), (288, 288), (200, 300), (300, 225))  # (height, width) of scenes, drawn at random
 COCO_IDS = tuple(3 * k + 2 for k in range(len(CLASS_NAMES)))  # with gaps, as COCO's are
+_DRAWN, _STARTED = "scenes.json", "scenes.partial.json"  # what a folder holds, written last; what it will hold
 _QUALITY = 90
 _SPLITS = {"voc": ("trainval", "test"), "coco": ("train2017", "val2017")}
 
@@ -48,7 +50,7 @@ def write_scenes(folder: str | Path, *, images: int, seed: int, format: Literal[
         log.info("%s: all %d scenes are there", folder, images)
         return
     folder.mkdir(parents=True, exist_ok=True)
-    started = folder / "scenes.partial.json"
+    started = folder / _STARTED
     started.write_text(json.dumps(wanted))
     draw = partial(_draw_voc if format == "voc" else _draw_coco, folder, seed=seed)
     records = []
@@ -57,8 +59,24 @@ def write_scenes(folder: str | Path, *, images: int, seed: int, format: Literal[
         if len(records) % max(100, images // 10) == 0:
             log.info("%s: drawn %d/%d scenes", folder, len(records), images)
     _write_voc_lists(folder, images) if format == "voc" else _write_coco_json(folder, records)
-    (folder / "scenes.json").write_text(json.dumps(wanted | {"classes": list(CLASS_NAMES)}, indent=2) + "\n")
+    (folder / _DRAWN).write_text(json.dumps(wanted | {"classes": list(CLASS_NAMES)}, indent=2) + "\n")
     started.unlink()
+
+
+def are_scenes(root: str) -> bool:
+    """Whether the folder of a dataset, any URI, is one that `write_scenes` drew or has begun to draw.
+
+    Raises:
+        StorageError: it cannot be read.
+    """
+    for name in (_DRAWN, _STARTED):
+        try:
+            content = storage.read_json(storage.join(storage.absolute(root), name))
+        except FileNotFoundError:
+            continue
+        if isinstance(content, dict) and {"images", "seed", "format"} <= content.keys():
+            return True
+    return False
 
 
 def _draw_all(draw: Callable[[int], dict | None], images: int) -> Iterator[dict | None]:
@@ -77,7 +95,7 @@ def _check_folder(folder: Path, wanted: dict) -> bool:
         raise ConfigError(
             f"scenes: need at least 3 images as voc or coco, got {wanted['images']} as {wanted['format']!r}"
         )
-    for name in ("scenes.json", "scenes.partial.json"):
+    for name in (_DRAWN, _STARTED):
         if (folder / name).exists():
             found = json.loads((folder / name).read_text())
             other = [f"{key} {found.get(key)!r}" for key in wanted if found.get(key) != wanted[key]]
@@ -85,7 +103,7 @@ def _check_folder(folder: Path, wanted: dict) -> bool:
                 raise ConfigError(
                     f"{folder} holds other scenes ({', '.join(other)}): choose another folder or remove it"
                 )
-            return name == "scenes.json"
+            return name == _DRAWN
     if folder.exists() and any(folder.iterdir()):
         raise ConfigError(f"{folder} is not empty and holds no scenes: choose another folder")
     return False

@@ -6,9 +6,9 @@ The only stage, with the report, that may read boxes and masks made by people.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -22,16 +22,22 @@ from weaksam.stage import Outcome, Stage, Step
 from weaksam.stages.checks import check_same_images
 from weaksam.stages.evaluate_masks import Pair, mask_figures, pairs_with_masks
 
+if TYPE_CHECKING:
+    from weaksam.ops.peak_metrics import PeakRecords
+
 _TRUTH = ["boxes", "classes", "difficult", "crowd", "masks", "areas"]
 
 # Of the many figures of a task, the ones to look at first.
 HEADLINES = {
-    "proposals": ("boxes_per_image", "recall@0.5", "recall@0.75", "recall@0.9", "AR"),
+    "proposals": (
+        *("boxes_per_image", "recall@0.5", "recall@0.75", "recall@0.9", "AR"),
+        *("peaks_inside", "peaks_coarse_inside", "peaks_fine_inside", "peaks_cross_inside"),
+    ),
     "detection": ("AP", "AP50", "AP75", "CorLoc"),
     "segmentation": ("AP", "AP25", "AP50", "AP70", "AP75"),
     "pgt": ("boxes_per_image", "mask_iou", "precision@0.5", "recall@0.5", "precision@0.75", "recall@0.75"),
 }
-_FOUND = ["status", "boxes", "source", "predicted_iou"]
+_FOUND = ["status", "height", "width", "boxes", "source", "predicted_iou", "points"]
 _DETECTED = ["status", "height", "width", "boxes", "classes", "scores"]
 
 
@@ -39,10 +45,12 @@ class EvaluateConfig(StageConfig):
     """Compares proposals, detections or pseudo ground truth with the ground truth.
 
     Proposals: recall, average recall and boxes per image. Recall is class-free: an object counts as found when any
-    proposal of its image overlaps it enough. Detections: AP and CorLoc. Pseudo ground truth: precision and recall, to
-    be known before a detector is trained on it, and with kind segm how much of the right mask each mask is. Size is by
-    the area the dataset states, else by that of the mask, else of the box. Writes metrics.json and per_class.parquet,
-    of detections with `curve`: the best precision at a recall of at least 0, 0.01, ... 1, at IoU 0.5.
+    proposal of its image overlaps it enough. Where peaks of a classifier prompted, also the share of peaks inside an
+    object of their class: `peaks_inside` by masks where the dataset has some, `peaks_in_box` by boxes alone, and by
+    kind, as `peaks_fine_inside`. Detections: AP and CorLoc. Pseudo ground truth: precision and recall, to be known
+    before a detector is trained on it, and with kind segm how much of the right mask each mask is. Size is by the area
+    the dataset states, else by that of the mask, else of the box. Writes metrics.json and per_class.parquet, of
+    detections with `curve`: the best precision at a recall of at least 0, 0.01, ... 1, at IoU 0.5.
     """
 
     images: Annotated[str, Reads("images")]
@@ -129,7 +137,7 @@ def run(step: Step) -> Outcome:
 
 
 def _judge_proposals(step: Step, truth: pa.Table, names: list[str]) -> Judged:
-    from weaksam.ops import metrics
+    from weaksam.ops import metrics, peak_metrics
 
     config: EvaluateConfig = step.config
     rules = (
@@ -138,10 +146,26 @@ def _judge_proposals(step: Step, truth: pa.Table, names: list[str]) -> Judged:
         else metrics.RecallRules(include_difficult=config.include_difficult, include_crowd=config.include_crowd)
     )
     found = tables.read_step(step.inputs["proposals"], columns=_FOUND)
-    pairs = _pairs(step, "proposals", truth, found)
-    records = metrics.concat_records(metrics.match_row(one, other, rules) for one, other in pairs)
+    matched, located = [], []
+    for one, other in _pairs(step, "proposals", truth, found):
+        matched.append(metrics.match_row(one, other, rules))
+        located.append(_locate_peaks(step, one, other))
+    records = metrics.concat_records(matched)
     per_class = metrics.recall_by_class(records, names)
-    return Judged("proposals", records.num_objects, metrics.proposal_metrics(records, rules), per_class)
+    figures = metrics.proposal_metrics(records, rules) | peak_metrics.peak_metrics(peak_metrics.concat_records(located))
+    return Judged("proposals", records.num_objects, figures, per_class)
+
+
+def _locate_peaks(step: Step, truth: dict[str, Any], found: Mapping[str, Any]) -> PeakRecords:
+    from weaksam.ops.peak_metrics import locate_peaks
+
+    try:
+        return locate_peaks(truth, found)
+    except ValueError as error:
+        name = step.inputs["proposals"].name
+        raise DataError(
+            f"steps.{step.name}: image {truth['image_id']} of step {name}: {error}: both must be of the same files"
+        ) from error
 
 
 def _judge_detections(step: Step, truth: pa.Table, names: list[str]) -> Judged:
@@ -252,4 +276,4 @@ def _pairs(step: Step, key: str, truth: pa.Table, found: pa.Table) -> Iterator[P
         yield row, tables.row_at(found, where[image_id])
 
 
-STAGE = Stage("evaluate", 2, EvaluateConfig, run, writes="metrics")
+STAGE = Stage("evaluate", 3, EvaluateConfig, run, writes="metrics")
