@@ -14,6 +14,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import ValidationError
 from safetensors.torch import load_file
 from tensorboardX.proto.event_pb2 import Event
@@ -21,7 +23,9 @@ from tensorboardX.record_writer import RecordWriter
 from torch import Tensor, nn
 
 from weaksam import storage, training_state
-from weaksam.training import TrainResources, TrainSettings, share_of, train
+from weaksam.errors import ConfigError
+from weaksam.training import TrainResources, TrainSettings, check_workers, share_of, train
+from weaksam.training_settings import cpus_of_worker
 from weaksam.training_state import Journal, Trainee, draw_batch, lr_factor, usable_precision
 
 
@@ -119,6 +123,56 @@ def test_workers_share_a_batch_that_does_not_divide():
     resources = TrainResources(workers=3, micro_batch_size=2)
     parts = [share_of(_settings(batch_size=7, resources=resources), rank) for rank in range(3)]
     assert parts == [[slice(0, 2)], [slice(2, 4)], [slice(4, 6), slice(6, 7)]]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "resources", "cpus"),
+    [
+        ([(2, 0)], {}, 2),
+        ([(16, 0)], {"workers": 2}, 8),
+        ([(16, 0)], {"workers": 3}, 5),
+        ([(2, 0)], {"workers": 3}, 0.6666),
+        ([(0, 0), (4, 0), (8, 0)], {"workers": 2}, 4),  # a head that takes no work
+        ([(4, 0), (8, 0)], {"workers": 4}, 2),
+        ([(4, 0), (64, 0)], {"workers": 2}, 32),  # both on the large node
+        ([(4, 0), (64, 0)], {"workers": 2, "cpus_per_worker": 3}, 3),
+        ([(32, 4), (64, 0)], {"gpus_per_worker": 1}, 8),  # whatever the number of workers
+        ([(32, 4), (8, 2)], {"gpus_per_worker": 1, "workers": 6}, 4),
+        ([(2, 2)], {"gpus_per_worker": 0.5, "workers": 4}, 0.5),
+        ([], {"workers": 2, "grow": True}, 1),
+        ([(0, 0)], {"workers": 2, "grow": True, "gpus_per_worker": 1}, 1),
+        ([(4, 0)], {"workers": 8, "grow": True}, 1),
+        ([(4, 0)], {"workers": 2, "grow": True}, 2),
+    ],
+)
+def test_a_worker_has_its_share_of_the_node(nodes: list[tuple[float, float]], resources: dict, cpus: float):
+    assert cpus_of_worker(TrainResources(**resources), [{"CPU": cpu, "GPU": gpu} for cpu, gpu in nodes]) == cpus
+
+
+@given(st.lists(st.integers(0, 12), max_size=4), st.integers(1, 9))
+def test_no_larger_share_of_the_cpus_would_do(counts: list[int], workers: int):
+    resources, nodes = TrainResources(workers=workers), [{"CPU": float(count)} for count in counts]
+    if not any(counts):
+        with pytest.raises(ConfigError, match="the cluster has room for 0"):
+            check_workers(resources, nodes)
+        return
+    check_workers(resources, nodes)
+    cpus = cpus_of_worker(resources, nodes)
+    larger = [cpus + 1] if cpus >= 1 else [1.0, *(round(cpus + part, 4) for part in (0.0002, 0.01, 0.1))]
+    for one in larger:
+        assert sum(int(count / one) for count in counts) < workers
+
+
+@given(st.lists(st.tuples(st.integers(0, 12), st.integers(0, 4)), max_size=4), st.sampled_from([0.5, 1.0, 2.0]))
+def test_the_cpus_last_for_all_gpus(counts: list[tuple[int, int]], gpus: float):
+    nodes = [{"CPU": float(cpu), "GPU": float(gpu)} for cpu, gpu in counts]
+    places = [int(gpu / gpus) if cpu else 0 for cpu, gpu in counts]
+    resources = TrainResources(workers=max(1, sum(places)), gpus_per_worker=gpus)
+    if sum(places):
+        check_workers(resources, nodes)
+        return
+    with pytest.raises(ConfigError, match="the cluster has room for 0"):
+        check_workers(resources, nodes)
 
 
 def test_settings_that_cannot_work_are_refused():

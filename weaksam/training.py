@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,7 +33,7 @@ from weaksam import storage
 from weaksam.errors import ConfigError, StageError, WeakSamError
 from weaksam.nodes import alive_nodes
 from weaksam.progress import duration, repeatedly
-from weaksam.training_settings import TrainResources, TrainSettings
+from weaksam.training_settings import TrainResources, TrainSettings, count_fitting, cpus_of_worker
 from weaksam.training_state import Journal, Trainee, TrainTask, draw_batch
 from weaksam.turns import turn
 
@@ -75,8 +74,9 @@ def train(task: TrainTask[Any], settings: TrainSettings, folder: str) -> str:
     final = storage.join(folder, "checkpoint", "model.safetensors")
     if storage.exists(final):
         return final
-    check_workers(settings.resources, alive_nodes())
-    trainer = _make_trainer(task, settings, folder)
+    nodes = alive_nodes()
+    check_workers(settings.resources, nodes)
+    trainer = _make_trainer(task, settings, folder, cpus=cpus_of_worker(settings.resources, nodes))
     try:
         with turn(folder.rsplit("/", 1)[-1]), _progress(folder, settings):
             trainer.fit()
@@ -93,12 +93,11 @@ def check_workers(resources: TrainResources, nodes: Sequence[Mapping[str, float]
     """Raises ConfigError when the workers do not fit a cluster of `nodes`: Ray Train would wait for ever."""
     if resources.grow:
         return
-    needed = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
-    fits = sum(min(math.floor(node.get(k, 0) / v + 1e-6) for k, v in needed.items() if v) for node in nodes)
+    cpus, fits = cpus_of_worker(resources, nodes), count_fitting(resources, nodes)
     if fits < resources.workers:
         raise ConfigError(
-            f"resources: {resources.workers} worker(s) of {needed['CPU']:g} CPU and {needed['GPU']:g} GPU do not fit, "
-            f"the cluster has room for {fits}: lower workers, cpus_per_worker or gpus_per_worker, or set grow"
+            f"resources: {resources.workers} worker(s) of {cpus:g} CPU and {resources.gpus_per_worker:g} GPU do not "
+            f"fit, the cluster has room for {fits}: lower workers, cpus_per_worker or gpus_per_worker, or set grow"
         )
 
 
@@ -135,16 +134,16 @@ def progress_line(row: Mapping[str, float], settings: TrainSettings) -> str:
     )
 
 
-def _make_trainer(task: TrainTask[Any], settings: TrainSettings, folder: str) -> _Trainer:
+def _make_trainer(task: TrainTask[Any], settings: TrainSettings, folder: str, *, cpus: float) -> _Trainer:
     files, path = storage.filesystem(folder)
     files.create_dir(path, recursive=True)
     resources = settings.resources
-    per_worker = {"CPU": resources.cpus_per_worker}
+    per_worker = {"CPU": cpus}
     if resources.gpus_per_worker:
         per_worker["GPU"] = resources.gpus_per_worker
     # as bytes: the controller, which unpacks all else, need not import what networks are made of
     packed = cloudpickle.dumps(task)  # pyright: ignore[reportPrivateImportUsage]
-    config = {"task": packed, "settings": settings, "folder": folder}
+    config = {"task": packed, "settings": settings, "folder": folder, "cpus": cpus}
     return _Trainer(
         _train_worker,
         train_loop_config=config,
@@ -211,7 +210,7 @@ def _train_worker(config: dict) -> None:
     """The loop of one worker."""
     task, settings, folder = cloudpickle.loads(config["task"]), config["settings"], config["folder"]
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    torch.set_num_threads(max(1, int(settings.resources.cpus_per_worker)))
+    torch.set_num_threads(max(1, int(config["cpus"])))
     context = ray.train.get_context()
     trainee = Trainee(task, settings, get_device())
     if checkpoint := ray.train.get_checkpoint():
