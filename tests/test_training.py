@@ -7,6 +7,7 @@ import os
 import signal
 import struct
 import time
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,6 +28,8 @@ from weaksam.errors import ConfigError
 from weaksam.training import TrainResources, TrainSettings, check_workers, share_of, train
 from weaksam.training_settings import cpus_of_worker
 from weaksam.training_state import Journal, Trainee, draw_batch, lr_factor, usable_precision
+
+POOL = ThreadPoolExecutor(2)
 
 
 def test_a_processor_that_imitates_bf16_computes_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,7 +54,7 @@ class LineTask:
     def build_optimizer(self, model: nn.Module, *, lr: float, weight_decay: float) -> torch.optim.Optimizer:
         return torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay)
 
-    def load_batch(self, indices: np.ndarray, seeds: np.ndarray) -> dict[str, Tensor]:
+    def load_batch(self, indices: np.ndarray, seeds: np.ndarray, pool: Executor) -> dict[str, Tensor]:
         noise = [np.random.default_rng(seed).normal(0, 0.1) for seed in seeds]
         x = torch.tensor(np.stack([indices / 10, noise], 1), dtype=torch.float32)
         if self.die_at is not None and seeds[0][1] >= self.die_at and not Path(self.flag).exists():
@@ -63,8 +66,8 @@ class LineTask:
         error = (model(batch["x"]) - batch["y"]) ** 2
         return error.sum(), {"count": torch.tensor(float(len(error)))}
 
-    def validate(self, model: nn.Module) -> dict[str, float]:
-        return {"slope": model.weight[0, 0].item()}
+    def validate(self, model: nn.Module, pool: Executor) -> dict[str, float]:
+        return {"slope": model.weight[0, 0].item(), "threads": torch.get_num_threads()}
 
 
 def _settings(**changes) -> TrainSettings:
@@ -79,7 +82,7 @@ def _run_alone(task: LineTask, settings: TrainSettings, until: int, trainee: Tra
     parts = share_of(settings, 0)
     while trainee.step < until:
         indices, seeds = draw_batch(0, trainee.step, batch_size=settings.batch_size, num_samples=task.num_samples)
-        trainee.take_step(iter([task.load_batch(indices[part], seeds[part]) for part in parts]), len(parts))
+        trainee.take_step(iter([task.load_batch(indices[part], seeds[part], POOL) for part in parts]), len(parts))
     return trainee
 
 
@@ -265,5 +268,6 @@ def test_two_workers_one_of_them_killed_learn_what_one_does(tmp_path: Path):
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [4, 8, 12]
     assert [("slope" in row) for row in rows] == [False, True, True]  # every 8 steps, and at the end
+    assert rows[-1]["threads"] == 2  # each worker has its share of the four CPUs
     assert all(row["count"] == 1 for row in rows)  # each sample of the global batch counted once
     assert train(task, _settings(), str(tmp_path / "run")) == uri  # finished: nothing runs

@@ -16,7 +16,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from itertools import islice
 from typing import Any
@@ -46,6 +46,9 @@ log = logging.getLogger(__name__)
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
 
 _PREFETCH = 2  # micro-batches prepared ahead of the one in use
+# Threads that read and decode, where a worker has fewer CPUs: a read from an object store takes tens of milliseconds in
+# which nothing is computed.
+_LEAST_LOADING = 4
 
 
 class _Trainer(TorchTrainer):
@@ -188,13 +191,13 @@ def share_of(settings: TrainSettings, rank: int) -> list[slice]:
 
 
 def _load_ahead(
-    task: TrainTask[Any], settings: TrainSettings, first: int, share: list[slice]
+    task: TrainTask[Any], settings: TrainSettings, first: int, share: list[slice], threads: Executor
 ) -> Iterator[dict[str, Tensor]]:
     """This worker's micro-batches from step `first` on, prepared by a thread while earlier ones are computed."""
 
     def load(step: int, part: slice) -> dict[str, Tensor]:
         indices, seeds = draw_batch(settings.seed, step, batch_size=settings.batch_size, num_samples=task.num_samples)
-        batch = task.load_batch(indices[part], seeds[part])
+        batch = task.load_batch(indices[part], seeds[part], threads)
         return {k: v.pin_memory() for k, v in batch.items()} if settings.resources.gpus_per_worker else batch
 
     wanted = ((step, part) for step in range(first, settings.steps) for part in share)
@@ -206,18 +209,24 @@ def _load_ahead(
             yield ready
 
 
+def _make_threads(cpus: float) -> ThreadPoolExecutor:
+    """Threads that read and decode, and torch's that compute: as many as there are CPUs, of each kind."""
+    torch.set_num_threads(max(1, int(cpus)))
+    return ThreadPoolExecutor(max(_LEAST_LOADING, int(cpus)), thread_name_prefix="samples")
+
+
 def _train_worker(config: dict) -> None:
     """The loop of one worker."""
     task, settings, folder = cloudpickle.loads(config["task"]), config["settings"], config["folder"]
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    torch.set_num_threads(max(1, int(config["cpus"])))
+    threads = _make_threads(config["cpus"])
     context = ray.train.get_context()
     trainee = Trainee(task, settings, get_device())
     if checkpoint := ray.train.get_checkpoint():
         with checkpoint.as_directory() as path:
             trainee.restore(path)
     share = share_of(settings, context.get_world_rank())
-    batches = _load_ahead(task, settings, trainee.step, share)
+    batches = _load_ahead(task, settings, trainee.step, share, threads)
     journal = Journal(folder, settings, trainee.step) if context.get_world_rank() == 0 else None
     sums, since = {}, trainee.step
     while trainee.step < settings.steps:
@@ -228,7 +237,7 @@ def _train_worker(config: dict) -> None:
             means = _mean(sums, count=(trainee.step - since) * settings.batch_size)
             if journal:
                 if settings.validates_at(trainee.step):
-                    means |= trainee.validate(task)
+                    means |= trainee.validate(task, threads)
                 journal.write(trainee.step, means, lr=max(group["lr"] for group in trainee.optimizer.param_groups))
             sums, since = {}, trainee.step
         if trainee.step % settings.checkpoint_every == 0 and trainee.step < settings.steps:
