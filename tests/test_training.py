@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import struct
@@ -67,6 +68,7 @@ class LineTask:
         return error.sum(), {"count": torch.tensor(float(len(error)))}
 
     def validate(self, model: nn.Module, pool: Executor) -> dict[str, float]:
+        logging.getLogger("weaksam.models").warning("mind the slope")
         return {"slope": model.weight[0, 0].item(), "threads": torch.get_num_threads()}
 
 
@@ -257,7 +259,7 @@ def _events(content: bytes) -> list[Event]:
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
-def test_two_workers_one_of_them_killed_learn_what_one_does(tmp_path: Path):
+def test_two_workers_one_of_them_killed_learn_what_one_does(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     task = LineTask(die_at=2, flag=str(tmp_path / "died"))  # the third time round the samples: step 4 of 12
     resources = TrainResources(workers=2, max_failures=1)
     uri = train(task, _settings(ema=0.9, validate_every=8, resources=resources), str(tmp_path / "run"))
@@ -269,5 +271,6 @@ def test_two_workers_one_of_them_killed_learn_what_one_does(tmp_path: Path):
     assert [row["step"] for row in rows] == [4, 8, 12]
     assert [("slope" in row) for row in rows] == [False, True, True]  # every 8 steps, and at the end
     assert rows[-1]["threads"] == 2  # each worker has its share of the four CPUs
+    assert caplog.messages.count("mind the slope") == 1  # was logged twice by a worker, is read where the run is
     assert all(row["count"] == 1 for row in rows)  # each sample of the global batch counted once
     assert train(task, _settings(), str(tmp_path / "run")) == uri  # finished: nothing runs

@@ -1,8 +1,8 @@
 """The one training loop, on Ray Train: any number of workers, the same result, and resume after SIGKILL.
 
 In: a `TrainTask` (what is trained; it knows no cluster) and `TrainSettings`. Out, below the folder given:
-`checkpoint/` (Ray Train's checkpoints while it runs), `checkpoint/model.safetensors` (written once, at the end) and
-`metrics.jsonl` (one row every `log_every` steps).
+`checkpoint/` (Ray Train's checkpoints while it runs), `checkpoint/model.safetensors` (written once, at the end),
+`metrics.jsonl` (one row every `log_every` steps) and, if there are any, `warnings.jsonl` (the first of one worker).
 
 What a step sees is a pure function of (seed, step): its global batch is cut over the workers and the gradient is the
 mean over the global batch. So neither the number of workers, nor micro-batches, nor an interruption changes what is
@@ -49,6 +49,26 @@ _PREFETCH = 2  # micro-batches prepared ahead of the one in use
 # Threads that read and decode, where a worker has fewer CPUs: a read from an object store takes tens of milliseconds in
 # which nothing is computed.
 _LEAST_LOADING = 4
+
+_WARNINGS, _MOST_WARNINGS = "warnings.jsonl", 20
+
+
+class _WarningsToFile(logging.Handler):
+    """Writes the first warnings of a worker where its driver reads them: what workers log stays on their nodes."""
+
+    def __init__(self, folder: str) -> None:
+        super().__init__(logging.WARNING)
+        self._uri, self._messages = storage.join(folder, _WARNINGS), list[str]()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        message = record.getMessage()
+        if message in self._messages or len(self._messages) == _MOST_WARNINGS:
+            return
+        self._messages.append(message)
+        try:
+            storage.write_bytes(self._uri, "".join(json.dumps(one) + "\n" for one in self._messages).encode())
+        except (WeakSamError, OSError):  # a warning must never stop the work
+            self.handleError(record)
 
 
 class _Trainer(TorchTrainer):
@@ -105,20 +125,24 @@ def check_workers(resources: TrainResources, nodes: Sequence[Mapping[str, float]
 
 
 def _progress(folder: str, settings: TrainSettings) -> AbstractContextManager[None]:
-    """Logs each new row of metrics; workers may be anywhere, so they are read off the run folder."""
-    uri = storage.join(folder, "metrics.jsonl")
+    """Logs new rows of metrics and new warnings; workers may be anywhere, so both are read off the run folder."""
 
-    def read_rows() -> list[dict[str, float]]:
+    def read_rows(name: str) -> list[Any]:
         try:
-            return [json.loads(line) for line in storage.read_replaceable(uri).decode().splitlines()]
+            return [json.loads(line) for line in storage.read_replaceable(storage.join(folder, name)).splitlines()]
         except (WeakSamError, OSError, ValueError):  # not there yet; progress must never stop the work
             return []
 
-    last = max((row["step"] for row in read_rows()), default=0)
+    last = max((row["step"] for row in read_rows("metrics.jsonl")), default=0)
+    known = set(read_rows(_WARNINGS))
 
     def report() -> None:
         nonlocal last
-        for row in read_rows():
+        for message in read_rows(_WARNINGS):
+            if message not in known:
+                log.warning("%s", message)
+                known.add(message)
+        for row in read_rows("metrics.jsonl"):
             if row["step"] > last:
                 log.info("%s", progress_line(row, settings))
                 last = row["step"]
@@ -221,6 +245,8 @@ def _train_worker(config: dict) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     threads = _make_threads(config["cpus"])
     context = ray.train.get_context()
+    if context.get_world_rank() == 0:  # one is enough: all workers do the same
+        logging.getLogger("weaksam").addHandler(_WarningsToFile(folder))
     trainee = Trainee(task, settings, get_device())
     if checkpoint := ray.train.get_checkpoint():
         with checkpoint.as_directory() as path:

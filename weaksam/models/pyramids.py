@@ -16,7 +16,8 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from weaksam import storage
 from weaksam.errors import WeightsError
-from weaksam.models.sam_stem import FrozenSam, SeenViews
+from weaksam.models.sam_stem import FrozenSam
+from weaksam.models.seen_views import SeenViews
 from weaksam.sam.checkpoints import read_state
 
 _STAGES = ("layer1", "layer2", "layer3", "layer4")

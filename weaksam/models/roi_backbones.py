@@ -21,7 +21,8 @@ from torchvision.models import resnet50, vgg16
 from torchvision.ops import FrozenBatchNorm2d, roi_pool
 
 from weaksam.models.noise import SampleNoise, dropout
-from weaksam.models.sam_stem import FrozenSam, SeenViews, cut_out
+from weaksam.models.sam_stem import FrozenSam, cut_out
+from weaksam.models.seen_views import SeenViews
 from weaksam.ops.boxes import to_inclusive
 from weaksam.sam.build import PIXEL_MEAN, PIXEL_STD
 
