@@ -39,6 +39,7 @@ from weaksam.ops.boxes import box_iou, to_inclusive
 SIZES = (213, 2000)
 HEIGHT, WIDTH, CLASSES = 600, 800, 20
 LARGEST_SHARE = 0.1
+DECODERS = ThreadPoolExecutor(8)
 
 
 class Clock:
@@ -88,7 +89,7 @@ def make_net() -> WsodNet:
 
 def load(task: WsodTask, step: int, images: int, device: torch.device) -> dict[str, Tensor]:
     """One batch."""
-    batch = task.load_batch(np.arange(images), np.stack([np.full(images, step), np.arange(images)], 1))
+    batch = task.load_batch(np.arange(images), np.stack([np.full(images, step), np.arange(images)], 1), DECODERS)
     return {key: value.to(device) for key, value in batch.items()}
 
 

@@ -15,7 +15,7 @@ PACKAGE = ROOT / "weaksam"
 # From left to right; a module may import from its own layer and from those before it.
 LAYERS = [
     {"errors"},
-    {"config", "schemas", "object_stores", "storage", "tables"},
+    {"config", "schemas", "memory", "object_stores", "storage", "tables"},
     {"ops"},
     {"models", "sam", "data"},
     {

@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,8 +20,8 @@ from benchmarks.local_cluster import LocalCluster
 from benchmarks.processes import actors_of
 from tests.test_resume import ROOT, clear_up
 from weaksam import pipeline, tables
-from weaksam.nodes import PoolChangedError, watcher
-from weaksam.pools import PoolResources, fit_pool
+from weaksam.nodes import PoolChangedError, alive_nodes, watcher
+from weaksam.pools import DRIVER_CPUS_VARIABLE, PoolResources, fit_pool
 from weaksam.stage import Step
 
 IMAGES = 60
@@ -30,7 +31,8 @@ steps:
   images: {{stage: index, format: folder, root: {base}/data}}
   proposals: {{stage: proposals, images: images, sam: {{model: vit_xs}}, grid: {{points_per_side: 4}}}}
   mist: {{stage: train_wsod, images: images, proposals: proposals, split: train, backbone: small, dropblock: "off",
-    scales: [48], min_side: 4, steps: 30, batch_size: 4, lr: 1.0e-3, warmup: 0, checkpoint_every: 4, log_every: 2}}
+    scales: [48], min_side: 4, steps: 30, batch_size: 4, lr: 1.0e-3, warmup: 0, checkpoint_every: 4, log_every: 2,
+    resources: {{cpus_per_worker: 1}}}}  # one thread adds up in one order, whatever the node
   found: {{stage: detect, images: images, proposals: proposals, checkpoint: mist, scales: [48], flip: false}}
 """
 
@@ -124,6 +126,18 @@ def check_rows(one: Step, other: Step) -> None:
     assert manifest is not None
     assert (manifest["rows"], manifest["failed"]) == (IMAGES, 0)
     assert tables.read_step(one).equals(tables.read_step(other))
+
+
+def test_what_the_driver_reserves_is_not_there_for_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker with all CPUs of the driver's node would wait for ever."""
+    rows = [("a", True, {"CPU": 2.0}), ("b", True, {"CPU": 4.0, "GPU": 1.0}), ("c", False, {"CPU": 8.0})]
+    nodes = [{"NodeID": name, "Alive": alive, "Resources": has} for name, alive, has in rows]
+    monkeypatch.setattr("ray.nodes", lambda: nodes)
+    monkeypatch.setattr("ray.get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "b"))
+    monkeypatch.delenv(DRIVER_CPUS_VARIABLE, raising=False)
+    assert alive_nodes() == [{"CPU": 2.0}, {"CPU": 4.0, "GPU": 1.0}]
+    monkeypatch.setenv(DRIVER_CPUS_VARIABLE, "1.5")
+    assert alive_nodes() == [{"CPU": 2.0}, {"CPU": 2.5, "GPU": 1.0}]
 
 
 def test_a_pass_ends_when_its_pool_has_not_fitted_for_a_while() -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import struct
 import time
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +16,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import ValidationError
 from safetensors.torch import load_file
 from tensorboardX.proto.event_pb2 import Event
@@ -21,8 +25,12 @@ from tensorboardX.record_writer import RecordWriter
 from torch import Tensor, nn
 
 from weaksam import storage, training_state
-from weaksam.training import TrainResources, TrainSettings, share_of, train
+from weaksam.errors import ConfigError
+from weaksam.training import TrainResources, TrainSettings, check_workers, share_of, train
+from weaksam.training_settings import cpus_of_worker
 from weaksam.training_state import Journal, Trainee, draw_batch, lr_factor, usable_precision
+
+POOL = ThreadPoolExecutor(2)
 
 
 def test_a_processor_that_imitates_bf16_computes_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,7 +55,7 @@ class LineTask:
     def build_optimizer(self, model: nn.Module, *, lr: float, weight_decay: float) -> torch.optim.Optimizer:
         return torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay)
 
-    def load_batch(self, indices: np.ndarray, seeds: np.ndarray) -> dict[str, Tensor]:
+    def load_batch(self, indices: np.ndarray, seeds: np.ndarray, pool: Executor) -> dict[str, Tensor]:
         noise = [np.random.default_rng(seed).normal(0, 0.1) for seed in seeds]
         x = torch.tensor(np.stack([indices / 10, noise], 1), dtype=torch.float32)
         if self.die_at is not None and seeds[0][1] >= self.die_at and not Path(self.flag).exists():
@@ -59,8 +67,9 @@ class LineTask:
         error = (model(batch["x"]) - batch["y"]) ** 2
         return error.sum(), {"count": torch.tensor(float(len(error)))}
 
-    def validate(self, model: nn.Module) -> dict[str, float]:
-        return {"slope": model.weight[0, 0].item()}
+    def validate(self, model: nn.Module, pool: Executor) -> dict[str, float]:
+        logging.getLogger("weaksam.models").warning("mind the slope")
+        return {"slope": model.weight[0, 0].item(), "threads": torch.get_num_threads()}
 
 
 def _settings(**changes) -> TrainSettings:
@@ -75,7 +84,7 @@ def _run_alone(task: LineTask, settings: TrainSettings, until: int, trainee: Tra
     parts = share_of(settings, 0)
     while trainee.step < until:
         indices, seeds = draw_batch(0, trainee.step, batch_size=settings.batch_size, num_samples=task.num_samples)
-        trainee.take_step(iter([task.load_batch(indices[part], seeds[part]) for part in parts]), len(parts))
+        trainee.take_step(iter([task.load_batch(indices[part], seeds[part], POOL) for part in parts]), len(parts))
     return trainee
 
 
@@ -119,6 +128,56 @@ def test_workers_share_a_batch_that_does_not_divide():
     resources = TrainResources(workers=3, micro_batch_size=2)
     parts = [share_of(_settings(batch_size=7, resources=resources), rank) for rank in range(3)]
     assert parts == [[slice(0, 2)], [slice(2, 4)], [slice(4, 6), slice(6, 7)]]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "resources", "cpus"),
+    [
+        ([(2, 0)], {}, 2),
+        ([(16, 0)], {"workers": 2}, 8),
+        ([(16, 0)], {"workers": 3}, 5),
+        ([(2, 0)], {"workers": 3}, 0.6666),
+        ([(0, 0), (4, 0), (8, 0)], {"workers": 2}, 4),  # a head that takes no work
+        ([(4, 0), (8, 0)], {"workers": 4}, 2),
+        ([(4, 0), (64, 0)], {"workers": 2}, 32),  # both on the large node
+        ([(4, 0), (64, 0)], {"workers": 2, "cpus_per_worker": 3}, 3),
+        ([(32, 4), (64, 0)], {"gpus_per_worker": 1}, 8),  # whatever the number of workers
+        ([(32, 4), (8, 2)], {"gpus_per_worker": 1, "workers": 6}, 4),
+        ([(2, 2)], {"gpus_per_worker": 0.5, "workers": 4}, 0.5),
+        ([], {"workers": 2, "grow": True}, 1),
+        ([(0, 0)], {"workers": 2, "grow": True, "gpus_per_worker": 1}, 1),
+        ([(4, 0)], {"workers": 8, "grow": True}, 1),
+        ([(4, 0)], {"workers": 2, "grow": True}, 2),
+    ],
+)
+def test_a_worker_has_its_share_of_the_node(nodes: list[tuple[float, float]], resources: dict, cpus: float):
+    assert cpus_of_worker(TrainResources(**resources), [{"CPU": cpu, "GPU": gpu} for cpu, gpu in nodes]) == cpus
+
+
+@given(st.lists(st.integers(0, 12), max_size=4), st.integers(1, 9))
+def test_no_larger_share_of_the_cpus_would_do(counts: list[int], workers: int):
+    resources, nodes = TrainResources(workers=workers), [{"CPU": float(count)} for count in counts]
+    if not any(counts):
+        with pytest.raises(ConfigError, match="the cluster has room for 0"):
+            check_workers(resources, nodes)
+        return
+    check_workers(resources, nodes)
+    cpus = cpus_of_worker(resources, nodes)
+    larger = [cpus + 1] if cpus >= 1 else [1.0, *(round(cpus + part, 4) for part in (0.0002, 0.01, 0.1))]
+    for one in larger:
+        assert sum(int(count / one) for count in counts) < workers
+
+
+@given(st.lists(st.tuples(st.integers(0, 12), st.integers(0, 4)), max_size=4), st.sampled_from([0.5, 1.0, 2.0]))
+def test_the_cpus_last_for_all_gpus(counts: list[tuple[int, int]], gpus: float):
+    nodes = [{"CPU": float(cpu), "GPU": float(gpu)} for cpu, gpu in counts]
+    places = [int(gpu / gpus) if cpu else 0 for cpu, gpu in counts]
+    resources = TrainResources(workers=max(1, sum(places)), gpus_per_worker=gpus)
+    if sum(places):
+        check_workers(resources, nodes)
+        return
+    with pytest.raises(ConfigError, match="the cluster has room for 0"):
+        check_workers(resources, nodes)
 
 
 def test_settings_that_cannot_work_are_refused():
@@ -200,7 +259,7 @@ def _events(content: bytes) -> list[Event]:
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
-def test_two_workers_one_of_them_killed_learn_what_one_does(tmp_path: Path):
+def test_two_workers_one_of_them_killed_learn_what_one_does(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     task = LineTask(die_at=2, flag=str(tmp_path / "died"))  # the third time round the samples: step 4 of 12
     resources = TrainResources(workers=2, max_failures=1)
     uri = train(task, _settings(ema=0.9, validate_every=8, resources=resources), str(tmp_path / "run"))
@@ -211,5 +270,7 @@ def test_two_workers_one_of_them_killed_learn_what_one_does(tmp_path: Path):
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [4, 8, 12]
     assert [("slope" in row) for row in rows] == [False, True, True]  # every 8 steps, and at the end
+    assert rows[-1]["threads"] == 2  # each worker has its share of the four CPUs
+    assert caplog.messages.count("mind the slope") == 1  # was logged twice by a worker, is read where the run is
     assert all(row["count"] == 1 for row in rows)  # each sample of the global batch counted once
     assert train(task, _settings(), str(tmp_path / "run")) == uri  # finished: nothing runs

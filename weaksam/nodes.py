@@ -8,6 +8,7 @@ pass whose pool no longer fits is ended: what it wrote stays, and the next one b
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import ray
 
 from weaksam.errors import ConfigError
-from weaksam.pools import Pool, fit_pool
+from weaksam.pools import DRIVER_CPUS_VARIABLE, Pool, fit_pool
 
 log = logging.getLogger(__name__)
 
@@ -32,8 +33,12 @@ class PoolChangedError(Exception):
 
 
 def alive_nodes() -> list[dict[str, float]]:
-    """The resources of each node that is alive."""
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    """The resources of each node that is alive, less the CPUs that this job's driver reserves."""
+    nodes = {node["NodeID"]: dict(node["Resources"]) for node in ray.nodes() if node["Alive"]}
+    if reserved := float(os.environ.get(DRIVER_CPUS_VARIABLE, 0)):
+        own = nodes[ray.get_runtime_context().get_node_id()]
+        own["CPU"] = max(0.0, own.get("CPU", 0.0) - reserved)
+    return list(nodes.values())
 
 
 def fit_again(pool: Pool) -> Pool:

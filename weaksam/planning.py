@@ -26,7 +26,7 @@ from weaksam.projection import (
 from weaksam.stage import Step
 from weaksam.times import FOLDER, read_times
 from weaksam.training_projection import Seconds, parts_of_steps, project_training
-from weaksam.training_settings import TrainingConfig
+from weaksam.training_settings import TrainingConfig, cpus_of_worker
 
 UNMODELLED = 0.1  # share of a time that is added to its interval: other images, a network that has learnt less
 _KEPT_CHECKPOINTS = 2
@@ -115,7 +115,8 @@ def _plan_step(pilot: Pilot, step: Step) -> StepPlan:
         kept = [min(_KEPT_CHECKPOINTS, int(parts_of_steps(course)[:, -1].sum())) for course in courses]
         checkpoints = kept[1] / kept[0] if kept[0] else 1.0
         asked = whole.resources
-        told |= {"cpus": asked.workers * asked.cpus_per_worker, "gpus": asked.workers * asked.gpus_per_worker}
+        cpus = cpus_of_worker(asked, pilot.nodes)
+        told |= {"cpus": asked.workers * cpus, "gpus": asked.workers * asked.gpus_per_worker}
     elif isinstance(getattr(config, "resources", None), PoolResources):
         pace, pool = measure_pace(read_times(step.folder)), fit_pool(whole.resources, pilot.nodes)
         start = mapping_start(pace, rows, seconds)

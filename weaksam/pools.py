@@ -12,6 +12,7 @@ from weaksam.config import Settings
 from weaksam.errors import ConfigError
 
 TASK_CPUS = 0.25  # of a fetch or write task: they mostly wait
+DRIVER_CPUS_VARIABLE = "WEAKSAM_DRIVER_CPUS"  # what a submitted job's driver reserves of its node
 
 
 class PoolResources(Settings):

@@ -27,6 +27,7 @@ from weaksam.cluster_settings import ClusterSettings, Entrypoint, resources_here
 from weaksam.config import load_run_file
 from weaksam.errors import ClusterError, ConfigError
 from weaksam.object_stores import ENDPOINT_VARIABLE
+from weaksam.pools import DRIVER_CPUS_VARIABLE
 
 log = logging.getLogger(__name__)
 
@@ -117,6 +118,8 @@ def _environment(cluster: ClusterSettings, config: str, overrides: Sequence[str]
     env = {**cluster.env, **{key: os.environ[key] for key in cluster.pass_env if key in os.environ}}
     if (endpoint := load_run_file(config, overrides).get("endpoint")) is not None:
         env[ENDPOINT_VARIABLE] = endpoint
+    if cluster.entrypoint.cpus:
+        env[DRIVER_CPUS_VARIABLE] = f"{cluster.entrypoint.cpus:g}"
     env.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its complaint about every actor pool is no error
     if commit := pipeline.git_commit():
         env.setdefault("WEAKSAM_GIT_COMMIT", commit)

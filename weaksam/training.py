@@ -1,8 +1,8 @@
 """The one training loop, on Ray Train: any number of workers, the same result, and resume after SIGKILL.
 
 In: a `TrainTask` (what is trained; it knows no cluster) and `TrainSettings`. Out, below the folder given:
-`checkpoint/` (Ray Train's checkpoints while it runs), `checkpoint/model.safetensors` (written once, at the end) and
-`metrics.jsonl` (one row every `log_every` steps).
+`checkpoint/` (Ray Train's checkpoints while it runs), `checkpoint/model.safetensors` (written once, at the end),
+`metrics.jsonl` (one row every `log_every` steps) and, if there are any, `warnings.jsonl` (the first of one worker).
 
 What a step sees is a pure function of (seed, step): its global batch is cut over the workers and the gradient is the
 mean over the global batch. So neither the number of workers, nor micro-batches, nor an interruption changes what is
@@ -13,11 +13,10 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from itertools import islice
 from typing import Any
@@ -34,7 +33,7 @@ from weaksam import storage
 from weaksam.errors import ConfigError, StageError, WeakSamError
 from weaksam.nodes import alive_nodes
 from weaksam.progress import duration, repeatedly
-from weaksam.training_settings import TrainResources, TrainSettings
+from weaksam.training_settings import TrainResources, TrainSettings, count_fitting, cpus_of_worker
 from weaksam.training_state import Journal, Trainee, TrainTask, draw_batch
 from weaksam.turns import turn
 
@@ -47,6 +46,29 @@ log = logging.getLogger(__name__)
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
 
 _PREFETCH = 2  # micro-batches prepared ahead of the one in use
+# Threads that read and decode, where a worker has fewer CPUs: a read from an object store takes tens of milliseconds in
+# which nothing is computed.
+_LEAST_LOADING = 4
+
+_WARNINGS, _MOST_WARNINGS = "warnings.jsonl", 20
+
+
+class _WarningsToFile(logging.Handler):
+    """Writes the first warnings of a worker where its driver reads them: what workers log stays on their nodes."""
+
+    def __init__(self, folder: str) -> None:
+        super().__init__(logging.WARNING)
+        self._uri, self._messages = storage.join(folder, _WARNINGS), list[str]()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        message = record.getMessage()
+        if message in self._messages or len(self._messages) == _MOST_WARNINGS:
+            return
+        self._messages.append(message)
+        try:
+            storage.write_bytes(self._uri, "".join(json.dumps(one) + "\n" for one in self._messages).encode())
+        except (WeakSamError, OSError):  # a warning must never stop the work
+            self.handleError(record)
 
 
 class _Trainer(TorchTrainer):
@@ -75,8 +97,9 @@ def train(task: TrainTask[Any], settings: TrainSettings, folder: str) -> str:
     final = storage.join(folder, "checkpoint", "model.safetensors")
     if storage.exists(final):
         return final
-    check_workers(settings.resources, alive_nodes())
-    trainer = _make_trainer(task, settings, folder)
+    nodes = alive_nodes()
+    check_workers(settings.resources, nodes)
+    trainer = _make_trainer(task, settings, folder, cpus=cpus_of_worker(settings.resources, nodes))
     try:
         with turn(folder.rsplit("/", 1)[-1]), _progress(folder, settings):
             trainer.fit()
@@ -93,30 +116,33 @@ def check_workers(resources: TrainResources, nodes: Sequence[Mapping[str, float]
     """Raises ConfigError when the workers do not fit a cluster of `nodes`: Ray Train would wait for ever."""
     if resources.grow:
         return
-    needed = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
-    fits = sum(min(math.floor(node.get(k, 0) / v + 1e-6) for k, v in needed.items() if v) for node in nodes)
+    cpus, fits = cpus_of_worker(resources, nodes), count_fitting(resources, nodes)
     if fits < resources.workers:
         raise ConfigError(
-            f"resources: {resources.workers} worker(s) of {needed['CPU']:g} CPU and {needed['GPU']:g} GPU do not fit, "
-            f"the cluster has room for {fits}: lower workers, cpus_per_worker or gpus_per_worker, or set grow"
+            f"resources: {resources.workers} worker(s) of {cpus:g} CPU and {resources.gpus_per_worker:g} GPU do not "
+            f"fit, the cluster has room for {fits}: lower workers, cpus_per_worker or gpus_per_worker, or set grow"
         )
 
 
 def _progress(folder: str, settings: TrainSettings) -> AbstractContextManager[None]:
-    """Logs each new row of metrics; workers may be anywhere, so they are read off the run folder."""
-    uri = storage.join(folder, "metrics.jsonl")
+    """Logs new rows of metrics and new warnings; workers may be anywhere, so both are read off the run folder."""
 
-    def read_rows() -> list[dict[str, float]]:
+    def read_rows(name: str) -> list[Any]:
         try:
-            return [json.loads(line) for line in storage.read_replaceable(uri).decode().splitlines()]
+            return [json.loads(line) for line in storage.read_replaceable(storage.join(folder, name)).splitlines()]
         except (WeakSamError, OSError, ValueError):  # not there yet; progress must never stop the work
             return []
 
-    last = max((row["step"] for row in read_rows()), default=0)
+    last = max((row["step"] for row in read_rows("metrics.jsonl")), default=0)
+    known = set(read_rows(_WARNINGS))
 
     def report() -> None:
         nonlocal last
-        for row in read_rows():
+        for message in read_rows(_WARNINGS):
+            if message not in known:
+                log.warning("%s", message)
+                known.add(message)
+        for row in read_rows("metrics.jsonl"):
             if row["step"] > last:
                 log.info("%s", progress_line(row, settings))
                 last = row["step"]
@@ -135,16 +161,16 @@ def progress_line(row: Mapping[str, float], settings: TrainSettings) -> str:
     )
 
 
-def _make_trainer(task: TrainTask[Any], settings: TrainSettings, folder: str) -> _Trainer:
+def _make_trainer(task: TrainTask[Any], settings: TrainSettings, folder: str, *, cpus: float) -> _Trainer:
     files, path = storage.filesystem(folder)
     files.create_dir(path, recursive=True)
     resources = settings.resources
-    per_worker = {"CPU": resources.cpus_per_worker}
+    per_worker = {"CPU": cpus}
     if resources.gpus_per_worker:
         per_worker["GPU"] = resources.gpus_per_worker
     # as bytes: the controller, which unpacks all else, need not import what networks are made of
     packed = cloudpickle.dumps(task)  # pyright: ignore[reportPrivateImportUsage]
-    config = {"task": packed, "settings": settings, "folder": folder}
+    config = {"task": packed, "settings": settings, "folder": folder, "cpus": cpus}
     return _Trainer(
         _train_worker,
         train_loop_config=config,
@@ -189,13 +215,13 @@ def share_of(settings: TrainSettings, rank: int) -> list[slice]:
 
 
 def _load_ahead(
-    task: TrainTask[Any], settings: TrainSettings, first: int, share: list[slice]
+    task: TrainTask[Any], settings: TrainSettings, first: int, share: list[slice], threads: Executor
 ) -> Iterator[dict[str, Tensor]]:
     """This worker's micro-batches from step `first` on, prepared by a thread while earlier ones are computed."""
 
     def load(step: int, part: slice) -> dict[str, Tensor]:
         indices, seeds = draw_batch(settings.seed, step, batch_size=settings.batch_size, num_samples=task.num_samples)
-        batch = task.load_batch(indices[part], seeds[part])
+        batch = task.load_batch(indices[part], seeds[part], threads)
         return {k: v.pin_memory() for k, v in batch.items()} if settings.resources.gpus_per_worker else batch
 
     wanted = ((step, part) for step in range(first, settings.steps) for part in share)
@@ -207,18 +233,26 @@ def _load_ahead(
             yield ready
 
 
+def _make_threads(cpus: float) -> ThreadPoolExecutor:
+    """Threads that read and decode, and torch's that compute: as many as there are CPUs, of each kind."""
+    torch.set_num_threads(max(1, int(cpus)))
+    return ThreadPoolExecutor(max(_LEAST_LOADING, int(cpus)), thread_name_prefix="samples")
+
+
 def _train_worker(config: dict) -> None:
     """The loop of one worker."""
     task, settings, folder = cloudpickle.loads(config["task"]), config["settings"], config["folder"]
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    torch.set_num_threads(max(1, int(settings.resources.cpus_per_worker)))
+    threads = _make_threads(config["cpus"])
     context = ray.train.get_context()
+    if context.get_world_rank() == 0:  # one is enough: all workers do the same
+        logging.getLogger("weaksam").addHandler(_WarningsToFile(folder))
     trainee = Trainee(task, settings, get_device())
     if checkpoint := ray.train.get_checkpoint():
         with checkpoint.as_directory() as path:
             trainee.restore(path)
     share = share_of(settings, context.get_world_rank())
-    batches = _load_ahead(task, settings, trainee.step, share)
+    batches = _load_ahead(task, settings, trainee.step, share, threads)
     journal = Journal(folder, settings, trainee.step) if context.get_world_rank() == 0 else None
     sums, since = {}, trainee.step
     while trainee.step < settings.steps:
@@ -229,7 +263,7 @@ def _train_worker(config: dict) -> None:
             means = _mean(sums, count=(trainee.step - since) * settings.batch_size)
             if journal:
                 if settings.validates_at(trainee.step):
-                    means |= trainee.validate(task)
+                    means |= trainee.validate(task, threads)
                 journal.write(trainee.step, means, lr=max(group["lr"] for group in trainee.optimizer.param_groups))
             sums, since = {}, trainee.step
         if trainee.step % settings.checkpoint_every == 0 and trainee.step < settings.steps:

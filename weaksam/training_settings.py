@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
@@ -18,8 +19,9 @@ class TrainResources(Settings):
 
     workers: int = Field(default=1, ge=1)
     """Processes that share each batch."""
-    cpus_per_worker: float = Field(default=1, gt=0)
-    """Processors reserved per worker; also its number of threads."""
+    cpus_per_worker: float | None = Field(default=None, gt=0)
+    """CPUs reserved per worker, and its number of threads. Left out: the node's CPUs divided by the workers on it, or,
+    with GPUs, by the workers that the node's GPUs hold; 1 on a cluster that grows and has no such node yet."""
     gpus_per_worker: float = Field(default=0, ge=0)
     """GPUs reserved per worker; 0 trains on processors."""
     grow: bool = False
@@ -28,6 +30,42 @@ class TrainResources(Settings):
     """Samples a worker holds at once; the rest of its share is accumulated. Unset = its whole share."""
     max_failures: int = Field(default=3, ge=-1)
     """How often lost workers are replaced before the step fails; -1 = always."""
+
+
+def cpus_of_worker(resources: TrainResources, nodes: Sequence[Mapping[str, float]]) -> float:
+    """CPUs of each worker on a cluster of `nodes`, each given by its CPU and GPU counts; the same for all workers.
+
+    Where `cpus_per_worker` is left out: the largest share of a node's CPUs with which all workers fit, a whole number
+    from 1 on. Nodes to come are not known: on a cluster that grows a worker without a GPU has at least 1. Where the
+    workers do not fit at all, it is 1.
+    """
+    if resources.cpus_per_worker is not None:
+        return resources.cpus_per_worker
+    if resources.gpus_per_worker:
+        places = ((node.get("CPU", 0.0), _times(node.get("GPU", 0.0), resources.gpus_per_worker)) for node in nodes)
+        shares = [cpus / count for cpus, count in places if cpus and count]
+        return _reservable(min(shares, default=1.0))  # the smallest: a node's CPUs last for all of its GPUs
+    counts = [node.get("CPU", 0.0) for node in nodes]
+    shares = {cpus / count for cpus in set(counts) for count in range(1, resources.workers + 1) if cpus}
+    fitting = (one for one in shares if sum(_times(cpus, one) for cpus in counts) >= resources.workers)
+    share = _reservable(max(fitting, default=1.0))
+    return max(share, 1.0) if resources.grow else share
+
+
+def _times(whole: float, part: float) -> int:
+    """How often a part fits; sums of fractions are not exact."""
+    return math.floor(whole / part + 1e-6)
+
+
+def _reservable(cpus: float) -> float:
+    """Rounded down to what Ray reserves: whole numbers, or ten-thousandths of one CPU."""
+    return float(math.floor(cpus)) if cpus >= 1 else max(math.floor(cpus * 1e4), 1) / 1e4
+
+
+def count_fitting(resources: TrainResources, nodes: Sequence[Mapping[str, float]]) -> int:
+    """Workers that fit a cluster of `nodes`."""
+    needed = {"CPU": cpus_of_worker(resources, nodes), "GPU": resources.gpus_per_worker}
+    return sum(min(_times(node.get(kind, 0.0), part) for kind, part in needed.items() if part) for node in nodes)
 
 
 def check_loop(batch_size: int, precision: Precision, resources: TrainResources) -> None:

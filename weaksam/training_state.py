@@ -11,6 +11,7 @@ import math
 import struct
 import time
 from collections.abc import Iterator
+from concurrent.futures import Executor
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
@@ -53,8 +54,11 @@ class TrainTask(Protocol[Model]):
         """
         ...
 
-    def load_batch(self, indices: np.ndarray, seeds: np.ndarray) -> dict[str, Tensor]:
-        """CPU tensors of the samples `indices` (B,); `seeds` (B, 3) int64 seed each sample's augmentation."""
+    def load_batch(self, indices: np.ndarray, seeds: np.ndarray, pool: Executor) -> dict[str, Tensor]:
+        """CPU tensors of the samples `indices` (B,); `seeds` (B, 3) int64 seed each sample's augmentation.
+
+        Samples are read and decoded by the threads of `pool`.
+        """
         ...
 
     def loss(self, model: Model, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -64,8 +68,11 @@ class TrainTask(Protocol[Model]):
         """
         ...
 
-    def validate(self, model: Model) -> dict[str, float]:
-        """Scores on held-out data, on one worker, in eval mode without gradients; empty when there are none."""
+    def validate(self, model: Model, pool: Executor) -> dict[str, float]:
+        """Scores on held-out data, on one worker, in eval mode without gradients; empty when there are none.
+
+        Samples are read and decoded by the threads of `pool`.
+        """
         ...
 
 
@@ -181,12 +188,12 @@ class Trainee:
         """What is handed on: the running mean where there is one."""
         return {key: value.contiguous() for key, value in (self.mean or self.model.state_dict()).items()}
 
-    def validate(self, task: TrainTask[Any]) -> dict[str, float]:
+    def validate(self, task: TrainTask[Any], pool: Executor) -> dict[str, float]:
         """The task's scores of the weights that would be handed on now."""
         model = copy.deepcopy(self.model)
         model.load_state_dict(self.weights())
         with torch.no_grad():
-            return task.validate(model.eval())
+            return task.validate(model.eval(), pool)
 
     def save(self, folder: str) -> None:
         """Writes the checkpoint file."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from weaksam.models.wsod_build import WsodSpec
 from weaksam.models.wsod_task import WsodRecipe, WsodTask
 from weaksam.ops import mil
 
+POOL = ThreadPoolExecutor(2)
 CPU = torch.device("cpu")
 BOXES = torch.tensor([[4.0, 4, 30, 30], [10, 12, 50, 40], [0, 0, 64, 48], [33, 3, 60, 20], [20, 20, 44, 44]])
 
@@ -215,7 +217,7 @@ def test_ratings_are_the_prior_of_what_is_left_of_the_proposals(task: WsodTask) 
     task = dataclasses.replace(
         task, read_boxes=lambda: rated, recipe=dataclasses.replace(task.recipe, rating_power=2.0)
     )
-    prior = task.load_batch(np.array([0]), np.zeros((1, 3), int))["prior/0"]
+    prior = task.load_batch(np.array([0]), np.zeros((1, 3), int), POOL)["prior/0"]
     torch.testing.assert_close(prior.exp(), torch.from_numpy(ratings).clamp(min=0.01) ** 2)
 
 
@@ -301,7 +303,7 @@ def test_twenty_images_are_overfitted(task: WsodTask, method: str) -> None:
     optimizer = task.build_optimizer(model, lr=2e-3, weight_decay=0.0)
     for step in range(60):
         seeds = np.stack([np.full(20, step), np.zeros(20, int), np.arange(20)], 1)
-        loss, _ = task.loss(model, task.load_batch(np.arange(20), seeds))
+        loss, _ = task.loss(model, task.load_batch(np.arange(20), seeds, POOL))
         optimizer.zero_grad()
         (loss / 20).backward()
         optimizer.step()
@@ -319,8 +321,8 @@ def test_twenty_images_are_overfitted(task: WsodTask, method: str) -> None:
 def test_the_loss_of_a_batch_is_the_sum_over_its_images(task: WsodTask) -> None:
     model = task.build_model()
     indices, seeds = np.arange(4), np.arange(12).reshape(4, 3)
-    total, sums = task.loss(model, task.load_batch(indices, seeds))
-    parts = [task.loss(model, task.load_batch(indices[i : i + 1], seeds[i : i + 1]))[0] for i in range(4)]
+    total, sums = task.loss(model, task.load_batch(indices, seeds, POOL))
+    parts = [task.loss(model, task.load_batch(indices[i : i + 1], seeds[i : i + 1], POOL))[0] for i in range(4)]
     torch.testing.assert_close(total, torch.stack(parts).sum())
     assert set(sums) == {"image_loss", "refine_loss", "box_loss"}
 
@@ -328,9 +330,9 @@ def test_the_loss_of_a_batch_is_the_sum_over_its_images(task: WsodTask) -> None:
 def test_a_broken_image_counts_for_nothing(task: WsodTask) -> None:
     Path(task.uris[1]).write_bytes(b"junk")
     model = task.build_model()
-    batch = task.load_batch(np.arange(3), np.zeros((3, 3), np.int64))
+    batch = task.load_batch(np.arange(3), np.zeros((3, 3), np.int64), POOL)
     assert batch["weight"].tolist() == [1, 0, 1]
-    both = [task.loss(model, task.load_batch(np.array([i]), np.zeros((1, 3), np.int64)))[0] for i in (0, 2)]
+    both = [task.loss(model, task.load_batch(np.array([i]), np.zeros((1, 3), np.int64), POOL))[0] for i in (0, 2)]
     torch.testing.assert_close(task.loss(model, batch)[0], torch.stack(both).sum())
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,7 @@ from weaksam.sam.training_optimizer import Muon, MuonAdamW, orthogonalise
 from weaksam.sam.training_prompts import PromptMix, choose_cells, draw_prompts, pack, shrink
 from weaksam.sam.training_scores import score_segmenter
 
+POOL = ThreadPoolExecutor(1)
 TINY = dataclasses.replace(
     VARIANTS["vit_xs"],
     encoder_dim=32,
@@ -261,7 +263,7 @@ def test_it_learns_two_scenes(cache: str):
     optimizer = task.build_optimizer(model, lr=6e-3, weight_decay=0.0)
     losses = []
     for _ in range(25):
-        batch = task.load_batch(np.arange(2), np.array([[0, 0, 0], [0, 0, 1]]))
+        batch = task.load_batch(np.arange(2), np.array([[0, 0, 0], [0, 0, 1]]), POOL)
         loss, watched = task.loss(model, batch)
         loss.backward()
         assert all(p.grad is not None for p in model.parameters() if p.requires_grad)  # DDP waits for every one

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from weaksam.stages.train_classifier import TrainClassifierConfig, train_setting
 from weaksam.training import TrainResources, TrainSettings, check_workers, progress_line, share_of
 from weaksam.training_state import Trainee, draw_batch
 
+POOL = ThreadPoolExecutor(2)
 RECIPE = Recipe(image_size=32, min_scale=0.5, rand_augment=0.0, erase=0.0, drop_path=0.0)
 TINY = WeakTrSize(dim=32, depth=2, heads=2, patch=8, grid=4)
 
@@ -65,15 +67,15 @@ def train(task: ClassifierTask, settings: TrainSettings, until: int, trainee: Tr
     while trainee.step < until:
         drawn = draw_batch(settings.seed, trainee.step, batch_size=settings.batch_size, num_samples=task.num_samples)
         indices, seeds = drawn
-        trainee.take_step(iter([task.load_batch(indices[part], seeds[part]) for part in parts]), len(parts))
+        trainee.take_step(iter([task.load_batch(indices[part], seeds[part], POOL) for part in parts]), len(parts))
     return trainee
 
 
 @pytest.mark.usefixtures("tiny_backbone")
 def test_it_learns_what_is_in_the_images(images: LabelledImages) -> None:
     task = make_task(images)
-    before = task.validate(task.build_model().eval())
-    after = train(task, settings(steps=60), 60).validate(task)
+    before = task.validate(task.build_model().eval(), POOL)
+    after = train(task, settings(steps=60), 60).validate(task, POOL)
     assert after["held_out_loss"] < 0.5 * before["held_out_loss"]
     assert after["held_out_mAP"] > 0.95
 
@@ -82,8 +84,8 @@ def test_it_learns_what_is_in_the_images(images: LabelledImages) -> None:
 def test_a_batch_is_a_pure_function_of_its_seeds(images: LabelledImages) -> None:
     task = make_task(images, recipe=dataclasses.replace(RECIPE, rand_augment=9.0, erase=0.5, drop_path=0.3))
     indices, seeds = draw_batch(0, 3, batch_size=8, num_samples=24)
-    whole = task.load_batch(indices, seeds)
-    halves = [task.load_batch(indices[part], seeds[part]) for part in (slice(0, 3), slice(3, 8))]
+    whole = task.load_batch(indices, seeds, POOL)
+    halves = [task.load_batch(indices[part], seeds[part], POOL) for part in (slice(0, 3), slice(3, 8))]
     for key, value in whole.items():
         assert torch.equal(value, torch.cat([half[key] for half in halves])), key
     assert set(whole) == {"image", "labels", "weight", "keep"}
@@ -117,13 +119,13 @@ def test_a_broken_and_a_missing_image_count_for_nothing(images: LabelledImages) 
     Path(images.uris[0]).write_bytes(b"junk")
     Path(images.uris[1]).unlink()
     task = make_task(images)
-    batch = task.load_batch(np.arange(4), np.zeros((4, 3), np.int64))
+    batch = task.load_batch(np.arange(4), np.zeros((4, 3), np.int64), POOL)
     assert batch["weight"].tolist() == [0, 0, 1, 1]
     model = task.build_model()
     total, _ = task.loss(model, batch)
     rest, _ = task.loss(model, {key: value[2:] for key, value in batch.items()})
     torch.testing.assert_close(total, rest)
-    assert sum(len(rows) for _, rows in task._held_out_batches()) == 22
+    assert sum(len(rows) for _, rows in task._held_out_batches(POOL)) == 22
 
 
 def test_weights_of_vectors_tokens_and_positions_are_not_decayed(images: LabelledImages) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from weaksam.stages.train_detector import TrainDetectorConfig, make_task, read_o
 from weaksam.training import TrainResources
 from weaksam.training_state import Trainee, draw_batch
 
+POOL = ThreadPoolExecutor(2)
 MODELS = ("faster_rcnn", "dino", "rt_detr_v2", "mask_rcnn", "mask2former")
 
 
@@ -96,7 +98,7 @@ def test_a_small_faster_rcnn_learns_its_first_stage_first_and_at_a_rate_of_its_o
 
 def test_a_batch_holds_views_with_their_boxes(tmp_path: Path, inputs: dict[str, Step]) -> None:
     task = make_task(make_step(tmp_path, inputs, scales=[128], crop_chance=0.0))
-    batch = task.load_batch(*draw_batch(0, 0, batch_size=4, num_samples=4))
+    batch = task.load_batch(*draw_batch(0, 0, batch_size=4, num_samples=4), POOL)
     for i, index in enumerate(draw_batch(0, 0, batch_size=4, num_samples=4)[0]):
         image, boxes = batch[f"image/{i}"], batch[f"boxes/{i}"]
         assert image.shape == (3, 128, 128)
@@ -105,19 +107,19 @@ def test_a_batch_holds_views_with_their_boxes(tmp_path: Path, inputs: dict[str, 
         assert inside > 190  # the bright square is still what the box is around
         sides = 2 * (task.objects.boxes[index][:, 2:] - task.objects.boxes[index][:, :2])
         assert np.allclose((boxes[:, 2:] - boxes[:, :2]).numpy(), sides)
-    again = task.load_batch(*draw_batch(0, 0, batch_size=4, num_samples=4))
+    again = task.load_batch(*draw_batch(0, 0, batch_size=4, num_samples=4), POOL)
     assert all(torch.equal(value, again[key]) for key, value in batch.items())
 
 
 def test_masks_go_with_their_boxes_into_every_view(tmp_path: Path, inputs: dict[str, Step]) -> None:
     task = make_task(make_step(tmp_path, inputs, model="mask_rcnn", scales=[96]))
-    batch = task.load_batch(*draw_batch(0, 0, batch_size=4, num_samples=4))
+    batch = task.load_batch(*draw_batch(0, 0, batch_size=4, num_samples=4), POOL)
     for i in range(4):
         masks, boxes = batch[f"masks/{i}"], batch[f"boxes/{i}"]
         assert masks.shape == (2, 96, 96)
         assert torch.allclose(masks_to_boxes(masks), boxes, atol=1.5)  # a pixel in each corner is half a pixel's share
     assert "masks/0" not in make_task(make_step(tmp_path, inputs)).load_batch(
-        *draw_batch(0, 0, batch_size=4, num_samples=4)
+        *draw_batch(0, 0, batch_size=4, num_samples=4), POOL
     )
 
 
@@ -125,7 +127,7 @@ def test_large_scale_jitter_makes_squares_of_objects_large_and_small(tmp_path: P
     task = make_task(make_step(tmp_path, inputs, model="mask2former", square=96, jitter=[0.3, 2.5]))
     shares = []
     for step in range(6):
-        batch = task.load_batch(*draw_batch(0, step, batch_size=4, num_samples=4))
+        batch = task.load_batch(*draw_batch(0, step, batch_size=4, num_samples=4), POOL)
         for i in range(4):
             image, masks = batch[f"image/{i}"], batch[f"masks/{i}"]
             assert image.shape[1:] == masks.shape[1:] == (96, 96)
@@ -151,7 +153,7 @@ def test_detrs_crops_lose_no_class_of_a_box(tmp_path: Path, inputs: dict[str, St
     task = make_task(make_step(tmp_path, inputs, scales=[96], crop_chance=1.0))
     sizes = set()
     for step in range(6):
-        batch = task.load_batch(*draw_batch(0, step, batch_size=4, num_samples=4))
+        batch = task.load_batch(*draw_batch(0, step, batch_size=4, num_samples=4), POOL)
         for i in range(4):
             assert len(batch[f"boxes/{i}"]) == len(batch[f"classes/{i}"])
             height, width = batch[f"image/{i}"].shape[1:]
@@ -168,7 +170,7 @@ def test_a_batch_of_unreadable_images_moves_nothing_but_holds_every_weight(
     for uri in task.uris:
         Path(uri).write_bytes(b"junk")
     net = task.build_model()
-    batch = task.load_batch(*draw_batch(0, 0, batch_size=2, num_samples=4)) | {"step": torch.tensor(0)}
+    batch = task.load_batch(*draw_batch(0, 0, batch_size=2, num_samples=4), POOL) | {"step": torch.tensor(0)}
     assert batch["weight"].tolist() == [0, 0]
     loss, _ = task.loss(net, batch)
     loss.backward()
@@ -189,7 +191,7 @@ def test_training_that_goes_on_from_a_checkpoint_ends_with_the_same_weights(
     def batches(first: int) -> Any:
         for number in range(first, settings.steps):
             torch.manual_seed(number)
-            yield task.load_batch(*draw_batch(0, number, batch_size=2, num_samples=task.num_samples))
+            yield task.load_batch(*draw_batch(0, number, batch_size=2, num_samples=task.num_samples), POOL)
 
     def go_on(trainee: Trainee, until: int) -> None:
         source = batches(trainee.step)
@@ -310,7 +312,7 @@ def test_mask_rcnn_starts_from_a_faster_rcnn_and_leaves_its_first_stage_as_it_is
     trainee = Trainee(task, train_settings(step.config), torch.device("cpu"))
     assert all(torch.equal(trainee.weights()[key], value) for key, value in given.items())
     draws = (draw_batch(0, number, batch_size=2, num_samples=task.num_samples) for number in range(2))
-    source = iter([task.load_batch(*draw) for draw in draws])
+    source = iter([task.load_batch(*draw, POOL) for draw in draws])
     trainee.take_step(source, 1)
     trainee.take_step(source, 1)
     moved = {key for key, value in given.items() if not torch.equal(trainee.weights()[key], value)}

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from weaksam.models.lite0 import CHANNELS, MEAN, STD, Lite0
-from weaksam.models.sam_stem import SeenViews
+from weaksam.models.seen_views import SeenViews
 from weaksam.models.weaktr import Logits, Maps
 
 _HIDDEN = 128

@@ -8,10 +8,10 @@ Axis legend: B images, C classes, L layers, S side of a training picture.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -27,7 +27,6 @@ from weaksam.models.weaktr import WeakTr
 from weaksam.ops.classification import mean_average_precision
 from weaksam.sam.training_optimizer import MuonAdamW
 
-_THREADS = 8  # reading and decoding ahead of the network
 _UNDECAYED = ("cls_token", "pos_embed")
 
 
@@ -80,13 +79,6 @@ class ClassifierTask:
     recipe: Recipe = Recipe()
     optimizer: Literal["adamw", "muon"] = "adamw"
 
-    @cached_property
-    def _pool(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(_THREADS, thread_name_prefix="pictures")
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if key != "_pool"}
-
     @property
     def num_samples(self) -> int:
         """Images to learn from."""
@@ -116,9 +108,9 @@ class ClassifierTask:
         groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
         return torch.optim.AdamW(groups, lr=lr)
 
-    def load_batch(self, indices: np.ndarray, seeds: np.ndarray) -> dict[str, Tensor]:
+    def load_batch(self, indices: np.ndarray, seeds: np.ndarray, pool: Executor) -> dict[str, Tensor]:
         """Varied pictures (B, 3, S, S), labels (B, C), weights (B,) and kept branches (B, L, 2)."""
-        rows = list(self._pool.map(self._load, indices.tolist(), seeds))
+        rows = list(pool.map(self._load, indices.tolist(), seeds))
         pictures, weights, keep = (np.stack(column) for column in zip(*rows, strict=True))
         return {
             "image": torch.from_numpy(pictures),
@@ -158,27 +150,26 @@ class ClassifierTask:
         return torch.stack(list(losses.values())).sum(), {key: value.detach() for key, value in losses.items()}
 
     @torch.inference_mode()
-    def validate(self, model: Classifier) -> dict[str, float]:
+    def validate(self, model: Classifier, pool: Executor) -> dict[str, float]:
         """Loss and multi-label mAP of the class tokens on the held-out images."""
         if not self.held_out.uris:
             return {}
         device = model.device
         found, kept = [], []
-        for pictures, rows in self._held_out_batches():
+        for pictures, rows in self._held_out_batches(pool):
             found.append(model(pictures.to(device)).cls.float().cpu())
             kept += rows
         logits, labels = torch.cat(found), self.held_out.labels[kept]
         loss = F.multilabel_soft_margin_loss(logits, torch.from_numpy(labels.astype(np.float32)))
         return {"held_out_loss": loss.item(), "held_out_mAP": mean_average_precision(logits.numpy(), labels)}
 
-    def _held_out_batches(self, size: int = 32) -> Iterator[tuple[Tensor, list[int]]]:
+    def _held_out_batches(self, pool: Executor, size: int = 32) -> Iterator[tuple[Tensor, list[int]]]:
         """Pictures (B, 3, S, S) and which held-out images they are; unreadable ones are left out."""
         side, kind = self.recipe.image_size, kind_of(self.backbone)
         for start in range(0, len(self.held_out.uris), size):
             uris = self.held_out.uris[start : start + size]
-            pixels = {
-                start + i: one for i, one in enumerate(self._pool.map(read_for_training, uris)) if one is not None
-            }
+            read = enumerate(pool.map(read_for_training, uris), start)
+            pixels = {row: one for row, one in read if one is not None}
             if pixels:
                 seen_as = {"size": side, "mean": kind.mean, "std": kind.std}
                 pictures = np.stack([resize_for_classification(one, **seen_as) for one in pixels.values()])

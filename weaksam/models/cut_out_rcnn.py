@@ -32,7 +32,8 @@ from weaksam.models.faster_rcnn import (
     roi_losses,
 )
 from weaksam.models.pyramids import Pyramid
-from weaksam.models.sam_stem import FrozenSam, SeenViews, cut_out, view_digest
+from weaksam.models.sam_stem import FrozenSam, cut_out
+from weaksam.models.seen_views import SeenViews, view_digest
 from weaksam.ops.boxes import mirror_boxes
 from weaksam.ops.roi_drop import NO_DROP, RoiDropRules
 from weaksam.sam.build import VARIANTS

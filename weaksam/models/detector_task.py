@@ -7,9 +7,8 @@ Axis legend: B images, G objects of an image, H W pixels.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -22,7 +21,6 @@ from weaksam.models.detector import Detector, Targets
 from weaksam.ops.masks import decode_rle
 from weaksam.sam.training_optimizer import MuonAdamW
 
-_THREADS = 8  # reading and decoding ahead of the network
 # Not decayed. Of embeddings so published for Mask2Former; DINO decays them, by a ten-thousandth.
 _UNDECAYED = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm, nn.Embedding)
 _CROP_SIDES = (384, 600)  # DETR's: a part of this size is cut out of an image of one of these sizes
@@ -104,13 +102,6 @@ class DetectorTask:
     objects: PseudoObjects
     recipe: DetectorRecipe
 
-    @cached_property
-    def _pool(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(_THREADS, thread_name_prefix="images")
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if key != "_pool"}
-
     @property
     def num_samples(self) -> int:
         """Images to learn from."""
@@ -145,14 +136,14 @@ class DetectorTask:
             return torch.optim.SGD(listed, lr=lr, momentum=0.9)
         return torch.optim.AdamW(listed, lr=lr)
 
-    def load_batch(self, indices: np.ndarray, seeds: np.ndarray) -> dict[str, Tensor]:
+    def load_batch(self, indices: np.ndarray, seeds: np.ndarray, pool: Executor) -> dict[str, Tensor]:
         """What `loss` wants.
 
         Returns:
             `weight` (B,), 0 for an image that could not be read; for image i `image/i` (3, H, W) uint8, `boxes/i`
             (G, 4) xyxy on it, `classes/i` (G,) int64 and, if masks are learnt, `masks/i` (G, H, W) bool.
         """
-        rows = list(self._pool.map(self._load, indices.tolist(), seeds))
+        rows = list(pool.map(self._load, indices.tolist(), seeds))
         batch = {f"{key}/{i}": value for i, row in enumerate(rows) if row for key, value in row.items()}
         return batch | {"weight": torch.tensor([1.0 if row else 0.0 for row in rows])}
 
@@ -203,7 +194,7 @@ class DetectorTask:
         total = torch.stack([value for key, value in told.items() if key.startswith("loss")]).sum()
         return total, {key: value.detach() for key, value in told.items()}
 
-    def validate(self, model: Detector) -> dict[str, float]:
+    def validate(self, model: Detector, pool: Executor) -> dict[str, float]:
         """Nothing: the only boxes there are were learnt from."""
         return {}
 

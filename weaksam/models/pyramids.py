@@ -17,7 +17,8 @@ from torchvision.ops import FrozenBatchNorm2d
 from weaksam import storage
 from weaksam.errors import WeightsError
 from weaksam.models.lite0 import CHANNELS, MEAN, STD, STRIDES, Lite0
-from weaksam.models.sam_stem import FrozenSam, SeenViews
+from weaksam.models.sam_stem import FrozenSam
+from weaksam.models.seen_views import SeenViews
 from weaksam.sam.build import PIXEL_MEAN, PIXEL_STD
 from weaksam.sam.checkpoints import read_state
 

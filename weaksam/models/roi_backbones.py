@@ -22,7 +22,8 @@ from torchvision.ops import FrozenBatchNorm2d, roi_pool
 
 from weaksam.models.lite0 import NAME, Lite0, normalise
 from weaksam.models.noise import SampleNoise, dropout
-from weaksam.models.sam_stem import FrozenSam, SeenViews, cut_out
+from weaksam.models.sam_stem import FrozenSam, cut_out
+from weaksam.models.seen_views import SeenViews
 from weaksam.ops.boxes import to_inclusive
 from weaksam.sam.build import PIXEL_MEAN, PIXEL_STD
 

@@ -5,9 +5,8 @@ Axis legend: B images, H W pixels, h w patches, D channels asked for, E channels
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,39 +17,6 @@ from torchvision.ops import roi_align
 from weaksam.ops.boxes import enlarge_boxes
 from weaksam.sam.build import PIXEL_MEAN, PIXEL_STD, VARIANTS, ConvStem, build_sam
 from weaksam.sam.checkpoints import load_sam
-
-
-class SeenViews:
-    """What something that is frozen saw of a view, remembered, because it sees that view always alike.
-
-    Attributes:
-        max_bytes: further views are seen again each time.
-        views: what was seen, by a hash of the view.
-    """
-
-    def __init__(self, max_bytes: int = 2**31) -> None:
-        self.max_bytes, self._bytes = max_bytes, 0
-        self.views: dict[bytes, list[Tensor]] = {}
-
-    def recall(self, view: Sequence[Tensor], see: Callable[[], list[Tensor]]) -> list[Tensor]:
-        """What `see` gives of a view, whose tensors tell it from others."""
-        if (key := view_digest(view)) in self.views:
-            return self.views[key]
-        seen = see()
-        size = sum(one.nbytes for one in seen)
-        if self._bytes + size <= self.max_bytes:
-            self.views[key] = seen
-            self._bytes += size
-        return seen
-
-
-def view_digest(view: Sequence[Tensor]) -> bytes:
-    """A hash of a view, by shapes and values of its tensors."""
-    digest = hashlib.sha256()  # which processors have instructions for
-    for part in view:
-        digest.update(str(tuple(part.shape)).encode())  # an image of one colour has the bytes of others
-        digest.update(part.cpu().contiguous().numpy().data)
-    return digest.digest()
 
 
 class FrozenSam(nn.Module):

@@ -10,7 +10,7 @@ Axis legend: B images, N proposals of an image, H W pixels.
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -27,7 +27,6 @@ from weaksam.models.wsod import WsodNet, forward_losses
 from weaksam.sam.training_optimizer import MuonAdamW
 
 _LEAST_RATING = 0.01  # SAM's ratings are not bounded
-_THREADS = 8  # reading and decoding ahead of the network
 
 
 @dataclass(frozen=True)
@@ -75,15 +74,11 @@ class WsodTask:
     recipe: WsodRecipe = WsodRecipe()
 
     @cached_property
-    def _pool(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(_THREADS, thread_name_prefix="images")
-
-    @cached_property
     def _boxes(self) -> ProposalBoxes:
         return self.read_boxes()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if key not in ("_pool", "_boxes")}
+        return {key: value for key, value in self.__dict__.items() if key != "_boxes"}
 
     @property
     def num_samples(self) -> int:
@@ -113,14 +108,15 @@ class WsodTask:
             return torch.optim.SGD(groups, lr=lr, momentum=0.9)
         return (torch.optim.Adam if self.recipe.optimizer == "adam" else torch.optim.AdamW)(groups, lr=lr)
 
-    def load_batch(self, indices: np.ndarray, seeds: np.ndarray) -> dict[str, Tensor]:
+    def load_batch(self, indices: np.ndarray, seeds: np.ndarray, pool: Executor) -> dict[str, Tensor]:
         """What `loss` wants.
 
         Returns:
             `seed` (B,) int64 and `weight` (B,); for image i `image/i` (3, H, W) uint8, `boxes/i` (N, 4) xyxy on it,
             `prior/i` (N,) logarithms, and `present/i` (P,) int64.
         """
-        rows = list(self._pool.map(self._load, indices.tolist(), seeds))
+        _ = self._boxes  # read before the threads ask for them, each for itself
+        rows = list(pool.map(self._load, indices.tolist(), seeds))
         batch = {f"{key}/{i}": value for i, row in enumerate(rows) for key, value in row.items()}
         weights = [batch.pop(f"weight/{i}") for i in range(len(rows))]
         noise = np.array([np.random.default_rng([*seed, 1]).integers(2**62) for seed in seeds])
@@ -163,6 +159,6 @@ class WsodTask:
         total = torch.stack(list(sums.values())).sum()
         return total + (adverse - adverse.detach()), {key: value.detach() for key, value in sums.items()}
 
-    def validate(self, model: WsodNet) -> dict[str, float]:
+    def validate(self, model: WsodNet, pool: Executor) -> dict[str, float]:
         """Nothing: without boxes there is nothing to measure, and labels are learnt by heart."""
         return {}

@@ -6,6 +6,7 @@ Out: what `TrainTask` asks for.
 
 from __future__ import annotations
 
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -80,8 +81,9 @@ class SegmenterTask:
         others = [p for p in model.parameters() if p.requires_grad and id(p) not in kept]
         return MuonAdamW(linear, others, lr=lr, weight_decay=weight_decay)
 
-    def load_batch(self, indices: np.ndarray, seeds: np.ndarray) -> dict[str, Tensor]:
+    def load_batch(self, indices: np.ndarray, seeds: np.ndarray, pool: Executor) -> dict[str, Tensor]:
         """Pictures, prompts and targets of the scenes `indices`; `seeds` decide what is asked of each."""
+        # without the pool: nothing is decoded, and the many small operations hold the GIL
         rows = [self._load(int(i), np.random.default_rng(seed)) for i, seed in zip(indices, seeds, strict=True)]
         return {key: torch.from_numpy(np.stack([row[key] for row in rows])) for key in rows[0]}
 
@@ -101,7 +103,7 @@ class SegmenterTask:
         hints = {"together_loss": together.detach(), "pixel_loss": found.detach()}
         return loss + HINT_WEIGHT * (together + found), watched | hints
 
-    def validate(self, model: Pupil) -> dict[str, float]:
+    def validate(self, model: Pupil, pool: Executor) -> dict[str, float]:
         """Scores on the held-out scenes."""
         return score_segmenter(model.sam, self.held_out) if self.held_out else {}
 

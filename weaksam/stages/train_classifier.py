@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -189,7 +190,8 @@ def _keep_weights(task: ClassifierTask, folder: str) -> str:
         raise DataError("epochs is 0 and there are no weights to take: set weights, or pretrained, or epochs")
     model = task.build_model().eval()
     storage.write_bytes(storage.join(folder, "checkpoint", "model.safetensors"), save(model.state_dict()))
-    return _tell(task.validate(model))
+    with ThreadPoolExecutor() as pool:
+        return _tell(task.validate(model, pool))
 
 
 def _tell(metrics: dict[str, Any]) -> str:

@@ -1,0 +1,114 @@
+"""What something frozen sees of a view, remembered, because it sees that view always alike.
+
+A process has one budget of memory for all that it remembers. Views beyond it are computed again each time, with the
+same result: which views are remembered changes how long a training takes, never what is learnt.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Callable, Sequence
+from weakref import WeakSet
+
+from torch import Tensor
+
+from weaksam.memory import available_memory
+
+log = logging.getLogger(__name__)
+
+_SHARE = 0.5  # of the available memory; batches, gradients and the node's other processes have the rest
+
+
+class MemoryBudget:
+    """Bytes that several `SeenViews` may hold together: a share of the memory available when the first view is stored.
+
+    The training workers of a node have equal parts of it; Ray Train sets in the environment how many there are. Over
+    time each of them sees all images, so more workers need more memory, wherever they are.
+
+    Args:
+        available: gives the bytes available on this machine.
+    """
+
+    def __init__(self, available: Callable[[], int] = available_memory) -> None:
+        self._available = available
+        self._total: int | None = None
+        self._holders: WeakSet[SeenViews] = WeakSet()  # weak: a network that is gone gives back its part
+        self._rejected: set[tuple[int, bytes]] = set()
+        self._has_warned = False
+
+    def admits(self, holder: SeenViews, size: int) -> bool:
+        """Whether `holder` may store `size` bytes more."""
+        if self._total is None:
+            self._total = int(_SHARE * self._available()) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        self._holders.add(holder)
+        return sum(one.num_bytes for one in self._holders) + size <= self._total
+
+    def reject(self, holder: SeenViews, key: bytes) -> None:
+        """Takes note of a view of `holder` that does not fit; warns once, when the first of them is computed again.
+
+        Most views have been seen by then, so the number of those that do not fit is known.
+        """
+        if self._has_warned:
+            return
+        if (view := (id(holder), key)) not in self._rejected:
+            self._rejected.add(view)
+            return
+        stored = sum(one.num_bytes for one in self._holders)
+        log.warning(
+            "the memory for views that a frozen network has seen is full: %.2f GiB are stored, %d views did not fit "
+            "and are computed again each time: use fewer scales, a smaller crop, fewer workers on a node, or a machine "
+            "with more memory",
+            stored / 2**30,
+            len(self._rejected),
+        )
+        self._has_warned = True
+        self._rejected.clear()
+
+
+_OF_THIS_PROCESS = MemoryBudget()
+
+
+class SeenViews:
+    """The views that something frozen has seen. A copy of it is empty.
+
+    Attributes:
+        max_bytes: a limit of its own, instead of the part in `budget`; further views are computed again each time.
+        num_bytes: of what is stored.
+        views: what was seen, by a hash of the view; on the CPU, whose memory the budget counts.
+    """
+
+    def __init__(self, max_bytes: int | None = None, *, budget: MemoryBudget = _OF_THIS_PROCESS) -> None:
+        self.max_bytes, self.num_bytes, self._budget = max_bytes, 0, budget
+        self.views: dict[bytes, list[Tensor]] = {}
+
+    def __reduce__(self) -> tuple[type[SeenViews], tuple[int | None]]:
+        return SeenViews, (self.max_bytes,)  # a copy of a network must not double what is stored
+
+    def recall(self, view: Sequence[Tensor], see: Callable[[], list[Tensor]]) -> list[Tensor]:
+        """What `see` gives of a view, whose tensors tell it from others."""
+        if (key := view_digest(view)) in self.views:
+            return [one.to(view[0].device) for one in self.views[key]]
+        seen = see()
+        size = sum(one.nbytes for one in seen)
+        if self._has_room(size):
+            self.views[key] = [one.cpu() for one in seen]
+            self.num_bytes += size
+        elif self.max_bytes is None:
+            self._budget.reject(self, key)
+        return seen
+
+    def _has_room(self, size: int) -> bool:
+        if self.max_bytes is None:
+            return self._budget.admits(self, size)
+        return self.num_bytes + size <= self.max_bytes
+
+
+def view_digest(view: Sequence[Tensor]) -> bytes:
+    """A hash of a view, by shapes and values of its tensors."""
+    digest = hashlib.sha256()  # which processors have instructions for
+    for part in view:
+        digest.update(str(tuple(part.shape)).encode())  # an image of one colour has the bytes of others
+        digest.update(part.cpu().contiguous().numpy().data)
+    return digest.digest()
