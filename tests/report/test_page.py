@@ -15,7 +15,7 @@ from tests.report.conftest import BROKEN, COPIES, STRANGE
 from weaksam import storage
 from weaksam.cli import app
 from weaksam.errors import ConfigError
-from weaksam.report.page import render, step_row, total_row
+from weaksam.report.page import features_of, render, step_row, total_row
 from weaksam.report.run_files import read_run
 
 
@@ -56,6 +56,22 @@ def test_a_step_costs_what_the_gpus_of_its_cluster_cost_meanwhile(run_folder: Pa
     assert told["cluster"] == "3 nodes, 24 CPU, 2 GPU"
     assert step_row(one, 2.5)["cost"] is None  # it ran without one
     assert total_row([told, step_row(one, 2.5)])["cost"] == 7.5
+
+
+@pytest.mark.parametrize(
+    ("settings", "features"),
+    [
+        ({}, ""),
+        ({"backbone": "efficientnet_lite0"}, "EfficientNet-Lite0 (ImageNet)"),
+        ({"backbone": "efficientnet_lite0+small"}, "EfficientNet-Lite0 (ImageNet), the small SAM (drawn scenes)"),
+        ({"backbone": "resnet50"}, "resnet50"),
+        ({"sam": {"model": "vit_xs", "checkpoint": None}}, "the small SAM (drawn scenes)"),
+        ({"sam": {"model": "vit_xs", "checkpoint": "s3://b/own.pth"}}, "vit_xs of s3://b/own.pth"),
+        ({"sam": {"model": "vit_b", "checkpoint": "b.pth"}}, "vit_b of b.pth"),
+    ],
+)
+def test_a_step_says_which_features_it_has(settings: dict, features: str) -> None:
+    assert features_of(settings) == features
 
 
 def test_figures_are_those_of_the_evaluations(page: str, run_folder: Path) -> None:

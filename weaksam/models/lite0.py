@@ -68,7 +68,8 @@ class Lite0(nn.Module):
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
         """Maps of images (B, 3, H, W), normalised by `mean` and `std`; sides that no stride divides are rounded up."""
-        x, maps = pixels, []
+        # processors convolve channels that lie beside each other in three quarters of the time
+        x, maps = pixels.contiguous(memory_format=torch.channels_last), []
         for i, stage in enumerate(self.stages):
             with torch.no_grad() if i < self.frozen_stages else nullcontext():
                 x = stage(x)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -26,6 +26,8 @@ from weaksam.report.selection import read_dataset
 log = logging.getLogger(__name__)
 
 NAME = "report.html"
+_SMALL_SAM = "the small SAM (drawn scenes)"
+_FEATURES = {"efficientnet_lite0": "EfficientNet-Lite0 (ImageNet)", "small": _SMALL_SAM, "vit_xs": _SMALL_SAM}
 IMAGES = 6
 
 
@@ -101,6 +103,7 @@ def step_row(one: RunStep, gpu_price: float | None) -> dict[str, Any]:
     return {
         "name": one.name,
         "stage": one.step.stage.name,
+        "features": features_of(one.told.get("settings", {})),
         "reads": ", ".join(step.name for step in one.step.inputs.values()),
         "state": state["state"] + (f" {progress['done']}/{progress['total']} {progress['unit']}" if progress else ""),
         "is_finished": state["state"] == "finished",
@@ -116,6 +119,14 @@ def step_row(one: RunStep, gpu_price: float | None) -> dict[str, Any]:
         "gpu_hours": gpu_hours,
         "cost": None if gpu_hours is None or gpu_price is None else gpu_hours * gpu_price,
     }
+
+
+def features_of(settings: Mapping[str, Any]) -> str:
+    """What a step sees images with, and what that has learnt from where it comes with weaksam; empty if nothing."""
+    sam = settings.get("sam") or {}
+    names = (settings.get("backbone") or "").split("+")
+    names += [f"{sam['model']} of {sam['checkpoint']}" if sam.get("checkpoint") else sam.get("model", "")]
+    return ", ".join(_FEATURES.get(name, name) for name in names if name)
 
 
 def total_row(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
