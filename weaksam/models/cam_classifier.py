@@ -1,15 +1,20 @@
 """A classifier on the frozen features of EfficientNet-Lite0: class activation maps of its last two stages.
 
 For photographs and no GPU: nothing but two small heads is trained, and the features of a picture are remembered.
-Source: class activation maps, Zhou et al. 2016, arXiv 1512.04150.
-Axis legend: B images, C classes, h w cells of a map.
+The image-level logit of a class is a soft maximum over its map, so a map need not be high everywhere on an image that
+holds the class: an object is small in most photographs. (Measured in benchmarks/README.md.)
+Source: class activation maps, Zhou et al. 2016, arXiv 1512.04150; log-sum-exp pooling, Pinheiro and Collobert 2015,
+arXiv 1411.6228.
+Axis legend: B images, C classes, D channels, h w cells of a map.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from weaksam.models.lite0 import CHANNELS, MEAN, STD, Lite0
@@ -17,10 +22,11 @@ from weaksam.models.seen_views import SeenViews
 from weaksam.models.weaktr import Logits, Maps
 
 _HIDDEN = 128
+_SHARPNESS = 2.0  # of the soft maximum: 0 would be the mean
 
 
 class CamClassifier(nn.Module):
-    """Which classes an image holds, and where: the maps of stride 32 are `coarse`, those of stride 16 `fine`.
+    """Which classes an image holds, and where: `coarse` maps have a stride of 32, `fine` maps see both stages at 16.
 
     Args:
         num_classes: C.
@@ -33,7 +39,8 @@ class CamClassifier(nn.Module):
     def __init__(self, num_classes: int) -> None:
         super().__init__()
         self.lite0 = Lite0()
-        self.fine, self.coarse = (_Head(channels, num_classes) for channels in CHANNELS[3:])
+        _, _, _, fine, coarse = CHANNELS
+        self.coarse, self.fine = _Head(coarse, num_classes), _Head(fine + coarse, num_classes)
         self.seen = SeenViews()
 
     @property
@@ -46,24 +53,27 @@ class CamClassifier(nn.Module):
         self.lite0.load_shipped()
 
     def forward(self, images: Tensor, keep: Tensor | None = None) -> Logits:
-        """Image-level logits: the mean over each map.
+        """Image-level logits of the coarse maps (`cls`) and of the fine maps (`patch`).
 
         Args:
             images: (B, 3, H, W) float, normalised by `mean` and `std`.
             keep: not used: there are no residual branches to leave out.
         """
-        fine, coarse = self._read(self._features(images))
-        return Logits(coarse.mean((2, 3)), fine.mean((2, 3)), None)
+        coarse, fine = self._read(self._features(images))
+        return Logits(soft_maximum(coarse), soft_maximum(fine), None)
 
     @torch.inference_mode()
     def find_maps(self, images: Tensor, *, cross_layers: Sequence[int]) -> Maps:
-        """Maps of every class, of strides 32 and 16, and no cross maps, whatever layers are asked for."""
-        fine, coarse = self._read(self.lite0.crop_maps(images))
+        """Maps of every class, and no cross maps, whatever layers are asked for."""
+        coarse, fine = self._read(self.lite0.crop_maps(images))
         cross = fine.new_zeros(len(fine), 0, *fine.shape[1:])
-        return Maps(coarse.mean((2, 3)), coarse.relu(), fine.relu(), cross)
+        return Maps(soft_maximum(coarse), coarse, fine, cross)
 
     def _read(self, features: list[Tensor]) -> tuple[Tensor, Tensor]:
-        return self.fine(features[0]), self.coarse(features[1])
+        """Coarse and fine class maps of the features of strides 16 and 32."""
+        fine, coarse = features
+        enlarged = F.interpolate(coarse, size=fine.shape[2:], mode="bilinear", align_corners=False)
+        return self.coarse(coarse), self.fine(torch.cat([fine, enlarged], 1))
 
     def _features(self, images: Tensor) -> list[Tensor]:
         if not self.training:
@@ -72,7 +82,7 @@ class CamClassifier(nn.Module):
         return [torch.stack(maps).float() for maps in zip(*rows, strict=True)]
 
     def _rounded(self, image: Tensor) -> list[Tensor]:
-        """Of one image, in half precision: this is what is remembered."""
+        """The features of one image in half precision, which are remembered."""
         return [maps[0].half() for maps in self.lite0.crop_maps(image[None])]
 
 
@@ -81,9 +91,13 @@ class _Head(nn.Module):
 
     def __init__(self, channels: int, num_classes: int) -> None:
         super().__init__()
-        self.norm, self.hidden = nn.LayerNorm(channels), nn.Linear(channels, _HIDDEN)
-        self.classes = nn.Linear(_HIDDEN, num_classes)
+        self.hidden, self.classes = nn.Linear(channels, _HIDDEN), nn.Linear(_HIDDEN, num_classes)
 
     def forward(self, features: Tensor) -> Tensor:
-        x = self.hidden(self.norm(features.permute(0, 2, 3, 1))).relu()
-        return self.classes(x).permute(0, 3, 1, 2)
+        return self.classes(self.hidden(features.permute(0, 2, 3, 1)).relu()).permute(0, 3, 1, 2)
+
+
+def soft_maximum(maps: Tensor) -> Tensor:
+    """(B, C) of maps (B, C, h, w): between the mean and the maximum of each."""
+    cells = maps.shape[2] * maps.shape[3]
+    return (torch.logsumexp(_SHARPNESS * maps.flatten(2).float(), 2) - math.log(cells)) / _SHARPNESS
