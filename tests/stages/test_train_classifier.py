@@ -254,6 +254,20 @@ def test_the_progress_line_says_how_long() -> None:
     assert progress_line(row, settings()) == "step 6/12  loss 0.512  lr 0.001  4 images/s  eta 12 s"
 
 
+@pytest.mark.parametrize("settings", [{"weights": "a.pth"}, {"gated": True}])
+def test_what_efficientnet_cannot_take_is_refused(settings: dict) -> None:
+    with pytest.raises(ValueError, match="weights and gated are for ViTs"):
+        TrainClassifierConfig.model_validate({"images": "i", "split": "s", "backbone": "efficientnet_lite0"} | settings)
+
+
+def test_features_of_pictures_that_nothing_varies_are_remembered() -> None:
+    base = {"images": "i", "split": "s", "backbone": "efficientnet_lite0"}
+    plain = base | {"min_scale": 1.0, "rand_augment": 0.0, "erase": 0.0}
+    assert TrainClassifierConfig.model_validate(plain).course(10).views == 2
+    for varied in ({"min_scale": 0.5}, {"rand_augment": 9.0}, {"erase": 0.25}, {"backbone": "vit_xs"}):
+        assert TrainClassifierConfig.model_validate(plain | varied).course(10).views is None
+
+
 def test_a_run_file_knows_the_stage(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_text(

@@ -257,7 +257,10 @@ def test_published_recipes_are_the_defaults_of_each_model() -> None:
     ("settings", "fault"),
     [
         ({"backbone": "small", "weights": "x"}, "weights are for resnet50"),
-        ({"optimizer": "muon"}, "optimizer muon is for backbone small"),
+        ({"optimizer": "muon"}, "optimizer muon is for backbone small: resnet50 has"),
+        ({"backbone": "efficientnet_lite0", "optimizer": "muon"}, "backbone small: efficientnet_lite0 has"),
+        ({"backbone": "efficientnet_lite0", "weights": "x"}, "weights are for resnet50: efficientnet_lite0 has"),
+        ({"backbone": "efficientnet_lite0", "model": "dino"}, "is for faster_rcnn and mask_rcnn: dino has resnet50"),
         ({"model": "rt_detr_v2", "roi_drop": {"gate": "and"}}, "roi_drop is for faster_rcnn, mask_rcnn and dino"),
         ({"jitter": [2.0, 0.1]}, "jitter must be two factors above 0"),
         ({"start": "d", "weights": "x"}, "weights would be ignored"),

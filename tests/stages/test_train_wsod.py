@@ -117,9 +117,17 @@ def test_starting_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:
         TrainWsodConfig(images="i", proposals="p", split="s", backbone="small", weights="x")
 
 
-def test_what_the_small_backbone_stands_on_is_part_of_the_fingerprint() -> None:
+def test_what_frozen_features_stand_on_is_part_of_the_fingerprint() -> None:
     base = {"images": "i", "proposals": "p", "split": "s"}
-    assert set(train_wsod.STAGE.outside(TrainWsodConfig(**base, backbone="small"))) == {"sam.vit_xs"}
+    shipped = {
+        "small": {"sam.vit_xs"},
+        "efficientnet_lite0": {"efficientnet_lite0"},
+        "efficientnet_lite0+small": {"sam.vit_xs", "efficientnet_lite0"},
+    }
+    for backbone, names in shipped.items():
+        config = TrainWsodConfig.model_validate(base | {"backbone": backbone, "crop": 96})
+        assert set(train_wsod.STAGE.outside(config)) == names
+        assert config.course(10).views == 2 * len(config.scales)
     for other in ({"backbone": "small", "pretrained": False}, {"backbone": "vgg16"}):
         assert train_wsod.STAGE.outside(TrainWsodConfig(**base, **other)) == {}
 
@@ -136,13 +144,27 @@ def test_every_source_of_proposals_can_be_chosen() -> None:
 @pytest.mark.parametrize(
     ("settings", "fault"),
     [
-        ({"backbone": "resnet50"}, "optimizer muon is for backbone small"),
+        ({"backbone": "resnet50"}, "optimizer muon is for frozen features"),
         ({"backbone": "small", "refine_lr": 10.0}, "optimizer muon has one lr for all"),
     ],
 )
 def test_muon_is_refused_where_it_would_be_ignored(settings: dict, fault: str) -> None:
     with pytest.raises(ValueError, match=fault):
         TrainWsodConfig(images="i", proposals="p", split="s", optimizer="muon", **settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "fault"),
+    [
+        ({"crop": 80}, "crop must be a multiple of 32 for efficientnet_lite0, got 80"),
+        ({"weights": "a.pth"}, "weights are for vgg16 and resnet50: efficientnet_lite0 has weights of its own"),
+    ],
+)
+def test_what_efficientnet_cannot_take_is_refused(settings: dict, fault: str) -> None:
+    base = {"images": "i", "proposals": "p", "split": "s", "backbone": "efficientnet_lite0", "crop": 96}
+    TrainWsodConfig.model_validate(base | {"optimizer": "muon"})
+    with pytest.raises(ValueError, match=fault):
+        TrainWsodConfig.model_validate(base | settings)
 
 
 @pytest.mark.parametrize(

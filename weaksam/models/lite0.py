@@ -48,7 +48,7 @@ class Lite0(nn.Module):
     def __init__(self, frozen_stages: int = len(STRIDES), state: dict[str, Tensor] | None = None) -> None:
         super().__init__()
         import timm
-        from timm.utils.model import freeze_batch_norm_2d
+        from timm.layers.norm_act import freeze_batch_norm_2d
 
         network: Any = timm.create_model("tf_efficientnet_lite0").eval()
         if state is not None:
