@@ -156,6 +156,7 @@ def test_the_way_from_labels_to_masks_is_as_it_is_written(tmp_path: Path, monkey
     page = Path(told["report"].strip().splitlines()[-1]).read_text()
     assert 'class="mask"' in page
     assert "coarse heatmap" in page
+    assert "cross heatmap" not in page  # its classifier has no attention
     exported = json.loads(next(Path(f"{run}-labels").rglob("instances_train.json")).read_text())
     assert [one["name"] for one in exported["categories"]] == ["cat", "dog"]
     assert exported["annotations"]

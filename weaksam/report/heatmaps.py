@@ -68,6 +68,8 @@ def make_look(proposals: RunStep, names: Sequence[str]) -> Look | None:
         label = int(clues.labels[first])
         small, panels = shrink(image, rules.max_side), []
         for kind, maps in heatmaps.items():
+            if not maps.shape[1]:  # a classifier without attention has no cross maps
+                continue
             here = (clues.kinds == KINDS.index(kind)) & (clues.point_labels == label)
             heat = draw_heatmap(small, maps[first].mean(0).cpu().numpy())
             panels.append(heatmap_panel(title, kind, heat, clues.points[here], names[label]))
