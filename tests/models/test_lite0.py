@@ -19,8 +19,7 @@ from weaksam.models.detector import Targets
 from weaksam.models.detector_build import DetectorSpec
 from weaksam.models.lite0 import CHANNELS, STRIDES, Lite0, normalise, rename_by_order, shipped_state
 from weaksam.models.pyramids import Lite0Pyramid
-from weaksam.models.roi_backbones import CropNet, cut_out_shrunk
-from weaksam.models.sam_stem import cut_out
+from weaksam.models.roi_backbones import CropNet
 
 # of the maps of strides 8, 16 and 32: mean, standard deviation, the first four channels of the first cell
 STORED = [
@@ -109,18 +108,6 @@ def test_crops_have_the_features_of_two_stages_and_of_the_sam(features: list[str
     torch.testing.assert_close(pooled[:, :112], fine, atol=2e-2, rtol=2e-3)
     torch.testing.assert_close(pooled[:, 112:432, ::2, ::2], coarse, atol=2e-2, rtol=2e-3)
     assert torch.equal(pooled[:, 112:432, ::2, ::2], pooled[:, 112:432, 1::2, 1::2])
-
-
-def test_large_boxes_are_cut_out_of_smaller_copies() -> None:
-    """Equal where nothing is shrunk; else the same picture, up to the detail that a crop has no pixels for."""
-    image = torch.nn.functional.interpolate(torch.rand(1, 3, 12, 16), size=(480, 640), mode="bicubic")
-    boxes = torch.tensor([[10.0, 20, 100, 90], [0, 0, 640, 480], [300, 100, 560, 470], [5, 5, 205, 60]])
-    exact, fast = cut_out(image, [boxes], 96, 0.15), cut_out_shrunk(image, boxes, 96, 0.15)
-    assert torch.equal(fast[0], exact[0])
-    inside = slice(16, 80)  # beyond the image there are zeros, whose border is blurred
-    torch.testing.assert_close(fast[..., inside, inside], exact[..., inside, inside], atol=0.05, rtol=0)
-    assert (fast - exact)[..., inside, inside].abs().mean() < 0.004
-    assert cut_out_shrunk(image, boxes[:0], 96, 0.15).shape == (0, 3, 96, 96)
 
 
 def test_what_is_remembered_is_what_is_computed() -> None:

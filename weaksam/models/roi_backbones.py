@@ -216,8 +216,6 @@ class CropNet(RoiNet):
     def cut_out(self, image: Tensor, boxes: Tensor, network: Lite0 | FrozenSam) -> Tensor:
         """(N, 3, crop, crop) of boxes (N, 4) on an image (3, H, W) uint8, normalised; zeros beyond the image."""
         pixels = normalise(image, network.mean, network.std)[None]
-        if self._is_rounded:
-            return cut_out_shrunk(pixels, boxes, self.crop, self.margin)
         return cut_out(pixels, [boxes], self.crop, self.margin)
 
     def neck(self, pooled: Tensor, noise: SampleNoise | None = None) -> Tensor:
@@ -225,28 +223,6 @@ class CropNet(RoiNet):
         cells = torch.cat([F.avg_pool2d(part, factor).flatten(1) for part, factor in parts], 1)
         x = dropout(F.relu(self.norm(self.first(cells))), noise, rate=self.drop)
         return dropout(F.relu(self.second(x)), noise, rate=self.drop)
-
-
-def cut_out_shrunk(image: Tensor, boxes: Tensor, side: int, margin: float) -> Tensor:
-    """What `cut_out` returns for one image, but for a fraction of the time: large boxes are cut out of a smaller copy.
-
-    RoIAlign averages as many samples as a box has pixels, in one thread. From a copy that is halved until the box is at
-    most twice as large as the crop, it takes four samples a cell; values differ by less than what is lost anyway.
-
-    Args:
-        image: (1, 3, H, W), normalised.
-        boxes: (N, 4) float32, xyxy, pixels.
-        side: of the crops, pixels.
-        margin: how much a box is enlarged to each side, as a share of its size.
-    """
-    longest = (1 + 2 * margin) * (boxes[:, 2:] - boxes[:, :2]).amax(1)
-    levels = (longest / (2 * side)).clamp(min=1).log2().ceil().int()
-    crops = image.new_zeros(len(boxes), 3, side, side)
-    for level in levels.unique().tolist():
-        rows, factor = levels == level, 2**level
-        smaller = F.avg_pool2d(image, factor, ceil_mode=True) if level else image
-        crops[rows] = cut_out(smaller, [boxes[rows] / factor], side, margin)
-    return crops
 
 
 def _enlarge(maps: Tensor, side: int) -> Tensor:
