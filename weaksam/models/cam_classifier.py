@@ -2,7 +2,7 @@
 
 For photographs and no GPU: nothing but two small heads is trained, and the features of a picture are remembered.
 The image-level logit of a class is a soft maximum over its map, so a map need not be high everywhere on an image that
-holds the class: an object is small in most photographs. (Measured in benchmarks/README.md.)
+holds the class: an object is small in most photographs.
 Source: class activation maps, Zhou et al. 2016, arXiv 1512.04150; log-sum-exp pooling, Pinheiro and Collobert 2015,
 arXiv 1411.6228.
 Axis legend: B images, C classes, D channels, h w cells of a map.
