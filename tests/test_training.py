@@ -24,7 +24,7 @@ from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.record_writer import RecordWriter
 from torch import Tensor, nn
 
-from weaksam import storage, training_state
+from weaksam import storage, training, training_state
 from weaksam.errors import ConfigError
 from weaksam.training import TrainResources, TrainSettings, check_workers, share_of, train
 from weaksam.training_settings import cpus_of_worker
@@ -274,3 +274,15 @@ def test_two_workers_one_of_them_killed_learn_what_one_does(tmp_path: Path, capl
     assert caplog.messages.count("mind the slope") == 1  # was logged twice by a worker, is read where the run is
     assert all(row["count"] == 1 for row in rows)  # each sample of the global batch counted once
     assert train(task, _settings(), str(tmp_path / "run")) == uri  # finished: nothing runs
+
+
+def test_no_more_threads_compute_than_the_machine_has_processors(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.get_num_threads()
+    monkeypatch.setattr(training.os, "cpu_count", lambda: 3)
+    try:
+        for cpus, workers, threads in ((8.0, "1", 3), (2.0, "1", 2), (0.5, "1", 1), (8.0, "2", 1)):
+            monkeypatch.setenv("LOCAL_WORLD_SIZE", workers)
+            training._make_threads(cpus).shutdown()
+            assert torch.get_num_threads() == threads, (cpus, workers)
+    finally:
+        torch.set_num_threads(before)

@@ -234,8 +234,12 @@ def _load_ahead(
 
 
 def _make_threads(cpus: float) -> ThreadPoolExecutor:
-    """Threads that read and decode, and torch's that compute: as many as there are CPUs, of each kind."""
-    torch.set_num_threads(max(1, int(cpus)))
+    """Threads that read and decode, and torch's that compute: as many as the worker has CPUs, of each kind.
+
+    A cluster may count more CPUs than its machine has: more threads that compute would only wait for each other.
+    """
+    processors = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    torch.set_num_threads(max(1, min(int(cpus), processors)))
     return ThreadPoolExecutor(max(_LEAST_LOADING, int(cpus)), thread_name_prefix="samples")
 
 
