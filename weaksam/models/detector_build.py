@@ -35,9 +35,9 @@ _SMALL_MASK2FORMER = Mask2FormerSize(
     detections=40,
 )  # fmt: skip
 _LITE0_RCNN = FasterRcnnSize(
-    dim=96, hidden=512, anchors=(32, 72, 168, 384), roi_samples=128, proposals=300, pre_nms=(600, 300)
+    dim=96, hidden=512, anchors=(32, 72, 168, 384), roi_samples=64, proposals=300, pre_nms=(600, 300)
 )
-_LITE0_MASK_RCNN = MaskRcnnSize(**vars(_LITE0_RCNN), mask_dim=96, mask_layers=2)
+_LITE0_MASK_RCNN = MaskRcnnSize(**vars(_LITE0_RCNN), mask_dim=64, mask_layers=2)
 _SMALL_RT_DETR = RtDetrV2Size(image=256, dim=128, decoder_layers=3, queries=100, num_denoising=50, detections=100)
 
 
