@@ -53,4 +53,4 @@ def set_up_logging() -> None:
 
 def console() -> Console:
     """Standard output for people. A pipe has no width: tables get room instead of being folded at 80 columns."""
-    return Console(width=None if sys.stdout.isatty() else 200, soft_wrap=True, markup=False)
+    return Console(width=None if sys.stdout.isatty() else 240, soft_wrap=True, markup=False)
