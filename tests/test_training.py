@@ -270,7 +270,8 @@ def test_two_workers_one_of_them_killed_learn_what_one_does(tmp_path: Path, capl
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [4, 8, 12]
     assert [("slope" in row) for row in rows] == [False, True, True]  # every 8 steps, and at the end
-    assert rows[-1]["threads"] == 2  # each worker has its share of the four CPUs
+    share = max(1, (os.cpu_count() or 1) // 2)
+    assert rows[-1]["threads"] == min(2, share)  # its share of the cluster's four CPUs, but no more than there are
     assert caplog.messages.count("mind the slope") == 1  # was logged twice by a worker, is read where the run is
     assert all(row["count"] == 1 for row in rows)  # each sample of the global batch counted once
     assert train(task, _settings(), str(tmp_path / "run")) == uri  # finished: nothing runs
