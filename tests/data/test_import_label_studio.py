@@ -139,7 +139,11 @@ def test_polygons_under_a_box_are_its_mask_and_others_are_left_out(
     mask = np.zeros((50, 200), bool)
     mask[10:20, 20:40] = mask[0:10, 100:120] = True
     assert (decode_rle(review.masks[0] or b"", 50, 200) == mask).all()
-    assert caplog.messages[0].endswith("review.json: left out: 1 regions without a place, 1 polygons without a box")
+    assert [message.split("review.json: ")[1] for message in caplog.messages] == [
+        "1 regions have no place (choices, texts) and are left out: task 1 region c",
+        "1 polygons have fewer than 3 corners and are left out: task 1 region p",
+        "1 polygons are under no box and are left out: task 1 region p",
+    ]
 
 
 def test_which_annotation_counts(tmp_path: Path) -> None:
@@ -215,7 +219,7 @@ def test_tasks_of_images_that_the_dataset_no_longer_has_are_counted(
 ) -> None:
     strange = task("z", annotation([]), number=5)
     assert list(read(tmp_path, [strange, task("a", annotation([]))])) == ["a"]
-    assert "1 tasks of images that are not in the dataset" in caplog.text
+    assert "1 tasks are of images that are not in the dataset and are left out: task 5 (z)" in caplog.text
     (tmp_path / "other.json").write_text(json.dumps([strange]))
     assert read_reviews(str(tmp_path / "other.json"), {"a": None}, NAMES, is_sample=True) == {}
 

@@ -15,7 +15,8 @@ from pycocotools import mask as coco_mask
 
 from weaksam import schemas, storage
 from weaksam.data import datasets, voc
-from weaksam.data.datasets import Dataset, fill_sizes, fit_boxes
+from weaksam.data.annotation_checks import fit_boxes
+from weaksam.data.datasets import Dataset, fill_sizes
 from weaksam.data.voc import parse_voc_xml, read_voc
 from weaksam.errors import DataError
 
@@ -134,7 +135,7 @@ def test_fit_boxes_of_nothing() -> None:
         (xml(thing("a", 1, 1, 2, 2), thing("dog", 1, "x", 3, 4)), r"object 2 \(dog\): <bndbox/ymin> is 'x'"),
         (xml(thing("dog", 1, "nan", 3, 4)), "<bndbox/ymin> is 'nan': a number was expected"),
         (xml("<object><name>dog</name></object>"), r"object 1 \(dog\): <bndbox/xmin> is ''"),
-        (xml(width="wide"), "<size/width> is 'wide'"),
+        (xml(width="wide"), "a.xml: its width must be a whole number of pixels up to 1000000, got 'wide'"),
         (b'<?xml version="1.0" encoding="no-such"?><annotation/>', r"a\.xml"),
     ],
 )
@@ -234,8 +235,10 @@ def test_a_box_without_area_goes_with_a_warning_but_its_label_stays(
     assert row["labels"] == [7, 11]
     assert row["classes"] == [7]
     assert row["boxes"] == [[0, 0, 100, 5]]
-    assert "1 files with boxes that have no area" in caplog.text
-    assert "1 files with boxes beyond the image" in caplog.text
+    assert "1 boxes have no area inside their image and are left out: " in caplog.text
+    assert "1.xml object 1" in caplog.text
+    assert "1 boxes reach beyond their image and are cut at its border (is its size right?): " in caplog.text
+    assert "1.xml object 2" in caplog.text
 
 
 def test_masks_of_no_object_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

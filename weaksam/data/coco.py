@@ -4,30 +4,32 @@ An image's id is COCO's own, as a string. Classes are COCO's categories in the o
 gaps (80 of the ids 1 to 90). Boxes xywh become xyxy. Image-level labels are the classes of an image's annotations;
 crowd annotations make no label, as in the WSOD papers' code. An image without annotations shows none of the classes;
 only a file without the key `annotations` (image_info_test) gives null labels. Sizes are what the json says; images
-are not opened. A box without area inside the image is left out with a warning, but its class stays a label.
+are not opened. A box without area inside the image is left out with a warning, but its class stays a label; so does
+that of an annotation without a box, which gets the box around its segmentation where it has one.
 """
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from pycocotools import mask as coco_mask
 
 from weaksam import storage
-from weaksam.data.datasets import (
-    Dataset,
-    ImageRecord,
-    Objects,
-    check_unique,
-    first_ten,
+from weaksam.data.annotation_checks import (
+    BOX_OF_SEGMENTATION,
+    NO_BOX,
+    Remarks,
+    Size,
+    as_number,
+    excerpt,
     fit_boxes,
-    make_dataset,
-    warn_of,
+    read_segmentation,
+    read_size,
+    read_xywh,
 )
+from weaksam.data.datasets import Dataset, ImageRecord, Objects, check_unique, first_ten, make_dataset
 from weaksam.errors import DataError
 
 
@@ -93,6 +95,8 @@ def _load(uri: str) -> dict[str, Any]:
         raise DataError(f"{uri}, line {error.lineno}, column {error.colno}: not valid JSON ({error.msg})") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{uri}: not UTF-8 text ({error})") from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, lists in lists without an end
+        raise DataError(f"{uri}: cannot be read as JSON ({error})") from error
     for key in ("images", "categories"):
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
             raise DataError(f"{uri}: not in COCO's form: it has no list under the key {key!r}")
@@ -136,29 +140,28 @@ def _read_split(
         raise DataError(f"{uri}: {len(missing)} of {len(paths)} images are not in {folder}: {first_ten(missing)}")
     grouped = _by_image(content, uri, images)
     names = _categories(content, uri)
-    records, empty, outside = [], [], []
+    records, remarks = [], Remarks(uri)
     for number, image in images.items():
-        file, size = files[paths[number]], _size(image)
+        file, source = files[paths[number]], f"{uri}: image {number}"
+        size = read_size(image.get("height"), image.get("width"), source)
         labels = objects = None
         if grouped is not None:
             annotations = grouped.get(number, [])
-            objects, has_area, is_outside = _objects(annotations, names, size, uri, masks)
-            empty += [_id_of(a) for a, keep in zip(annotations, has_area, strict=True) if not keep]
-            outside += [_id_of(a) for a, far in zip(annotations, is_outside, strict=True) if far]
-            labels = {names[a["category_id"]] for a in annotations if crowd_makes_label or not a.get("iscrowd")}
-        source = f"{uri}: image {number}"
+            objects = read_objects(annotations, names, size, uri, masks, remarks)
+            labels = {names[a["category_id"]] for a in annotations if crowd_makes_label or not _is_crowd(a, uri)}
         records.append(
             ImageRecord(str(number), file.uri, split, file.size, labels, source, *(size or (None, None)), objects)
         )
-    warn_of(uri, "annotations have a box without area inside the image; those boxes are left out", empty)
-    warn_of(uri, "annotations have a box beyond the image, cut at its border", outside)
+    remarks.log()
     return records
 
 
 def _by_image(content: dict[str, Any], uri: str, images: Mapping[int | str, Any]) -> dict[int | str, list[dict]] | None:
-    """Annotations by image id; None when the file has no place for any."""
-    if "annotations" not in content:
+    """Annotations by image id; None when the file has no place for any, or null there."""
+    if content.get("annotations") is None:
         return None
+    if not isinstance(content["annotations"], list):
+        raise DataError(f"{uri}: not in COCO's form: 'annotations' is {excerpt(content['annotations'])}, not a list")
     grouped: dict[int | str, list[dict]] = {}
     for annotation in content["annotations"]:
         number = _field(annotation, "image_id", (int, str), _name_of(annotation, uri))
@@ -168,63 +171,65 @@ def _by_image(content: dict[str, Any], uri: str, images: Mapping[int | str, Any]
     return grouped
 
 
-def _size(image: dict[str, Any]) -> tuple[int, int] | None:
-    height, width = (value if isinstance(value, int) else 0 for value in (image.get("height"), image.get("width")))
-    return (height, width) if height > 0 and width > 0 else None
-
-
-def _objects(
-    annotations: Sequence[dict], names: Mapping[int, str], size: tuple[int, int] | None, uri: str, masks: bool
-) -> tuple[Objects, np.ndarray, np.ndarray]:
-    """The objects of one image that have area, and for all its annotations: has_area, is_outside, (N,) bool."""
-    corners = []
+def read_objects(
+    annotations: Sequence[dict],
+    names: Mapping[int, str],
+    size: Size | None,
+    uri: str,
+    masks: bool,
+    remarks: Remarks,
+) -> Objects:
+    """The objects of one image whose box has area; `remarks` gets what is cut or left out."""
+    kept, corners, drawn = [], [], []
     for annotation in annotations:
-        where = _name_of(annotation, uri)
+        where, entry = _name_of(annotation, uri), f"annotation {_id_of(annotation)}"
         if _field(annotation, "category_id", (int,), where) not in names:
             raise DataError(f"{where}: its category_id {annotation['category_id']} is not among the categories")
-        box = annotation.get("bbox")
-        if not isinstance(box, list) or len(box) != 4 or not all(_is_finite(value) for value in box):
-            raise DataError(f"{where}: its bbox must be 4 numbers (x, y, width, height), got {box!r}")
-        corners.append([box[0], box[1], box[0] + box[2], box[1] + box[3]])
+        box, segmentation = annotation.get("bbox"), annotation.get("segmentation")
+        has_box = box is not None and box != []
+        around = mask = None
+        if segmentation and (masks or not has_box):
+            if masks and size is None:
+                raise DataError(f"{where}: has a segmentation, but its image has no height and width")
+            around, mask, _ = read_segmentation(segmentation, size, where, remarks, entry)
+        if has_box:
+            around = read_xywh(box, where)
+        else:
+            remarks.add(NO_BOX if around is None else BOX_OF_SEGMENTATION, entry)
+        if around is not None:
+            kept.append(annotation)
+            corners.append(around)
+            drawn.append(mask if masks else None)
     boxes, has_area, is_outside = fit_boxes(np.array(corners, np.float64).reshape(-1, 4), size)
-    kept = [a for a, keep in zip(annotations, has_area, strict=True) if keep]
-    objects = Objects(
+    remarks.add_boxes([f"annotation {_id_of(a)}" for a in kept], has_area, is_outside)
+    there = np.flatnonzero(has_area).tolist()
+    kept = [kept[i] for i in there]
+    return Objects(
         names=[names[a["category_id"]] for a in kept],
         boxes=boxes[has_area],
         difficult=[False] * len(kept),
-        crowd=[bool(a.get("iscrowd")) for a in kept],
-        masks=[_mask(a.get("segmentation"), size, _name_of(a, uri)) if masks else None for a in kept],
-        areas=[float(a["area"]) for a in kept] if all(_is_finite(a.get("area")) for a in kept) else None,
+        crowd=[_is_crowd(a, uri) for a in kept],
+        masks=[drawn[i] for i in there],
+        areas=_areas(kept, uri),
     )
-    return objects, has_area, is_outside
 
 
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+def _areas(annotations: Sequence[dict], uri: str) -> list[float] | None:
+    """Areas as the dataset states them; None when an annotation has none."""
+    areas = []
+    for annotation in annotations:
+        value = annotation.get("area")
+        area = None if value is None else as_number(value)
+        if value is not None and (area is None or area < 0):
+            raise DataError(f"{_name_of(annotation, uri)}: its area must be a number from 0, got {excerpt(value)}")
+        areas.append(area)
+    return None if None in areas else areas  # type: ignore[return-value]
 
 
-def _mask(segmentation: Any, size: tuple[int, int] | None, where: str) -> bytes | None:
-    """COCO compressed counts of polygons or of either kind of RLE; None where there is no segmentation."""
-    if not segmentation:
-        return None
-    if size is None:
-        raise DataError(f"{where}: has a segmentation, but its image has no height and width")
-    try:
-        if isinstance(segmentation, list):
-            # A list of 4 numbers would be taken for a box by pycocotools.
-            polygons = [polygon for polygon in segmentation if len(polygon) >= 6]
-            merged: Any = coco_mask.merge(coco_mask.frPyObjects(polygons, *size)) if polygons else {}
-            return merged.get("counts")
-        counts = segmentation["counts"]
-        if list(segmentation["size"]) != list(size):
-            raise DataError(f"{where}: its RLE is of size {segmentation['size']}, its image of {list(size)}")
-        if isinstance(counts, list):
-            if sum(counts) != size[0] * size[1]:
-                raise DataError(f"{where}: its RLE covers {sum(counts)} pixels, its image has {size[0] * size[1]}")
-            packed: Any = coco_mask.frPyObjects(segmentation, *size)
-            return packed["counts"]
-        return counts.encode() if isinstance(counts, str) else counts
-    except DataError:
-        raise
-    except Exception as error:  # pycocotools raises bare Exceptions too
-        raise DataError(f"{where}: its segmentation is neither polygons nor RLE ({error!r})") from error
+def _is_crowd(annotation: dict, uri: str) -> bool:
+    value = annotation.get("iscrowd")
+    if value in (None, 0, "0"):
+        return False
+    if value in (1, "1"):
+        return True
+    raise DataError(f"{_name_of(annotation, uri)}: its iscrowd must be 0 or 1, got {excerpt(value)}")

@@ -28,7 +28,6 @@ logger = logging.getLogger(__name__)
 MapFiles = Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]
 
 _READ_THREADS = 32  # a read from object storage is mostly waiting
-_OUTSIDE_TOLERANCE = 1.0  # pixels; rounding and 0-based exports reach this far, a wrong image size farther
 
 
 @dataclass(frozen=True)
@@ -162,26 +161,6 @@ def fill_sizes(images: pa.Table) -> pa.Table:
         column = images.schema.get_field_index(name)
         images = images.set_column(column, images.schema.field(name), pa.array(values, pa.int32()))
     return images
-
-
-def fit_boxes(boxes: np.ndarray, size: tuple[int, int] | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Boxes cut at the border of the image.
-
-    Args:
-        boxes: (N, 4) float64 xyxy, 0-based, right and bottom exclusive.
-        size: (height, width) of the image; None when it is not known: then only the left and top border count.
-
-    Returns:
-        boxes: (N, 4) float32.
-        has_area: (N,) bool; False for a box without area, or with none left inside the image.
-        is_outside: (N,) bool; True where a box reached more than a pixel beyond the image.
-    """
-    height, width = size or (np.inf, np.inf)
-    limits = np.array([width, height, width, height])
-    cut = np.clip(boxes, 0, limits)
-    is_outside = np.abs(boxes - cut).max(axis=1, initial=0) > _OUTSIDE_TOLERANCE
-    cut = cut.astype(np.float32)
-    return cut, (cut[:, 2] > cut[:, 0]) & (cut[:, 3] > cut[:, 1]), is_outside
 
 
 def by_stem(files: Sequence[FileInfo], extensions: tuple[str, ...]) -> dict[str, FileInfo]:

@@ -8,11 +8,11 @@ Axis legend: K corners of a polygon, H W pixels.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from weaksam.data.annotation_checks import fill_polygons
 from weaksam.data.exports import ExportImage
 
 
@@ -164,15 +164,3 @@ def _nearest(points: np.ndarray, point: np.ndarray) -> int:
 def draw_polygons(image: ExportImage, polygons: Sequence[np.ndarray]) -> bytes:
     """COCO compressed counts of the pixels of an image inside any of the polygons."""
     return fill_polygons(polygons, (image.height, image.width))
-
-
-def fill_polygons(polygons: Sequence[np.ndarray], hw: tuple[int, int]) -> bytes:
-    """COCO compressed counts of the pixels inside any of the polygons, by pycocotools.
-
-    Args:
-        polygons: (K, 2) float each, at least one, K at least 3.
-        hw: height and width of the image.
-    """
-    flat: Any = [polygon.astype(np.float64).reshape(-1).tolist() for polygon in polygons]
-    merged: Any = coco_mask.merge(coco_mask.frPyObjects(flat, *hw))
-    return merged["counts"]

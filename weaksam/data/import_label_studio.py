@@ -9,8 +9,6 @@ Boxes are xyxy, absolute pixels, float32, right and bottom exclusive. Masks are 
 from __future__ import annotations
 
 import json
-import logging
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,17 +18,25 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from weaksam import storage
-from weaksam.data.datasets import fit_boxes
-from weaksam.data.export_polygons import fill_polygons
+from weaksam.data.annotation_checks import (
+    FEW_CORNERS,
+    Remarks,
+    Size,
+    check_polygon,
+    excerpt,
+    fill_polygons,
+    fit_boxes,
+    read_size,
+)
 from weaksam.errors import DataError
-
-logger = logging.getLogger(__name__)
-
-Size = tuple[int, int]  # height, width
 
 _SAME_SHAPE = 0.02  # sides of a reduced copy are rounded; an image that lies on its side differs by more
 _BOX, _POLYGON = "rectanglelabels", "polygonlabels"
 _DRAWN = {"x", "points", "rle"}  # keys of the value of a region that has a place in the image
+
+_OTHER_IMAGE = "tasks are of images that are not in the dataset and are left out"
+_NO_PLACE = "regions have no place (choices, texts) and are left out"
+_UNDER_NO_BOX = "polygons are under no box and are left out"
 
 
 @dataclass(frozen=True)
@@ -85,18 +91,19 @@ def read_reviews(
             raise DataError(f"{uri}: task {task.get('id')}: its annotations cannot be read ({error!r})") from error
         if annotation and when and (image_id not in newest or when >= newest[image_id][0]):
             newest[image_id] = when, task, annotation
-    ignored = Counter({"tasks of images that are not in the dataset": len(named) - len(known)})
-    ignored += Counter()  # counts of nothing go
+    remarks = Remarks(uri)
+    for image_id, task in named:
+        if image_id not in sizes:
+            remarks.add(_OTHER_IMAGE, f"task {task.get('id')} ({image_id})")
     reviews = {}
     for image_id, (_, task, annotation) in newest.items():
+        name = f"task {task.get('id')}"
         try:
-            reviews[image_id] = _review(annotation.get("result") or [], sizes[image_id], class_names, ignored)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            reviews[image_id] = _review(annotation.get("result") or [], sizes[image_id], class_names, remarks, name)
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             told = error if isinstance(error, _TaskError) else f"its regions cannot be read ({error!r})"
-            raise DataError(f"{uri}: task {task.get('id')} (image {image_id}): {told}") from error
-    if ignored:
-        counts = ", ".join(f"{count} {what}" for what, count in ignored.items())
-        logger.warning("%s: left out: %s", uri, counts)
+            raise DataError(f"{uri}: {name} (image {image_id}): {told}") from error
+    remarks.log()
     return reviews
 
 
@@ -108,7 +115,7 @@ def _read_tasks(uri: str) -> list[dict[str, Any]]:
     again = "in Label Studio export the project as JSON, not JSON-MIN or another format"
     try:
         tasks = json.loads(storage.read_bytes(uri))
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, RecursionError, FileNotFoundError) as error:
         raise DataError(f"{uri}: cannot be read as a Label Studio export ({error}): {again}") from error
     if not isinstance(tasks, list):
         raise DataError(f"{uri}: a Label Studio export is a list of tasks, this holds {type(tasks).__name__}: {again}")
@@ -146,19 +153,19 @@ def _time(annotation: dict[str, Any]) -> datetime:
 
 
 def _review(
-    regions: Sequence[dict[str, Any]], size: Size | None, class_names: Sequence[str], ignored: Counter[str]
+    regions: Sequence[dict[str, Any]], size: Size | None, class_names: Sequence[str], remarks: Remarks, task: str
 ) -> Review:
     boxes, polygons = list(_of_type(regions, _BOX)), list(_of_type(regions, _POLYGON))
     for region in regions:
         if region["type"] in (_BOX, _POLYGON):
-            size = _check_size(region, size)
+            size = _check_size(region, size, f"{remarks.where}: {_entry(task, region)}")
         elif _DRAWN & (region.get("value") or {}).keys():
             raise _TaskError(
                 f"region {region.get('id')} is of type {region['type']}: boxes (RectangleLabels) and polygons under "
                 "them are read: label with the label_config.xml that was exported"
             )
         else:
-            ignored["regions without a place"] += 1
+            remarks.add(_NO_PLACE, _entry(task, region))
     if not boxes and polygons:
         raise _TaskError(
             f"there are {len(polygons)} polygons but no box: draw a box around each object, or remove them"
@@ -166,29 +173,39 @@ def _review(
     if not boxes or size is None:
         return Review(np.zeros((0, 4), np.float32), np.zeros(0, np.int32), [], size)
     classes = [_class_of(region, class_names) for region in boxes]
-    cut, has_area, _ = fit_boxes(np.stack([_to_box(region["value"], size) for region in boxes]), size)
-    ignored["boxes without area"] += int((~has_area).sum())
-    under, known = _by_parent(polygons, size), {region["id"] for region in boxes}
-    ignored["polygons without a box"] += sum(len(parts) for parent, parts in under.items() if parent not in known)
-    ignored += Counter()  # counts of nothing go
+    cut, has_area, is_outside = fit_boxes(np.stack([_to_box(region["value"], size) for region in boxes]), size)
+    remarks.add_boxes([_entry(task, region) for region in boxes], has_area, is_outside)
+    known = {region["id"] for region in boxes}
+    under: dict[str | None, list[np.ndarray]] = {}
+    for region in polygons:
+        parent, points = region.get("parentID"), _to_points(region["value"], size)
+        check_polygon(points, size, f"{remarks.where}: {_entry(task, region)}")
+        if parent not in known or len(points) < 3:
+            remarks.add(FEW_CORNERS if parent in known else _UNDER_NO_BOX, _entry(task, region))
+            continue
+        under.setdefault(parent, []).append(points)
     kept = np.flatnonzero(has_area)
     masks = [_fill(under.get(boxes[index]["id"]), size) for index in kept.tolist()]
     return Review(cut[kept], np.array(classes, np.int32)[kept], masks, size)
+
+
+def _entry(task: str, region: dict[str, Any]) -> str:
+    return f"{task} region {region.get('id')}"
 
 
 def _of_type(regions: Sequence[dict[str, Any]], kind: str) -> Iterator[dict[str, Any]]:
     return (region for region in regions if region["type"] == kind)
 
 
-def _check_size(region: dict[str, Any], size: Size | None) -> Size:
+def _check_size(region: dict[str, Any], size: Size | None, where: str) -> Size:
     """The size of the image, after a look at the one it had when the region was drawn."""
     if region.get("image_rotation"):
         raise _TaskError(f"region {region.get('id')} was drawn on a turned image: turn it back in Label Studio")
     height, width = region.get("original_height"), region.get("original_width")
     if size is None:
-        if not height or not width:
+        if (found := read_size(height, width, where)) is None:
             raise _TaskError("nobody knows the size of its image: original_height and original_width are missing")
-        return int(height), int(width)
+        return found
     if height and width and abs(height * size[1] / (width * size[0]) - 1) > _SAME_SHAPE:
         raise _TaskError(
             f"region {region.get('id')} was drawn on an image of {height} x {width} pixels, in the dataset it has "
@@ -210,7 +227,7 @@ def _to_box(value: dict[str, Any], size: Size) -> np.ndarray:
     """(4,) float64 xyxy, the upright box around a rectangle."""
     to_pixels = np.array([size[1], size[0]]) / 100
     first, (width, height) = _numbers([[value["x"], value["y"]], [value["width"], value["height"]]]) * to_pixels
-    turn = np.deg2rad(float(value.get("rotation") or 0))
+    turn = np.deg2rad(_numbers([[value.get("rotation") or 0, 0]])[0, 0])
     right = width * np.array([np.cos(turn), np.sin(turn)])
     down = height * np.array([-np.sin(turn), np.cos(turn)])
     corners = first + np.stack([np.zeros(2), right, down, right + down])
@@ -221,20 +238,16 @@ def _numbers(pairs: Any) -> np.ndarray:
     """(K, 2) float64; ValueError when there is something else than numbers."""
     found = np.array(pairs, np.float64).reshape(-1, 2)
     if not np.isfinite(found).all():
-        raise ValueError(f"{pairs} are no places in percent")
+        raise ValueError(f"{excerpt(pairs)} are no places in percent")
     return found
 
 
-def _by_parent(polygons: Sequence[dict[str, Any]], size: Size) -> dict[str | None, list[np.ndarray]]:
-    found: dict[str | None, list[np.ndarray]] = {}
-    for region in polygons:
-        points = _numbers(region["value"]["points"]) * np.array([size[1], size[0]]) / 100
-        found.setdefault(region.get("parentID"), []).append(points)
-    return found
+def _to_points(value: dict[str, Any], size: Size) -> np.ndarray:
+    """(K, 2) float64, the corners of a polygon in pixels."""
+    return _numbers(value["points"]) * np.array([size[1], size[0]]) / 100
 
 
 def _fill(parts: Sequence[np.ndarray] | None, size: Size) -> bytes | None:
-    """The mask of the parts that have three corners and more; None when no pixel is in it."""
-    whole = [part for part in parts or () if len(part) >= 3]
-    mask = fill_polygons(whole, size) if whole else None
+    """The mask of the parts; None when no pixel is in it."""
+    mask = fill_polygons(parts, size) if parts else None
     return mask if mask and coco_mask.area({"size": list(size), "counts": mask}) else None

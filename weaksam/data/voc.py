@@ -21,6 +21,7 @@ from PIL import PngImagePlugin
 from pycocotools import mask as coco_mask
 
 from weaksam import storage
+from weaksam.data.annotation_checks import Remarks, fit_boxes, read_size
 from weaksam.data.datasets import (
     Dataset,
     ImageRecord,
@@ -29,7 +30,6 @@ from weaksam.data.datasets import (
     by_stem,
     check_unique,
     first_ten,
-    fit_boxes,
     make_dataset,
     map_in_threads,
     warn_of,
@@ -212,13 +212,14 @@ def default_classes(images: Sequence[ImageRecord]) -> list[str]:
 
 
 def warn_of_objects(where: str, annotations: Sequence[VocAnnotation]) -> None:
-    """Logs which files have boxes without area or far outside their image, or too few objects."""
-    empty = [a.uri for a in annotations if not a.has_area.all()]
-    outside = [a.uri for a in annotations if a.is_outside.any()]
-    warn_of(where, "files with boxes that have no area inside the image; those boxes are left out", empty)
+    """Logs which objects have a box without area or far outside their image, and which files have too few objects."""
+    remarks = Remarks(where)
+    for a in annotations:
+        entries = [f"{a.uri} object {index}" for index in range(1, len(a.names) + 1)]
+        remarks.add_boxes(entries, a.has_area, a.is_outside)
+    remarks.log()
     more = [a.uri for a in annotations if a.has_more_masks]
     warn_of(where, "files with fewer objects than their SegmentationObject has masks; those masks are left out", more)
-    warn_of(where, "files with boxes beyond the image, cut at its border (is <size> right?)", outside)
 
 
 def parse_voc_xml(data: bytes, uri: str) -> VocAnnotation:
@@ -238,8 +239,7 @@ def parse_voc_xml(data: bytes, uri: str) -> VocAnnotation:
         raise DataError(f"{uri}: not readable as XML ({error})") from error
     if root.tag != "annotation":
         raise DataError(f"{uri}: not an annotation in VOC's form: <annotation> was expected, got <{root.tag}>")
-    height, width = (int(_number(root, f"size/{key}", uri, default=0)) for key in ("height", "width"))
-    size = (height, width) if height > 0 and width > 0 else None
+    size = read_size(*((root.findtext(f"size/{key}") or "").strip() for key in ("height", "width")), where=uri)
     names, corners, difficult = [], [], []
     for index, element in enumerate(root.findall("object"), start=1):
         name = (element.findtext("name") or "").strip()
@@ -254,10 +254,8 @@ def parse_voc_xml(data: bytes, uri: str) -> VocAnnotation:
     return VocAnnotation(uri, *(size or (None, None)), names, fitted[0], difficult, *fitted[1:], [None] * len(names))
 
 
-def _number(element: ET.Element, path: str, where: str, *, default: float | None = None) -> float:
+def _number(element: ET.Element, path: str, where: str) -> float:
     text = (element.findtext(path) or "").strip()
-    if not text and default is not None:
-        return default
     try:
         value = float(text)
     except ValueError:

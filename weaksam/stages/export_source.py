@@ -160,7 +160,7 @@ def to_image(row: Mapping[str, Any], place: Place, config: ExportConfig, left_ou
     Raises:
         DataError: nobody knows the image's size, or a mask is of another.
     """
-    from weaksam.data.datasets import fit_boxes
+    from weaksam.data.annotation_checks import fit_boxes
     from weaksam.data.exports import ExportImage
 
     boxes, scores = np.array(row["boxes"], np.float32).reshape(-1, 4), np.array(row["scores"], np.float32)

@@ -1,0 +1,315 @@
+"""The one check of boxes and masks from outside: annotations of datasets, results of other programs, reviews.
+
+What no program can have meant (NaN, a run length below 0, a polygon far from its image) is a DataError that names file
+and entry, before pycocotools allocates anything for it. A box that can be used in part is cut, one without area is
+left out: `Remarks` counts both and logs one warning a kind, with the first ten entries.
+`where` is always file and entry, such as `<uri>: annotation 7`.
+Boxes are xyxy, absolute pixels, right and bottom exclusive. Masks are COCO compressed counts (bytes).
+Axis legend: N boxes, K corners of a polygon, R runs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from weaksam.data.datasets import warn_of
+from weaksam.errors import DataError
+
+Size = tuple[int, int]  # height, width
+
+NO_AREA = "boxes have no area inside their image and are left out"
+OUTSIDE = "boxes reach beyond their image and are cut at its border (is its size right?)"
+BOX_OF_SEGMENTATION = "objects have no box: the box around their segmentation is taken"
+NO_BOX = "objects have no box and no segmentation: only their label counts"
+FEW_CORNERS = "polygons have fewer than 3 corners and are left out"
+
+MAX_SIDE = 1_000_000  # pixels; the largest slide scans have a fifth of that
+_MAX_PIXELS = 2**32 - 1  # of a mask: pycocotools counts pixels in 32 bits
+_OUTSIDE_TOLERANCE = 1.0  # pixels; rounding and 0-based exports reach this far, a wrong image size farther
+_POLYGON_REACH = 4  # sides of the image; pycocotools needs memory by the length of a polygon
+_NUMBER_DIGITS = 7  # of compressed counts, 5 bits each: more than 32 bits hold
+_EXCERPT = 80  # characters of a value in a message
+
+
+@dataclass
+class Remarks:
+    """What was cut or left out of a file.
+
+    Attributes:
+        where: the file.
+        entries: by kind of remark, the entries concerned.
+    """
+
+    where: str
+    entries: dict[str, list[str]] = field(default_factory=dict)
+
+    def add(self, kind: str, entry: str) -> None:
+        """Notes an entry, such as `annotation 7`."""
+        self.entries.setdefault(kind, []).append(entry)
+
+    def add_boxes(self, entries: Sequence[str], has_area: np.ndarray, is_outside: np.ndarray) -> None:
+        """Notes what `fit_boxes` says of the boxes of N entries."""
+        for kind, flags in ((NO_AREA, ~has_area), (OUTSIDE, is_outside & has_area)):
+            for index in np.flatnonzero(flags).tolist():
+                self.add(kind, entries[index])
+
+    def log(self) -> None:
+        """Logs one warning a kind: how many there are, and the first ten."""
+        for kind, entries in self.entries.items():
+            warn_of(self.where, kind, entries)
+
+
+def excerpt(value: Any) -> str:
+    """`value` in a message: its beginning."""
+    text = str(value) if isinstance(value, dict | list) else repr(value)
+    return text if len(text) <= _EXCERPT else text[:_EXCERPT] + " ..."
+
+
+# --- numbers
+
+
+def as_number(value: Any) -> float | None:
+    """A finite number, also one written as text; None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def read_size(height: Any, width: Any, where: str) -> Size | None:
+    """The size of an image, numbers or text; None where a side is missing, empty or not above 0: nobody knows it.
+
+    Raises:
+        DataError: a side is no whole number of pixels, or larger than any image is.
+    """
+    sides = []
+    for key, value in (("height", height), ("width", width)):
+        number = 0.0 if value is None or value == "" else as_number(value)
+        if number is None or number % 1 or number > MAX_SIDE:
+            raise DataError(
+                f"{where}: its {key} must be a whole number of pixels up to {MAX_SIDE}, got {excerpt(value)}"
+            )
+        sides.append(int(number))
+    return (sides[0], sides[1]) if min(sides) > 0 else None
+
+
+# --- boxes
+
+
+def read_xywh(value: Any, where: str) -> list[float]:
+    """The xyxy of a box that is (x, y, width, height); its area and place are for `fit_boxes` to judge.
+
+    Raises:
+        DataError: it is not four finite numbers.
+    """
+    is_plain = isinstance(value, list | tuple) and len(value) == 4 and not any(isinstance(one, str) for one in value)
+    numbers = [as_number(one) for one in value] if is_plain else [None]
+    if None in numbers:
+        raise DataError(f"{where}: its bbox must be 4 finite numbers (x, y, width, height), got {excerpt(value)}")
+    left, top, width, height = numbers
+    return [left, top, left + width, top + height]  # type: ignore[operator]  (None is refused above)
+
+
+def fit_boxes(boxes: np.ndarray, size: Size | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Boxes cut at the border of the image.
+
+    Args:
+        boxes: (N, 4) float64 xyxy, 0-based, right and bottom exclusive.
+        size: (height, width) of the image; None when it is not known: then only the left and top border count.
+
+    Returns:
+        boxes: (N, 4) float32, finite.
+        has_area: (N,) bool; False for a box without area, or with none left inside the image.
+        is_outside: (N,) bool; True where a box reached more than a pixel beyond the image.
+
+    Raises:
+        ValueError: a coordinate is NaN.
+    """
+    if np.isnan(boxes).any():
+        raise ValueError(f"boxes must not have NaN, got {boxes[np.isnan(boxes).any(axis=1)].tolist()}")
+    height, width = size or (MAX_SIDE, MAX_SIDE)
+    limits = np.array([width, height, width, height])
+    cut = np.clip(boxes, 0, limits)
+    is_outside = np.abs(boxes - cut).max(axis=1, initial=0) > _OUTSIDE_TOLERANCE
+    cut = cut.astype(np.float32)
+    return cut, has_area(cut), is_outside
+
+
+def has_area(boxes: np.ndarray) -> np.ndarray:
+    """(N,) bool, which of (N, 4) float32 boxes are finite and have an area that float32 can tell from 0."""
+    sides = np.clip(boxes[:, 2:] - boxes[:, :2], 0, None)
+    return np.isfinite(boxes).all(axis=1) & (sides[:, 0] * sides[:, 1] > 0)
+
+
+# --- masks
+
+
+def read_segmentation(
+    value: Any, size: Size | None, where: str, remarks: Remarks, entry: str
+) -> tuple[list[float] | None, bytes | None, Size | None]:
+    """Polygons or RLE, compressed or not, as COCO writes them.
+
+    Args:
+        value: the segmentation; null and empty: there is none.
+        size: of its image; None: not known.
+        where: file and entry.
+        remarks: gets polygons that are left out.
+        entry: the entry, for `remarks`.
+
+    Returns:
+        the box around it, xyxy; its mask, None where that needs a size and there is none; the size of the mask.
+
+    Raises:
+        DataError: it is neither, is damaged, or is of another size than the image.
+    """
+    if not value:
+        return None, None, None
+    if isinstance(value, Mapping):
+        mask, size = read_rle(value, size, where)
+        left, top, width, height = coco_mask.toBbox({"size": list(size), "counts": mask}).tolist()  # type: ignore[arg-type]
+        return [left, top, left + width, top + height], mask, size
+    polygons = read_polygons(value, size, where)
+    whole = [polygon for polygon in polygons if len(polygon) >= 3]
+    for _ in range(len(polygons) - len(whole)):
+        remarks.add(FEW_CORNERS, entry)
+    if not whole:
+        return None, None, None
+    corners = np.concatenate(whole)
+    box = [*corners.min(axis=0).tolist(), *corners.max(axis=0).tolist()]
+    return box, fill_polygons(whole, size) if size is not None else None, size
+
+
+def read_polygons(value: Any, size: Size | None, where: str) -> list[np.ndarray]:
+    """(K, 2) float64 each, x then y; K may be less than 3.
+
+    Args:
+        value: lists of numbers x, y, x, y ...
+        size: of the image.
+        where: file and entry.
+
+    Raises:
+        DataError: something else than numbers, an odd count of them, or coordinates far from the image.
+    """
+    polygons = []
+    for part in value if isinstance(value, list) else [None]:
+        try:
+            numbers = np.array(part)
+        except ValueError:  # lists in lists, of different lengths
+            numbers = np.array(None)
+        if numbers.ndim != 1 or numbers.dtype.kind not in "iuf" or not np.isfinite(numbers).all():
+            raise DataError(f"{where}: its segmentation is neither polygons nor RLE: {excerpt(value)}")
+        if len(numbers) % 2:
+            raise DataError(
+                f"{where}: its polygon has {len(numbers)} numbers, an odd count: one is missing, so that no one can "
+                "tell x from y: correct it, or read boxes alone (masks: false)"
+            )
+        polygon = numbers.astype(np.float64).reshape(-1, 2)
+        check_polygon(polygon, size, where)
+        polygons.append(polygon)
+    return polygons
+
+
+def check_polygon(polygon: np.ndarray, size: Size | None, where: str) -> None:
+    """Raises DataError when (K, 2) corners are so far from their image that drawing them would fill the memory."""
+    height, width = size or (MAX_SIDE, MAX_SIDE)
+    reach = np.abs(polygon).max(initial=0)
+    if not reach <= _POLYGON_REACH * max(height, width):
+        raise DataError(
+            f"{where}: its polygon has the coordinate {polygon.flat[np.abs(polygon).argmax()]:.10g}, its image is "
+            f"{height} x {width} (height x width): are two numbers joined to one?"
+        )
+    # The outline of every second pixel of the image is shorter.
+    length = np.abs(np.diff(polygon, axis=0, append=polygon[:1])).max(axis=1, initial=0).sum()
+    if size is not None and length > 64 * (height + width) + 4 * height * width:
+        raise DataError(
+            f"{where}: its polygon of {len(polygon)} corners is {length:.0f} pixels long, its image is "
+            f"{height} x {width} (height x width): correct it, or read boxes alone (masks: false)"
+        )
+
+
+def fill_polygons(polygons: Sequence[np.ndarray], hw: Size) -> bytes:
+    """COCO compressed counts of the pixels inside any of the polygons, by pycocotools.
+
+    Args:
+        polygons: (K, 2) float each, at least one, K at least 3; `check_polygon` has seen those from outside.
+        hw: height and width of the image.
+    """
+    flat: Any = [polygon.astype(np.float64).reshape(-1).tolist() for polygon in polygons]
+    merged: Any = coco_mask.merge(coco_mask.frPyObjects(flat, *hw))
+    return merged["counts"]
+
+
+def read_rle(value: Mapping[str, Any], size: Size | None, where: str) -> tuple[bytes, Size]:
+    """Compressed counts of an RLE of either kind, and its (height, width). No run is empty, but perhaps the first.
+
+    Raises:
+        DataError: it has no size and counts, is damaged, does not cover its size, or is of another than `size`.
+    """
+    stated, counts = value.get("size"), value.get("counts")
+    if not isinstance(stated, list | tuple) or len(stated) != 2 or not isinstance(counts, str | bytes | list):
+        raise DataError(f"{where}: its segmentation is neither polygons nor RLE: {excerpt(dict(value))}")
+    own = read_size(*stated, where=f"{where}: RLE")
+    if own is None or (size is not None and own != size):
+        image = f", its image of {list(size)}" if size is not None else ""
+        raise DataError(f"{where}: its RLE is of size {list(stated)}{image}")
+    runs = _listed_runs(counts, where) if isinstance(counts, list) else _written_runs(counts, where)
+    covered, pixels = sum(runs.tolist()), own[0] * own[1]
+    if covered != pixels:
+        raise DataError(f"{where}: its RLE covers {covered} pixels, its image has {pixels}")
+    if pixels > _MAX_PIXELS:
+        raise DataError(f"{where}: its image has {pixels} pixels, more than a mask can have ({_MAX_PIXELS})")
+    if isinstance(counts, list) or not runs[1:].all():
+        return _compress(runs), own
+    return counts.encode() if isinstance(counts, str) else counts, own
+
+
+def _listed_runs(counts: list[Any], where: str) -> np.ndarray:
+    """(R,) int64 of uncompressed counts."""
+    runs = np.array(counts) if not any(isinstance(run, list | tuple | bool) for run in counts) else np.array(None)
+    if runs.size and (runs.dtype.kind not in "iuf" or not (np.abs(runs) <= _MAX_PIXELS).all() or (runs % 1).any()):
+        raise DataError(f"{where}: its RLE has runs that are no whole numbers of pixels: {excerpt(counts)}")
+    return _checked(runs.astype(np.int64), counts, where)
+
+
+def _written_runs(counts: str | bytes, where: str) -> np.ndarray:
+    """(R,) int64 of compressed counts; what cocoapi would read past the end of is refused."""
+    from weaksam.ops.masks import rle_to_runs  # late: it imports torch
+
+    written = counts.encode("utf-8", "surrogatepass") if isinstance(counts, str) else counts
+    if written[:2] in (b"b'", b'b"'):
+        raise DataError(
+            f"{where}: its RLE is the text of a Python bytes object ({excerpt(counts)}): write counts.decode() instead "
+            "of str(counts)"
+        )
+    digits = np.frombuffer(written, np.uint8).astype(np.int64) - 48
+    ends = np.flatnonzero((digits & 32) == 0)
+    is_whole = len(ends) > 0 and ends[-1] == len(digits) - 1 and np.diff(ends, prepend=-1).max() <= _NUMBER_DIGITS
+    if len(digits) and (digits.min() < 0 or digits.max() > 63 or not is_whole):
+        raise DataError(f"{where}: its RLE is damaged, these are no compressed counts: {excerpt(counts)}")
+    return _checked(rle_to_runs(written), counts, where)
+
+
+def _checked(runs: np.ndarray, counts: Any, where: str) -> np.ndarray:
+    if runs.min(initial=0) < 0:
+        raise DataError(f"{where}: its RLE is damaged, it has a run of {runs.min()} pixels: {excerpt(counts)}")
+    return runs
+
+
+def _compress(runs: np.ndarray) -> bytes:
+    """Compressed counts without empty runs inside: at two of those pycocotools ends an overlap too early."""
+    from weaksam.ops.masks import runs_to_rle  # late: it imports torch
+
+    there = np.flatnonzero(runs)
+    values, runs = there % 2, runs[there]
+    starts = np.flatnonzero(np.diff(values, prepend=2))
+    joined = np.add.reduceat(runs, starts)
+    return runs_to_rle(np.concatenate([[0], joined]) if values[0] else joined)
