@@ -135,20 +135,31 @@ PSEUDO_MASKS = pa.schema(
 )
 
 
-def with_metadata(schema: pa.Schema, *, fingerprint: str, class_names: Sequence[str]) -> pa.Schema:
-    """`schema` with what every part carries: schema version, run fingerprint and class names."""
-    return schema.with_metadata(
-        {
-            "weaksam.schema_version": SCHEMA_VERSION,
-            "weaksam.fingerprint": fingerprint,
-            "weaksam.class_names": json.dumps(list(class_names)),
-        }
-    )
+def with_metadata(
+    schema: pa.Schema, *, fingerprint: str, class_names: Sequence[str], category_ids: Sequence[int] | None = None
+) -> pa.Schema:
+    """`schema` with what every part carries: schema version, run fingerprint and class names.
+
+    `category_ids` are the dataset's own numbers of the classes; only tables of images and ground truth have them.
+    """
+    metadata = {
+        "weaksam.schema_version": SCHEMA_VERSION,
+        "weaksam.fingerprint": fingerprint,
+        "weaksam.class_names": json.dumps(list(class_names)),
+    }
+    if category_ids is not None:
+        metadata["weaksam.category_ids"] = json.dumps(list(category_ids))
+    return schema.with_metadata(metadata)
 
 
 def class_names_of(schema: pa.Schema) -> list[str]:
     """Class names carried by a table; empty when it carries none."""
     return json.loads((schema.metadata or {}).get(b"weaksam.class_names", b"[]"))
+
+
+def category_ids_of(schema: pa.Schema) -> list[int] | None:
+    """The dataset's own numbers of the classes that a table carries, in the order of their names; None: it has none."""
+    return json.loads((schema.metadata or {}).get(b"weaksam.category_ids", b"null"))
 
 
 def check_version(schema: pa.Schema, *, where: str) -> None:

@@ -13,8 +13,9 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from weaksam import schemas, storage
+from weaksam.data.categories import COCO_IDS, COCO_NAMES
 from weaksam.data.coco import read_coco
-from weaksam.data.datasets import Dataset
+from weaksam.data.datasets import Dataset, sample_dataset
 from weaksam.errors import DataError
 
 SHARED = Path(os.environ.get("WEAKSAM_SHARED_DATA", Path(__file__).parents[3] / "shared" / "data"))
@@ -186,7 +187,8 @@ def test_faults_are_named_by_id(tmp_path: Path, images: list, notes: list, messa
         ("[]", "no list under the key 'images'"),
         ('{"images": [], "categories": {}}', "no list under the key 'categories'"),
         ('{"images": [], "categories": [{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]}', r"1 id\(s\) occur more"),
-        ('{"images": [], "categories": [{"id": 1, "name": "a"}, {"id": 2, "name": "a"}]}', r"1 name\(s\) occur more"),
+        ('{"images": [], "annotations": {}, "categories": []}', r"not in COCO's form: 'annotations' is {}, not a list"),
+        ('{"images": [1' + 5000 * "0" + '], "categories": []}', "cannot be read as JSON"),
         ('{"images": [], "categories": [{"id": "1", "name": "a"}]}', "categories: 'id' must be int, got '1'"),
         ("\xff", "not UTF-8 text|not valid JSON"),
     ],
@@ -214,12 +216,101 @@ def test_faults_of_the_whole_dataset_are_named(tmp_path: Path) -> None:
         read_coco(root, ["val", "odd"])
 
 
+def test_null_for_annotations_is_as_if_absent(tmp_path: Path) -> None:
+    content = {"images": [image(1)], "annotations": None, "categories": CATEGORIES}
+    storage.write_bytes(str(tmp_path / "annotations" / "instances_train.json"), json.dumps(content).encode())
+    storage.write_bytes(str(tmp_path / "train" / "1.jpg"), b"")
+    dataset = read_coco(str(tmp_path), ["train"])
+    assert dataset.ground_truth is None
+    assert dataset.images["labels"].to_pylist() == [None]
+
+
+def test_sizes_areas_and_crowds_may_be_text_or_decimals(tmp_path: Path) -> None:
+    square = [[2, 2, 8, 2, 8, 6, 2, 6]]
+    entry = image(1) | {"height": "10", "width": 20.0}
+    notes = [note(1, iscrowd="0", area="24", segmentation=square), note(2, iscrowd=True, area=6.5)]
+    row = rows(read_coco(write(tmp_path, [entry], notes), ["train"]))["1"]
+    assert (row["height"], row["width"], row["areas"], row["crowd"]) == (10, 20, [24, 6.5], [False, True])
+    assert row["masks"][0] is not None
+
+
+@pytest.mark.parametrize(
+    ("entry", "notes", "message"),
+    [
+        ({"width": "wide"}, [], "image 1: its width must be a whole number of pixels up to 1000000, got 'wide'"),
+        ({}, [note(8, area="large")], "annotation 8: its area must be a number from 0, got 'large'"),
+        ({}, [note(8, area=-1)], "annotation 8: its area must be a number from 0, got -1"),
+        ({}, [note(8, iscrowd="no")], "annotation 8: its iscrowd must be 0 or 1, got 'no'"),
+        ({}, [note(8, segmentation=[[2, 2, 8, 2, 8, 6, 2]])], "annotation 8: its polygon has 7 numbers, an odd count"),
+        ({}, [note(8, segmentation=[[174522714, 1, 8, 2, 8, 6]])], "annotation 8: its polygon has the coordinate 1745"),
+        ({}, [note(8, segmentation={"size": [10, 20], "counts": "b'T6d0'"})], "annotation 8: its RLE is the text of"),
+    ],
+)
+def test_what_no_one_can_have_meant_is_named(tmp_path: Path, entry: dict, notes: list, message: str) -> None:
+    root = write(tmp_path, [image(1) | entry], notes)
+    with pytest.raises(DataError, match=rf"instances_train\.json: {message}"):
+        read_coco(root, ["train"])
+
+
+@pytest.mark.parametrize("masks", [True, False])
+def test_an_annotation_without_a_box_has_that_around_its_segmentation_or_only_a_label(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, masks: bool
+) -> None:
+    rle = {"size": [10, 20], "counts": [5, 10, 185]}
+    notes = [
+        note(1, category=1, box=[], segmentation=[[4, 4, 14.5, 4, 14.5, 9, 4, 9]]),
+        note(2, category=13, box=None, segmentation=[]),
+        {"id": 3, "image_id": 1, "category_id": 90, "segmentation": rle},
+    ]
+    row = rows(read_coco(write(tmp_path, [image(1)], notes), ["train"], masks=masks))["1"]
+    assert row["labels"] == [0, 1, 2]
+    assert row["classes"] == [0, 2]
+    assert row["boxes"] == [[4, 4, 14.5, 9], [0, 0, 2, 10]]  # runs go down columns of 10: 5 to 14
+    assert [mask is not None for mask in row["masks"]] == [masks, masks]
+    around = "json: 2 objects have no box: the box around their segmentation is taken: annotation 1, annotation 3"
+    assert around in caplog.text
+    assert "json: 1 objects have no box and no segmentation: only their label counts: annotation 2" in caplog.text
+
+
+def test_categories_keep_their_own_ids(tmp_path: Path) -> None:
+    root = write(tmp_path, [image(1)], [note(1, category=13)])
+    assert read_coco(root, ["train"]).category_ids == [1, 13, 90]
+    dataset = read_coco(root, ["train"], classes=["toothbrush", "unicorn", "stop sign"])
+    assert dataset.category_ids == [90, 91, 13]  # a class of another dataset: an id that this one does not use
+    assert sample_dataset(dataset, 1).category_ids == [90, 91, 13]
+
+
+def write_categories(root: Path, split: str, categories: list[tuple[int, str]], notes: list[dict]) -> None:
+    number = {"train": 1, "val": 2}[split]
+    named = [{"id": k, "name": name} for k, name in categories]
+    content = {"images": [image(number)], "annotations": notes, "categories": named}
+    storage.write_bytes(str(root / "annotations" / f"instances_{split}.json"), json.dumps(content).encode())
+    storage.write_bytes(str(root / split / f"{number}.jpg"), b"")
+
+
+def test_a_category_without_annotations_gives_way_to_another_of_its_name(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    both = [(0, "cat"), (1, " cat "), (2, "dog")]
+    write_categories(tmp_path, "train", both, [note(1, category=1)])
+    write_categories(tmp_path, "val", both, [])
+    for classes in (None, ["cat", "dog"]):
+        dataset = read_coco(str(tmp_path), ["train", "val"], classes=classes)
+        assert (dataset.class_names, dataset.category_ids) == (["cat", "dog"], [1, 2])
+        assert dataset.images["labels"].to_pylist() == [[0], []]
+    warning = "1 categories have no annotation and the name of another and are left out: 0 cat"
+    assert warning in caplog.text
+    write_categories(tmp_path, "val", both, [note(1, image_id=2, category=0)])
+    with pytest.raises(DataError, match="categories 0 and 1 are both called 'cat' and have annotations"):
+        read_coco(str(tmp_path), ["train", "val"])
+
+
 def test_real_coco_equals_pycocotools() -> None:
     root = shared("tiny_coco")
     dataset = read_coco(str(root), ["train2017", "val2017"])
     found = rows(dataset)
     assert len(dataset.class_names) == 80
-    assert (dataset.class_names[0], dataset.class_names[79]) == ("person", "toothbrush")
+    assert (tuple(dataset.class_names), dataset.category_ids) == (COCO_NAMES, list(COCO_IDS))
     assert dataset.images["split"].to_pylist() == ["train2017"] * 50 + ["val2017"] * 50
     assert sum(len(row["boxes"]) for row in found.values()) == 852
     assert sum(sum(row["crowd"]) for row in found.values()) == 10

@@ -17,7 +17,8 @@ from pycocotools.cocoeval import COCOeval
 from scipy import ndimage
 
 from weaksam import storage
-from weaksam.data.export_coco import CocoDataset, CocoResults, category_ids, elements
+from weaksam.data.categories import COCO_NAMES, complete_category_ids, default_category_ids
+from weaksam.data.export_coco import CocoDataset, CocoResults, elements
 from weaksam.data.export_label_studio import LabelStudioTasks
 from weaksam.data.export_polygons import draw_polygons, join_polygons, outlines, signed_area, simplify, to_polygons
 from weaksam.data.export_voc import VocDevkit, palette, to_corners
@@ -161,9 +162,26 @@ def test_coco_is_read_by_pycocotools_and_scores_itself(images: list[ExportImage]
     assert evaluation.stats[0] == pytest.approx(1.0)
 
 
-def test_coco_categories_of_80_classes_have_cocos_ids() -> None:
-    ids = category_ids([str(i) for i in range(80)])
+def test_only_cocos_own_names_have_cocos_ids() -> None:
+    assert (len(COCO_NAMES), len(set(COCO_NAMES)), COCO_NAMES[11]) == (80, 80, "stop sign")
+    ids = default_category_ids(COCO_NAMES)
     assert (ids[0], ids[11], ids[-1]) == (1, 13, 90)
+    in_order = default_category_ids(sorted(COCO_NAMES))  # a folder's classes are sorted by name
+    assert (in_order[0], in_order[-1]) == (5, 24)  # airplane, zebra
+    assert default_category_ids([f"my {i}" for i in range(80)]) == list(range(1, 81))
+    assert complete_category_ids([7, None, 0, None], {0, 7, 3}) == [7, 8, 0, 9]
+
+
+def test_both_forms_have_the_datasets_own_category_ids(images: list[ExportImage]) -> None:
+    own = [0, 7, 5]
+    results = CocoResults("memory://own", NAMES, number_images=True, category_ids=own)
+    dataset = CocoDataset("memory://own", NAMES, polygons=None, image_root="s3://b/i", category_ids=own)
+    assert round_trip(results, images).boxes == round_trip(dataset, images).boxes > 0
+    entries = json.loads(storage.read_bytes("memory://own/results.json"))
+    assert [entry["category_id"] for entry in entries[:3]] == [own[label] for label in images[0].classes]
+    content = json.loads(storage.read_bytes("memory://own/annotations/instances_train.json"))
+    assert content["categories"] == [{"id": k, "name": name} for k, name in zip(own, NAMES, strict=True)]
+    assert [a["category_id"] for a in content["annotations"][:3]] == [own[label] for label in images[0].classes]
 
 
 @pytest.mark.parametrize("number_images", [True, False])

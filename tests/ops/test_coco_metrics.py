@@ -180,3 +180,34 @@ def test_a_second_detection_of_an_object_may_take_another() -> None:
     rows = voc_mask_metrics(pairs, CLASSES)[1]
     assert 0.25 < LEFT.sum() / wide.sum() < 0.5
     assert (rows[0]["AP25"], rows[0]["AP50"]) == (pytest.approx(1.0), pytest.approx(51 / 101))
+
+
+def test_plain_boxes_have_a_row_a_class_and_no_number_where_there_is_no_object() -> None:
+    """Rows of nothing but boxes, classes and scores; the box is small, there is no dog and no owl."""
+    box = [[2.0, 2.0, 12.0, 12.0]]
+    there = {"boxes": box, "classes": [0]}
+    for boxes, ap in ((box, 1.0), ([], 0.0)):
+        pairs = [(there, {"boxes": boxes, "classes": [0] * len(boxes), "scores": [0.9] * len(boxes)})]
+        figures, rows = coco_metrics(pairs, CLASSES)
+        assert figures == pytest.approx(
+            dict.fromkeys(("AP", "AP50", "AP75", "AP_small", "AR@1", "AR@10", "AR@100", "AR_small"), ap)
+        )
+        assert [row["class"] for row in rows] == CLASSES
+        assert [row["AP50"] for row in rows] == [pytest.approx(ap), None, None]
+        assert [row["curve"] is None for row in rows] == [False, True, True]
+    nothing = {"boxes": [], "classes": []}
+    figures, rows = coco_metrics([(nothing, {"boxes": box, "classes": [0], "scores": [0.9]})], CLASSES)
+    assert (figures, [row["AP"] for row in rows]) == ({}, [None] * 3)
+
+
+@pytest.mark.parametrize("of_object", [True, False])
+def test_masks_of_another_size_are_an_error_and_no_endless_loop(of_object: bool) -> None:
+    wide = np.zeros((16, 21), bool)
+    pair = (truth([wide if of_object else LEFT], [0]), found([LEFT if of_object else wide], [0], [0.9]))
+    for metrics in (voc_mask_metrics, lambda pairs, names: coco_metrics(pairs, names, kind="segm")):
+        with pytest.raises(
+            ValueError, match=r"of image 1 must have masks of 16 x 20 .*, mask 0 covers 336"
+        ):
+            metrics([pair], CLASSES)
+        with pytest.raises(ValueError, match="objects of image 1 must have a mask each, got 0 of 1"):
+            metrics([(pair[0] | {"masks": None}, pair[1])], CLASSES)

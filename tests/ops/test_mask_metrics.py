@@ -73,6 +73,16 @@ def test_iou_of_masks_is_that_of_their_pixels() -> None:
     np.testing.assert_allclose(iou, [[iou_of(mask, other) for other in others] for mask in masks])
 
 
+def test_masks_of_another_size_are_an_error_and_no_endless_loop() -> None:
+    wide = encode_rle(np.zeros((16, 21), bool))
+    with pytest.raises(ValueError, match=r"others must have masks of 16 x 20 .* = 320 pixels, mask 1 covers 336"):
+        pairwise_mask_iou([encode_rle(A)], [encode_rle(B), wide], HW)
+    with pytest.raises(ValueError, match=r"masks must have masks of 16 x 20 .*, mask 0 covers 0"):
+        pairwise_mask_iou([b""], [encode_rle(B)], HW)
+    with pytest.raises(ValueError, match="masks must have a mask each, got 0 of 1"):
+        pairwise_mask_iou([None], [encode_rle(B)], HW)  # type: ignore[list-item]
+
+
 def test_iou_of_no_masks_has_a_shape() -> None:
     assert pairwise_mask_iou([], [encode_rle(A)], HW).shape == (0, 1)
     assert pairwise_mask_iou([encode_rle(A)], [], HW).shape == (1, 0)

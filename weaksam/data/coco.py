@@ -1,17 +1,19 @@
 """COCO instances json (2014, 2017, and others in its form) as tables.
 
-An image's id is COCO's own, as a string. Classes are COCO's categories in the order of their ids, 0-based without
-gaps (80 of the ids 1 to 90). Boxes xywh become xyxy. Image-level labels are the classes of an image's annotations;
-crowd annotations make no label, as in the WSOD papers' code. An image without annotations shows none of the classes;
-only a file without the key `annotations` (image_info_test) gives null labels. Sizes are what the json says; images
-are not opened. A box without area inside the image is left out with a warning, but its class stays a label; so does
-that of an annotation without a box, which gets the box around its segmentation where it has one.
+An image's id is COCO's own, as a string. Classes are the categories in the order of their ids, 0-based without gaps
+(COCO's own are 80 of the ids 1 to 90); the ids stay known, so that results are read and written with them. Boxes xywh
+become xyxy. Image-level labels are the classes of an image's annotations; crowd annotations make no label, as in the
+WSOD papers' code. An image without annotations shows none of the classes; only a file without the key `annotations`,
+or with null there (image_info_test), gives null labels. Sizes are what the json says; images are not opened. A box
+without area inside the image is left out with a warning, but its class stays a label; so does that of an annotation
+without a box, which gets the box around its segmentation where it has one.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -29,7 +31,8 @@ from weaksam.data.annotation_checks import (
     read_size,
     read_xywh,
 )
-from weaksam.data.datasets import Dataset, ImageRecord, Objects, check_unique, first_ten, make_dataset
+from weaksam.data.categories import complete_category_ids
+from weaksam.data.datasets import Dataset, ImageRecord, Objects, check_unique, first_ten, make_dataset, warn_of
 from weaksam.errors import DataError
 
 
@@ -57,6 +60,7 @@ def read_coco(
     """
     root = storage.absolute(root)
     names: dict[int, str] = {}
+    used: set[int] = set()
     records: list[ImageRecord] = []
     for split in splits:
         uri, folder = _find_split(root, split, splits[split] if isinstance(splits, Mapping) else None)
@@ -65,12 +69,16 @@ def read_coco(
             if names.setdefault(number, name) != name:
                 raise DataError(f"{uri}: category {number} is {name!r}, another split says {names[number]!r}")
         records += _read_split(content, uri, folder, split, masks, crowd_makes_label)
+        used |= {annotation["category_id"] for annotation in content.get("annotations") or ()}
     check_unique(
         [record.image_id for record in records],
         f"{root}: splits {list(splits)} (give every image an id of its own, or index the splits in separate steps)",
         "image id",
     )
-    return make_dataset(records, classes or [names[number] for number in sorted(names)])
+    ids = _ids_by_name(names, used, root)
+    dataset = make_dataset(records, classes or list(ids))
+    known = [ids.get(name) for name in dataset.class_names]
+    return replace(dataset, category_ids=complete_category_ids(known, names))
 
 
 def _find_split(root: str, split: str, given: tuple[str, str] | None) -> tuple[str, str]:
@@ -107,9 +115,33 @@ def _categories(content: dict[str, Any], uri: str) -> dict[int, str]:
     found = [
         (_field(c, "id", (int,), f"{uri}: categories"), _field(c, "name", (str,), uri)) for c in content["categories"]
     ]
+    found = [(number, name.strip()) for number, name in found]
     check_unique([str(number) for number, _ in found], f"{uri}: categories", "id")
-    check_unique([name for _, name in found], f"{uri}: categories", "name")
     return dict(found)
+
+
+def _ids_by_name(names: Mapping[int, str], used: Collection[int], root: str) -> dict[str, int]:
+    """The id of each class, in the order of ids. A category without annotations gives way to another of its name.
+
+    Raises:
+        DataError: two categories of one name have annotations.
+    """
+    numbers: dict[str, list[int]] = {}
+    for number in sorted(names):
+        numbers.setdefault(names[number], []).append(number)
+    ids: dict[str, int] = {}
+    passed_over = []
+    for name, several in numbers.items():
+        with_annotations = [number for number in several if number in used]
+        if len(with_annotations) > 1:
+            raise DataError(
+                f"{root}: categories {' and '.join(map(str, with_annotations))} are both called {name!r} and have "
+                "annotations: give each a name of its own, or make one of them"
+            )
+        ids[name] = (with_annotations or several)[0]
+        passed_over += [f"{number} {name}" for number in several if number != ids[name]]
+    warn_of(root, "categories have no annotation and the name of another and are left out", passed_over)
+    return dict(sorted(ids.items(), key=lambda item: item[1]))
 
 
 def _field(entry: Any, key: str, kinds: tuple[type, ...], where: str) -> Any:

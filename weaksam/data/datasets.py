@@ -11,7 +11,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -39,11 +39,13 @@ class Dataset:
         images: rows of `schemas.IMAGES`, split after split, in the order of the dataset's own lists.
         ground_truth: rows of `schemas.GROUND_TRUTH`, one per annotated image (N may be 0); None when the dataset
             has no boxes at all.
+        category_ids: the dataset's own numbers of the classes, in the order of `class_names`; None: it has none.
     """
 
     class_names: list[str]
     images: pa.Table
     ground_truth: pa.Table | None
+    category_ids: list[int] | None = None
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ def sample_dataset(dataset: Dataset, count: int) -> Dataset:
     truth, chosen = dataset.ground_truth, set(images.column("image_id").to_pylist())
     if truth is not None:
         truth = truth.filter(pa.array([one in chosen for one in truth.column("image_id").to_pylist()], pa.bool_()))
-    return Dataset(dataset.class_names, images, truth)
+    return replace(dataset, images=images, ground_truth=truth)
 
 
 def _with_every_class(labels: dict[int, Collection[int]], count: int) -> list[int]:

@@ -2,7 +2,7 @@
 
 Dataset: one instances_<split>.json a split, in the form of COCO's own: every annotation has area and iscrowd, ids
 start at 1 (id 0 means "unmatched" to pycocotools), masks are compressed RLE or polygons. Results: one list.
-Categories have COCO's 80-of-90 ids when there are 80 classes, else their 1-based position, as `coco_results` reads.
+Categories have the dataset's own ids, or those of `default_category_ids`, as `coco_results` reads.
 A file is made in memory as text, about 150 bytes a box; it is read back a few images at a time.
 """
 
@@ -24,16 +24,12 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from weaksam import storage
-from weaksam.data.coco_results import COCO_IDS, read_results
+from weaksam.data.categories import default_category_ids
+from weaksam.data.coco_results import read_results
 from weaksam.data.export_polygons import draw_polygons, to_polygons
 from weaksam.data.exports import ExportImage, Found
 
 _SPACE = re.compile(r"\s*")
-
-
-def category_ids(class_names: Sequence[str]) -> list[int]:
-    """COCO's ids for 80 classes, else 1, 2, ..."""
-    return list(COCO_IDS) if len(class_names) == len(COCO_IDS) else list(range(1, len(class_names) + 1))
 
 
 def to_xywh(boxes: np.ndarray) -> list[list[float]]:
@@ -98,17 +94,25 @@ class CocoDataset:
         class_names: by 0-based class.
         polygons: whether masks become polygons; None: RLE. A number is their tolerance in pixels.
         image_root: URI of the folder the file names are below.
+        category_ids: the dataset's own, by class; None: those of `default_category_ids`.
     """
 
     targets = ("annotations",)
     box_tolerance = 0.01
     verified = "boxes, classes, scores and masks, read by pycocotools' COCO"
 
-    def __init__(self, to: str, class_names: Sequence[str], *, polygons: float | None, image_root: str) -> None:
+    def __init__(
+        self,
+        to: str,
+        class_names: Sequence[str],
+        *,
+        polygons: float | None,
+        image_root: str,
+        category_ids: Sequence[int] | None = None,
+    ) -> None:
         self.to, self.class_names, self.polygons, self.image_root = to, list(class_names), polygons, image_root
-        self.categories = [
-            {"id": number, "name": name} for number, name in zip(category_ids(class_names), class_names, strict=True)
-        ]
+        ids = category_ids or default_category_ids(class_names)
+        self.categories = [{"id": number, "name": name} for number, name in zip(ids, class_names, strict=True)]
         self.lost: Counter[str] = Counter()
         self.files = 0
         self._arrays: dict[str, tuple[io.BytesIO, io.BytesIO]] = {}
@@ -223,17 +227,20 @@ class CocoResults:
         to: URI of the folder.
         class_names: by 0-based class.
         number_images: whether images have the numbers that `CocoDataset` gives them; else their own ids.
+        category_ids: the dataset's own, by class; None: those of `default_category_ids`.
     """
 
     targets = ("results.json",)
     box_tolerance = 0.01
     verified = "boxes, classes, scores and masks, read by weaksam.data.coco_results"
 
-    def __init__(self, to: str, class_names: Sequence[str], *, number_images: bool) -> None:
+    def __init__(
+        self, to: str, class_names: Sequence[str], *, number_images: bool, category_ids: Sequence[int] | None = None
+    ) -> None:
         self.uri, self.class_names, self.number_images = storage.join(to, "results.json"), class_names, number_images
         self.lost: Counter[str] = Counter()
         self.files = 0
-        self._categories = category_ids(class_names)
+        self._categories = list(category_ids or default_category_ids(class_names))
         self._entries = io.BytesIO()
         self._rest: Iterator[Any] | None = None
 
@@ -267,7 +274,8 @@ class CocoResults:
         with tempfile.TemporaryDirectory() as scratch:
             path = Path(scratch, "results.json")
             path.write_text(json.dumps(entries))
-            rows = read_results(str(path), [str(self._id(image)) for image in images], list(self.class_names))
+            ids = [str(self._id(image)) for image in images]
+            rows = read_results(str(path), ids, self.class_names, category_ids=self._categories)
         for row in rows.to_pylist():
             boxes = np.array(row["boxes"], np.float64).reshape(-1, 4)
             masks: list[bytes | None] = row["masks"] or [None] * len(boxes)

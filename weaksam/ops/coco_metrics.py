@@ -16,6 +16,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from weaksam.ops.detection_metrics import ap_name
+from weaksam.ops.mask_metrics import check_cover
 from weaksam.schemas import OK
 
 NAMES: tuple[str, ...] = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large",
@@ -33,19 +34,21 @@ def coco_metrics(
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """The figures of a set of detections, and `AP`, `AP50`, `AP75` and `curve` of each class.
 
+    A figure without objects, as AP_large where none is large, is left out; null in the row of a class.
+
     Args:
-        pairs: for each image its rows of `ground_truth` (`boxes`, `classes`, `crowd`, `masks`, and `areas` where they
-            are known) and of `detections` (`status`, `boxes`, `classes`, `scores`, `masks`). Masks are COCO
-            compressed counts, their size is the detections' (`height`, `width`).
+        pairs: for each image its rows of `ground_truth` (`boxes`, `classes`, and where they are known `crowd` and
+            `areas`) and of `detections` (`boxes`, `classes`, `scores`, and `status` unless it is ok). Kind segm: also
+            `masks` of both, COCO compressed counts, whose size is the detections' (`height`, `width`).
         class_names: of the dataset.
         kind: whether boxes or masks are compared.
+
+    Raises:
+        ValueError: an object or a detection has no mask, or one of another size.
     """
     truth, found = _as_coco(pairs, len(class_names), kind)
     with contextlib.redirect_stdout(io.StringIO()):  # it tells its progress
-        gt = _index(truth)
-        if not found:
-            return dict.fromkeys(NAMES, 0.0), []
-        evaluation = COCOeval(gt, gt.loadRes(found), kind)
+        evaluation = _evaluation(truth, found, kind)
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
@@ -63,12 +66,13 @@ def voc_mask_metrics(pairs: Pairs, class_names: Sequence[str]) -> tuple[dict[str
     Args:
         pairs: as for `coco_metrics`; all objects have masks.
         class_names: of the dataset.
+
+    Raises:
+        ValueError: an object or a detection has no mask, or one of another size.
     """
     truth, found = _as_coco(pairs, len(class_names), "segm")
     with contextlib.redirect_stdout(io.StringIO()):
-        gt = _index(truth)
-        # loadRes does not take an empty list
-        evaluation = COCOeval(gt, gt.loadRes(found) if found else _index({**truth, "annotations": []}), "segm")
+        evaluation = _evaluation(truth, found, "segm")
         params: Any = evaluation.params
         params.iouThrs = np.array(VOC_THRESHOLDS)
         params.areaRng, params.areaRngLbl = params.areaRng[:1], params.areaRngLbl[:1]  # all; no other size is told
@@ -82,6 +86,12 @@ def voc_mask_metrics(pairs: Pairs, class_names: Sequence[str]) -> tuple[dict[str
     return {key: float(np.mean(some)) for key, some in values.items() if some}, rows
 
 
+def _evaluation(truth: dict[str, Any], found: list[dict[str, Any]], kind: Literal["bbox", "segm"]) -> COCOeval:
+    gt = _index(truth)
+    # loadRes does not take an empty list
+    return COCOeval(gt, gt.loadRes(found) if found else _index({**truth, "annotations": []}), kind)
+
+
 def _index(dataset: dict[str, Any]) -> Any:
     coco: Any = COCO()
     coco.dataset = dataset
@@ -92,18 +102,24 @@ def _index(dataset: dict[str, Any]) -> Any:
 def _as_coco(pairs: Pairs, num_classes: int, kind: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     images, objects, found = [], [], []
     for image_id, (truth, row) in enumerate(pairs, start=1):
-        size = [int(row["height"] or 1), int(row["width"] or 1)]
+        is_ok = row.get("status", OK) == OK
+        size = [int(row.get("height") or 1), int(row.get("width") or 1)]
         images.append({"id": image_id, "height": size[0], "width": size[1]})
         boxes, masks = _xywh(truth["boxes"]), truth.get("masks")
+        if kind == "segm" and is_ok:  # of a row that failed nobody knows the size, and nothing is compared with it
+            where = f"image {truth.get('image_id', image_id)}"
+            for what, some, count in (("objects", masks, len(boxes)), ("detections", row["masks"], len(row["boxes"]))):
+                check_cover(some, count, (size[0], size[1]), f"{what} of {where}")
+        crowd = truth.get("crowd")
         areas = truth.get("areas")
         areas = boxes[:, 2] * boxes[:, 3] if areas is None else areas
         for i, box in enumerate(boxes.tolist()):
             thing = {"id": len(objects) + 1, "image_id": image_id, "category_id": int(truth["classes"][i]) + 1}
-            thing |= {"bbox": box, "area": float(areas[i]), "iscrowd": int(truth["crowd"][i])}
+            thing |= {"bbox": box, "area": float(areas[i]), "iscrowd": int(crowd[i]) if crowd is not None else 0}
             if kind == "segm":
                 thing["segmentation"] = {"size": size, "counts": masks[i]}  # pyright: ignore[reportOptionalSubscript]
             objects.append(thing)
-        if row["status"] != OK:
+        if not is_ok:
             continue
         for i, box in enumerate(_xywh(row["boxes"]).tolist()):
             thing = {"image_id": image_id, "category_id": int(row["classes"][i]) + 1, "score": float(row["scores"][i])}

@@ -39,13 +39,18 @@ def pairwise_mask_iou(masks: Sequence[bytes], others: Sequence[bytes], hw: tuple
     """Intersection over union of every pair; 0 where both are empty.
 
     Args:
-        masks: G, all of size `hw`: pycocotools never returns from masks that cover different numbers of pixels.
+        masks: G, all of size `hw`.
         others: N, of the same size.
         hw: height and width.
 
     Returns:
         (G, N) float64.
+
+    Raises:
+        ValueError: a mask is of another size.
     """
+    check_cover(masks, len(masks), hw, "masks")
+    check_cover(others, len(others), hw, "others")
     if not masks or not others:
         return np.zeros((len(masks), len(others)))
     found, truth = ([{"size": list(hw), "counts": one} for one in some] for some in (others, masks))
@@ -134,6 +139,23 @@ def is_unsegmented(truth: Mapping[str, Any]) -> bool:
     """Whether an image has objects that should have a mask, neither difficult nor crowds, but nothing has one."""
     plain = ~(np.asarray(truth["difficult"], bool) | np.asarray(truth["crowd"], bool))
     return bool(plain.any() and not has_mask(truth).any())
+
+
+def check_cover(masks: Sequence[bytes | None] | None, count: int, hw: tuple[int, int], what: str) -> None:
+    """Raises ValueError unless there are `count` masks of `hw` each.
+
+    pycocotools does not look: it never returns from an overlap of masks that cover different numbers of pixels.
+    """
+    there = masks if masks is not None else []
+    if len(there) != count or any(mask is None for mask in there):
+        raise ValueError(f"{what} must have a mask each, got {sum(m is not None for m in there)} of {count}")
+    for position, mask in enumerate(there):
+        runs = rle_to_runs(mask or b"")
+        if runs.sum() != hw[0] * hw[1] or runs.min(initial=0) < 0:
+            raise ValueError(
+                f"{what} must have masks of {hw[0]} x {hw[1]} (height x width) = {hw[0] * hw[1]} pixels, mask "
+                f"{position} covers {runs.sum()}"
+            )
 
 
 def cover(masks: Iterable[bytes | None], hw: tuple[int, int]) -> bool:

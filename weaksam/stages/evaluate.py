@@ -21,6 +21,7 @@ from weaksam.errors import DataError
 from weaksam.stage import Outcome, Stage, Step
 from weaksam.stages.checks import check_same_images
 from weaksam.stages.evaluate_masks import Pair, mask_figures, pairs_with_masks
+from weaksam.stages.results import read_step_results
 
 if TYPE_CHECKING:
     from weaksam.ops.peak_metrics import PeakRecords
@@ -174,9 +175,7 @@ def _judge_detections(step: Step, truth: pa.Table, names: list[str]) -> Judged:
     judged, pairs = [], []
     for key in [key for key in step.inputs if key != "images"] or ["results"]:
         if key == "results":
-            from weaksam.data.coco_results import read_results
-
-            found = read_results(step.config.results, truth.column("image_id").to_pylist(), names)
+            found = read_step_results(step, truth.column("image_id").to_pylist())
         else:
             columns = [*_DETECTED, "masks"] if config.kind == "segm" else _DETECTED
             found = tables.read_step(step.inputs[key], columns=columns)
@@ -276,4 +275,4 @@ def _pairs(step: Step, key: str, truth: pa.Table, found: pa.Table) -> Iterator[P
         yield row, tables.row_at(found, where[image_id])
 
 
-STAGE = Stage("evaluate", 3, EvaluateConfig, run, writes="metrics")
+STAGE = Stage("evaluate", 4, EvaluateConfig, run, writes="metrics")

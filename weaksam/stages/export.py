@@ -135,12 +135,13 @@ def make_exporter(step: Step, source: Source, to: str) -> Exporter:
     from weaksam.data.export_voc import VocDevkit
     from weaksam.data.export_yolo import YoloLabels
 
-    config, names = source.config, source.class_names
+    config, names, ids = source.config, source.class_names, source.category_ids
     tolerance = config.polygon_tolerance or 0.0
     if config.format == "coco":
-        return CocoDataset(to, names, polygons=tolerance if config.polygons else None, image_root=source.image_root)
+        polygons = tolerance if config.polygons else None
+        return CocoDataset(to, names, polygons=polygons, image_root=source.image_root, category_ids=ids)
     if config.format == "coco_results":
-        return CocoResults(to, names, number_images=config.number_images)
+        return CocoResults(to, names, number_images=config.number_images, category_ids=ids)
     if config.format == "voc":
         return VocDevkit(to, names)
     if config.format != "label_studio":
@@ -261,4 +262,4 @@ def summarise(report: Mapping[str, Any]) -> str:
     return f"{report['format']}: {', '.join(told)} -> {report['to']}"
 
 
-STAGE = Stage("export", 1, ExportConfig, run, writes="export")
+STAGE = Stage("export", 2, ExportConfig, run, writes="export")

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from weaksam.stages.export import ExportConfig
 
 _BATCH = 1024  # images
+_LEAST_SIDE = 1e-4  # pixels; formats round to that, and what has no side after it is no box to their readers
 _COLUMNS = ["status", "height", "width", "boxes", "classes", "scores", "masks"]
 
 
@@ -38,6 +39,7 @@ class Source:
     failures: list[str]
     groups: list[list[str]]  # parts that are read together
     excluded: Mapping[str, list[str]]
+    category_ids: list[int] | None = None  # the dataset's own, by class
     uncertainty: Mapping[str, float] | None = None
     passed_over: Mapping[str, int] = field(default_factory=dict)  # images that are not exported, by reason
     done: int = 0
@@ -106,7 +108,8 @@ def read_source(step: Step) -> Source:
     places, root = place_images(images.to_pylist(), chosen, keep_spaces=config.format != "voc")
     # Parts are named by hashes: by their first ids, the order of the export is nearly that of the ids.
     ordered = sorted(parts, key=lambda part: min(parts[part].column("image_id").to_pylist(), default=""))
-    found = Source(source, config, names, places, root, failures, _group(ordered), manifest["excluded"])
+    numbers = schemas.category_ids_of(images.schema)
+    found = Source(source, config, names, places, root, failures, _group(ordered), manifest["excluded"], numbers)
     if config.most_uncertain is None:
         return found
     trusted = {row["image_id"] for row in rows if row.get("trusted")}  # tables of detections have no such column
@@ -155,7 +158,7 @@ def _group(parts: list[str]) -> list[list[str]]:
 
 
 def to_image(row: Mapping[str, Any], place: Place, config: ExportConfig, left_out: Counter[str]) -> ExportImage:
-    """A row as it is exported, best boxes first; cut at the border but for results, which stay as they were judged.
+    """A row as it is exported, best boxes first, cut at the border as every reader would.
 
     Raises:
         DataError: nobody knows the image's size, or a mask is of another.
@@ -169,12 +172,13 @@ def to_image(row: Mapping[str, Any], place: Place, config: ExportConfig, left_ou
     height, width = _size(row, place, is_needed=is_needed)
     kept = scores >= config.min_score
     left_out["boxes_below_min_score"] += int((~kept).sum())
-    if config.format != "coco_results":
-        cut, has_area, _ = fit_boxes(boxes.astype(np.float64), (height, width))
-        left_out["boxes_without_area"] += int((kept & ~has_area).sum())
-        kept &= has_area
-        left_out["boxes_cut_at_border"] += int((kept & (cut != boxes).any(1)).sum())
-        boxes = cut
+    finite = np.where(np.isfinite(boxes).all(1, keepdims=True), boxes, 0)
+    cut, has_area, _ = fit_boxes(finite.astype(np.float64), (height, width) if height else None)
+    has_area &= (cut[:, 2:] - cut[:, :2] > _LEAST_SIDE).all(1)
+    left_out["boxes_without_area"] += int((kept & ~has_area).sum())
+    kept &= has_area
+    left_out["boxes_cut_at_border"] += int((kept & (cut != boxes).any(1)).sum())
+    boxes = cut
     order = np.argsort(-scores, kind="stable")
     order = order[kept[order]]
     left_out["boxes_beyond_max_per_image"] += max(len(order) - (config.max_per_image or len(order)), 0)

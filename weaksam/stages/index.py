@@ -69,7 +69,9 @@ def run(step: Step) -> Outcome:
     if config.sample is not None:
         dataset = sample_dataset(dataset, config.sample)
     names = dataset.class_names
-    schema = schemas.with_metadata(schemas.IMAGES, fingerprint=step.fingerprint, class_names=names)
+    schema = schemas.with_metadata(
+        schemas.IMAGES, fingerprint=step.fingerprint, class_names=names, category_ids=dataset.category_ids
+    )
     images = dataset.images.replace_schema_metadata(schema.metadata)
     if dataset.ground_truth is not None:
         tables.write_ground_truth(step.folder, dataset.ground_truth.replace_schema_metadata(schema.metadata))
@@ -130,4 +132,4 @@ def _list_identity(folder: str) -> str:
     return storage.listing_identity(storage.list_files(folder))
 
 
-STAGE = Stage("index", 2, IndexConfig, run, writes="images", outside=_identify)
+STAGE = Stage("index", 3, IndexConfig, run, writes="images", outside=_identify)

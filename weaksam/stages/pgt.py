@@ -19,8 +19,10 @@ from weaksam.config import OutsideFile, Reads, StageConfig
 from weaksam.stage import Outcome, Stage, Step
 from weaksam.stages.checks import check_rows, check_same_images
 from weaksam.stages.labels import labelled_images
+from weaksam.stages.results import read_step_results
 
 if TYPE_CHECKING:
+    from weaksam.data.annotation_checks import Remarks
     from weaksam.data.import_label_studio import Review, Size
 
 log = logging.getLogger(__name__)
@@ -72,6 +74,7 @@ class PgtConfig(StageConfig):
 
 def run(step: Step) -> Outcome:
     """Chooses for every labelled or reviewed image of the split, in this process."""
+    from weaksam.data.annotation_checks import Remarks
     from weaksam.ops.pgt import PgtRules
 
     config: PgtConfig = step.config
@@ -80,22 +83,23 @@ def run(step: Step) -> Outcome:
     names = schemas.class_names_of(images.schema)
     ids = images.column("image_id").to_pylist()
     reviews = _of_images(step, reviews, ids)
-    found = _read_found(step, ids, names, reviews)
+    found = _read_found(step, ids, reviews)
     rules = PgtRules(**{key: getattr(config, key) for key in PgtRules.__dataclass_fields__})
     schema = schemas.with_metadata(schemas.PGT, fingerprint=step.fingerprint, class_names=names)
-    parts, counts, failures = [], [], []
+    parts, counts, failures, remarks = [], [], [], Remarks(f"steps.{step.name}")
     for start in range(0, len(ids), _ROWS_PER_PART):
         piece = zip(ids[start : start + _ROWS_PER_PART], found.slice(start, _ROWS_PER_PART).to_pylist(), strict=True)
         rows = [
             trust(image_id, reviews[image_id])
             if image_id in reviews
-            else choose(row, np.flatnonzero(labels[start + i]), rules)
+            else choose(row, np.flatnonzero(labels[start + i]), rules, remarks)
             for i, (image_id, row) in enumerate(piece)
         ]
         parts.append(tables.write_part(step.folder, schemas.to_table(rows, schema)))
         counts += [np.bincount(row.get("classes", []), minlength=len(names)) for row in rows]
         failures += [f"{r['image_id']}: {r['status']}: {r['message']}" for r in rows if r["status"] != schemas.OK]
         log.info("%s  %d/%d images", step.name, min(start + _ROWS_PER_PART, len(ids)), len(ids))
+    remarks.log()
     told = statistics(np.stack(counts), labels, names) | {"trusted_images": len(reviews)}
     storage.write_json(storage.join(step.folder, "statistics.json"), told)
     return Outcome(
@@ -135,16 +139,14 @@ def _of_images(step: Step, reviews: Mapping[str, Review], ids: list[str]) -> dic
     return ours
 
 
-def _read_found(step: Step, ids: list[str], names: list[str], reviewed: Collection[str]) -> pa.Table:
+def _read_found(step: Step, ids: list[str], reviewed: Collection[str]) -> pa.Table:
     """Rows of detections of these images, in their order; null for a reviewed one that has none.
 
     Raises:
         DataError: another image has no row, or the detections are of other images.
     """
     if step.config.results is not None:
-        from weaksam.data.coco_results import read_results
-
-        return read_results(step.config.results, ids, names).select(["image_id", *_COLUMNS])
+        return read_step_results(step, ids).select(["image_id", *_COLUMNS])
     check_same_images(step, "detections")
     check_rows(step, "detections", [image_id for image_id in ids if image_id not in reviewed])
     table = tables.read_step(step.inputs["detections"], columns=_COLUMNS)
@@ -163,14 +165,22 @@ def trust(image_id: str, review: Review) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def choose(row: dict[str, Any], labels: np.ndarray, rules: Any) -> dict[str, Any]:
-    """A row of pseudo ground truth from a row of detections; scores stay what they were, a failed row fails."""
+def choose(row: dict[str, Any], labels: np.ndarray, rules: Any, remarks: Remarks) -> dict[str, Any]:
+    """A row of pseudo ground truth from a row of detections; scores stay what they were, a failed row fails.
+
+    Boxes that are not finite or have no area are left out, whoever made them; `remarks` counts them.
+    """
+    from weaksam.data.annotation_checks import NO_AREA, has_area
     from weaksam.ops.pgt import select_pgt
 
     if row["status"] != schemas.OK:
         return {key: row[key] for key in ("image_id", "status", "message")} | {"trusted": False}
     boxes = np.array(row["boxes"], np.float32).reshape(-1, 4)
     classes, scores = np.array(row["classes"], np.int32), np.array(row["scores"], np.float32)
+    usable = np.flatnonzero(has_area(boxes) & np.isfinite(scores))
+    for _ in range(len(boxes) - len(usable)):
+        remarks.add(NO_AREA, f"image {row['image_id']}")
+    boxes, classes, scores = boxes[usable], classes[usable], scores[usable]
     kept = select_pgt(boxes, classes, scores, labels.tolist(), rules)
     return row | {"boxes": boxes[kept], "classes": classes[kept], "scores": scores[kept], "trusted": False}
 
@@ -195,4 +205,4 @@ def statistics(counts: np.ndarray, labels: np.ndarray, names: list[str]) -> dict
     }
 
 
-STAGE = Stage("pgt", 1, PgtConfig, run, writes="pgt")
+STAGE = Stage("pgt", 2, PgtConfig, run, writes="pgt")

@@ -18,6 +18,7 @@ from weaksam.errors import DataError, ImageError
 from weaksam.stage import Outcome, Stage, Step
 from weaksam.stages.checks import check_same_images
 from weaksam.stages.proposal_settings import ProposalResources, SamSettings
+from weaksam.stages.results import read_step_results
 from weaksam.stages.sam_actor import SamWatch, Watched, identify_shipped, load_engine
 
 if TYPE_CHECKING:
@@ -178,9 +179,7 @@ def read_prompts(step: Step) -> tuple[pa.Table, list[str]]:
         images = tables.of_split(images, config.split, where=f"steps.{step.name}.split")
     names, ids = schemas.class_names_of(images.schema), images.column("image_id").to_pylist()
     if config.results is not None:
-        from weaksam.data.coco_results import read_results
-
-        found = read_results(config.results, ids, names, default_score=1.0).select(["image_id", *_GIVEN])
+        found = read_step_results(step, ids, default_score=1.0).select(["image_id", *_GIVEN])
     else:
         check_same_images(step, "pgt")
         found = tables.read_step(step.inputs["pgt"], columns=[*_GIVEN, *_REVIEWED])
@@ -253,7 +252,7 @@ def _warn_of_the_demo_sam(step: Step) -> list[str]:
 
 STAGE = Stage(
     "pseudo_masks",
-    2,
+    3,
     PseudoMasksConfig,
     run,
     writes="pgt",

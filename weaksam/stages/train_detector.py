@@ -238,6 +238,7 @@ def read_objects(step: Step) -> tuple[list[str], PseudoObjects, int]:
     learns_masks = step.config.model in LEARN_MASKS
     columns = ["status", "boxes", "classes", "trusted", *(["masks"] if learns_masks else [])]
     rows = [row for row in tables.read_step(source, columns=columns).to_pylist() if row["status"] == schemas.OK]
+    rows = _with_area(rows, f"steps.{step.name}: step {source.name}")
     # a person who reviewed an image and left it empty says that nothing is there
     rows = [row for row in rows if row["boxes"] or row.get("trusted") or step.config.keep_empty]
     boxes = [np.array(row["boxes"], np.float32).reshape(-1, 4) for row in rows]
@@ -252,6 +253,21 @@ def read_objects(step: Step) -> tuple[list[str], PseudoObjects, int]:
             "pseudo_masks step"
         )
     return uris, PseudoObjects(boxes, classes, masks), len(schemas.class_names_of(images.schema))
+
+
+def _with_area(rows: list[dict[str, Any]], where: str) -> list[dict[str, Any]]:
+    """Rows without the boxes that are not finite or have no area, which a warning counts: losses would be NaN."""
+    from weaksam.data.annotation_checks import NO_AREA, Remarks, has_area
+
+    remarks, kept = Remarks(where), []
+    for row in rows:
+        there = np.flatnonzero(has_area(np.array(row["boxes"], np.float32).reshape(-1, 4))).tolist()
+        for _ in range(len(row["boxes"]) - len(there)):
+            remarks.add(NO_AREA, f"image {row['image_id']}")
+        listed = [key for key in ("boxes", "classes", "masks") if row.get(key)]
+        kept.append(row | {key: [row[key][index] for index in there if index < len(row[key])] for key in listed})
+    remarks.log()
+    return kept
 
 
 def _shipped_weights(config: TrainDetectorConfig) -> dict[str, str]:
