@@ -31,7 +31,7 @@ def read(folder: Path, entries: object, ids: list[int] | None = None, **more: An
 
 
 def test_category_ids_are_the_datasets_own(tmp_path: Path) -> None:
-    entries = [entry(category=0), entry(category=7, score=0.5)]
+    entries = [entry(category=0), entry(category=7.0, score=0.5)]
     assert read(tmp_path, entries, [0, 7])["a"]["classes"] == [0, 1]
     assert read(tmp_path, entries, [7, 0])["a"]["classes"] == [1, 0]
     assert read(tmp_path, [entry(category=1), entry(category=2, score=0.5)])["a"]["classes"] == [0, 1]

@@ -205,9 +205,7 @@ def test_masks_of_another_size_are_an_error_and_no_endless_loop(of_object: bool)
     wide = np.zeros((16, 21), bool)
     pair = (truth([wide if of_object else LEFT], [0]), found([LEFT if of_object else wide], [0], [0.9]))
     for metrics in (voc_mask_metrics, lambda pairs, names: coco_metrics(pairs, names, kind="segm")):
-        with pytest.raises(
-            ValueError, match=r"of image 1 must have masks of 16 x 20 .*, mask 0 covers 336"
-        ):
+        with pytest.raises(ValueError, match=r"of image 1 must have masks of 16 x 20 .*, mask 0 covers 336"):
             metrics([pair], CLASSES)
         with pytest.raises(ValueError, match="objects of image 1 must have a mask each, got 0 of 1"):
             metrics([(pair[0] | {"masks": None}, pair[1])], CLASSES)

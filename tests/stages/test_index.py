@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import yaml
 from PIL import Image
 
 from tests.conftest import SHARED_DATA
-from weaksam import pipeline, schemas, tables
+from weaksam import pipeline, schemas, storage, tables
 from weaksam.errors import ConfigError
 
 
@@ -138,3 +139,39 @@ def test_the_ground_truth_of_a_sample_is_that_of_its_images(index: Callable, tmp
     ids = tables.read_step(step).column("image_id").to_pylist()
     assert len(ids) == 2
     assert truth.column("image_id").to_pylist() == ids
+
+
+def write_coco(root: Path) -> None:
+    (root / "annotations").mkdir(parents=True)
+    (root / "train").mkdir()
+    Image.new("RGB", (64, 48), "red").save(root / "train" / "a.jpg")
+    content = {
+        "images": [{"id": 1, "file_name": "a.jpg", "width": 64, "height": 48}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 2, "bbox": [4, 4, 20, 20], "area": 400, "iscrowd": 0}],
+        "categories": [{"id": 0, "name": "workers"}, {"id": 1, "name": "head"}, {"id": 2, "name": "helmet"}],
+    }
+    (root / "annotations" / "instances_train.json").write_text(json.dumps(content))
+
+
+def test_results_and_exports_have_the_category_ids_of_the_dataset(tmp_path: Path) -> None:
+    write_coco(tmp_path / "data")
+    (tmp_path / "results.json").write_text(
+        json.dumps([{"image_id": 1, "category_id": 2, "bbox": [4, 4, 20, 20], "score": 0.9}])
+    )
+    given = {"images": "images", "results": str(tmp_path / "results.json")}
+    steps = {
+        "images": {"stage": "index", "format": "coco", "root": str(tmp_path / "data"), "splits": ["train"]},
+        "judged": {"stage": "evaluate", **given},
+        "pgt": {"stage": "pgt", "split": "train", **given},
+        "out": {"stage": "export", "images": "images", "pgt": "pgt", "format": "coco_results"},
+    }
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump({"run": str(tmp_path / "run"), "steps": steps}))
+    made = {step.name: step for step in pipeline.load(str(path))}
+    pipeline.run_steps(list(made.values()))
+    for table in (tables.read_step(made["images"]), tables.read_ground_truth(made["images"].folder)):
+        assert table is not None
+        assert schemas.category_ids_of(table.schema) == [0, 1, 2]
+    assert storage.read_json(f"{made['judged'].folder}/metrics.json")["metrics"]["AP50"] == pytest.approx(1.0)
+    [entry] = json.loads(Path(made["out"].folder, "export", "results.json").read_text())
+    assert (entry["image_id"], entry["category_id"], entry["bbox"]) == (1, 2, [4, 4, 20, 20])

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.stages.test_train_wsod import finished
 from weaksam import schemas, storage, tables
@@ -108,3 +109,26 @@ def test_images_without_a_row_are_named(tmp_path: Path, inputs: dict[str, Step])
 def test_it_chooses_from_one_thing(given: dict) -> None:
     with pytest.raises(ValueError, match="one of detections and results"):
         PgtConfig(images="images", split="train", **given)
+
+
+def test_boxes_without_area_are_left_out_whoever_made_them(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    images = finished(tmp_path, "images", IMAGES[:1], schemas.IMAGES, {})
+    flat, swapped, strange = [5, 5, 5, 20], [20, 20, 5, 5], [0, 0, float("nan"), 9]
+    row = {"image_id": "a", "status": "ok", "message": "", "height": 60, "width": 100}
+    row |= {"boxes": [flat, swapped, strange, BOX], "classes": [0, 1, 1, 0], "scores": [0.9, 0.8, 0.7, 0.2]}
+    found = finished(tmp_path, "found", [row], schemas.DETECTIONS, {"images": images})
+    step = make_step(tmp_path, {"images": images, "detections": found})
+    rows = read(step, pgt.run(step).parts)
+    assert (rows["a"]["boxes"], rows["a"]["classes"]) == ([BOX], [0])
+    assert "steps.pgt: 3 boxes have no area inside their image and are left out: image a, image a" in caplog.text
+
+
+def test_results_are_cut_at_the_border_of_images_whose_size_only_their_header_says(tmp_path: Path) -> None:
+    Image.new("RGB", (64, 48), "red").save(tmp_path / "a.png")
+    images = finished(tmp_path, "images", [IMAGES[0] | {"uri": str(tmp_path / "a.png")}], schemas.IMAGES, {})
+    boxes = [[500, 500, 20, 20], [40, 30, 90, 90]]
+    entries = [{"image_id": "a", "category_id": 1, "bbox": box, "score": 0.9} for box in boxes]
+    (tmp_path / "results.json").write_text(json.dumps(entries))
+    step = make_step(tmp_path, {"images": images}, detections=None, results=str(tmp_path / "results.json"))
+    row = read(step, pgt.run(step).parts)["a"]
+    assert (row["boxes"], row["height"], row["width"]) == ([[40, 30, 64, 48]], 48, 64)

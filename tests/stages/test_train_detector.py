@@ -72,6 +72,22 @@ def test_images_with_boxes_are_learnt_from(tmp_path: Path, inputs: dict[str, Ste
     assert objects.boxes[2].shape == (0, 4)
 
 
+def test_boxes_without_area_are_not_learnt_from(
+    tmp_path: Path, inputs: dict[str, Step], caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = tables.read_step(inputs["pgt"]).to_pylist()
+    rows[0]["boxes"][0] = [5, 5, 5, 20]
+    rows[1]["boxes"] = [[9, 9, 3, 3], [0, 0, float("nan"), 9]]
+    flat = finished(tmp_path, "flat", rows, schemas.DETECTIONS, {"images": inputs["images"]})
+    for model in ("faster_rcnn", "mask_rcnn"):
+        uris, objects, _ = read_objects(make_step(tmp_path, {**inputs, "pgt": flat}, model=model))
+        assert [Path(uri).stem for uri in uris] == ["0", "3", "5"]
+        assert [len(boxes) for boxes in objects.boxes] == [1, 2, 2]
+        assert objects.classes[0].tolist() == [1]
+        assert objects.masks is None or objects.masks[0] == rows[0]["masks"][1:]
+    assert "step flat: 3 boxes have no area inside their image and are left out: image 0, image 1" in caplog.text
+
+
 def test_of_a_reviewed_image_without_boxes_is_learnt_that_nothing_is_there(
     tmp_path: Path, inputs: dict[str, Step]
 ) -> None:

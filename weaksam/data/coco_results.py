@@ -83,15 +83,21 @@ def _load(uri: str) -> list[Any]:
 
 def _check_categories(uri: str, entries: Sequence[Mapping[str, Any]], names: Mapping[int, str]) -> None:
     """Raises DataError when results have other category ids than the dataset, naming those of both."""
-    used = {repr(entry["category_id"]): position for position, entry in reversed(list(enumerate(entries)))}
+    used = {repr(_category(entry)): position for position, entry in reversed(list(enumerate(entries)))}
     known = {repr(number) for number in names}
-    if strange := [number for number in used if number not in known]:
+    if strange := sorted((number for number in used if number not in known), key=used.__getitem__):
         own = first_ten([f"{number} {name}" for number, name in names.items()])
         raise DataError(
             f"{uri}: entry {used[strange[0]]}: its category_id {strange[0]} is none of the dataset's: the results have "
             f"{first_ten(sorted(used, key=lambda one: (len(one), one)))}, the dataset has {own}: give results with the "
             "dataset's own category ids"
         )
+
+
+def _category(entry: Mapping[str, Any]) -> Any:
+    """The category id; one with decimals, as pandas writes it, is whole again."""
+    number = entry["category_id"]
+    return int(number) if isinstance(number, float) and number.is_integer() else number
 
 
 @dataclass(frozen=True)
@@ -134,7 +140,7 @@ class _Reader:
         if score is None or isinstance(entry.get("score"), str):
             raise DataError(f"{where}: its score must be a finite number, got {excerpt(entry.get('score'))}")
         try:
-            label = self.labels.get(entry["category_id"], -1)
+            label = self.labels.get(_category(entry), -1)
         except TypeError:  # a list or an object
             label = -1
         return _Entry(name, corners, label, score, mask, own)

@@ -158,7 +158,7 @@ def _group(parts: list[str]) -> list[list[str]]:
 
 
 def to_image(row: Mapping[str, Any], place: Place, config: ExportConfig, left_out: Counter[str]) -> ExportImage:
-    """A row as it is exported, best boxes first, cut at the border as every reader would.
+    """A row as it is exported, best boxes first, cut at the border; results at x = 0 and y = 0 alone, as they were judged.
 
     Raises:
         DataError: nobody knows the image's size, or a mask is of another.
@@ -173,7 +173,8 @@ def to_image(row: Mapping[str, Any], place: Place, config: ExportConfig, left_ou
     kept = scores >= config.min_score
     left_out["boxes_below_min_score"] += int((~kept).sum())
     finite = np.where(np.isfinite(boxes).all(1, keepdims=True), boxes, 0)
-    cut, has_area, _ = fit_boxes(finite.astype(np.float64), (height, width) if height else None)
+    border = None if config.format == "coco_results" else (height, width)
+    cut, has_area, _ = fit_boxes(finite.astype(np.float64), border)
     has_area &= (cut[:, 2:] - cut[:, :2] > _LEAST_SIDE).all(1)
     left_out["boxes_without_area"] += int((kept & ~has_area).sum())
     kept &= has_area
@@ -192,19 +193,19 @@ def to_image(row: Mapping[str, Any], place: Place, config: ExportConfig, left_ou
 
 def _check_masks(image: ExportImage) -> int:
     """Takes away masks without pixels and says how many; DataError when one does not fit into the image."""
-    from pycocotools import mask as coco_mask
+    from weaksam.ops.mask_metrics import cover
+    from weaksam.ops.masks import rle_area
 
     empty = 0
     for position, mask in enumerate(image.masks):
         if mask is None:
             continue
-        left, top, width, height = coco_mask.toBbox(image.rle(mask))
-        if left + width > image.width or top + height > image.height:
+        if not cover([mask], (image.height, image.width)):
             raise DataError(
                 f"image {image.image_id}: mask {position + 1} is not of the image's size, "
                 f"{image.height} x {image.width}: was it made of another image?"
             )
-        if not width * height:
+        if not rle_area(mask):
             image.masks[position] = None
             empty += 1
     return empty
