@@ -158,7 +158,7 @@ def _group(parts: list[str]) -> list[list[str]]:
 
 
 def to_image(row: Mapping[str, Any], place: Place, config: ExportConfig, left_out: Counter[str]) -> ExportImage:
-    """A row as it is exported, best boxes first, cut at the border; results at x = 0 and y = 0 alone, as they were judged.
+    """A row as it is exported, best boxes first, cut at the border as its readers would.
 
     Raises:
         DataError: nobody knows the image's size, or a mask is of another.
@@ -173,8 +173,7 @@ def to_image(row: Mapping[str, Any], place: Place, config: ExportConfig, left_ou
     kept = scores >= config.min_score
     left_out["boxes_below_min_score"] += int((~kept).sum())
     finite = np.where(np.isfinite(boxes).all(1, keepdims=True), boxes, 0)
-    border = None if config.format == "coco_results" else (height, width)
-    cut, has_area, _ = fit_boxes(finite.astype(np.float64), border)
+    cut, has_area, _ = fit_boxes(finite.astype(np.float64), (height, width) if height else None)
     has_area &= (cut[:, 2:] - cut[:, :2] > _LEAST_SIDE).all(1)
     left_out["boxes_without_area"] += int((kept & ~has_area).sum())
     kept &= has_area
