@@ -232,12 +232,12 @@ def test_any_annotation_is_an_object_in_its_image_or_an_error_that_names_it(
         size = read_size(*sides, where="f.json: image 1")
         objects = read_objects(named, {1: "cat"}, size, "f.json", True, Remarks("f.json"))
     except DataError as error:
-        told = str(error)
+        message = str(error)
     else:
-        told = ""
+        message = ""
         height, width = size or (MAX_SIDE, MAX_SIDE)
         assert has_area(objects.boxes).all()
         assert ((objects.boxes >= 0) & (objects.boxes <= [width, height, width, height])).all()
         assert len(objects.boxes) == len(objects.names) == len(objects.masks) <= len(named)
         assert all(mask is None or rle_to_runs(mask).sum() == height * width for mask in objects.masks)
-    assert not told or told.startswith(("f.json: annotation 10", "f.json: image 1"))
+    assert not message or message.startswith(("f.json: annotation 10", "f.json: image 1"))
