@@ -8,7 +8,6 @@ A finished table is what its manifest lists; ids that two parts share are read f
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,10 +15,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from weaksam import schemas, storage
-from weaksam.errors import ConfigError, DataError, StageError
+from weaksam.errors import ConfigError, DamagedError, DataError, StageError
+from weaksam.parquet_files import read_parquet, write_parquet
 
 GROUND_TRUTH = "ground_truth"  # subfolder of an index step
 _THREADS = 16
@@ -44,9 +43,7 @@ def write_part(folder: str, table: pa.Table) -> str:
     if len(set(ids)) < len(ids):
         raise ValueError(f"a part must hold each image id once, got {len(ids) - len(set(ids))} of {len(ids)} again")
     name = part_name(ids)
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
-    storage.write_bytes(storage.join(folder, name), buffer.getvalue())
+    write_parquet(storage.join(folder, name), table)
     return name
 
 
@@ -60,18 +57,21 @@ def read_parts(folder: str, parts: Sequence[str], *, columns: Sequence[str] | No
     """The named parts, in order, read in parallel.
 
     Raises:
-        DataError: a part is damaged or was written by another major version.
+        DamagedError: a part is gone, or was altered since it was written.
+        DataError: it was written by another major version.
     """
 
     def read(part: str) -> pa.Table:
         uri = storage.join(folder, part)
         try:
-            table = storage.read_parquet(uri, columns=columns)
+            table = read_parquet(uri, columns=columns)
         except FileNotFoundError as error:
-            raise DataError(f"{uri}: the manifest lists it, but it is gone: {_AGAIN}") from error
-        except pa.ArrowInvalid as error:
-            raise DataError(f"{uri}: damaged ({error}): remove it; {_AGAIN}") from error
+            raise DamagedError(f"{uri}: the manifest lists it, but it is gone: {_AGAIN}") from error
+        except DamagedError as error:
+            raise DamagedError(f"{error}; {_AGAIN}") from error
         schemas.check_version(table.schema, where=uri)
+        if _PART.fullmatch(part) and table.num_rows != rows_in(part):
+            raise DamagedError(f"{uri}: damaged ({table.num_rows} rows, {rows_in(part)} were written): remove it; {_AGAIN}")
         return table
 
     with ThreadPoolExecutor(_THREADS) as pool:
