@@ -31,7 +31,14 @@ VARIABLES = (ENDPOINT_VARIABLE, ADDRESSING_VARIABLE)  # what a run file sets, an
 _ATTEMPTS = 10  # within the client; the standard strategy shares its attempts between all requests and runs out
 _CONNECT_TIMEOUT = 10.0  # seconds
 _EXTRAS = {"gs": "gcs", "gcs": "gcs", "abfs": "azure", "abfss": "azure", "az": "azure", "adl": "azure"}
-_MODIFIED = ("mtime", "last_modified", "LastModified", "updated", "modified", "Last-Modified")  # keys of fsspec's stores
+_MODIFIED = (
+    "mtime",
+    "last_modified",
+    "LastModified",
+    "updated",
+    "modified",
+    "Last-Modified",
+)  # keys of fsspec's stores
 _ETAG = ("etag", "ETag", "generation", "content_md5", "Content-MD5", "md5Hash", "checksum")
 
 
@@ -121,9 +128,7 @@ def _url_of(scheme: str, bucket: str, endpoint: str | None) -> str:
 
 
 @functools.lru_cache(maxsize=32)
-def _object_store(
-    scheme: str, bucket: str, endpoint: str | None, virtual: bool, proxy: str | None
-) -> pafs.FileSystem:
+def _object_store(scheme: str, bucket: str, endpoint: str | None, virtual: bool, proxy: str | None) -> pafs.FileSystem:
     if scheme == "s3":
         return _s3(bucket, endpoint, virtual, proxy)
     import fsspec

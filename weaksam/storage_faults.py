@@ -86,7 +86,9 @@ def _fault_of(uri: str, doing: str, text: str, is_denied: bool) -> ConfigError |
     """The error of a fault that no further attempt can change."""
     plain = _plain(text)
     if is_local(uri):
-        return DeniedError(f"{uri}: not allowed to {doing} ({text}): check the rights of the file") if is_denied else None
+        return (
+            DeniedError(f"{uri}: not allowed to {doing} ({text}): check the rights of the file") if is_denied else None
+        )
     if any(word in plain for word in _BY_HOST_ALONE):
         return ConfigError(
             f"{uri}: the store serves buckets by their own host name alone ({text}): set `addressing: virtual` in the "

@@ -14,7 +14,6 @@ from functools import cached_property
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
-
 from weaksam import schemas, storage, tables
 from weaksam.errors import ConfigError, WeakSamError
 from weaksam.listings import read_states
