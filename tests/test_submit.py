@@ -182,6 +182,8 @@ def test_doctor_examines_the_nodes_from_inside(head: RayHead, config: str, bucke
     [
         ("env: {AWS_SECRET_ACCESS_KEY: x}", "env.AWS_SECRET_ACCESS_KEY: looks like a credential"),
         ("pass_env: [HF_TOKEN]", "pass_env.HF_TOKEN: looks like a credential"),
+        ("env: {DATABASE_URL: 'postgresql://me:word@host/db'}", "env.DATABASE_URL: looks like a credential"),
+        ("address: http://me:word@head:8265", "address: holds credentials"),
         ("address: 127.0.0.1", "address: must be the URL of a dashboard"),
         ("pools: {max_actor: 8}", "pools.max_actor: unknown key: did you mean 'max_actors'?"),
         ("pools: {grow: true}", "grow needs max_actors and actor_gpus"),
