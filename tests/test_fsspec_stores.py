@@ -32,6 +32,9 @@ class Remembering(fsspec.AbstractFileSystem):
             raise FileNotFoundError(path)
         return found if detail else [one["name"] for one in found]
 
+    def invalidate_cache(self, path: str | None = None) -> None:
+        self.dircache.clear()
+
     def _entries(self, path: str) -> list[dict[str, Any]]:
         if path in CONTENT:
             return [{"name": path, "type": "file", "size": len(CONTENT[path][0]), **CONTENT[path][1]}]

@@ -60,8 +60,14 @@ def test_names_of_classes_and_columns_are_protected(tmp_path: Path) -> None:
     whole = path.read_bytes()
     for text, other in ((b'"cat", "dog"', b'"cau", "dog"'), (b"predicted_iou", b"predicted_iow")):
         path.write_bytes(whole.replace(text, other))
-        with pytest.raises(DamagedError, match=rf"{path.name}: damaged \(.*\): remove it"):
-            read_parquet(str(path))
+        try:
+            assert read_parquet(str(path)).equals(make_table(), check_metadata=True)  # there is a second copy
+        except DamagedError:
+            continue
+    other = make_table().schema.with_metadata({**(SCHEMA.metadata or {}), "weaksam.schema_crc32": "00000000"})
+    pq.write_table(make_table().cast(other), path)
+    with pytest.raises(DamagedError, match=rf"{path.name}: damaged \(the checksum of its schema .*: remove it"):
+        read_parquet(str(path))
 
 
 def test_what_a_table_carries_is_read_as_it_was_written(tmp_path: Path) -> None:
