@@ -198,6 +198,26 @@ def test_faults_of_a_cluster_file_are_told_by_key(text: str, fault: str, tmp_pat
     assert fault in str(caught.value)
 
 
+def test_what_everybody_on_the_cluster_could_read_holds_no_secret(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AWS_ENDPOINT_URL_S3", "AWS_S3_ADDRESSING_STYLE"):
+        monkeypatch.setenv(name, "before")  # restored after the run file has set another
+    file = tmp_path / "run.yaml"
+    file.write_text("addressing: virtual\n" + RUN_FILE.format(bucket="s3://bucket", endpoint="http://127.0.0.1:1"))
+    cluster = cluster_settings.ClusterSettings()
+    weights = (
+        "steps.proposals.sam.model=vit_b",
+        "steps.proposals.sam.checkpoint=https://host/sam.pth?X-Amz-Signature=hid",
+    )
+    with submit.staged() as folder, pytest.raises(ConfigError, match=r"sam\.checkpoint: holds a URL with a") as caught:
+        submit.plan_job(str(file), weights, cluster, folder)
+    assert "hid" not in str(caught.value)
+    with submit.staged() as folder:
+        job = submit.plan_job(str(file), [], cluster, folder)
+    assert job.runtime_env["env_vars"]["AWS_S3_ADDRESSING_STYLE"] == "virtual"
+
+
 def test_a_cluster_sets_resources_by_kind_of_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
     monkeypatch.setenv("REGION_OF_TEST", "somewhere")
