@@ -14,8 +14,11 @@ PACKAGE = ROOT / "weaksam"
 
 # From left to right; a module may import from its own layer and from those before it.
 LAYERS = [
-    {"errors"},
-    {"config", "schemas", "memory", "object_stores", "storage", "tables"},
+    {"errors", "masking"},
+    {
+        *("config", "schemas", "memory", "uris", "proxies", "object_stores", "storage_faults", "storage"),
+        *("parquet_files", "tables"),
+    },
     {"ops"},
     {"models", "sam", "data"},
     {
@@ -36,7 +39,7 @@ LAYERS = [
         "projection",
     },
     {"stages"},
-    {"pipeline", "listings", "pilot", "planning"},
+    {"pipeline", "step_folders", "listings", "pilot", "planning"},
     {"cluster_settings", "doctor", "submit", "terminal", "job_commands", "cli", "report", "reference"},
 ]
 WITH_RAY = {

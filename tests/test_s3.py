@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.s3.server import CephServer
-from weaksam import object_stores, storage
-from weaksam.errors import StorageError
+from weaksam import object_stores, parquet_files, storage
+from weaksam.errors import MissingFileError, StorageError
 
 
 def test_a_large_object_comes_back_as_it_was(bucket: str) -> None:
@@ -65,7 +65,7 @@ def test_an_object_replaced_while_it_is_read_comes_back_whole(
 def test_identity_and_fetch_follow_the_content(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WEAKSAM_CACHE", str(tmp_path))
     uri = storage.join(bucket, "weights.pth")
-    with pytest.raises(StorageError, match="no such file"):
+    with pytest.raises(MissingFileError, match="no such file"):
         storage.identity(uri)
     storage.write_bytes(uri, b"one")
     path = storage.fetch(uri)
@@ -78,7 +78,7 @@ def test_a_table_is_read_by_columns(bucket: str) -> None:
     uri, sink = storage.join(bucket, "part.parquet"), pa.BufferOutputStream()
     pq.write_table(pa.table({"a": [1, 2], "b": ["x", "y"]}), sink)
     storage.write_bytes(uri, sink.getvalue().to_pybytes())
-    assert storage.read_parquet(uri, columns=["b"]).to_pydict() == {"b": ["x", "y"]}
+    assert parquet_files.read_parquet(uri, columns=["b"]).to_pydict() == {"b": ["x", "y"]}
 
 
 def test_a_wrong_secret_and_a_missing_bucket_are_told(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,8 +54,16 @@ class StageConfig(Settings):
     """Share of rows, rounded up, that may fail before the step counts as failed."""
 
 
+_MOST_VALUES = 100_000  # a run file has some hundreds
+
+
 class _Loader(yaml.SafeLoader):
     """Safe YAML, merge keys included, in which `2e-5` is a number and a key given twice is a fault."""
+
+    def __init__(self, stream: Any) -> None:
+        super().__init__(stream)
+        self.values = 0
+        self.sizes: dict[int, int] = {}
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)  # before merge keys are resolved: those may be given again
@@ -66,6 +74,20 @@ class _Loader(yaml.SafeLoader):
             if (key.tag, key.value) in seen:
                 raise yaml.MarkedYAMLError(problem=f"key {key.value!r} is given twice", problem_mark=key.start_mark)
             seen.add((key.tag, key.value))
+        return node
+
+    def compose_node(self, parent: Any, index: Any) -> yaml.Node | None:
+        """Counts values as they are once every alias is what it stands for: a few lines can stand for billions."""
+        before, event = self.values, self.peek_event()
+        node = super().compose_node(parent, index)
+        if isinstance(event, yaml.AliasEvent):
+            self.values += self.sizes.get(id(node), 1)
+        else:
+            self.values += 1
+            self.sizes[id(node)] = self.values - before
+        if self.values > _MOST_VALUES:
+            problem = f"with its aliases it holds more than {_MOST_VALUES} values"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
         return node
 
 

@@ -18,6 +18,7 @@ from ray.data import Datasink
 from weaksam import metrics, schemas, storage, tables
 from weaksam.data.images import decode_image
 from weaksam.errors import ImageError, StorageError, WeakSamError
+from weaksam.masking import masked
 from weaksam.times import FETCH_SECONDS, TimesWriter, take_fetch_seconds
 
 _FETCH_THREADS = 8
@@ -128,7 +129,7 @@ class Fetch:
         try:
             return storage.read_bytes(uri), schemas.OK, ""
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-            return None, "not_found", f"{uri}: no such object"
+            return None, "not_found", masked(f"{uri}: no such object")
         except StorageError:
             if self.strict:
                 raise

@@ -23,7 +23,7 @@ import pyarrow as pa
 
 from weaksam import schemas, tables
 from weaksam.errors import ClusterError, StageError
-from weaksam.object_stores import ENDPOINT_VARIABLE
+from weaksam.object_stores import VARIABLES
 from weaksam.pools import TASK_CPUS, Pool, PoolResources, fit_pool
 from weaksam.progress import part_counter, tell_progress
 from weaksam.stage import Outcome, Step
@@ -90,7 +90,7 @@ def _told_to_workers(environment: Mapping[str, str]) -> dict[str, str]:
     """What processes of a running cluster must know of this one's environment, unless their job was told already."""
     job = json.loads(environment.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}")
     told = (job.get("runtime_env") or {}).get("env_vars") or {}
-    wanted = (ENDPOINT_VARIABLE,)
+    wanted = VARIABLES
     return {name: environment[name] for name in wanted if name in environment and name not in told}
 
 

@@ -26,8 +26,10 @@ from weaksam import pipeline, storage
 from weaksam.cluster_settings import ClusterSettings, Entrypoint, resources_here
 from weaksam.config import load_run_file
 from weaksam.errors import ClusterError, ConfigError
-from weaksam.object_stores import ENDPOINT_VARIABLE
+from weaksam.masking import holds_secret, masked, masked_values
+from weaksam.object_stores import ADDRESSING_VARIABLE, ENDPOINT_VARIABLE
 from weaksam.pools import DRIVER_CPUS_VARIABLE
+from weaksam.proxies import spare_loopback
 
 log = logging.getLogger(__name__)
 
@@ -87,6 +89,8 @@ def plan_job(
     run, parsed = pipeline.parse(config, overrides)
     used = [*resources_here(cluster, parsed), *overrides]
     pipeline.parse(config, used)
+    if faults := [_secret_fault(text) for text in used if holds_secret(text)]:
+        raise ConfigError(*faults)
     if storage.is_local(run):
         used = [*(text for text in used if not text.startswith("run=")), f"run={run}"]  # the job works elsewhere
         if urlsplit(cluster.address).hostname not in _LOOPBACK:
@@ -113,11 +117,21 @@ def plan_job(
     )
 
 
+def _secret_fault(override: str) -> str:
+    key = override.partition("=")[0]
+    return (
+        f"{key}: holds a URL with a password or signature, which would be readable in the job's description: put it in "
+        "the run file, or name a place that the nodes can read by their own rights"
+    )
+
+
 def _environment(cluster: ClusterSettings, config: str, overrides: Sequence[str]) -> dict[str, str]:
     """What the environment of the job and of its workers holds beside that of the nodes."""
     env = {**cluster.env, **{key: os.environ[key] for key in cluster.pass_env if key in os.environ}}
-    if (endpoint := load_run_file(config, overrides).get("endpoint")) is not None:
-        env[ENDPOINT_VARIABLE] = endpoint
+    content = load_run_file(config, overrides)
+    for key, variable in (("endpoint", ENDPOINT_VARIABLE), ("addressing", ADDRESSING_VARIABLE)):
+        if (value := content.get(key)) is not None:
+            env[variable] = value
     if cluster.entrypoint.cpus:
         env[DRIVER_CPUS_VARIABLE] = f"{cluster.entrypoint.cpus:g}"
     env.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its complaint about every actor pool is no error
@@ -147,6 +161,7 @@ class Cluster:
 
     def __init__(self, address: str) -> None:
         self.address = address
+        spare_loopback()  # Ray's client asks the proxy of the environment for every address
         os.environ.setdefault("RAY_AUTH_MODE", "token" if _has_token() else "disabled")
         from ray.job_submission import JobSubmissionClient
 
@@ -249,8 +264,8 @@ def _described(details: Any) -> dict[str, Any]:
         "state": str(getattr(details.status, "value", details.status)),
         "exit_code": details.driver_exit_code,
         "message": " ".join((details.message or "").split(", last available logs")[0].split()),
-        "run": (details.metadata or {}).get("run"),
-        "entrypoint": details.entrypoint,
+        "run": masked_values((details.metadata or {}).get("run")),
+        "entrypoint": masked(details.entrypoint or ""),
         "started": _when(details.start_time),
         "ended": _when(details.end_time),
     }

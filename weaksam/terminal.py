@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 
 from weaksam.errors import ConfigError, WeakSamError
+from weaksam.masking import masked
 
 ConfigPath = Annotated[str, typer.Argument(metavar="CONFIG", help="Run file (YAML).")]
 Overrides = Annotated[
@@ -44,11 +45,18 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
 def set_up_logging() -> None:
     """Our own lines to stderr with the time of day; other libraries only from warnings on."""
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    handler.setFormatter(_Masking("%(asctime)s %(message)s", "%H:%M:%S"))
     logger = logging.getLogger("weaksam")
     logger.handlers, logger.propagate = [handler], False
     logger.setLevel(logging.INFO)
     logging.getLogger("ray.data").setLevel(logging.WARNING)
+
+
+class _Masking(logging.Formatter):
+    """Leaves secrets of URLs out of log lines, tracebacks included."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return masked(super().format(record))
 
 
 def console() -> Console:

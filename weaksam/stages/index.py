@@ -106,7 +106,7 @@ def _coco_split(config: IndexConfig, split: str) -> tuple[str, str]:
 
 def _below(root: str, path: str) -> str:
     """`path` below `root`, or itself when it is a URI or absolute."""
-    return path if "://" in path or path.startswith("/") else storage.join(storage.absolute(root), path)
+    return path if storage.is_uri(path) or path.startswith("/") else storage.join(storage.absolute(root), path)
 
 
 def _identify(config: IndexConfig) -> dict[str, str]:
