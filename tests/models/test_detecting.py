@@ -35,6 +35,25 @@ def test_no_proposals_no_detections() -> None:
     assert (len(boxes), len(classes), len(scores)) == (0, 0, 0)
 
 
+def test_suppression_takes_boxes_from_their_first_to_their_last_pixel() -> None:
+    """As wetectron's inclusive boxes: 18 and 27 of 81 pixels are shared with the best, not 30 and 40 of 100."""
+    boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 3], [0, 0, 10, 4]])[:, None]
+    scores = torch.tensor([[0.9], [0.8], [0.7]])
+    rules = DetectRules(nms_threshold=0.299)
+    kept = select_detections(scores, boxes, rules)[2].tolist()
+    assert kept == pytest.approx([0.9, 0.8])
+
+
+def test_what_is_detected_can_be_learnt_from() -> None:
+    net = make_net().eval()
+    found = detect_objects(net, make_image(), BOXES, DetectRules(scales=(48,)))
+    parts = [*found[:3], *net.detect(make_image().float(), BOXES)]
+    assert not any(part.is_inference() for part in parts)
+    weight = torch.ones(1, requires_grad=True)
+    (found.scores * weight).sum().backward()  # inference tensors cannot be saved for backward
+    found.boxes.add_(1)
+
+
 def test_suppression_stays_within_a_class() -> None:
     scores = torch.tensor([[0.9, 0.2], [0.8, 0.6], [0.3, 0.0]])
     boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 9], [50, 50, 60, 60]])[:, None].expand(-1, 2, -1)

@@ -19,7 +19,7 @@ from torchvision.ops import batched_nms
 from weaksam.data.views import view_size
 from weaksam.models.detector import Detector, Found
 from weaksam.models.wsod import WsodNet
-from weaksam.ops.boxes import mirror_boxes
+from weaksam.ops.boxes import mirror_boxes, to_inclusive
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class DetectRules:
     max_detections: int = 100
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def detect_objects(net: WsodNet, image: Tensor, boxes: Tensor, rules: DetectRules) -> Found:
     """The detections among proposals on an image.
 
@@ -62,7 +62,7 @@ def detect_objects(net: WsodNet, image: Tensor, boxes: Tensor, rules: DetectRule
     return select_detections(scores, torch.stack([moved for _, moved in seen]).mean(0), rules)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def detect_in_views(net: Detector, image: Tensor, rules: DetectRules) -> Found:
     """The detections of a detector that needs no proposals, with masks where it makes some.
 
@@ -118,6 +118,9 @@ def _view(image: Tensor, hw: tuple[int, int], is_mirrored: bool) -> Tensor:
 def select_detections(scores: Tensor, boxes: Tensor, rules: DetectRules) -> Found:
     """Threshold, NMS in each class, and the best of an image.
 
+    Overlaps are of boxes from their first to their last pixel, as in the published detectors, whose boxes are inclusive
+    and get no "+1" here.
+
     Args:
         scores: (N, C) float.
         boxes: (N, C, 4) float, xyxy.
@@ -125,5 +128,5 @@ def select_detections(scores: Tensor, boxes: Tensor, rules: DetectRules) -> Foun
     """
     rows, classes = (scores > rules.score_threshold).nonzero(as_tuple=True)
     chosen, values = boxes[rows, classes], scores[rows, classes]
-    keep = batched_nms(chosen.float(), values, classes, rules.nms_threshold)[: rules.max_detections]
+    keep = batched_nms(to_inclusive(chosen.float()), values, classes, rules.nms_threshold)[: rules.max_detections]
     return Found(chosen[keep], classes[keep], values[keep])

@@ -21,7 +21,7 @@ from weaksam.models.noise import SampleNoise
 from weaksam.models.roi_backbones import RoiNet
 from weaksam.ops import mil
 from weaksam.ops.box_coding import decode_boxes
-from weaksam.ops.boxes import box_iou, clip_boxes
+from weaksam.ops.boxes import box_iou, clip_boxes, to_inclusive
 
 Mining = Literal["top", "near_top", "mist"]
 _INIT_STD = 0.001
@@ -38,6 +38,7 @@ class WsodRules:
         image_reduction: of the image-level loss over classes.
         head_weights: (K,) of the losses of refinement heads.
         mist_share, mist_overlap: of MIST's mining.
+        loss_eps: see `mil.refinement_loss`.
     """
 
     mining: Mining = "mist"
@@ -47,10 +48,14 @@ class WsodRules:
     head_weights: tuple[float, ...] = (3.0, 1.0, 1.0)
     mist_share: float = 0.15
     mist_overlap: float = 0.2
+    loss_eps: float = 0.0
 
 
 # OICR as WeakSAM ran it (its baselines/WSOD2), and MIST.
-METHODS = {"oicr": WsodRules("near_top", False, False, "sum", (1.0, 1.0, 1.0)), "mist": WsodRules()}
+METHODS = {
+    "oicr": WsodRules("near_top", False, False, "sum", (1.0, 1.0, 1.0), loss_eps=1e-6),
+    "mist": WsodRules(),
+}
 
 
 @dataclass(frozen=True)
@@ -111,7 +116,7 @@ class WsodNet(nn.Module):
             for row in zip(*columns, strict=True)
         ]
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def detect(self, image: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
         """Scores (N, C) and boxes (N, C, 4) of proposals (N, 4) on one view (3, H, W); nothing is left out yet.
 
@@ -143,13 +148,14 @@ def wsod_losses(
     scores = mil.wsddn_scores(found.cls, found.det if prior is None else found.det + prior[:, None])
     reduction = rules.image_reduction
     losses = {"image_loss": mil.image_loss(scores, present, background=rules.background, reduction=reduction)}
-    iou = box_iou(boxes, boxes)
+    iou = _overlaps(boxes, rules)
     source = scores.detach()[:, int(rules.background) :]
     zero = scores.new_zeros(())
     losses |= {"refine_loss": zero} | ({"box_loss": zero} if found.offsets else {})
     for k, (weight, logits) in enumerate(zip(rules.head_weights, found.refine, strict=True)):
-        targets = mil.assign(iou, _mine(boxes, iou, source, present, rules))
-        losses["refine_loss"] = losses["refine_loss"] + weight * mil.refinement_loss(logits, targets)
+        targets = mil.assign(iou, _mine(boxes, iou, source, present, rules), above=rules.mining == "top")
+        loss = mil.refinement_loss(logits, targets, eps=rules.loss_eps)
+        losses["refine_loss"] = losses["refine_loss"] + weight * loss
         if found.offsets:
             loss = mil.regression_loss(found.offsets[k], boxes, targets)
             losses["box_loss"] = losses["box_loss"] + weight * loss
@@ -198,6 +204,12 @@ class _Heads(nn.Module):
 
     def forward(self, pooled: Tensor, sizes: Sequence[int], noise: SampleNoise) -> list[WsodOutput]:
         return self.net.heads(pooled, sizes, noise, against=True)
+
+
+def _overlaps(boxes: Tensor, rules: WsodRules) -> Tensor:
+    """(N, N) IoU as the published code of each kind of mining computes it: that of `near_top` has no "+1"."""
+    ends = to_inclusive(boxes) if rules.mining == "near_top" else boxes
+    return box_iou(ends, ends)
 
 
 def _mine(boxes: Tensor, iou: Tensor, scores: Tensor, present: Tensor, rules: WsodRules) -> mil.PseudoBoxes:

@@ -225,4 +225,4 @@ def _shipped_weights(config: TrainWsodConfig) -> dict[str, str]:
     return identify_shipped(config.backbone) if config.pretrained else {}
 
 
-STAGE = Stage("train_wsod", 3, TrainWsodConfig, run, writes="wsod", outside=_shipped_weights)
+STAGE = Stage("train_wsod", 4, TrainWsodConfig, run, writes="wsod", outside=_shipped_weights)
