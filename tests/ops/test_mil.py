@@ -20,6 +20,7 @@ from weaksam.ops.mil import (
     mine_top,
     refinement_loss,
     regression_loss,
+    shared_regression_loss,
     wsddn_scores,
 )
 
@@ -177,6 +178,19 @@ def test_losses_equal_sums_by_hand() -> None:
                 boxes_loss += weight * (gap * gap / 2 if gap < 1 else gap - 0.5)
     assert refinement_loss(logits, targets).item() == pytest.approx(classes / 8, rel=1e-5)
     assert regression_loss(offsets, boxes, targets).item() == pytest.approx(boxes_loss / 8, rel=1e-5)
+
+
+def test_the_box_loss_that_classes_share_is_a_mean_over_objects() -> None:
+    boxes, offsets = make_boxes(5), torch.randn(5, 4, generator=torch.Generator().manual_seed(1))
+    targets = Targets(torch.tensor([0, 2, 1, 0, 1]), torch.rand(5), torch.tensor([0, 3, 2, 3, 0]))
+    total = 0.0
+    for i in (1, 2, 4):
+        wanted = encode_boxes(boxes[targets.rois[i]], boxes[i]).tolist()
+        gaps = [abs(a - b) for a, b in zip(offsets[i].tolist(), wanted, strict=True)]
+        total += targets.weights[i].item() * sum(gap * gap / 2 if gap < 1 else gap - 0.5 for gap in gaps)
+    assert shared_regression_loss(offsets, boxes, targets).item() == pytest.approx(total / 12, rel=1e-5)
+    none = Targets(torch.zeros(5, dtype=torch.int64), torch.ones(5), torch.arange(5))
+    assert shared_regression_loss(offsets, boxes, none) == 0
 
 
 def test_near_top_mining_suppresses_by_overlaps_without_plus_one() -> None:

@@ -82,9 +82,7 @@ def test_parts_of_a_class_stay_when_it_is_named(tmp_path: Path, inputs: dict[str
     assert rows["a"]["boxes"] == [BOX, PART, APART, APART]
     raw = make_step(tmp_path / "raw", inputs, norm="raw", threshold=0.65, containment_except=["red"])
     assert read(raw, pgt.run(raw).parts)["a"]["boxes"] == [BOX, PART, APART]
-    with pytest.raises(
-        ConfigError, match=r"steps.pgt.containment_except: the images have no class 'rde': .* red, blue"
-    ):
+    with pytest.raises(ConfigError, match=r"containment_except: the images have no class 'rde': .* red, blue"):
         pgt.run(make_step(tmp_path, inputs, containment_except=["red", "rde"]))
 
 

@@ -25,6 +25,7 @@ from weaksam.ops.boxes import box_iou, clip_boxes, to_inclusive
 
 Mining = Literal["top", "near_top", "mist"]
 _INIT_STD = 0.001
+_SHARED_BOX_WEIGHT = 30.0  # of the loss of the box layer that all classes share, as published
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,8 @@ class WsodRules:
         head_weights: (K,) of the losses of refinement heads.
         mist_share, mist_overlap: of MIST's mining.
         loss_eps: see `mil.refinement_loss`.
+        shared_boxes: whether one more layer moves boxes, the same way for all classes, taught by the last head's pseudo
+            boxes: the box branch of OICR in WSOD2.
     """
 
     mining: Mining = "mist"
@@ -49,6 +52,7 @@ class WsodRules:
     mist_share: float = 0.15
     mist_overlap: float = 0.2
     loss_eps: float = 0.0
+    shared_boxes: bool = False
 
 
 # OICR as WeakSAM ran it (its baselines/WSOD2), and MIST.
@@ -66,12 +70,14 @@ class WsodOutput:
         cls, det: (N, C) or (N, C + 1) logits of WSDDN's streams.
         refine: K of (N, C + 1) logits.
         offsets: K of (N, C + 1, 4), or none.
+        shared: (N, 4) offsets for all classes, or None.
     """
 
     cls: Tensor
     det: Tensor
     refine: list[Tensor]
     offsets: list[Tensor]
+    shared: Tensor | None = None
 
 
 class WsodNet(nn.Module):
@@ -86,6 +92,8 @@ class WsodNet(nn.Module):
             setattr(self, f"ref{k}", nn.Linear(roi_net.dim, num_classes + 1))
             if rules.regress:
                 setattr(self, f"bbox_pred{k}", nn.Linear(roi_net.dim, 4 * (num_classes + 1)))
+        if rules.shared_boxes:
+            self.bbox_pred = nn.Linear(roi_net.dim, 4)
         for layer in self.children():
             if isinstance(layer, nn.Linear):
                 nn.init.normal_(layer.weight, std=_INIT_STD)
@@ -109,10 +117,12 @@ class WsodNet(nn.Module):
         heads = range(1, len(self.rules.head_weights) + 1)
         refine = [getattr(self, f"ref{k}")(x) for k in heads]
         offsets = [getattr(self, f"bbox_pred{k}")(x).unflatten(1, (-1, 4)) for k in heads if self.rules.regress]
-        columns = [part.split(list(sizes)) for part in (self.cls_score(x), self.det_score(x), *refine, *offsets)]
-        num = len(refine)
+        shared = [self.bbox_pred(x)] if self.rules.shared_boxes else []
+        parts = (self.cls_score(x), self.det_score(x), *refine, *offsets, *shared)
+        columns = [part.split(list(sizes)) for part in parts]
+        num, last = 2 + len(refine), 2 + len(refine) + len(offsets)
         return [
-            WsodOutput(row[0], row[1], list(row[2 : 2 + num]), list(row[2 + num :]))
+            WsodOutput(row[0], row[1], list(row[2:num]), list(row[num:last]), row[last] if shared else None)
             for row in zip(*columns, strict=True)
         ]
 
@@ -124,11 +134,13 @@ class WsodNet(nn.Module):
         """
         (found,) = self.heads(self.pool([image], [boxes]), [len(boxes)])
         scores = torch.stack([logits.float().softmax(1) for logits in found.refine]).mean(0)[:, 1:]
+        height, width = image.shape[1:]
         if not found.offsets:
+            if found.shared is not None:
+                boxes = clip_boxes(decode_boxes(found.shared.float(), boxes), height, width)
             return scores, boxes[:, None].expand(-1, self.num_classes, 4)
         offsets = torch.stack(found.offsets).float().mean(0)[:, 1:]
         moved = decode_boxes(offsets, boxes[:, None])
-        height, width = image.shape[1:]
         return scores, clip_boxes(moved.flatten(0, 1), height, width).view_as(moved)
 
 
@@ -150,7 +162,7 @@ def wsod_losses(
     losses = {"image_loss": mil.image_loss(scores, present, background=rules.background, reduction=reduction)}
     iou = _overlaps(boxes, rules)
     source = scores.detach()[:, int(rules.background) :]
-    zero = scores.new_zeros(())
+    zero, targets = scores.new_zeros(()), None
     losses |= {"refine_loss": zero} | ({"box_loss": zero} if found.offsets else {})
     for k, (weight, logits) in enumerate(zip(rules.head_weights, found.refine, strict=True)):
         targets = mil.assign(iou, _mine(boxes, iou, source, present, rules), above=rules.mining == "top")
@@ -160,6 +172,8 @@ def wsod_losses(
             loss = mil.regression_loss(found.offsets[k], boxes, targets)
             losses["box_loss"] = losses["box_loss"] + weight * loss
         source = logits.detach().float().softmax(1)[:, 1:]
+    if found.shared is not None and targets is not None:
+        losses["box_loss"] = _SHARED_BOX_WEIGHT * mil.shared_regression_loss(found.shared, boxes, targets)
     return losses
 
 

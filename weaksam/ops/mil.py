@@ -195,3 +195,18 @@ def regression_loss(offsets: Tensor, boxes: Tensor, targets: Targets) -> Tensor:
     losses = F.smooth_l1_loss(own, wanted, reduction="none").sum(1)
     weights = targets.weights * (targets.labels > 0)
     return (losses * weights).sum() / max(len(boxes), 1)
+
+
+def shared_regression_loss(offsets: Tensor, boxes: Tensor, targets: Targets) -> Tensor:
+    """Weighted smooth L1 of offsets that all classes share, the mean over objects and coordinates; 0 without objects.
+
+    The loss of the box branch that OICR has in WSOD2 (arXiv 1909.04972).
+
+    Args:
+        offsets: (N, 4) float, coded as `encode_boxes` does.
+        boxes: (N, 4) float, xyxy.
+        targets: which proposals are objects, and where their pseudo boxes are.
+    """
+    losses = F.smooth_l1_loss(offsets.float(), encode_boxes(boxes[targets.rois], boxes), reduction="none").sum(1)
+    is_object = targets.labels > 0
+    return (losses * targets.weights * is_object).sum() / (4 * is_object.sum().clamp(min=1))
