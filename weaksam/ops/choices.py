@@ -1,4 +1,4 @@
-"""Names out of a few known ones: whoever calls without a type checker has a misspelt one refused, not taken for another."""
+"""Names out of a few known ones: a misspelt one is refused, never taken for another."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ class ImageEncoder:
             check_image(image)
         elif image.mark != self.mark:
             raise ValueError(
-                "image was encoded by a SAM of other weights or on another device: encode it with this one"
+                "image was encoded by another SAM, or on another device: encode it with this one"
             )
 
     def in_order(self, images: Sequence[Picture | EncodedImage]) -> Iterator[EncodedImage]:

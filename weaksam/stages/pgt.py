@@ -85,8 +85,9 @@ def run(step: Step) -> Outcome:
     ids = images.column("image_id").to_pylist()
     reviews = _of_images(step, reviews, ids)
     found = _read_found(step, ids, names, reviews)
-    given = {key: getattr(config, key) for key in PgtRules.__dataclass_fields__}
-    rules = PgtRules(**given | {"containment_except": _indices(step, names)})
+    given: dict[str, Any] = {key: getattr(config, key) for key in PgtRules.__dataclass_fields__}
+    given["containment_except"] = _indices(step, names)
+    rules = PgtRules(**given)
     schema = schemas.with_metadata(schemas.PGT, fingerprint=step.fingerprint, class_names=names)
     parts, counts, failures = [], [], []
     for start in range(0, len(ids), _ROWS_PER_PART):
