@@ -30,6 +30,11 @@ def test_a_mirrored_image_gives_mirrored_detections() -> None:
     torch.testing.assert_close(back.sum(0), boxes.sum(0), atol=1e-2, rtol=1e-4)
 
 
+def test_a_negative_number_of_detections_is_refused() -> None:
+    with pytest.raises(ValueError, match="max_detections must be a whole number from 1 on, got -1"):
+        DetectRules(max_detections=-1)
+
+
 def test_no_proposals_no_detections() -> None:
     boxes, classes, scores, _ = detect_objects(make_net().eval(), make_image(), BOXES[:0], DetectRules())
     assert (len(boxes), len(classes), len(scores)) == (0, 0, 0)

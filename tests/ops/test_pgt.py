@@ -149,6 +149,22 @@ def test_the_rule_of_sos_wsod() -> None:
     assert sorted(select(found, {0, 1, 2}, rules)) == [1, 3, 4, 6]
 
 
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"norm": "min_max"}, "norm must be one of 'range', 'minmax', 'max', 'raw', got 'min_max'"),
+        ({"containment_rule": "none"}, "containment_rule must be one of 'greedy', .* got 'none'"),
+        ({"top_k": -1}, "top_k must be .* got -1"),
+        ({"max_per_class": 0}, "max_per_class must be .* got 0"),
+        ({"max_per_image": 2.0}, "max_per_image must be .* got 2.0"),
+        ({"threshold": math.nan}, "threshold must be a finite number, got nan"),
+    ],
+)
+def test_rules_that_cannot_be_meant_are_refused(wrong: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        PgtRules(**wrong)
+
+
 def test_normalised_scores() -> None:
     scores = np.array([0.9, 0.5, 0.1])
     assert np.allclose(normalise_scores(scores, "minmax"), [1, 0.5, 0])

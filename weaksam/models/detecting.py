@@ -20,6 +20,7 @@ from weaksam.data.views import view_size
 from weaksam.models.detector import Detector, Found
 from weaksam.models.wsod import WsodNet
 from weaksam.ops.boxes import mirror_boxes, to_inclusive
+from weaksam.ops.checks import check_whole
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,9 @@ class DetectRules:
     score_threshold: float = 0.0
     nms_threshold: float = 0.3
     max_detections: int = 100
+
+    def __post_init__(self) -> None:
+        check_whole("max_detections", self.max_detections, least=1, or_none=False)
 
 
 @torch.no_grad()

@@ -19,6 +19,9 @@ from typing import Literal
 
 import numpy as np
 
+from weaksam.ops.checks import check_number, check_whole
+from weaksam.ops.choices import check_choices
+
 Norm = Literal["range", "minmax", "max", "raw"]
 ContainmentRule = Literal["greedy", "all_pairs", "off"]
 
@@ -50,6 +53,13 @@ class PgtRules:
     top_k: int | None = None
     max_per_class: int | None = None
     max_per_image: int | None = None
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        check_number("threshold", self.threshold)
+        check_number("containment", self.containment)
+        for name in ("top_k", "max_per_class", "max_per_image"):
+            check_whole(name, getattr(self, name), least=1)
 
 
 def select_pgt(

@@ -68,9 +68,7 @@ class ImageEncoder:
         if not isinstance(image, EncodedImage):
             check_image(image)
         elif image.mark != self.mark:
-            raise ValueError(
-                "image was encoded by another SAM, or on another device: encode it with this one"
-            )
+            raise ValueError("image was encoded by another SAM, or on another device: encode it with this one")
 
     def in_order(self, images: Sequence[Picture | EncodedImage]) -> Iterator[EncodedImage]:
         """Images in order, encoded where they are not; a GPU is given the next ones before the last are asked for."""
