@@ -13,7 +13,7 @@ import yaml
 from pydantic import Field
 
 from weaksam import pipeline, storage
-from weaksam.config import NotInFingerprint, OutsideFile, Reads, Settings, StageConfig
+from weaksam.config import Added, NotInFingerprint, OutsideFile, Reads, Settings, StageConfig, result_settings
 from weaksam.errors import ConfigError, DeniedError, MissingFileError, StageError, StorageError
 from weaksam.pools import PoolResources
 from weaksam.stage import Outcome, Stage, Step
@@ -256,6 +256,17 @@ def test_a_fingerprint_follows_what_decides_the_result_and_nothing_else(load: Ca
     assert changed["b"] != first["b"]  # what is built on it changes with it
     weights.write_bytes(b"2")
     assert not same()
+
+
+def test_a_setting_that_came_later_is_in_the_fingerprint_only_with_another_value() -> None:
+    class Old(StageConfig):
+        size: int = 1
+
+    class New(Old):
+        kinds: Annotated[list[str], Added()] = Field(default_factory=list)
+
+    assert result_settings(New()) == result_settings(Old()) == {"size": 1}
+    assert result_settings(New(kinds=["a"])) == {"size": 1, "kinds": ["a"]}
 
 
 def test_the_same_command_again_skips_what_is_finished(load: Callable, caplog: pytest.LogCaptureFixture) -> None:

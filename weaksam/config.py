@@ -47,6 +47,14 @@ class NotInFingerprint:
     """Marks a field that decides how a step runs or is judged, never what it computes. `resources` is one by name."""
 
 
+@dataclass(frozen=True)
+class Added:
+    """Marks a field that came later, with a default that keeps the old meaning: the fingerprint has other values only.
+
+    So steps that were finished before there was such a field stay finished.
+    """
+
+
 class StageConfig(Settings):
     """Keys that every step has."""
 
@@ -199,5 +207,8 @@ def result_settings(config: BaseModel) -> dict[str, Any]:
         if name == "resources" or any(isinstance(mark, NotInFingerprint) for mark in info.metadata):
             continue
         value = getattr(config, name)
+        is_added = any(isinstance(mark, Added) for mark in info.metadata)
+        if is_added and value == info.get_default(call_default_factory=True):
+            continue
         kept[name] = result_settings(value) if isinstance(value, BaseModel) else values[name]
     return kept

@@ -30,9 +30,33 @@ def test_a_mirrored_image_gives_mirrored_detections() -> None:
     torch.testing.assert_close(back.sum(0), boxes.sum(0), atol=1e-2, rtol=1e-4)
 
 
+def test_a_negative_number_of_detections_is_refused() -> None:
+    with pytest.raises(ValueError, match="max_detections must be a whole number from 1 on, got -1"):
+        DetectRules(max_detections=-1)
+
+
 def test_no_proposals_no_detections() -> None:
     boxes, classes, scores, _ = detect_objects(make_net().eval(), make_image(), BOXES[:0], DetectRules())
     assert (len(boxes), len(classes), len(scores)) == (0, 0, 0)
+
+
+def test_suppression_takes_boxes_from_their_first_to_their_last_pixel() -> None:
+    """As wetectron's inclusive boxes: 18 and 27 of 81 pixels are shared with the best, not 30 and 40 of 100."""
+    boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 3], [0, 0, 10, 4]])[:, None]
+    scores = torch.tensor([[0.9], [0.8], [0.7]])
+    rules = DetectRules(nms_threshold=0.299)
+    kept = select_detections(scores, boxes, rules)[2].tolist()
+    assert kept == pytest.approx([0.9, 0.8])
+
+
+def test_what_is_detected_can_be_learnt_from() -> None:
+    net = make_net().eval()
+    found = detect_objects(net, make_image(), BOXES, DetectRules(scales=(48,)))
+    parts = [*found[:3], *net.detect(make_image().float(), BOXES)]
+    assert not any(part.is_inference() for part in parts)
+    weight = torch.ones(1, requires_grad=True)
+    (found.scores * weight).sum().backward()  # inference tensors cannot be saved for backward
+    found.boxes.add_(1)
 
 
 def test_suppression_stays_within_a_class() -> None:

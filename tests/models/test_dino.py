@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from weaksam.models.dino_denoising import FILLER, Noised, noise_objects
 from weaksam.models.dino_layers import InsideNorm
 from weaksam.models.dino_loss import box_losses, focal_losses, match, matched_losses
 from weaksam.models.pyramids import Pyramid, ResNet50
-from weaksam.models.relative_boxes import to_relative
+from weaksam.models.relative_boxes import inverse_sigmoid, to_relative
 from weaksam.ops.boxes import box_iou
 from weaksam.ops.roi_drop import RoiDropRules
 
@@ -280,6 +281,37 @@ def test_normalisation_leaves_padding_out() -> None:
     torch.testing.assert_close(normed[0], plain(x[:1])[0], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(normed[1, :, :4, :3], plain(x[1:, :, :4, :3])[0], rtol=1e-4, atol=1e-5)
     assert (normed[1, :, 4:] == 0).all()
+
+
+def test_the_inverse_sigmoid_bounds_a_share_and_its_rest_each_on_its_own() -> None:
+    shares = torch.tensor([-1.0, 0.0, 1e-4, 0.2, 0.5, 0.9999, 1.0, 2.0])
+    for eps in (1e-3, 1e-5):
+        inside = [min(max(one, 0.0), 1.0) for one in shares.double().tolist()]
+        wanted = [math.log(max(one, eps) / max(1 - one, eps)) for one in inside]
+        torch.testing.assert_close(inverse_sigmoid(shares, eps), torch.tensor(wanted), rtol=1e-4, atol=1e-5)
+    assert inverse_sigmoid(torch.tensor(0.0)).item() == pytest.approx(math.log(1e-3))  # not log(1e-3 / 0.999)
+    assert inverse_sigmoid(torch.tensor([1.0]).bfloat16()).dtype == torch.float32
+
+
+def test_answers_and_references_are_moved_as_published() -> None:
+    """An answer starts from its reference bounded by 1e-5, the next reference by 1e-3."""
+    net = make_dino().eval()
+    decoder = net.decoder
+    for layer in decoder.layers:
+        layer.forward = lambda queries, *_, **__: queries
+    batch = net.normaliser([make_image()])
+    cells = net.levels(net.pyramid(batch.pixels)[-net.num_maps :], batch)
+    queries, start = torch.randn(1, 4, 32), torch.tensor([[[-9.0, 9.0, 0.5, -1.0]]]).expand(1, 4, 4)
+    _, boxes = decoder(queries, start, torch.zeros(1, 1, 32), cells, None)
+    normed, reference, before = decoder.norm(queries), start.sigmoid(), start.sigmoid()
+    for move, found in zip(decoder.box_heads, boxes, strict=True):
+        torch.testing.assert_close(found, (move(normed) + inverse_sigmoid(before, 1e-5)).sigmoid())
+        before = reference = (move(queries) + inverse_sigmoid(reference, 1e-3)).sigmoid()
+
+
+def test_detections_are_ordinary_tensors() -> None:
+    (found,) = make_dino().eval().detect([make_image()])
+    assert not any(part.is_inference() for part in found[:3])
 
 
 def test_focal_loss_is_the_plain_formula() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import timm
 import torch
@@ -15,9 +17,9 @@ SIZE = WeakTrSize(dim=24, depth=3, heads=2, patch=8, grid=4)
 CLASSES = 3
 
 
-def make(*, gated: bool = False, size: WeakTrSize = SIZE) -> WeakTr:
+def make(*, gated: bool = False, size: WeakTrSize = SIZE, fine_of: Any = "both") -> WeakTr:
     torch.manual_seed(0)
-    model = WeakTr(CLASSES, size, gated=gated).eval()
+    model = WeakTr(CLASSES, size, gated=gated, fine_of=fine_of).eval()
     for parameter in model.parameters():  # sharp attention: near-uniform rows would hide a wrong axis
         parameter.data.mul_(4) if parameter.ndim == 2 else parameter.data.add_(0.1 * torch.randn_like(parameter))
     return model.requires_grad_(False)
@@ -51,7 +53,8 @@ def twin(model: WeakTr, images: Tensor) -> dict[str, Tensor]:
     activation = model.head(x[:, classes:].transpose(1, 2).unflatten(2, (h, w)))
     coarse = activation.relu()
     cross = fused[:, :classes, classes:]
-    fine = torch.einsum("bpq,bcq->bcp", fused[:, classes:, classes:], cross * coarse.flatten(2))
+    spread = {"both": cross * coarse.flatten(2), "coarse": coarse.flatten(2), "cross": cross}[model.fine_of]
+    fine = torch.einsum("bpq,bcq->bcp", fused[:, classes:, classes:], spread)
     return {
         "cls": x[:, :classes].mean(2),
         "patch": activation.mean((2, 3)),
@@ -77,6 +80,20 @@ def test_maps_equal_the_plain_twins(gated: bool, hw: tuple[int, int]) -> None:
     cross = wanted["attention"][:, :, [0, 2], :CLASSES, CLASSES:].transpose(1, 2).flatten(1, 2)
     torch.testing.assert_close(found.cross.flatten(3), cross)
     torch.testing.assert_close(wanted["attention"].sum(-1), torch.ones(2, 2, 3, *wanted["attention"].shape[-1:]))
+
+
+@pytest.mark.parametrize("fine_of", ["coarse", "cross"])
+def test_the_fine_map_of_one_map_alone_equals_the_plain_twins(fine_of: str) -> None:
+    model, images = make(gated=True, fine_of=fine_of), torch.randn(2, 3, 24, 40)
+    wanted, found = twin(model, images), model.find_maps(images, cross_layers=[0])
+    torch.testing.assert_close(found.fine, wanted["fine"])
+    assert not torch.allclose(found.fine, make(gated=True).find_maps(images, cross_layers=[0]).fine)
+    logits = model(images).fine
+    assert logits is not None
+    torch.testing.assert_close(logits, wanted["fine_logits"])
+    assert not found.fine.is_inference()
+    with pytest.raises(ValueError, match="fine_of must be one of both, coarse, cross, got 'patchcam'"):
+        make(fine_of="patchcam")
 
 
 @pytest.mark.parametrize("gated", [False, True])

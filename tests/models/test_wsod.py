@@ -24,6 +24,8 @@ from weaksam.models.wsod import METHODS, WsodNet, forward_losses, wsod_losses
 from weaksam.models.wsod_build import WsodSpec
 from weaksam.models.wsod_task import WsodRecipe, WsodTask
 from weaksam.ops import mil
+from weaksam.ops.box_coding import decode_boxes
+from weaksam.ops.boxes import box_iou, clip_boxes
 
 POOL = ThreadPoolExecutor(2)
 CPU = torch.device("cpu")
@@ -197,6 +199,47 @@ def test_losses_are_finite_whatever_the_image_holds(method: str, present: list[i
     total.backward()
     assert total.isfinite()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters() if p.requires_grad)
+
+
+def test_mining_and_loss_of_oicr_are_those_of_its_published_code() -> None:
+    """Overlaps without "+1" for mining and assignment, and a millionth more in the loss of every head."""
+    net = make_net("oicr")
+    (found,) = net.heads(net.pool([make_image()], [BOXES]), [5])
+    present, ends = torch.tensor([0, 2]), BOXES - torch.tensor([0.0, 0, 1, 1])
+    source, total = mil.wsddn_scores(found.cls, found.det), 0.0
+    for logits in found.refine:
+        targets = mil.assign(box_iou(ends, ends), mil.mine_near_top(BOXES, source, present))
+        p = logits.softmax(1)[torch.arange(5), targets.labels]
+        total += (-(p + 1e-6).log() * targets.weights).mean().item()
+        source = logits.softmax(1)[:, 1:]
+    losses = wsod_losses(found, BOXES, present, net.rules)
+    assert losses["refine_loss"].item() == pytest.approx(total, rel=1e-5)
+    assert set(losses) == {"image_loss", "refine_loss"}
+
+
+def test_one_box_layer_for_all_classes_learns_from_the_last_pseudo_boxes() -> None:
+    torch.manual_seed(0)
+    rules = dataclasses.replace(METHODS["oicr"], shared_boxes=True)
+    net = WsodNet(CropNet(dim=16), 3, rules)
+    nn.init.normal_(net.bbox_pred.weight, std=0.5)
+    found = net.heads(net.pool([make_image(), make_image(1)], [BOXES, BOXES[:2]]), [5, 2])
+    assert [one.shared.shape for one in found] == [(5, 4), (2, 4)]
+    losses = wsod_losses(found[0], BOXES, torch.tensor([1]), rules)
+    ends = BOXES - torch.tensor([0.0, 0, 1, 1])
+    targets = mil.assign(
+        box_iou(ends, ends), mil.mine_near_top(BOXES, found[0].refine[1].softmax(1)[:, 1:], torch.tensor([1]))
+    )
+    torch.testing.assert_close(losses["box_loss"], 30 * mil.shared_regression_loss(found[0].shared, BOXES, targets))
+    losses["box_loss"].backward()
+    assert net.bbox_pred.weight.grad.abs().sum() > 0
+    scores, moved = net.eval().detect(make_image(), BOXES)
+    assert scores.shape == (5, 3)
+    assert torch.equal(moved[:, 0], moved[:, 2])
+    with torch.no_grad():
+        (again,) = net.heads(net.pool([make_image()], [BOXES]), [5])
+    wanted = clip_boxes(decode_boxes(again.shared, BOXES), 48, 64)
+    torch.testing.assert_close(moved[:, 1], wanted)
+    assert not torch.allclose(wanted, BOXES)
 
 
 def test_a_prior_of_the_proposals_shifts_the_detection_stream_alone() -> None:

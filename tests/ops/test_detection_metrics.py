@@ -97,9 +97,10 @@ def test_the_reference_evaluator_is_a_pixel_more_generous() -> None:
 
 def devkit_ap(precision: list[float], recall: list[float], eleven_point: bool) -> float:
     """VOCevaldet.m and VOCap.m, written out."""
-    if eleven_point:
+    if eleven_point:  # the levels of its versions in Python
         return sum(
-            max((p for p, r in zip(precision, recall, strict=True) if r >= t / 10), default=0) / 11 for t in range(11)
+            max((p for p, r in zip(precision, recall, strict=True) if r >= t), default=0) / 11
+            for t in np.arange(0, 1.1, 0.1)
         )
     mrec, mpre = [0.0, *recall, 1.0], [0.0, *precision, 0.0]
     for i in range(len(mpre) - 2, -1, -1):
@@ -124,6 +125,28 @@ def test_average_precision_equals_the_devkits(seed: int, eleven_point: bool) -> 
     assert average_precision(*ours, eleven_point=eleven_point) == pytest.approx(
         devkit_ap(precision, recall, eleven_point)
     )
+
+
+@pytest.mark.parametrize(("hits", "levels"), [(1, 2), (3, 3), (4, 5), (6, 6), (7, 7), (10, 11)])
+def test_eleven_levels_are_those_of_the_published_evaluators(hits: int, levels: int) -> None:
+    """Three of ten do not reach the level of 0.3, which is 0.30000000000000004 there: 3 / 11 and not 4 / 11."""
+    curve = precision_recall(np.ones(hits, np.int8), np.arange(hits)[::-1] / 10, 10)
+    assert average_precision(*curve, eleven_point=True) == pytest.approx(levels / 11)
+
+
+def test_detectron2s_corloc_leaves_out_images_whose_objects_are_all_difficult() -> None:
+    images = [
+        (truth((A, 0, "difficult")), found((A, 0, 0.9))),
+        (truth((A, 0, "difficult"), (FAR, 0)), found((A, 0, 0.9))),  # a difficult object is localised like any
+        (truth((A, 0)), found((FAR, 0, 0.9))),
+        (truth((A, 0, "crowd"), (FAR, 0, "difficult")), found((FAR, 0, 0.9))),
+    ]
+    figures = {}
+    for counts in (True, False):
+        rules = DetectionRules(corloc_difficult=counts)
+        rows = detection_table(concat_records(match_image(*one, 1, rules) for one in images), ["a"], rules)
+        figures[counts] = rows[0]["CorLoc"]
+    assert figures == {True: 3 / 4, False: 1 / 2}
 
 
 @pytest.mark.parametrize("eleven_point", [False, True])

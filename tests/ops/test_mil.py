@@ -20,6 +20,7 @@ from weaksam.ops.mil import (
     mine_top,
     refinement_loss,
     regression_loss,
+    shared_regression_loss,
     wsddn_scores,
 )
 
@@ -40,11 +41,13 @@ def make_case(num: int, present: int, seed: int = 0) -> tuple[Tensor, Tensor, Te
     return make_boxes(num, seed), scores, torch.randperm(CLASSES, generator=random)[:present].sort().values
 
 
-def iou_by_hand(a: list[float], b: list[float]) -> float:
-    """Published: inclusive corners and widths of right - left + 1."""
-    left, top, right, bottom = max(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]) - 1, min(a[3], b[3]) - 1
-    shared = max(right - left + 1, 0) * max(bottom - top + 1, 0)
-    return shared / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared)
+def iou_by_hand(a: list[float], b: list[float], *, plus: int = 1) -> float:
+    """Published: inclusive corners; widths of right - left + 1, or without the 1."""
+    a, b = ([*box[:2], box[2] - 1, box[3] - 1] for box in (a, b))
+    left, top, right, bottom = max(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), min(a[3], b[3])
+    shared = max(right - left + plus, 0) * max(bottom - top + plus, 0)
+    first, second = ((box[2] - box[0] + plus) * (box[3] - box[1] + plus) for box in (a, b))
+    return shared / (first + second - shared)
 
 
 def as_set(pseudo: PseudoBoxes) -> list[tuple[int, int, float]]:
@@ -92,7 +95,7 @@ def test_near_top_mining_pools_classes_before_it_suppresses(num: int, present: i
     ]
     wanted: list[tuple[int, int, float]] = []
     for score, roi, label in sorted(found, reverse=True):
-        if all(iou_by_hand(boxes[roi].tolist(), boxes[kept].tolist()) <= 0.5 for kept, _, _ in wanted):
+        if all(iou_by_hand(boxes[roi].tolist(), boxes[kept].tolist(), plus=0) <= 0.5 for kept, _, _ in wanted):
             wanted.append((roi, label, round(score, 6)))
     assert as_set(mine_near_top(boxes, scores, classes)) == wanted
 
@@ -175,6 +178,48 @@ def test_losses_equal_sums_by_hand() -> None:
                 boxes_loss += weight * (gap * gap / 2 if gap < 1 else gap - 0.5)
     assert refinement_loss(logits, targets).item() == pytest.approx(classes / 8, rel=1e-5)
     assert regression_loss(offsets, boxes, targets).item() == pytest.approx(boxes_loss / 8, rel=1e-5)
+
+
+def test_the_box_loss_that_classes_share_is_a_mean_over_objects() -> None:
+    boxes, offsets = make_boxes(5), torch.randn(5, 4, generator=torch.Generator().manual_seed(1))
+    targets = Targets(torch.tensor([0, 2, 1, 0, 1]), torch.rand(5), torch.tensor([0, 3, 2, 3, 0]))
+    total = 0.0
+    for i in (1, 2, 4):
+        wanted = encode_boxes(boxes[targets.rois[i]], boxes[i]).tolist()
+        gaps = [abs(a - b) for a, b in zip(offsets[i].tolist(), wanted, strict=True)]
+        total += targets.weights[i].item() * sum(gap * gap / 2 if gap < 1 else gap - 0.5 for gap in gaps)
+    assert shared_regression_loss(offsets, boxes, targets).item() == pytest.approx(total / 12, rel=1e-5)
+    none = Targets(torch.zeros(5, dtype=torch.int64), torch.ones(5), torch.arange(5))
+    assert shared_regression_loss(offsets, boxes, none) == 0
+
+
+def test_near_top_mining_suppresses_by_overlaps_without_plus_one() -> None:
+    """45 of 90 from the first to the last pixel, 60 of 110 with the last."""
+    boxes = torch.tensor([[0.0, 0, 11, 10], [0, 0, 6, 10]])
+    scores = torch.tensor([[0.9], [0.85]])
+    assert iou_by_hand(*boxes.tolist()) > 0.5 >= iou_by_hand(*boxes.tolist(), plus=0)
+    assert as_set(mine_near_top(boxes, scores, torch.tensor([0]))) == [(0, 0, 0.9), (1, 0, 0.85)]
+
+
+def test_an_overlap_of_a_half_is_an_object_but_for_classic_oicr() -> None:
+    boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 5], [0, 0, 10, 6]])
+    pseudo = PseudoBoxes(torch.tensor([0]), torch.tensor([2]), torch.tensor([0.5]))
+    iou = box_iou(boxes, boxes)
+    assert assign(iou, pseudo).labels.tolist() == [3, 3, 3]
+    assert assign(iou, pseudo, above=True).labels.tolist() == [3, 0, 3]
+
+
+def test_the_published_oicr_adds_a_millionth_to_each_probability() -> None:
+    logits = torch.tensor([[20.0, 0.0], [2.0, 1.0], [0.0, 40.0]], requires_grad=True)
+    targets = Targets(torch.tensor([1, 0, 0]), torch.tensor([0.5, 1.0, 0.25]), torch.arange(3))
+    p = [1 / (1 + math.exp(20)), 1 / (1 + math.exp(-1)), 1 / (1 + math.exp(40))]
+    by_hand = sum(-w * math.log(one + 1e-6) for w, one in zip([0.5, 1.0, 0.25], p, strict=True)) / 3
+    loss = refinement_loss(logits, targets, eps=1e-6)
+    assert loss.item() == pytest.approx(by_hand, rel=1e-5)
+    assert refinement_loss(logits, targets).item() > 1.5 * by_hand
+    loss.backward()
+    assert logits.grad is not None
+    assert logits.grad.isfinite().all()
 
 
 def test_decoding_undoes_encoding() -> None:

@@ -255,3 +255,8 @@ def test_clusters_depend_on_the_seed_alone():
     np.random.seed(5)
     again = cluster_peaks(points, np.ones(120), np.zeros(120))
     np.testing.assert_array_equal(first[0], again[0])
+
+
+def test_an_unknown_centre_of_clusters_is_refused() -> None:
+    with pytest.raises(ValueError, match="centre must be one of 'member', 'mean', got 'median'"):
+        cluster_peaks(np.zeros((3, 2)), np.ones(3), np.zeros(3), centre="median")  # type: ignore[arg-type]

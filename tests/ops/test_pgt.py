@@ -37,7 +37,9 @@ def plain(found: list[Detection], labels: set[int], rules: PgtRules) -> list[int
             kept = []
             for i in mine:
                 s = found[i][2]
-                if rules.norm == "max":
+                if rules.norm == "raw":
+                    value = s
+                elif rules.norm == "max":
                     value = s / high
                 elif rules.norm == "range":
                     value = s / (high - low) if high > low else math.inf
@@ -45,7 +47,9 @@ def plain(found: list[Detection], labels: set[int], rules: PgtRules) -> list[int
                     value = (s - low) / (high - low) if high > low else 1.0
                 if i == mine[0] or value >= rules.threshold:
                     kept.append(i)
-            if rules.containment_rule == "all_pairs":
+            if label in rules.containment_except:
+                pass
+            elif rules.containment_rule == "all_pairs":
                 kept = [
                     i
                     for i in kept
@@ -79,10 +83,11 @@ sides = st.tuples(*[st.integers(0, 4)] * 4).map(
 detections = st.lists(st.tuples(sides, st.integers(0, 3), st.integers(0, 10).map(lambda s: s / 10)), max_size=14)
 rule_sets = st.builds(
     PgtRules,
-    norm=st.sampled_from(["range", "minmax", "max"]),
+    norm=st.sampled_from(["range", "minmax", "max", "raw"]),
     threshold=st.sampled_from([0.0, 0.3, 0.5, 0.75, 1.0]),
     containment=st.sampled_from([0.5, 0.85, 1.0]),
     containment_rule=st.sampled_from(["greedy", "all_pairs", "off"]),
+    containment_except=st.sampled_from([(), (0, 2)]),
     top_k=st.sampled_from([None, None, 1, 2]),
     max_per_class=st.sampled_from([None, 1, 3]),
     max_per_image=st.sampled_from([None, 2, 4]),
@@ -133,11 +138,39 @@ def test_every_image_level_label_that_was_detected_has_a_box_under_any_cap() -> 
     assert select(found, {0, 1}, PgtRules(norm="max", max_per_image=2)) == [0, 2]
 
 
+def test_the_rule_of_sos_wsod() -> None:
+    """The best of each class and raw scores from 0.2 on, less parts of any box of the class, but of some classes."""
+    rules = PgtRules("raw", threshold=0.2, containment_rule="all_pairs", containment_except=(1,))
+    found = [
+        *[(INSIDE, 0, 0.9), (BOX, 0, 0.3), (APART, 0, 0.19)],
+        *[(INSIDE, 1, 0.9), (BOX, 1, 0.3), (APART, 1, 0.1)],
+        *[(APART, 2, 0.05), (BOX, 2, 0.04)],
+    ]
+    assert sorted(select(found, {0, 1, 2}, rules)) == [1, 3, 4, 6]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"norm": "min_max"}, "norm must be one of 'range', 'minmax', 'max', 'raw', got 'min_max'"),
+        ({"containment_rule": "none"}, "containment_rule must be one of 'greedy', .* got 'none'"),
+        ({"top_k": -1}, "top_k must be .* got -1"),
+        ({"max_per_class": 0}, "max_per_class must be .* got 0"),
+        ({"max_per_image": 2.0}, "max_per_image must be .* got 2.0"),
+        ({"threshold": math.nan}, "threshold must be a finite number, got nan"),
+    ],
+)
+def test_rules_that_cannot_be_meant_are_refused(wrong: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        PgtRules(**wrong)
+
+
 def test_normalised_scores() -> None:
     scores = np.array([0.9, 0.5, 0.1])
     assert np.allclose(normalise_scores(scores, "minmax"), [1, 0.5, 0])
     assert np.allclose(normalise_scores(scores, "range"), [1.125, 0.625, 0.125])
     assert np.allclose(normalise_scores(scores, "max"), [1, 5 / 9, 1 / 9])
+    assert np.allclose(normalise_scores(scores, "raw"), scores)
 
 
 def test_containment_is_of_the_row_in_the_column() -> None:

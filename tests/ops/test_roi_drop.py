@@ -8,14 +8,18 @@ import torch
 
 from weaksam.ops.roi_drop import RoiDropRules, select_drops
 
-GATES = ("off", "and", "independent", "cls", "reg")
+GATES = ("off", "and", "independent", "independent_all", "cls", "reg")
 
 
 def plain(cls: float, reg: float, foreground: bool, rules: RoiDropRules, step: int) -> tuple[bool, bool]:
     """One region, case by case."""
-    if step < rules.start or not foreground or rules.gate == "off":
+    if step < rules.start or rules.gate == "off":
         return False, False
     large_cls, large_reg = cls > rules.cls_threshold, reg > rules.reg_threshold
+    if rules.gate == "independent_all":
+        return large_cls, large_reg and foreground
+    if not foreground:
+        return False, False
     if rules.gate == "and":
         return (True, True) if large_cls and large_reg else (False, False)
     return large_cls and rules.gate in ("independent", "cls"), large_reg and rules.gate in ("independent", "reg")

@@ -241,6 +241,12 @@ def test_detections_are_judged_by_ap_and_corloc(tmp_path: Path) -> None:
     assert [(row["class"], row["AP50"], row["num_detections"]) for row in rows] == [("cat", 1.0, 2), ("dog", 0.0, 0)]
 
 
+def test_corloc_may_leave_out_images_whose_objects_are_all_difficult(tmp_path: Path) -> None:
+    evaluate.run(step := steps(tmp_path, DETECTED, corloc="not_difficult"))
+    report = storage.read_json(storage.join(step.folder, "metrics.json"))
+    assert report["metrics"] == {"AP50": 0.5, "AP75": 0.5, "CorLoc": 0.5}
+
+
 def test_several_seeds_give_mean_and_standard_deviation(tmp_path: Path) -> None:
     nothing = [{"image_id": row["image_id"], "status": "ok", "boxes": []} for row in TRUTH]
     step = steps(tmp_path, DETECTED, others=(nothing,))

@@ -11,7 +11,7 @@ from PIL import Image
 
 from tests.stages.test_train_wsod import finished
 from weaksam import schemas, storage, tables
-from weaksam.errors import DataError
+from weaksam.errors import ConfigError, DataError
 from weaksam.stage import Step
 from weaksam.stages import pgt
 from weaksam.stages.pgt import PgtConfig
@@ -76,6 +76,15 @@ def test_statistics_tell_what_was_not_found(tmp_path: Path, inputs: dict[str, St
     assert (told["images_without"], told["labels"], told["labels_without"]) == (2, 5, 2)
     assert told["boxes_by_class"] == {"red": 2, "blue": 2}
     assert outcome.summary == "1.00 boxes per image, 2 images without any, 2 of 5 labels without any"
+
+
+def test_parts_of_a_class_stay_when_it_is_named(tmp_path: Path, inputs: dict[str, Step]) -> None:
+    rows = read(step := make_step(tmp_path, inputs, containment_except=["red"]), pgt.run(step).parts)
+    assert rows["a"]["boxes"] == [BOX, PART, APART, APART]
+    raw = make_step(tmp_path / "raw", inputs, norm="raw", threshold=0.65, containment_except=["red"])
+    assert read(raw, pgt.run(raw).parts)["a"]["boxes"] == [BOX, PART, APART]
+    with pytest.raises(ConfigError, match=r"containment_except: the images have no class 'rde': .* red, blue"):
+        pgt.run(make_step(tmp_path, inputs, containment_except=["red", "rde"]))
 
 
 def test_top_one_is_for_comparison(tmp_path: Path, inputs: dict[str, Step]) -> None:

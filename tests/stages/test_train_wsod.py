@@ -98,6 +98,13 @@ def test_the_published_schedule_is_the_default() -> None:
     assert config.model_copy(update={"method": "oicr", "mining": "top"}).spec(20).rules.mining == "top"
 
 
+def test_the_box_layer_for_all_classes_is_oicrs() -> None:
+    given = {"images": "i", "proposals": "p", "split": "s", "shared_boxes": True}
+    assert TrainWsodConfig(**given, method="oicr").spec(20).rules.shared_boxes
+    with pytest.raises(ValueError, match="shared_boxes is for method oicr"):
+        TrainWsodConfig(**given)
+
+
 def test_starting_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:
     path = tmp_path / "vgg.pth"
     torch.save({"features.0.weight": torch.zeros(64, 3, 3, 3)}, path)

@@ -78,6 +78,19 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         return np.ascontiguousarray(_turn_upright(_decode(image), orientation))
 
 
+def pixels_of(image: Image.Image) -> np.ndarray:
+    """Pixels of an image that Pillow has opened or made, by the rules of `decode_image`: of a file, the same pixels.
+
+    Returns:
+        (H, W, 3) uint8 RGB, EXIF orientation applied.
+
+    Raises:
+        ImageError: as `decode_image`.
+    """
+    with _as_image_error():
+        return np.ascontiguousarray(_turn_upright(_decode(image), _orientation(image)))
+
+
 def read_for_training(uri: str) -> np.ndarray | None:
     """Pixels of an image, or None, with a warning, when the image itself is at fault: one is no reason to stop.
 
@@ -157,7 +170,7 @@ def _open(data: bytes) -> tuple[ImageFile.ImageFile, int]:
     raise ImageError("unreadable", f"not a JPEG, PNG, WebP, BMP, GIF or TIFF file: it starts with {data[:16]!r}")
 
 
-def _orientation(image: ImageFile.ImageFile) -> int:
+def _orientation(image: Image.Image) -> int:
     if isinstance(image, _TIFF):
         return 1  # Pillow's TIFF reader turns the image itself
     try:
@@ -168,7 +181,7 @@ def _orientation(image: ImageFile.ImageFile) -> int:
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
-def _decode(image: ImageFile.ImageFile) -> np.ndarray:
+def _decode(image: Image.Image) -> np.ndarray:
     """(H, W, 3) uint8."""
     image.load()
     if image.mode.startswith("I;16"):

@@ -62,7 +62,7 @@ class CamClassifier(nn.Module):
         coarse, fine = self._read(self._features(images))
         return Logits(soft_maximum(coarse), soft_maximum(fine), None)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def find_maps(self, images: Tensor, *, cross_layers: Sequence[int]) -> Maps:
         """Maps of every class, and no cross maps, whatever layers are asked for."""
         coarse, fine = self._read(self.lite0.crop_maps(images))

@@ -23,7 +23,7 @@ from weaksam.data.augment import augment_for_classification, resize_for_classifi
 from weaksam.data.images import read_for_training
 from weaksam.models import weaktr_weights
 from weaksam.models.classifiers import Classifier, build_classifier, depth_of, kind_of, load_pretrained
-from weaksam.models.weaktr import WeakTr
+from weaksam.models.weaktr import FineOf, WeakTr
 from weaksam.ops.classification import mean_average_precision
 from weaksam.sam.training_optimizer import MuonAdamW
 
@@ -67,6 +67,7 @@ class ClassifierTask:
         train, held_out: images to learn from, and to be judged on.
         recipe: of augmentation.
         optimizer: of the matrices inside the network; the rest has AdamW.
+        fine_of: see `WeakTr`.
     """
 
     backbone: str
@@ -78,6 +79,7 @@ class ClassifierTask:
     held_out: LabelledImages
     recipe: Recipe = Recipe()
     optimizer: Literal["adamw", "muon"] = "adamw"
+    fine_of: FineOf = "both"
 
     @property
     def num_samples(self) -> int:
@@ -91,7 +93,7 @@ class ClassifierTask:
 
     def build_model(self) -> Classifier:
         """The network with its starting weights."""
-        model = build_classifier(self.backbone, self.train.labels.shape[1], gated=self.gated)
+        model = build_classifier(self.backbone, self.train.labels.shape[1], gated=self.gated, fine_of=self.fine_of)
         if self.weights is not None and isinstance(model, WeakTr):
             weaktr_weights.load_file(model, storage.fetch(self.weights), class_rows=self.class_rows)
         elif self.pretrained:

@@ -7,7 +7,7 @@ from pathlib import Path
 from weaksam.errors import WeightsError
 from weaksam.models import lite0, weaktr_weights
 from weaksam.models.cam_classifier import CamClassifier
-from weaksam.models.weaktr import WeakTr
+from weaksam.models.weaktr import FineOf, WeakTr
 from weaksam.sam.checkpoints import read_state
 
 Classifier = WeakTr | CamClassifier
@@ -18,11 +18,11 @@ def kind_of(backbone: str) -> type[Classifier]:
     return CamClassifier if backbone == lite0.NAME else WeakTr
 
 
-def build_classifier(backbone: str, num_classes: int, *, gated: bool = False) -> Classifier:
-    """A classifier with random weights, in train mode, on the CPU."""
+def build_classifier(backbone: str, num_classes: int, *, gated: bool = False, fine_of: FineOf = "both") -> Classifier:
+    """A classifier with random weights, in train mode, on the CPU; `gated` and `fine_of` are WeakTr's."""
     if backbone == lite0.NAME:
         return CamClassifier(num_classes)
-    return weaktr_weights.build_weaktr(backbone, num_classes, gated=gated)
+    return weaktr_weights.build_weaktr(backbone, num_classes, gated=gated, fine_of=fine_of)
 
 
 def load_pretrained(model: Classifier, backbone: str) -> None:
@@ -33,14 +33,16 @@ def load_pretrained(model: Classifier, backbone: str) -> None:
         weaktr_weights.load_pretrained(model, backbone)
 
 
-def load_trained(path: Path, backbone: str, num_classes: int, *, gated: bool = False) -> Classifier:
+def load_trained(
+    path: Path, backbone: str, num_classes: int, *, gated: bool = False, fine_of: FineOf = "both"
+) -> Classifier:
     """A classifier that `train_classifier` finished, float32, in eval mode, without gradients, on the CPU.
 
     Raises:
         WeightsError: the file cannot be read, or does not hold all of it.
     """
     if backbone != lite0.NAME:
-        return weaktr_weights.load_trained(path, backbone, num_classes, gated=gated)
+        return weaktr_weights.load_trained(path, backbone, num_classes, gated=gated, fine_of=fine_of)
     model, state = CamClassifier(num_classes), read_state(path)
     try:
         model.load_state_dict(state)

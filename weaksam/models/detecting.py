@@ -19,7 +19,8 @@ from torchvision.ops import batched_nms
 from weaksam.data.views import view_size
 from weaksam.models.detector import Detector, Found
 from weaksam.models.wsod import WsodNet
-from weaksam.ops.boxes import mirror_boxes
+from weaksam.ops.boxes import mirror_boxes, to_inclusive
+from weaksam.ops.checks import check_whole
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,11 @@ class DetectRules:
     nms_threshold: float = 0.3
     max_detections: int = 100
 
+    def __post_init__(self) -> None:
+        check_whole("max_detections", self.max_detections, least=1, or_none=False)
 
-@torch.inference_mode()
+
+@torch.no_grad()
 def detect_objects(net: WsodNet, image: Tensor, boxes: Tensor, rules: DetectRules) -> Found:
     """The detections among proposals on an image.
 
@@ -62,7 +66,7 @@ def detect_objects(net: WsodNet, image: Tensor, boxes: Tensor, rules: DetectRule
     return select_detections(scores, torch.stack([moved for _, moved in seen]).mean(0), rules)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def detect_in_views(net: Detector, image: Tensor, rules: DetectRules) -> Found:
     """The detections of a detector that needs no proposals, with masks where it makes some.
 
@@ -118,6 +122,9 @@ def _view(image: Tensor, hw: tuple[int, int], is_mirrored: bool) -> Tensor:
 def select_detections(scores: Tensor, boxes: Tensor, rules: DetectRules) -> Found:
     """Threshold, NMS in each class, and the best of an image.
 
+    Overlaps are of boxes from their first to their last pixel, as in the published detectors, whose boxes are inclusive
+    and get no "+1" here.
+
     Args:
         scores: (N, C) float.
         boxes: (N, C, 4) float, xyxy.
@@ -125,5 +132,5 @@ def select_detections(scores: Tensor, boxes: Tensor, rules: DetectRules) -> Foun
     """
     rows, classes = (scores > rules.score_threshold).nonzero(as_tuple=True)
     chosen, values = boxes[rows, classes], scores[rows, classes]
-    keep = batched_nms(chosen.float(), values, classes, rules.nms_threshold)[: rules.max_detections]
+    keep = batched_nms(to_inclusive(chosen.float()), values, classes, rules.nms_threshold)[: rules.max_detections]
     return Found(chosen[keep], classes[keep], values[keep])

@@ -20,7 +20,7 @@ from weaksam.models.dino_denoising import Noised, noise_objects
 from weaksam.models.dino_layers import Cells, Decoder, Encoder, Levels, box_head, class_head
 from weaksam.models.dino_loss import denoising_loss, matched_losses
 from weaksam.models.pyramids import Pyramid
-from weaksam.models.relative_boxes import best_found, bounded_logit, take, to_relative
+from weaksam.models.relative_boxes import best_found, inverse_sigmoid, take, to_relative
 from weaksam.ops.roi_drop import NO_DROP, RoiDropRules
 
 _SURELY_NOT = -30.0  # logit of a place that only fills up the choice
@@ -136,7 +136,7 @@ class Dino(Detector):
         surest = F.pad(surest, (0, max(self.size.queries - surest.shape[1], 0)), value=-torch.inf)
         best, rows = surest.topk(self.size.queries, dim=1)
         rows, is_none = rows.clamp(max=memory.shape[1] - 1), (best == -torch.inf)[..., None]
-        boxes = self.proposal_box(take(told, rows)) + bounded_logit(take(around, rows))
+        boxes = self.proposal_box(take(told, rows)) + inverse_sigmoid(take(around, rows))
         return Chosen(take(logits, rows).masked_fill(is_none, _SURELY_NOT), boxes.float().masked_fill(is_none, 0.0))
 
     def losses(self, images: Sequence[Tensor], targets: Sequence[Targets], step: int) -> dict[str, Tensor]:
@@ -176,7 +176,7 @@ class Dino(Detector):
             told["dropped_box"] = torch.stack([part.dropped_boxes for part in parts]).sum()
         return told
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def detect(self, images: Sequence[Tensor], mask_sizes: Sequence[tuple[int, int]] | None = None) -> list[Found]:
         batch = self.normaliser(images)
         answers = self(batch)

@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torchvision.ops import box_convert
 
 from weaksam.models.detector import Targets
-from weaksam.models.relative_boxes import bounded_logit
+from weaksam.models.relative_boxes import inverse_sigmoid
 
 FILLER = -1  # group of a slot that holds nothing
 _OTHERS = -2  # group of the queries that are no noisy copies
@@ -90,5 +90,5 @@ def _noise_one(
     classes = torch.where(redrawn, torch.randint(num_classes, (len(slots),)), classes)
     shift = (torch.rand(len(slots), 4) + is_far[:, None]) * (torch.randint(2, (len(slots), 4)) * 2 - 1)
     corners = box_convert(boxes, "cxcywh", "xyxy") + shift * box_noise * boxes[:, 2:].repeat(1, 2) / 2
-    references = bounded_logit(box_convert(corners.clamp(0, 1), "xyxy", "cxcywh"))
+    references = inverse_sigmoid(box_convert(corners.clamp(0, 1), "xyxy", "cxcywh"))
     return classes, references, torch.where(is_far == 1, -1, objects), copy // 2

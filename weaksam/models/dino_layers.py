@@ -4,7 +4,7 @@ Attention layers are Deformable DETR's of transformers. Geometry is in sizes of 
 of an image depends on none beside it: normalisation and attention leave padding out.
 
 Axis legend: B images, h w cells of a map, S cells of all L levels, D channels, Q queries.
-Boxes are logits of cxcywh in sizes of the image.
+Boxes are cxcywh in sizes of the image, or their logits.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ from transformers.models.deformable_detr.modeling_deformable_detr import (
 
 from weaksam.models.deformable import start_attention
 from weaksam.models.detector import Batch
+from weaksam.models.relative_boxes import inverse_sigmoid
 
 PRIOR = 0.01  # what a class head says of everything at first
-_LIMIT = math.log(999)  # references stay within 0.001..0.999
+_ANSWER_EPS = 1e-5  # of the inverse sigmoid where a layer answers; where it moves the next layer's box, 1e-3
 
 
 class Cells(NamedTuple):
@@ -188,24 +189,23 @@ class Decoder(nn.Module):
 
         Args:
             queries: (B, Q, D).
-            references: (B, Q, 4) boxes the queries start from, without gradient.
+            references: (B, Q, 4) logits of the boxes the queries start from, without gradient.
             memory: (B, S, D) of the encoder.
             cells: what it was made of.
             visible: (B, 1, Q, Q) bool, the queries that a query (row) may look at; None = all.
         """
         logits, boxes, layout = [], [], cells.layout
         shares = cells.shares.repeat(1, 1, 2)[:, None]
-        before = references = references.clamp(-_LIMIT, _LIMIT)
+        before = references = references.sigmoid()
         for layer, name, move in zip(self.layers, self.class_heads, self.box_heads, strict=True):
-            where = references.sigmoid()
             # Not times the share of the map, as published: the same box gets the same code whatever the padding.
-            place = self.place(sine(where, queries.shape[2] // 2, 10000).flatten(2))
-            points = where[:, :, None] * shares
+            place = self.place(sine(references, queries.shape[2] // 2, 10000).flatten(2))
+            points = references[:, :, None] * shares
             queries = layer(queries, place, points, *layout, memory, cells.inside, attention_mask=visible)
             normed = self.norm(queries)
             logits.append(name(normed).float())
-            boxes.append((move(normed) + before).float().sigmoid())
-            before = (move(queries) + references).clamp(-_LIMIT, _LIMIT)
+            boxes.append((move(normed) + inverse_sigmoid(before, _ANSWER_EPS)).sigmoid())
+            before = (move(queries) + inverse_sigmoid(references)).sigmoid()
             references = before.detach()
         return logits, boxes
 

@@ -99,8 +99,8 @@ class MaskRcnn(FasterRcnn):
             project_masks_on_boxes(one["masks"], boxes, matched, cells)
             for one, boxes, matched in zip(listed, rois, places, strict=True)
         ]
-        drops = by_roi.drop_cls | by_roi.drop_reg
-        loss = mask_loss(masks, parts, [one[one > 0] for one in labels], drops[torch.cat(labels) > 0])
+        drops = (by_roi.drop_cls | by_roi.drop_reg)[torch.cat(labels) > 0]  # background has no mask
+        loss = mask_loss(masks, parts, [one[one > 0] for one in labels], drops)
         told = {} if heads.drop.gate == "off" else {"dropped_mask": drops.sum()}
         return {**first, **by_roi.sums(heads.drop), "loss_mask": loss, **told}
 

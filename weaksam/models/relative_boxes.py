@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 from torchvision.ops import box_convert
 
@@ -46,6 +45,10 @@ def take(values: Tensor, rows: Tensor) -> Tensor:
     return values.gather(1, rows[..., None].expand(-1, -1, values.shape[-1]))
 
 
-def bounded_logit(shares: Tensor, eps: float = 1e-3) -> Tensor:
-    """The inverse of the sigmoid, of shares no nearer to 0 or 1 than `eps`."""
-    return torch.logit(shares, eps=eps)
+def inverse_sigmoid(shares: Tensor, eps: float = 1e-3) -> Tensor:
+    """Logits of shares, of which neither a share nor its rest counts as less than `eps`, each on its own, as in DINO.
+
+    In float32: sigmoids of half precision are 1 from a logit of 7 on.
+    """
+    shares = shares.float().clamp(0, 1)
+    return (shares.clamp(min=eps) / (1 - shares).clamp(min=eps)).log()

@@ -92,7 +92,7 @@ class RtDetrV2(Detector):
             losses["loss_denoising"] += self.network.denoising_class_embed.weight.sum() * 0
         return losses
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def detect(self, images: Sequence[Tensor], mask_sizes: Sequence[tuple[int, int]] | None = None) -> list[Found]:
         said = self._answer(images)
         logits, boxes = said.intermediate_logits[:, -1], said.intermediate_reference_points[:, -1]

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Literal, cast, get_args
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from weaksam.data.augment import IMAGE_MEAN, IMAGE_STD
 from weaksam.models.sam_stem import SamStem
 
+FineOf = Literal["both", "coarse", "cross"]
 _GATE_REDUCTION = 4  # of the gate's hidden layer, as in the published code
 
 
@@ -59,7 +60,7 @@ class Maps:
     Attributes:
         logits: (B, C) of the class tokens.
         coarse: (B, C, h, w) class activation map.
-        fine: (B, C, h, w) coarse map times cross attention, spread by patch attention.
+        fine: (B, C, h, w) coarse map times cross attention, or one of them alone, spread by patch attention.
         cross: (B, K, C, h, w) attention of class tokens to patches, a map per head of each chosen layer.
     """
 
@@ -158,13 +159,16 @@ class WeakTr(nn.Module):
         num_classes: C, one class token each.
         size: of the transformer.
         gated: fuse attention maps by the published gate instead of their mean.
+        fine_of: what patch attention spreads to make the fine map: the coarse map times cross attention, or one alone.
     """
 
     mean, std = IMAGE_MEAN, IMAGE_STD  # of pixels in [0, 1]
 
-    def __init__(self, num_classes: int, size: WeakTrSize, *, gated: bool = False) -> None:
+    def __init__(self, num_classes: int, size: WeakTrSize, *, gated: bool = False, fine_of: FineOf = "both") -> None:
         super().__init__()
-        self.num_classes, self.size = num_classes, size
+        if fine_of not in get_args(FineOf):
+            raise ValueError(f"fine_of must be one of {', '.join(get_args(FineOf))}, got {fine_of!r}")
+        self.num_classes, self.size, self.fine_of = num_classes, size, fine_of
         self.patch, self.depth = size.patch, size.depth
         self.patch_embed = SamStem(size.sam, size.dim) if size.sam else PatchEmbed(size.dim, size.patch)
         self.cls_token = nn.Parameter(torch.zeros(1, num_classes, size.dim))
@@ -213,10 +217,10 @@ class WeakTr(nn.Module):
             spread = (torch.stack(columns, 1) * gates).mean((1, 2))  # (B, P)
             cross = (torch.stack(rows, 1) * gates.unsqueeze(-1)).mean((1, 2))  # (B, C, P)
             coarse = activation.detach().relu().flatten(2)
-            fine = (cross * coarse * spread.unsqueeze(1)).sum(-1)
+            fine = (self._fused(cross, coarse) * spread.unsqueeze(1)).sum(-1)
         return Logits(cls, activation.mean((2, 3)), fine)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def find_maps(self, images: Tensor, *, cross_layers: Sequence[int]) -> Maps:
         """Maps of every class.
 
@@ -238,10 +242,14 @@ class WeakTr(nn.Module):
         x, hw = self._run(images, None, watch)
         logits, activation = self._read(x, hw)
         coarse = activation.relu()
-        fused = mean[:, :classes, classes:] * coarse.flatten(2)
+        fused = self._fused(mean[:, :classes, classes:], coarse.flatten(2))
         fine = fused @ mean[:, classes:, classes:].transpose(1, 2)
         cross = torch.cat(rows, 1) if rows else fine.new_zeros(len(fine), 0, *fine.shape[1:])
         return Maps(logits, coarse, fine.unflatten(2, hw), cross.unflatten(3, hw))
+
+    def _fused(self, cross: Tensor, coarse: Tensor) -> Tensor:
+        """What patch attention is to spread, of two maps (B, C, P)."""
+        return {"both": lambda: cross * coarse, "coarse": lambda: coarse, "cross": lambda: cross}[self.fine_of]()
 
     def _num_patches(self, images: Tensor) -> int:
         return (images.shape[2] // self.size.patch) * (images.shape[3] // self.size.patch)

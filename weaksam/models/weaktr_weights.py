@@ -16,7 +16,7 @@ from torch import Tensor
 
 from weaksam.errors import ConfigError, WeightsError
 from weaksam.models.sam_stem import SamStem
-from weaksam.models.weaktr import WeakTr, WeakTrSize
+from weaksam.models.weaktr import FineOf, WeakTr, WeakTrSize
 from weaksam.sam.checkpoints import read_state
 
 log = logging.getLogger(__name__)
@@ -57,18 +57,20 @@ def size_of(backbone: str) -> WeakTrSize:
     return size
 
 
-def build_weaktr(backbone: str, num_classes: int, *, gated: bool = False) -> WeakTr:
+def build_weaktr(backbone: str, num_classes: int, *, gated: bool = False, fine_of: FineOf = "both") -> WeakTr:
     """A WeakTr with random weights, in train mode, on the CPU."""
-    return WeakTr(num_classes, size_of(backbone), gated=gated)
+    return WeakTr(num_classes, size_of(backbone), gated=gated, fine_of=fine_of)
 
 
-def load_trained(path: Path, backbone: str, num_classes: int, *, gated: bool = False) -> WeakTr:
+def load_trained(
+    path: Path, backbone: str, num_classes: int, *, gated: bool = False, fine_of: FineOf = "both"
+) -> WeakTr:
     """A WeakTr that `train_classifier` finished, float32, in eval mode, without gradients, on the CPU.
 
     Raises:
         WeightsError: the file cannot be read, or does not hold all of it.
     """
-    model = build_weaktr(backbone, num_classes, gated=gated)
+    model = build_weaktr(backbone, num_classes, gated=gated, fine_of=fine_of)
     missing, _ = load_state(model, read_state(path), where=str(path))
     if missing:
         raise WeightsError(f"{path}: no finished classifier, it lacks {_some(missing)}: run its step again")

@@ -21,10 +21,11 @@ from weaksam.models.noise import SampleNoise
 from weaksam.models.roi_backbones import RoiNet
 from weaksam.ops import mil
 from weaksam.ops.box_coding import decode_boxes
-from weaksam.ops.boxes import box_iou, clip_boxes
+from weaksam.ops.boxes import box_iou, clip_boxes, to_inclusive
 
 Mining = Literal["top", "near_top", "mist"]
 _INIT_STD = 0.001
+_SHARED_BOX_WEIGHT = 30.0  # of the loss of the box layer that all classes share, as published
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,9 @@ class WsodRules:
         image_reduction: of the image-level loss over classes.
         head_weights: (K,) of the losses of refinement heads.
         mist_share, mist_overlap: of MIST's mining.
+        loss_eps: see `mil.refinement_loss`.
+        shared_boxes: whether one more layer moves boxes, the same way for all classes, taught by the last head's pseudo
+            boxes: the box branch of OICR in WSOD2.
     """
 
     mining: Mining = "mist"
@@ -47,10 +51,15 @@ class WsodRules:
     head_weights: tuple[float, ...] = (3.0, 1.0, 1.0)
     mist_share: float = 0.15
     mist_overlap: float = 0.2
+    loss_eps: float = 0.0
+    shared_boxes: bool = False
 
 
 # OICR as WeakSAM ran it (its baselines/WSOD2), and MIST.
-METHODS = {"oicr": WsodRules("near_top", False, False, "sum", (1.0, 1.0, 1.0)), "mist": WsodRules()}
+METHODS = {
+    "oicr": WsodRules("near_top", False, False, "sum", (1.0, 1.0, 1.0), loss_eps=1e-6),
+    "mist": WsodRules(),
+}
 
 
 @dataclass(frozen=True)
@@ -61,12 +70,14 @@ class WsodOutput:
         cls, det: (N, C) or (N, C + 1) logits of WSDDN's streams.
         refine: K of (N, C + 1) logits.
         offsets: K of (N, C + 1, 4), or none.
+        shared: (N, 4) offsets for all classes, or None.
     """
 
     cls: Tensor
     det: Tensor
     refine: list[Tensor]
     offsets: list[Tensor]
+    shared: Tensor | None = None
 
 
 class WsodNet(nn.Module):
@@ -81,6 +92,8 @@ class WsodNet(nn.Module):
             setattr(self, f"ref{k}", nn.Linear(roi_net.dim, num_classes + 1))
             if rules.regress:
                 setattr(self, f"bbox_pred{k}", nn.Linear(roi_net.dim, 4 * (num_classes + 1)))
+        if rules.shared_boxes:
+            self.bbox_pred = nn.Linear(roi_net.dim, 4)
         for layer in self.children():
             if isinstance(layer, nn.Linear):
                 nn.init.normal_(layer.weight, std=_INIT_STD)
@@ -104,14 +117,16 @@ class WsodNet(nn.Module):
         heads = range(1, len(self.rules.head_weights) + 1)
         refine = [getattr(self, f"ref{k}")(x) for k in heads]
         offsets = [getattr(self, f"bbox_pred{k}")(x).unflatten(1, (-1, 4)) for k in heads if self.rules.regress]
-        columns = [part.split(list(sizes)) for part in (self.cls_score(x), self.det_score(x), *refine, *offsets)]
-        num = len(refine)
+        shared = [self.bbox_pred(x)] if self.rules.shared_boxes else []
+        parts = (self.cls_score(x), self.det_score(x), *refine, *offsets, *shared)
+        columns = [part.split(list(sizes)) for part in parts]
+        num, last = 2 + len(refine), 2 + len(refine) + len(offsets)
         return [
-            WsodOutput(row[0], row[1], list(row[2 : 2 + num]), list(row[2 + num :]))
+            WsodOutput(row[0], row[1], list(row[2:num]), list(row[num:last]), row[last] if shared else None)
             for row in zip(*columns, strict=True)
         ]
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def detect(self, image: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
         """Scores (N, C) and boxes (N, C, 4) of proposals (N, 4) on one view (3, H, W); nothing is left out yet.
 
@@ -119,11 +134,13 @@ class WsodNet(nn.Module):
         """
         (found,) = self.heads(self.pool([image], [boxes]), [len(boxes)])
         scores = torch.stack([logits.float().softmax(1) for logits in found.refine]).mean(0)[:, 1:]
+        height, width = image.shape[1:]
         if not found.offsets:
+            if found.shared is not None:
+                boxes = clip_boxes(decode_boxes(found.shared.float(), boxes), height, width)
             return scores, boxes[:, None].expand(-1, self.num_classes, 4)
         offsets = torch.stack(found.offsets).float().mean(0)[:, 1:]
         moved = decode_boxes(offsets, boxes[:, None])
-        height, width = image.shape[1:]
         return scores, clip_boxes(moved.flatten(0, 1), height, width).view_as(moved)
 
 
@@ -143,17 +160,20 @@ def wsod_losses(
     scores = mil.wsddn_scores(found.cls, found.det if prior is None else found.det + prior[:, None])
     reduction = rules.image_reduction
     losses = {"image_loss": mil.image_loss(scores, present, background=rules.background, reduction=reduction)}
-    iou = box_iou(boxes, boxes)
+    iou = _overlaps(boxes, rules)
     source = scores.detach()[:, int(rules.background) :]
-    zero = scores.new_zeros(())
+    zero, targets = scores.new_zeros(()), None
     losses |= {"refine_loss": zero} | ({"box_loss": zero} if found.offsets else {})
     for k, (weight, logits) in enumerate(zip(rules.head_weights, found.refine, strict=True)):
-        targets = mil.assign(iou, _mine(boxes, iou, source, present, rules))
-        losses["refine_loss"] = losses["refine_loss"] + weight * mil.refinement_loss(logits, targets)
+        targets = mil.assign(iou, _mine(boxes, iou, source, present, rules), above=rules.mining == "top")
+        loss = mil.refinement_loss(logits, targets, eps=rules.loss_eps)
+        losses["refine_loss"] = losses["refine_loss"] + weight * loss
         if found.offsets:
             loss = mil.regression_loss(found.offsets[k], boxes, targets)
             losses["box_loss"] = losses["box_loss"] + weight * loss
         source = logits.detach().float().softmax(1)[:, 1:]
+    if found.shared is not None and targets is not None:
+        losses["box_loss"] = _SHARED_BOX_WEIGHT * mil.shared_regression_loss(found.shared, boxes, targets)
     return losses
 
 
@@ -198,6 +218,12 @@ class _Heads(nn.Module):
 
     def forward(self, pooled: Tensor, sizes: Sequence[int], noise: SampleNoise) -> list[WsodOutput]:
         return self.net.heads(pooled, sizes, noise, against=True)
+
+
+def _overlaps(boxes: Tensor, rules: WsodRules) -> Tensor:
+    """(N, N) IoU as the published code of each kind of mining computes it: that of `near_top` has no "+1"."""
+    ends = to_inclusive(boxes) if rules.mining == "near_top" else boxes
+    return box_iou(ends, ends)
 
 
 def _mine(boxes: Tensor, iou: Tensor, scores: Tensor, present: Tensor, rules: WsodRules) -> mil.PseudoBoxes:

@@ -21,6 +21,9 @@ from weaksam.ops.metrics import pairwise_iou
 from weaksam.schemas import OK
 
 HIT, MISS, IGNORED = 1, 0, -1
+# The levels as the published evaluators in Python compute them: three are one rounding step above 0.3, 0.6 and 0.7, so
+# that a recall of 3 of 10 does not reach its level.
+_ELEVEN_LEVELS = np.arange(0, 1.1, 0.1)
 
 
 @dataclass(frozen=True)
@@ -33,12 +36,15 @@ class DetectionRules:
         plus_one: take one pixel more of width and height, as the reference evaluator does by mistake: it makes boxes
             inclusive and adds 1 in the overlap again.
         corloc_threshold: IoU from which an object counts as localised.
+        corloc_difficult: whether an image whose objects of a class are all difficult counts for the CorLoc of the
+            class, as in the evaluators of OICR and MIST; it does not in detectron2's.
     """
 
     thresholds: tuple[float, ...] = (0.5, 0.75)
     eleven_point: bool = False
     plus_one: bool = False
     corloc_threshold: float = 0.5
+    corloc_difficult: bool = True
 
 
 @dataclass(frozen=True)
@@ -50,7 +56,7 @@ class DetectionRecords:
     classes: np.ndarray  # (N,) int32
     num_objects: np.ndarray  # (C,) int64, objects that are to be found
     num_localised: np.ndarray  # (C,) int64, images whose best detection of a class that is there overlaps one of it
-    num_present: np.ndarray  # (C,) int64, images that hold the class
+    num_present: np.ndarray  # (C,) int64, images that hold the class and count for its CorLoc
     num_images: np.ndarray  # () int64
 
 
@@ -86,7 +92,7 @@ def match_image(
         here, there = np.flatnonzero(classes == label), truth_classes == label
         overlaps = iou[there][:, here]
         outcomes[here] = _outcomes(overlaps, ignorable[there], rules.thresholds)
-        if (there & ~crowd).any():
+        if (there & ~(crowd if rules.corloc_difficult else ignorable)).any():
             present[label] = 1
             best = iou[there & ~crowd][:, here[:1]].max(initial=0.0)
             localised[label] = len(here) > 0 and best >= rules.corloc_threshold
@@ -144,7 +150,7 @@ def average_precision(precision: np.ndarray, recall: np.ndarray, *, eleven_point
     """AP of a precision-recall curve; 0 when nothing was detected."""
     envelope = np.maximum.accumulate(precision[::-1])[::-1]  # the best precision at this recall or a higher one
     if eleven_point:
-        firsts = [np.searchsorted(recall, t / 10) for t in range(11)]
+        firsts = np.searchsorted(recall, _ELEVEN_LEVELS)
         return float(sum(envelope[i] for i in firsts if i < len(recall)) / 11)
     return float((np.diff(recall, prepend=0.0) * envelope).sum())
 

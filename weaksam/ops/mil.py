@@ -5,7 +5,8 @@ WSDDN (arXiv 1511.02853) makes a score for every (proposal, class) of which the 
 Everything here is for one image: a softmax over proposals never crosses images.
 
 Axis legend: N proposals, C classes, P classes present in the image, M pseudo boxes.
-Boxes are xyxy, absolute pixels, right and bottom exclusive: IoU here equals the published "+1" IoU of inclusive ones.
+Boxes are xyxy, absolute pixels, right and bottom exclusive: `box_iou` of them equals the published "+1" IoU of
+inclusive ones, as in MIST and classic OICR. The OICR that WeakSAM trained has no "+1": it is that of `to_inclusive`.
 In (C + 1) outputs, index 0 is the background.
 """
 
@@ -18,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from weaksam.ops.box_coding import encode_boxes
+from weaksam.ops.boxes import to_inclusive
 from weaksam.ops.suppression import nms
 
 _EPS = 1e-6  # keeps log away from 0; the published 1e-8 is lost in float32 on the side of 1
@@ -93,7 +95,8 @@ def mine_near_top(
 ) -> PseudoBoxes:
     """Every proposal that scores at least `share` of its class's best, less what a better one overlaps.
 
-    The rule of the OICR that WeakSAM trained. Suppression pays no attention to classes.
+    The rule of the OICR that WeakSAM trained. Suppression pays no attention to classes, and takes boxes from their
+    first to their last pixel.
 
     Args:
         boxes: (N, 4) float, xyxy.
@@ -106,7 +109,7 @@ def mine_near_top(
     columns, rois = (wanted >= share * wanted.amax(0)).T.nonzero(as_tuple=True)
     classes = present[columns]
     chosen = scores[rois, classes]
-    keep = nms(boxes[rois], chosen, threshold=max_overlap)
+    keep = nms(to_inclusive(boxes[rois]), chosen, threshold=max_overlap)
     return PseudoBoxes(rois[keep], classes[keep], chosen[keep])
 
 
@@ -140,7 +143,7 @@ def _nothing(scores: Tensor) -> PseudoBoxes:
     return PseudoBoxes(none, none, scores.new_zeros(0))
 
 
-def assign(iou: Tensor, pseudo: PseudoBoxes, *, min_overlap: float = 0.5) -> Targets:
+def assign(iou: Tensor, pseudo: PseudoBoxes, *, min_overlap: float = 0.5, above: bool = False) -> Targets:
     """Each proposal takes the class of the pseudo box it overlaps most, or background, and that box's score as weight.
 
     A proposal that overlaps no pseudo box is background with the weight of the best-scored one. (In the published
@@ -150,24 +153,32 @@ def assign(iou: Tensor, pseudo: PseudoBoxes, *, min_overlap: float = 0.5) -> Tar
         iou: (N, N) float, overlaps of the proposals.
         pseudo: the pseudo boxes.
         min_overlap: an object overlaps its pseudo box by at least this.
+        above: by more than this, as in the OICR that knows the best proposal of a class alone.
     """
     rois = torch.arange(len(iou), device=iou.device)
     if not len(pseudo.rois):
         return Targets(torch.zeros_like(rois), iou.new_zeros(len(iou)), rois)
     overlap, which = iou[:, pseudo.rois].max(1)
-    labels = torch.where(overlap >= min_overlap, pseudo.classes[which] + 1, 0)
+    is_object = overlap > min_overlap if above else overlap >= min_overlap
+    labels = torch.where(is_object, pseudo.classes[which] + 1, 0)
     weights = torch.where(overlap > 0, pseudo.scores[which], pseudo.scores.max())
     return Targets(labels, weights, pseudo.rois[which])
 
 
-def refinement_loss(logits: Tensor, targets: Targets) -> Tensor:
+def refinement_loss(logits: Tensor, targets: Targets, *, eps: float = 0.0) -> Tensor:
     """Weighted cross-entropy, the mean over all proposals; 0 when there are none (OICR, equation 4).
 
     Args:
         logits: (N, C + 1) float.
         targets: what they should say.
+        eps: added to probabilities before their logarithm: the OICR that WeakSAM trained adds 1e-6, so that no proposal
+            costs more than 13.8.
     """
-    losses = F.cross_entropy(logits.float(), targets.labels, reduction="none")
+    if eps:
+        own = logits.float().softmax(1).gather(1, targets.labels[:, None])[:, 0]
+        losses = -(own + eps).log()
+    else:
+        losses = F.cross_entropy(logits.float(), targets.labels, reduction="none")
     return (losses * targets.weights).sum() / max(len(logits), 1)
 
 
@@ -184,3 +195,18 @@ def regression_loss(offsets: Tensor, boxes: Tensor, targets: Targets) -> Tensor:
     losses = F.smooth_l1_loss(own, wanted, reduction="none").sum(1)
     weights = targets.weights * (targets.labels > 0)
     return (losses * weights).sum() / max(len(boxes), 1)
+
+
+def shared_regression_loss(offsets: Tensor, boxes: Tensor, targets: Targets) -> Tensor:
+    """Weighted smooth L1 of offsets that all classes share, the mean over objects and coordinates; 0 without objects.
+
+    The loss of the box branch that OICR has in WSOD2 (arXiv 1909.04972).
+
+    Args:
+        offsets: (N, 4) float, coded as `encode_boxes` does.
+        boxes: (N, 4) float, xyxy.
+        targets: which proposals are objects, and where their pseudo boxes are.
+    """
+    losses = F.smooth_l1_loss(offsets.float(), encode_boxes(boxes[targets.rois], boxes), reduction="none").sum(1)
+    is_object = targets.labels > 0
+    return (losses * targets.weights * is_object).sum() / (4 * is_object.sum().clamp(min=1))

@@ -200,8 +200,10 @@ def cluster_peaks(
         groups: (M,) int32.
 
     Raises:
-        ValueError: `peaks_per_cluster` is below 1.
+        ValueError: `peaks_per_cluster` is below 1, or there is no such `centre`.
     """
+    if centre not in ("member", "mean"):
+        raise ValueError(f"centre must be one of 'member', 'mean', got {centre!r}")
     if peaks_per_cluster < 1:
         raise ValueError(f"peaks_per_cluster must be positive, got {peaks_per_cluster}")
     centres, bests, owners = np.zeros((0, 2), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int32)

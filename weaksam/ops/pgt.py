@@ -2,7 +2,8 @@
 
 Scores of a weakly supervised detector differ between classes and images, so one threshold on all of them loses whole
 objects here and keeps parts there. Scores are therefore normalised for each class of each image, and the best of each
-class always stays. Source: WeakSAM, arXiv 2402.14812, after SoS-WSOD, arXiv 2206.10080.
+class always stays. Source: WeakSAM, arXiv 2402.14812, after SoS-WSOD, arXiv 2206.10080. The rule of SoS-WSOD (PGF) is
+`norm: raw` with a threshold of 0.2, `all_pairs`, and no filter of parts for some classes.
 Departures from the published code, which takes detections in the order of their proposals: here the best is the best by
 score; no image is left without its top detection; `containment_rule: all_pairs` is the published filter, in which of
 two equal boxes both go, `greedy` keeps the better.
@@ -18,7 +19,10 @@ from typing import Literal
 
 import numpy as np
 
-Norm = Literal["range", "minmax", "max"]
+from weaksam.ops.checks import check_number, check_whole
+from weaksam.ops.choices import check_choices
+
+Norm = Literal["range", "minmax", "max", "raw"]
 ContainmentRule = Literal["greedy", "all_pairs", "off"]
 
 
@@ -28,12 +32,14 @@ class PgtRules:
 
     Attributes:
         norm: scores s of a class in an image, from m to M, become (s - m) / (M - m) with `minmax` (the paper's figure),
-            s / (M - m) with `range` (its code), s / M with `max`. With a hundred detections, down to no score at all,
-            all are as good as equal; with few, `minmax` loses the second best, however good it is.
+            s / (M - m) with `range` (its code), s / M with `max`, and stay s with `raw` (SoS-WSOD). With a hundred
+            detections, down to no score at all, the first three are as good as equal; with few, `minmax` loses the
+            second best, however good it is.
         threshold: detections with a normalised score of at least this stay, beside the best of each class.
         containment: of a box, how much of its area in another of its class makes it a part of that one.
         containment_rule: `greedy`: by falling score, parts of a box that stayed go. `all_pairs`: parts of any box
             above the threshold go, the best of a class too. `off`: none go.
+        containment_except: classes whose parts stay; SoS-WSOD names those that stand in groups.
         top_k: instead of all this, the best k of each class; None = adaptive.
         max_per_class: most of a class in an image; None = no limit.
         max_per_image: most of an image, the best of each class first; None = no limit.
@@ -43,9 +49,17 @@ class PgtRules:
     threshold: float = 0.3
     containment: float = 0.85
     containment_rule: ContainmentRule = "greedy"
+    containment_except: tuple[int, ...] = ()
     top_k: int | None = None
     max_per_class: int | None = None
     max_per_image: int | None = None
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        check_number("threshold", self.threshold)
+        check_number("containment", self.containment)
+        for name in ("top_k", "max_per_class", "max_per_image"):
+            check_whole(name, getattr(self, name), least=1)
 
 
 def select_pgt(
@@ -66,8 +80,8 @@ def select_pgt(
     ranked = np.argsort(-scores, kind="stable")
     ranked = ranked[np.isin(classes[ranked], list(labels)) & (scores[ranked] > 0)]
     chosen = [
-        _of_class(boxes[here], scores[here], here, rules)
-        for here in (ranked[classes[ranked] == label] for label in np.unique(classes[ranked]))
+        _of_class(boxes[here], scores[here], here, rules, keeps_parts=label in rules.containment_except)
+        for label, here in ((one, ranked[classes[ranked] == one]) for one in np.unique(classes[ranked]))
     ]
     if not chosen:
         return np.zeros(0, np.int64)
@@ -78,13 +92,17 @@ def select_pgt(
     return rows[np.lexsort((rows, -scores[rows]))]
 
 
-def _of_class(boxes: np.ndarray, scores: np.ndarray, rows: np.ndarray, rules: PgtRules) -> np.ndarray:
+def _of_class(
+    boxes: np.ndarray, scores: np.ndarray, rows: np.ndarray, rules: PgtRules, *, keeps_parts: bool
+) -> np.ndarray:
     """Those of `rows`, the detections of one class by falling score, that stay."""
     if rules.top_k is not None:
         return rows[: rules.top_k][: rules.max_per_class]
     stays = normalise_scores(scores, rules.norm) >= rules.threshold
     stays[0] = True
     boxes, rows = boxes[stays], rows[stays]
+    if keeps_parts:
+        return rows[: rules.max_per_class]
     if rules.containment_rule == "all_pairs":
         covered = containment(boxes) >= rules.containment
         np.fill_diagonal(covered, False)
@@ -97,11 +115,15 @@ def _of_class(boxes: np.ndarray, scores: np.ndarray, rows: np.ndarray, rules: Pg
 def normalise_scores(scores: np.ndarray, norm: Norm) -> np.ndarray:
     """Scores of one class in one image, (N,) float above 0, on a common scale; equal scores become 1 (`range`: inf).
 
+    `raw` leaves them as they are.
+
     Args:
         scores: N is at least 1.
         norm: see `PgtRules`.
     """
     scores = np.asarray(scores, np.float64)
+    if norm == "raw":
+        return scores
     low, high = scores.min(), scores.max()
     if norm == "max":
         return scores / high

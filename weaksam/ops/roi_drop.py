@@ -2,9 +2,9 @@
 
 A network fits what is consistent first; what it still gets very wrong after a while is more often the pseudo label's
 fault than its own. So from some step on, the losses of such regions count nothing.
-Source: WeakSAM, arXiv 2402.14812. Its figure draws two independent gates, its code drops where both are open and
-foreground (gate `and`, the default here). That code indexes wrongly and loses a divisor; here the divisors of the
-losses stay what they were, so that what is not dropped weighs as before.
+Source: WeakSAM, arXiv 2402.14812. Its figure draws two independent gates, which its code once had for all regions
+(`independent_all`); its last state drops where both are open and foreground (gate `and`). That code indexes wrongly and
+loses a divisor; here the divisors of the losses stay what they were, so that what is not dropped weighs as before.
 Axis legend: R regions: RoIs of a detector with proposals, matched queries of a DETR.
 """
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
-Gate = Literal["off", "and", "independent", "cls", "reg"]
+Gate = Literal["off", "and", "independent", "independent_all", "cls", "reg"]
 Array = TypeVar("Array", bound=Any)  # of numpy, torch, jax: whatever has >, & and |
 
 
@@ -23,7 +23,8 @@ class RoiDropRules:
 
     Attributes:
         gate: `and`: both losses of a region where both are too large; `independent`: each loss where it itself is;
-            `cls`: the classification's alone; `reg`: the regression's alone; `off`: nothing ever.
+            `independent_all`: the same, background's classification loss too; `cls`: the classification's alone;
+            `reg`: the regression's alone; `off`: nothing ever.
         cls_threshold: classification losses above this are too large. Cross-entropy of 4 is a probability of 0.018.
         reg_threshold: regression losses above this are too large. L1 of 4, summed over the four deltas of a box, is a
             mean error of 1.0 each.
@@ -42,7 +43,8 @@ NO_DROP = RoiDropRules()
 def select_drops(
     cls_losses: Array, reg_losses: Array, is_foreground: Array, rules: RoiDropRules, step: int
 ) -> tuple[Array, Array]:
-    """Which regions' classification and regression losses are to count nothing. Background is always kept.
+    """Which regions' classification and regression losses are to count nothing; background's never, but for
+    `independent_all`.
 
     Args:
         cls_losses: (R,) float, classification loss of each region, detached.
@@ -63,6 +65,7 @@ def select_drops(
     return {
         "and": (both, both),
         "independent": (bad_cls, bad_reg),
+        "independent_all": (cls_losses > rules.cls_threshold, bad_reg),
         "cls": (bad_cls, nothing),
         "reg": (nothing, bad_reg),
     }[rules.gate]

@@ -53,7 +53,8 @@ def make_look(proposals: RunStep, names: Sequence[str]) -> Look | None:
         return None
     try:
         weights = storage.fetch(storage.join(classifier.folder, "checkpoint", "model.safetensors"))
-        model = load_trained(weights, trained["backbone"], len(names), gated=trained.get("gated", False))
+        options = {"gated": trained.get("gated", False), "fine_of": trained.get("fine_of", "both")}
+        model = load_trained(weights, trained["backbone"], len(names), **options)
     except (WeakSamError, FileNotFoundError) as error:
         log.warning("no heatmaps: %s", error)
         return None

@@ -23,6 +23,7 @@ from torch import Tensor
 from weaksam.errors import WeightsError
 from weaksam.sam import SHIPPED
 from weaksam.sam.build import VARIANTS, build_sam
+from weaksam.sam.inputs import check_device
 
 # https://github.com/facebookresearch/segment-anything: name and bytes. The name ends with the start of the SHA-256.
 OFFICIAL = {
@@ -59,7 +60,9 @@ def load_sam(
     Raises:
         WeightsError: the file is missing, cut, altered, or does not fit the model.
         ConfigError: no such model.
+        ValueError: the engine does not run on such a device.
     """
+    check_device(device)
     sam = build_sam(model)
     path = Path(checkpoint) if checkpoint is not None else _bundled(model)
     check_file(path, model, sha256=sha256)

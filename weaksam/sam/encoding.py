@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from PIL.Image import Image
 from segment_anything.modeling import Sam
 from torch import Tensor
 
@@ -20,10 +21,13 @@ from weaksam.errors import ImageError
 from weaksam.sam.encoder import FastEncoder
 from weaksam.sam.frame import Frame, make_frame, resize_image
 from weaksam.sam.image_side import ImageSide, make_image_side
+from weaksam.sam.inputs import check_image, mark_of, to_pixels
 from weaksam.sam.settings import DTYPES, Amounts, EngineSettings
 from weaksam.sam.upsample import Upsampler
 
 logger = logging.getLogger(__name__)
+
+Picture = np.ndarray | Tensor | Image  # (H, W, 3) uint8 RGB, or an image of Pillow
 
 
 @dataclass(frozen=True)
@@ -34,11 +38,13 @@ class EncodedImage:
         frame: its sizes.
         side: what its prompts share in the decoder.
         upsampler: from mask logits to its pixels.
+        mark: of the SAM that encoded it, see `inputs.mark_of`: another one would read noise out of it.
     """
 
     frame: Frame
     side: ImageSide
     upsampler: Upsampler
+    mark: str
 
 
 class ImageEncoder:
@@ -50,18 +56,25 @@ class ImageEncoder:
     """
 
     def __init__(self, sam: Sam, settings: EngineSettings, amounts: Amounts) -> None:
-        self.sam, self.amounts = sam, amounts
+        self.sam, self.amounts, self.mark = sam, amounts, mark_of(sam)
         self.encoded = self.backoffs = 0
         self._run: Any = FastEncoder(sam.image_encoder, DTYPES[settings.precision])
         self._compiled = settings.compiled
         if settings.compiled:
             self._run = torch.compile(self._run, mode="reduce-overhead", dynamic=False)
 
-    def in_order(self, images: Sequence[np.ndarray | EncodedImage]) -> Iterator[EncodedImage]:
+    def check(self, image: Any) -> None:
+        """ValueError unless it is an image, or one that this SAM encoded."""
+        if not isinstance(image, EncodedImage):
+            check_image(image)
+        elif image.mark != self.mark:
+            raise ValueError("image was encoded by another SAM, or on another device: encode it with this one")
+
+    def in_order(self, images: Sequence[Picture | EncodedImage]) -> Iterator[EncodedImage]:
         """Images in order, encoded where they are not; a GPU is given the next ones before the last are asked for."""
         ahead = 0 if self.sam.device.type == "cpu" else self.amounts.images
         waiting: deque[EncodedImage] = deque()
-        raw: list[np.ndarray] = []
+        raw: list[Picture] = []
         for image in images:
             if isinstance(image, EncodedImage):
                 waiting.extend(self(raw))
@@ -78,19 +91,18 @@ class ImageEncoder:
         yield from waiting
 
     @torch.inference_mode()
-    def __call__(self, images: Sequence[np.ndarray]) -> list[EncodedImage]:
-        """Images (H, W, 3) uint8 RGB, of any sizes.
+    def __call__(self, images: Sequence[Picture]) -> list[EncodedImage]:
+        """Images (H, W, 3) uint8 RGB, of any sizes, or of Pillow.
 
         Raises:
             ValueError: one has another shape or dtype.
-            ImageError: `oom`, the device has no memory for one image.
+            ImageError: `oom`, the device has no memory for one image; or the file behind one of Pillow is bad.
         """
         for image in images:
-            if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
-                raise ValueError(f"image must be (H, W, 3) uint8, got {image.shape} {image.dtype}")
+            check_image(image)
         done: list[EncodedImage] = []
         while len(done) < len(images):
-            some, shortage = images[len(done) : len(done) + self.amounts.images], None
+            some, shortage = [to_pixels(one) for one in images[len(done) : len(done) + self.amounts.images]], None
             try:
                 done += self._encode(some)
             except torch.OutOfMemoryError as error:
@@ -112,7 +124,7 @@ class ImageEncoder:
         embeddings = self._run(pixels)
         self.encoded += len(images)
         return [
-            EncodedImage(frame, make_image_side(sam, embedding, frame.grid_hw), frame.upsampler(sam.device))
+            EncodedImage(frame, make_image_side(sam, embedding, frame.grid_hw), frame.upsampler(sam.device), self.mark)
             for frame, embedding in zip(frames, embeddings, strict=False)
         ]
 

@@ -18,14 +18,17 @@ from typing import TypeVar
 
 import numpy as np
 import torch
+from PIL.Image import Image
 from segment_anything.modeling import Sam
 from torch import Tensor
 
 from weaksam.errors import ImageError
+from weaksam.ops.checks import check_number, check_whole
 from weaksam.ops.suppression import nms_of_mask_boxes
 from weaksam.sam.candidates import Candidates, Drawn, Filter
 from weaksam.sam.decoder import decode_prompts
-from weaksam.sam.encoding import EncodedImage, ImageEncoder
+from weaksam.sam.encoding import EncodedImage, ImageEncoder, Picture
+from weaksam.sam.inputs import check_device
 from weaksam.sam.kernels import choose_backend
 from weaksam.sam.postprocess import encode_masks
 from weaksam.sam.prompts import Prompts, embed_prompts, grid_points
@@ -44,8 +47,11 @@ _T = TypeVar("_T")
 class SamEngine:
     """Proposals and masks of a SAM model.
 
+    An image is an array or a tensor (H, W, 3) uint8 RGB, or one of Pillow, whose EXIF orientation is applied. Whatever
+    cannot be meant is a ValueError before any work.
+
     Args:
-        sam: the model, in eval mode; its device is the engine's.
+        sam: the model, in eval mode; its device, a CPU or an NVIDIA GPU, is the engine's.
         settings: precision, and amounts of work at a time.
 
     Attributes:
@@ -54,6 +60,7 @@ class SamEngine:
     """
 
     def __init__(self, sam: Sam, *, settings: EngineSettings | None = None) -> None:
+        check_device(sam.device)
         self.sam, self.settings = sam, settings or EngineSettings()
         settings = self.settings
         self.backend = choose_backend(sam.device, DTYPES[settings.precision])
@@ -71,14 +78,11 @@ class SamEngine:
         """How often the device ran out of memory so far."""
         return self._backoffs + self._encoder.backoffs
 
-    def encode(self, image: np.ndarray) -> EncodedImage:
+    def encode(self, image: Picture) -> EncodedImage:
         """One image through the encoder.
 
-        Args:
-            image: (H, W, 3) uint8 RGB.
-
         Raises:
-            ValueError: `image` has another shape or dtype.
+            ValueError: `image` is none, or has another shape or dtype.
             ImageError: `oom`, the device has no memory for one image.
         """
         return self._encoder([image])[0]
@@ -86,7 +90,7 @@ class SamEngine:
     @torch.inference_mode()
     def propose(
         self,
-        images: Sequence[np.ndarray | EncodedImage],
+        images: Sequence[Picture | EncodedImage],
         prompts: Sequence[Prompts] | None = None,
         *,
         pred_iou_threshold: float,
@@ -102,7 +106,7 @@ class SamEngine:
         A threshold of 0 or less filters nothing, as in `segment_anything`. Empty masks never become proposals.
 
         Args:
-            images: (H, W, 3) uint8 RGB, or images from `encode` to prompt them again without encoding.
+            images: images, or what `encode` made of them to prompt them again without encoding.
             prompts: per image; None prompts every image with the grid of the settings.
             pred_iou_threshold: masks need a predicted IoU above this.
             stability_threshold: masks need at least this stability.
@@ -113,10 +117,15 @@ class SamEngine:
             return_masks: also give masks.
 
         Raises:
+            ValueError: an argument cannot be meant, or an image was encoded by another SAM.
             ImageError: `oom`, not even one prompt at a time fits the device.
         """
-        if prompts is not None and len(prompts) != len(images):
-            raise ValueError(f"prompts are for {len(prompts)} images, images are {len(images)}")
+        self._check_images(images, prompts)
+        check_number("pred_iou_threshold", pred_iou_threshold)
+        check_number("stability_threshold", stability_threshold)
+        check_number("stability_offset", stability_offset)
+        check_number("nms_threshold", nms_threshold, or_none=True)
+        check_whole("max_proposals", max_proposals, least=0)
         if not set(keep_masks) <= {0, 1, 2} or not keep_masks:
             raise ValueError(f"keep_masks must be some of 0, 1, 2, got {sorted(keep_masks)}")
         slots = tuple(AMBIGUOUS_MASKS[i] for i in sorted(keep_masks))
@@ -134,20 +143,20 @@ class SamEngine:
 
     @torch.inference_mode()
     def masks_for_boxes(
-        self, image: np.ndarray | EncodedImage, boxes: np.ndarray, *, multimask: bool = False
+        self, image: Picture | EncodedImage, boxes: np.ndarray | Sequence[Sequence[float]], *, multimask: bool = False
     ) -> BoxMasks:
         """Masks that SAM draws for boxes.
 
         Args:
-            image: (H, W, 3) uint8 RGB, or an image from `encode`.
-            boxes: (M, 4) float xyxy pixels.
+            image: an image, or what `encode` made of it.
+            boxes: (M, 4) float xyxy pixels; a list will do.
             multimask: give SAM's three masks per box instead of its single one.
         """
-        encoded = image if isinstance(image, EncodedImage) else self.encode(image)
+        prompts = Prompts(boxes=boxes)  # pyright: ignore[reportArgumentType]
+        encoded = self._encoded(image)
         slots = AMBIGUOUS_MASKS if multimask else SINGLE_MASK
         wanted = Filter(0.0, 0.0, 1.0, slots)
         scores, masks = [np.zeros((0, len(slots)), dtype=np.float32)], []
-        prompts = Prompts(boxes=boxes)
         for drawn in self._in_chunks(encoded, prompts, lambda tokens, _: self._decode(encoded, tokens, wanted)):
             scores.append(drawn.predicted_iou.view(-1, len(slots)).cpu().numpy())
             masks += encode_masks(encoded.upsampler, drawn.logits, budget=self.amounts.pixels)
@@ -155,18 +164,38 @@ class SamEngine:
         return BoxMasks(masks=per_box, predicted_iou=np.concatenate(scores))
 
     @torch.inference_mode()
-    def snap_boxes(self, image: np.ndarray | EncodedImage, boxes: np.ndarray) -> np.ndarray:
+    def snap_boxes(self, image: Picture | EncodedImage, boxes: np.ndarray | Sequence[Sequence[float]]) -> np.ndarray:
         """(M, 4) float32: boxes of the masks that SAM draws for boxes; where it draws none, the box as it was.
 
         Args:
-            image: (H, W, 3) uint8 RGB, or an image from `encode`.
-            boxes: (M, 4) float xyxy pixels.
+            image: an image, or what `encode` made of it.
+            boxes: (M, 4) float xyxy pixels; a list will do.
         """
-        encoded = image if isinstance(image, EncodedImage) else self.encode(image)
-        found = self._candidates(encoded, Prompts(boxes=boxes), Filter(0.0, 0.0, 1.0, SINGLE_MASK), with_logits=False)
-        snapped = boxes.astype(np.float32)
+        prompts = Prompts(boxes=boxes)  # pyright: ignore[reportArgumentType]
+        encoded = self._encoded(image)
+        found = self._candidates(encoded, prompts, Filter(0.0, 0.0, 1.0, SINGLE_MASK), with_logits=False)
+        snapped = prompts.boxes.astype(np.float32)
         snapped[found.prompt.cpu().numpy()] = found.boxes.cpu().numpy()
         return snapped
+
+    def _check_images(self, images: Sequence[Picture | EncodedImage], prompts: Sequence[Prompts] | None) -> None:
+        if isinstance(images, (np.ndarray, Tensor, Image, EncodedImage)):
+            raise ValueError("images must be a list of images, got one: give [image]")
+        if isinstance(prompts, Prompts):
+            raise ValueError("prompts must be a list, Prompts for each image, got one: give [prompts]")
+        if prompts is not None and len(prompts) != len(images):
+            raise ValueError(f"prompts are for {len(prompts)} images, images are {len(images)}")
+        for one in images:
+            self._encoder.check(one)
+        for one in prompts or ():
+            if not isinstance(one, Prompts):
+                raise ValueError(
+                    f"prompts must be Prompts for each image, got {type(one).__name__}: Prompts(points=...)"
+                )
+
+    def _encoded(self, image: Picture | EncodedImage) -> EncodedImage:
+        self._encoder.check(image)
+        return image if isinstance(image, EncodedImage) else self.encode(image)
 
     def _grid(self, encoded: EncodedImage) -> Prompts:
         return Prompts(points=grid_points(*encoded.frame.image_hw, self.settings.points_per_side))

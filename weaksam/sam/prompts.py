@@ -19,9 +19,11 @@ from segment_anything.modeling import PromptEncoder
 from torch import Tensor
 
 from weaksam.sam.frame import Frame
+from weaksam.sam.inputs import as_coordinates
 
 FOREGROUND, PADDING = 1, -1  # SAM's labels of points; 0 is background
 _BOX_CORNERS = (2, 3)  # rows of SAM's point embeddings
+_MOST_SOURCE = 255  # of uint8
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,11 @@ class Prompts:
         joint: J arrays (K, 2) float, each with K >= 1 foreground points of one object.
         boxes: (M, 4) float.
         source: (P + J + M,) uint8 carried along to the proposals; zeros when not given.
+
+    Lists and tensors are taken as arrays.
+
+    Raises:
+        ValueError: something has another shape, is not finite, is a box inside out, or a source that is no uint8.
     """
 
     points: np.ndarray = field(default_factory=lambda: np.zeros((0, 2), dtype=np.float32))
@@ -41,17 +48,29 @@ class Prompts:
     source: np.ndarray | None = None
 
     def __post_init__(self) -> None:
-        if np.ndim(self.points) != 2 or np.shape(self.points)[1] != 2:
-            raise ValueError(f"points must be (P, 2), got {np.shape(self.points)}")
-        if np.ndim(self.boxes) != 2 or np.shape(self.boxes)[1] != 4:
-            raise ValueError(f"boxes must be (M, 4), got {np.shape(self.boxes)}")
-        for points in self.joint:
-            if np.ndim(points) != 2 or np.shape(points)[1] != 2 or len(points) == 0:
-                raise ValueError(f"a joint prompt must be (K, 2) with K >= 1, got {np.shape(points)}")
+        boxes = as_coordinates(self.boxes, "boxes", "(M, 4)")
+        if (boxes[:, 2:] < boxes[:, :2]).any():
+            row = int((boxes[:, 2:] < boxes[:, :2]).any(1).argmax())
+            raise ValueError(f"boxes must be xyxy: right of box {row} is left of its left, or its bottom above its top")
+        joint = [as_coordinates(points, "a joint prompt", "(K, 2)") for points in self.joint]
+        if not all(len(points) for points in joint):
+            raise ValueError("a joint prompt must be (K, 2) with K >= 1, got no point")
+        object.__setattr__(self, "points", as_coordinates(self.points, "points", "(P, 2)"))
+        object.__setattr__(self, "joint", joint)
+        object.__setattr__(self, "boxes", boxes)
+        object.__setattr__(self, "source", self._sources())
+
+    def _sources(self) -> np.ndarray:
         if self.source is None:
-            object.__setattr__(self, "source", np.zeros(len(self), dtype=np.uint8))
-        elif np.shape(self.source) != (len(self),):
-            raise ValueError(f"source must have one value per prompt ({len(self)}), got {np.shape(self.source)}")
+            return np.zeros(len(self), dtype=np.uint8)
+        source = np.asarray(self.source)
+        if source.shape != (len(self),):
+            raise ValueError(f"source must have one value per prompt ({len(self)}), got {source.shape}")
+        if not np.issubdtype(source.dtype, np.integer) and not (source == np.round(source)).all():
+            raise ValueError(f"source must be whole numbers, got {source.tolist()[:3]}")
+        if len(source) and not 0 <= source.min() <= source.max() <= _MOST_SOURCE:
+            raise ValueError(f"source must be from 0 to {_MOST_SOURCE}, got {source.min()} to {source.max()}")
+        return source.astype(np.uint8)
 
     def __len__(self) -> int:
         return len(self.points) + len(self.joint) + len(self.boxes)

@@ -8,6 +8,9 @@ from typing import Literal
 import torch
 from segment_anything.modeling import Sam
 
+from weaksam.ops.checks import check_whole
+from weaksam.ops.choices import check_choices
+
 Precision = Literal["fp32", "fp16", "bf16"]
 DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -32,6 +35,9 @@ class EngineSettings:
         points_per_chunk: prompts decoded at a time; None chooses by device and model size.
         images_per_batch: images encoded at a time; None chooses by device.
         pixels_at_once: full-size pixels computed at a time; None chooses by device.
+
+    Raises:
+        ValueError: no such precision, or an amount below 1.
     """
 
     points_per_side: int = 32
@@ -40,6 +46,12 @@ class EngineSettings:
     points_per_chunk: int | None = None
     images_per_batch: int | None = None
     pixels_at_once: int | None = None
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        check_whole("points_per_side", self.points_per_side, least=1, or_none=False)
+        for name in ("points_per_chunk", "images_per_batch", "pixels_at_once"):
+            check_whole(name, getattr(self, name), least=1)
 
 
 @dataclass

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from weaksam.ops.checks import check_whole
 from weaksam.ops.suppression import suppress_in_order
 from weaksam.sam.engine import EncodedImage, Proposals, SamEngine
 from weaksam.sam.prompts import Prompts
@@ -53,7 +54,7 @@ def propose_from_points(
         return_masks: also give masks.
     """
     joint = joint_points(points, labels) if rule.joint else []
-    prompts = Prompts(points=points, joint=joint, source=np.full(len(points) + len(joint), source, np.uint8))
+    prompts = Prompts(points=points, joint=joint, source=np.full(len(points) + len(joint), source))
     (found,) = engine.propose(
         [image],
         [prompts],
@@ -84,7 +85,13 @@ def join_sources(
         found: at least one, all with masks or all without.
         duplicate_threshold: a box that overlaps one of an earlier source by more than this IoU goes; None keeps all.
         max_proposals: keep at most so many, the best rated.
+
+    Raises:
+        ValueError: nothing to join, or `max_proposals` is negative.
     """
+    if not found:
+        raise ValueError("found must hold the proposals of one source at least, got none")
+    check_whole("max_proposals", max_proposals, least=0)
     boxes, source = (np.concatenate([getattr(one, name) for one in found]) for name in ("boxes", "source"))
     keep = np.arange(len(boxes))
     if duplicate_threshold is not None and len(found) > 1:

@@ -214,4 +214,4 @@ def _proposals_of(step: Step, images: pa.Table, sources: list[int] | None) -> pa
     return proposals.column("boxes").take(pa.array([where[image_id] for image_id in ids], pa.int64()))
 
 
-STAGE = Stage("detect", 2, DetectConfig, run, writes="detections")
+STAGE = Stage("detect", 3, DetectConfig, run, writes="detections")

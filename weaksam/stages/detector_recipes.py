@@ -43,8 +43,9 @@ RECIPES["mask2former"] = {
 class RoiDropSettings(Settings):
     """When a region that is hard to learn is held to be wrongly labelled, and not learnt from."""
 
-    gate: Literal["off", "and", "independent", "cls", "reg"] = "off"
-    """`and`: both losses of a region where both are too large; `independent`: each where it is; or one loss alone."""
+    gate: Literal["off", "and", "independent", "independent_all", "cls", "reg"] = "off"
+    """`and`: both losses of a region where both are too large; `independent`: each where it is; `independent_all`: the
+    same, background's classification loss too; or one loss alone."""
     cls_threshold: float = Field(default=4.0, gt=0)
     """Classification losses above this are too large (4 = a probability below 0.018)."""
     reg_threshold: float = Field(default=4.0, gt=0)

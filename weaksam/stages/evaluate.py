@@ -77,6 +77,9 @@ class EvaluateConfig(StageConfig):
     VOC are, do not count then; others flagged difficult do, but not in pgt."""
     eleven_point: bool = False
     """AP as the mean of 11 precisions, VOC07's way, instead of the area under the curve."""
+    corloc: Literal["all", "not_difficult"] = "all"
+    """Images that count for the CorLoc of a class: all that hold it, or, as detectron2 counts, those with an object of
+    it that is not difficult."""
     reference_rules: bool = False
     """Count as the published evaluators do: in recall one proposal finds one object, difficult and crowd included,
     images with none left out, objects shifted by a pixel; in VOC AP boxes are a pixel too large."""
@@ -202,7 +205,11 @@ def _detection_figures(
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
     from weaksam.ops import detection_metrics as voc
 
-    rules = voc.DetectionRules(eleven_point=config.eleven_point, plus_one=config.reference_rules)
+    rules = voc.DetectionRules(
+        eleven_point=config.eleven_point,
+        plus_one=config.reference_rules,
+        corloc_difficult=config.corloc == "all",
+    )
     if config.protocol == "coco":
         from weaksam.ops.coco_metrics import coco_metrics
 

@@ -15,7 +15,8 @@ import pyarrow as pa
 from pydantic import Field, model_validator
 
 from weaksam import schemas, storage, tables
-from weaksam.config import OutsideFile, Reads, StageConfig
+from weaksam.config import Added, OutsideFile, Reads, StageConfig
+from weaksam.errors import ConfigError
 from weaksam.stage import Outcome, Stage, Step
 from weaksam.stages.checks import check_rows, check_same_images
 from weaksam.stages.labels import labelled_images
@@ -50,14 +51,17 @@ class PgtConfig(StageConfig):
     file. The one place where boxes that people drew reach training, and only if it is named."""
     split: str
     """Split that is to be trained on."""
-    norm: Literal["range", "minmax", "max"] = "max"
-    """Scores s of a class in an image, from m to M, count as s / (M - m), as published, (s - m) / (M - m) or s / M."""
+    norm: Literal["range", "minmax", "max", "raw"] = "max"
+    """Scores s of a class in an image, from m to M, count as s / (M - m), as published, (s - m) / (M - m), s / M, or
+    with `raw` as they are, the rule of SoS-WSOD."""
     threshold: float = Field(default=0.3, ge=0)
     """Detections whose normalised score is at least this stay, and the best of each class always."""
     containment: float = Field(default=0.85, gt=0, le=1)
     """A box with this share of its area in another of its class is a part of that one, and goes."""
     containment_rule: Literal["greedy", "all_pairs", "off"] = "greedy"
     """`greedy`: parts of better boxes go. `all_pairs`, as published: parts of any box go, of two equal ones both."""
+    containment_except: Annotated[list[str], Added()] = Field(default_factory=list)
+    """Classes whose parts stay. SoS-WSOD names bottle, bus, car, chair, cow, pottedplant and sheep of VOC."""
     top_k: int | None = Field(default=None, ge=1)
     """The best so many of each class instead of all these rules, for comparison."""
     max_per_class: int | None = Field(default=None, ge=1)
@@ -84,7 +88,9 @@ def run(step: Step) -> Outcome:
     ids = images.column("image_id").to_pylist()
     reviews = _of_images(step, reviews, ids)
     found = _read_found(step, ids, reviews)
-    rules = PgtRules(**{key: getattr(config, key) for key in PgtRules.__dataclass_fields__})
+    given: dict[str, Any] = {key: getattr(config, key) for key in PgtRules.__dataclass_fields__}
+    given["containment_except"] = _indices(step, names)
+    rules = PgtRules(**given)
     schema = schemas.with_metadata(schemas.PGT, fingerprint=step.fingerprint, class_names=names)
     parts, counts, failures, remarks = [], [], [], Remarks(f"steps.{step.name}")
     for start in range(0, len(ids), _ROWS_PER_PART):
@@ -111,6 +117,17 @@ def run(step: Step) -> Outcome:
         f"{told['labels_without']} of {told['labels']} labels without any"
         + (f", {len(reviews)} images reviewed and trusted" if config.reviewed is not None else ""),
     )
+
+
+def _indices(step: Step, names: list[str]) -> tuple[int, ...]:
+    """Which classes `containment_except` names."""
+    given = step.config.containment_except
+    if unknown := [name for name in given if name not in names]:
+        raise ConfigError(
+            f"steps.{step.name}.containment_except: the images have no class {unknown[0]!r}: they have "
+            f"{', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
+        )
+    return tuple(names.index(name) for name in given)
 
 
 def _read_reviews(step: Step) -> dict[str, Review]:

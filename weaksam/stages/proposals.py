@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 
@@ -36,6 +36,7 @@ class TrainedClassifier:
     backbone: str
     gated: bool
     num_classes: int
+    fine_of: Literal["both", "coarse", "cross"] = "both"
 
 
 class ProposeBoxes:
@@ -112,7 +113,11 @@ def _make_clue_finder(config: ProposalsConfig, classifier: TrainedClassifier, de
     from weaksam.models.clues import find_clues
 
     model = load_trained(
-        storage.fetch(classifier.uri), classifier.backbone, classifier.num_classes, gated=classifier.gated
+        storage.fetch(classifier.uri),
+        classifier.backbone,
+        classifier.num_classes,
+        gated=classifier.gated,
+        fine_of=classifier.fine_of,
     ).to(device)
     rules = config.clues.rules(model.depth)
 
@@ -173,7 +178,8 @@ def _trained_classifier(step: Step, names: list[str]) -> TrainedClassifier:
             f"...), the images have {len(names)} ({', '.join(names[:3])}, ...): give both datasets the same `classes`"
         )
     uri = storage.join(trained.folder, "checkpoint", "model.safetensors")
-    return TrainedClassifier(uri, trained.config.backbone, trained.config.gated, len(names))
+    config = trained.config
+    return TrainedClassifier(uri, config.backbone, config.gated, len(names), config.fine_of)
 
 
 def _known_labels(step: Step, images: pa.Table) -> pa.Array:

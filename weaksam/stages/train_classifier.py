@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from weaksam import storage
-from weaksam.config import NotInFingerprint, OutsideFile, Reads, changed
+from weaksam.config import Added, NotInFingerprint, OutsideFile, Reads, changed
 from weaksam.errors import DataError
 from weaksam.stage import Outcome, Stage, Step
 from weaksam.stages.labels import labelled_images
@@ -49,6 +49,9 @@ class TrainClassifierConfig(TrainingConfig):
     """Which class of `weights` each class of the dataset is; in the same order when left out."""
     gated: bool = False
     """Fuse attention maps by the published learnt gate instead of their plain mean."""
+    fine_of: Annotated[Literal["both", "coarse", "cross"], Added()] = "both"
+    """What attention between patches spreads to make the fine map: the coarse map times the attention of class tokens,
+    as published, or one of them alone, which the published code has as options."""
     image_size: int = Field(default=224, ge=32)
     """Side of training pictures, pixels."""
     epochs: int = Field(default=60, ge=0)
@@ -92,8 +95,10 @@ class TrainClassifierConfig(TrainingConfig):
 
     @model_validator(mode="after")
     def _fits_its_backbone(self) -> Self:
-        if self.backbone == "efficientnet_lite0" and (self.weights is not None or self.gated):
-            raise ValueError("weights and gated are for ViTs: efficientnet_lite0 has weights of its own, no attention")
+        if self.backbone == "efficientnet_lite0" and (self.weights is not None or self.gated or self.fine_of != "both"):
+            raise ValueError(
+                "weights, gated and fine_of are for ViTs: efficientnet_lite0 has weights of its own, no attention"
+            )
         return self
 
     def num_held_out(self, images: int) -> int:
@@ -163,6 +168,7 @@ def _make_task(step: Step) -> ClassifierTask:
         weights=config.weights,
         class_rows=tuple(config.class_rows) if config.class_rows is not None else None,
         gated=config.gated,
+        fine_of=config.fine_of,
         train=train,
         held_out=held_out,
         recipe=Recipe(config.image_size, config.min_scale, config.rand_augment, config.erase, config.drop_path),

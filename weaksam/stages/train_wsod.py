@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from weaksam import schemas, tables
-from weaksam.config import NotInFingerprint, OutsideFile, Reads, changed
+from weaksam.config import Added, NotInFingerprint, OutsideFile, Reads, changed
 from weaksam.stage import Outcome, Stage, Step
 from weaksam.stages.checks import check_rows
 from weaksam.stages.labels import labelled_images
@@ -52,6 +52,9 @@ class TrainWsodConfig(TrainingConfig):
     """OICR refines classifiers; MIST also finds several objects of a class and moves boxes."""
     mining: Literal["top", "near_top", "mist"] | None = None
     """How pseudo boxes are found; the method's own when left out: `near_top` for OICR (classic OICR: `top`)."""
+    shared_boxes: Annotated[bool, Added()] = False
+    """For OICR: one layer more moves boxes, the same way for all classes, as in `oicr_bbox_vgg16` of the published
+    code."""
     backbone: Literal["vgg16", "resnet50", "small", "efficientnet_lite0", "efficientnet_lite0+small"] = "vgg16"
     """The last three are for few images and no GPU: two layers on the frozen features of each box cut out. Photographs
     want those of `efficientnet_lite0`, which come with weights of ImageNet; `small`, the small SAM, has learnt from
@@ -121,6 +124,8 @@ class TrainWsodConfig(TrainingConfig):
 
     @model_validator(mode="after")
     def _weights_fit(self) -> TrainWsodConfig:
+        if self.shared_boxes and self.method != "oicr":
+            raise ValueError("shared_boxes is for method oicr: MIST has box layers of its own")
         if is_frozen(self.backbone) and self.weights is not None:
             raise ValueError(f"weights are for vgg16 and resnet50: {self.backbone} has weights of its own")
         if not is_frozen(self.backbone) and self.optimizer == "muon":
@@ -150,7 +155,7 @@ class TrainWsodConfig(TrainingConfig):
         from weaksam.models.wsod import METHODS
         from weaksam.models.wsod_build import WsodSpec
 
-        rules = METHODS[self.method]
+        rules = replace(METHODS[self.method], shared_boxes=self.shared_boxes)
         return WsodSpec(
             backbone=self.backbone,
             num_classes=num_classes,
@@ -229,4 +234,4 @@ def _shipped_weights(config: TrainWsodConfig) -> dict[str, str]:
     return identify_shipped(config.backbone) if config.pretrained else {}
 
 
-STAGE = Stage("train_wsod", 3, TrainWsodConfig, run, writes="wsod", outside=_shipped_weights)
+STAGE = Stage("train_wsod", 4, TrainWsodConfig, run, writes="wsod", outside=_shipped_weights)
