@@ -28,11 +28,8 @@ from weaksam.pools import TASK_CPUS, Pool, PoolResources, fit_pool
 from weaksam.progress import part_counter, tell_progress
 from weaksam.stage import Outcome, Step
 
-# A killed driver's reservation in Ray Data's coordinator starves the next one until it expires (default 180 s).
-os.environ.setdefault("RAY_DATA_AUTOSCALING_REQUEST_EXPIRE_TIME_S", "30")
-if "RAY_ADDRESS" not in os.environ and "ray" not in sys.modules:  # Ray reads them when it is imported
-    os.environ.setdefault("RAY_AUTH_MODE", "token")  # what a local cluster has anyway, without the notice
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its complaint about every actor pool is no error
+# first: it sets what Ray reads when it is imported
+from weaksam.connection import connect, disconnect  # isort: skip
 
 import ray
 import ray.data
@@ -47,56 +44,8 @@ from weaksam.turns import turn
 
 log = logging.getLogger(__name__)
 
-# glibc gives large buffers back to the system at once, and getting them again can cost more than the work on them:
-# elementwise operations of torch on a virtual machine were three times slower without these.
-_KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**33)}
-# Where there are more workers than cores, Ray ends one that had no task for a second, and the next block of images
-# pays for another: some two seconds of a core. Small images on two cores took a fifth longer.
-_KEEP_WORKERS = {"RAY_idle_worker_killing_time_threshold_ms": "60000"}
-
 ROWS_PER_BLOCK = 64  # Ray Data costs about 15 ms a block; a block is also what a crash loses
 _MOST_ALONE = 8 * ROWS_PER_BLOCK
-
-
-def connect() -> None:
-    """Joins the cluster of `RAY_ADDRESS` (a submitted job has it set) or starts one on this machine."""
-    if not ray.is_initialized():
-        for variable, value in (_KEEP_MEMORY | _KEEP_WORKERS).items():
-            os.environ.setdefault(variable, value)  # a local cluster inherits it
-        address = os.environ.get("RAY_ADDRESS", "local")
-        options = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": False}
-        if address != "local":
-            options["runtime_env"] = {"env_vars": _told_to_workers(os.environ)}
-        try:
-            ray.init(address=address, **options)
-        except (ConnectionError, ray.exceptions.AuthenticationError) as error:
-            told = str(error).strip().splitlines() or ["?"]
-            raise ClusterError(
-                f"the cluster at {address} cannot be joined ({told[0]}): check RAY_ADDRESS and RAY_AUTH_TOKEN"
-            ) from error
-        except Exception as error:  # Ray has no class for it
-            if "timed out during startup" not in str(error):
-                raise
-            raise ClusterError(
-                "Ray did not start in time on this machine: it is busy, or its disk is full (/tmp/ray, or RAY_TMPDIR): "
-                "the same command goes on"
-            ) from error
-
-    # Ray's own handler ends the process with a dump; this way the reservation is given back and the user is told.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-
-
-def _told_to_workers(environment: Mapping[str, str]) -> dict[str, str]:
-    """What processes of a running cluster must know of this one's environment, unless their job was told already."""
-    job = json.loads(environment.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}")
-    told = (job.get("runtime_env") or {}).get("env_vars") or {}
-    wanted = (ENDPOINT_VARIABLE,)
-    return {name: environment[name] for name in wanted if name in environment and name not in told}
-
-
-def disconnect() -> None:
-    """Leaves the cluster; ends it when `connect` started it."""
-    ray.shutdown()
 
 
 def map_images(
