@@ -14,8 +14,11 @@ PACKAGE = ROOT / "weaksam"
 
 # From left to right; a module may import from its own layer and from those before it.
 LAYERS = [
-    {"errors"},
-    {"config", "schemas", "memory", "object_stores", "storage", "tables"},
+    {"errors", "masking"},
+    {
+        *("config", "schemas", "memory", "uris", "proxies", "object_stores", "storage_faults", "storage"),
+        *("parquet_files", "tables"),
+    },
     {"ops"},
     {"models", "sam", "data"},
     {

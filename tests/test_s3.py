@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.s3.server import CephServer
-from weaksam import object_stores, storage
+from weaksam import object_stores, parquet_files, storage
 from weaksam.errors import StorageError
 
 
@@ -78,7 +78,7 @@ def test_a_table_is_read_by_columns(bucket: str) -> None:
     uri, sink = storage.join(bucket, "part.parquet"), pa.BufferOutputStream()
     pq.write_table(pa.table({"a": [1, 2], "b": ["x", "y"]}), sink)
     storage.write_bytes(uri, sink.getvalue().to_pybytes())
-    assert storage.read_parquet(uri, columns=["b"]).to_pydict() == {"b": ["x", "y"]}
+    assert parquet_files.read_parquet(uri, columns=["b"]).to_pydict() == {"b": ["x", "y"]}
 
 
 def test_a_wrong_secret_and_a_missing_bucket_are_told(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ import pytest
 
 from tests.s3.proxy import Faults, FaultyProxy
 from tests.s3.server import CephServer
-from weaksam import object_stores, storage, tables
+from weaksam import object_stores, parquet_files, storage, tables
 from weaksam.errors import StorageError
 
 pytestmark = pytest.mark.timeout(120)
@@ -63,7 +63,9 @@ def test_parts_of_a_table_are_all_there_and_read_by_columns(bucket: str) -> None
     parts = tables.list_parts(folder)
     assert len(parts) == 20
     for columns in (["image_id"], None):
-        found = pa.concat_tables(storage.read_parquet(storage.join(folder, part), columns=columns) for part in parts)
+        found = pa.concat_tables(
+            parquet_files.read_parquet(storage.join(folder, part), columns=columns) for part in parts
+        )
         assert sorted(found.column("image_id").to_pylist()) == ids
 
 

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from weaksam.errors import ConfigError, StorageError
+from weaksam.errors import ConfigError, DamagedError
 from weaksam.job_commands import app as job_app
 from weaksam.terminal import AsJson, ConfigPath, Overrides, console, guarded, set_up_logging
 
@@ -76,19 +76,21 @@ def run_job(stage: str | None) -> None:
 def check(config: ConfigPath, overrides: Overrides = None) -> None:
     """Check CONFIG without running anything: every fault at once, then what each step would do, then warnings."""
     from weaksam import pipeline
+    from weaksam.listings import describe_state
 
     table = Table("step", "stage", "reads", "state", "folder", box=None)
+    faults = []
     steps = pipeline.load(config, overrides or [])
     for step in steps:
         reads = ", ".join(other.name for other in step.inputs.values())
-        try:
-            state = "finished" if step.manifest() else "to do"
-        except StorageError:
-            state = "damaged"
+        state, fault = describe_state(step)
+        faults += [str(fault)] if fault else []
         table.add_row(step.name, step.stage.name, reads, state, step.folder)
     console().print(table)
     for text in pipeline.warnings_of(steps):
         print(f"warning: {text}", file=sys.stderr)
+    if faults:
+        raise DamagedError("\n".join(faults))
 
 
 @app.command()
@@ -137,10 +139,13 @@ def status(
     """Show what is done in RUN, what runs and what stopped. Reads its files only, so it needs no cluster."""
     from weaksam.listings import read_states, states_of_steps
 
+    states = read_states(run_uri)
     if as_json:
-        print(json.dumps(read_states(run_uri), indent=2))
+        print(json.dumps(states, indent=2))
     else:
-        console().print(states_of_steps(run_uri))
+        console().print(states_of_steps(states))
+    if broken := [state["damage"] for state in states if state["state"] == "damaged" and state["rows"] is None]:
+        raise DamagedError("\n".join(broken))
 
 
 @app.command()

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-import re
+from urllib.parse import urlsplit
 
 from pydantic import Field
 
 from weaksam.config import Settings, load_run_file, parse_settings
 from weaksam.errors import ConfigError
+from weaksam.masking import is_secret
 from weaksam.pipeline import Parsed
 from weaksam.pools import CpuPoolResources, PoolResources
 from weaksam.training_settings import TrainResources
-
-_CREDENTIAL = re.compile(r"SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIAL|PRIVATE|ACCESS_KEY|API_KEY|SESSION", re.IGNORECASE)
 
 
 class Entrypoint(Settings):
@@ -71,12 +70,16 @@ def cluster_faults(settings: ClusterSettings, where: str) -> list[str]:
     faults = []
     if not settings.address.startswith(("http://", "https://")):
         faults.append(f"{where}.address: must be the URL of a dashboard, http://..., got {settings.address!r}")
-    for key, names in (("env", list(settings.env)), ("pass_env", settings.pass_env)):
+    elif "@" in urlsplit(settings.address).netloc:
+        faults.append(f"{where}.address: holds credentials, which would be shown: put the token in RAY_AUTH_TOKEN")
+    passed = {name: os.environ.get(name, "") for name in settings.pass_env}
+    for key, values in (("env", settings.env), ("pass_env", passed)):
         faults += [
             f"{where}.{key}.{name}: looks like a credential, which would be readable in the job's description: "
-            "give it to the nodes"
-            for name in names
-            if _CREDENTIAL.search(name)
+            "give it to the nodes, by the role or service account they run as, or in the environment that Ray is "
+            "started with there (on Kubernetes a Secret under envFrom)"
+            for name, value in values.items()
+            if is_secret(name, value)
         ]
     return faults
 

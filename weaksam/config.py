@@ -18,6 +18,7 @@ import pydantic
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
+from weaksam import uris
 from weaksam.errors import ConfigError
 
 
@@ -43,6 +44,11 @@ class OutsideFile:
 
 
 @dataclass(frozen=True)
+class OutsideFolder:
+    """Marks a field that is the URI of a folder outside the run."""
+
+
+@dataclass(frozen=True)
 class NotInFingerprint:
     """Marks a field that decides how a step runs or is judged, never what it computes. `resources` is one by name."""
 
@@ -54,8 +60,16 @@ class StageConfig(Settings):
     """Share of rows, rounded up, that may fail before the step counts as failed."""
 
 
+_MOST_VALUES = 100_000  # a run file has some hundreds
+
+
 class _Loader(yaml.SafeLoader):
     """Safe YAML, merge keys included, in which `2e-5` is a number and a key given twice is a fault."""
+
+    def __init__(self, stream: Any) -> None:
+        super().__init__(stream)
+        self.values = 0
+        self.sizes: dict[int, int] = {}
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)  # before merge keys are resolved: those may be given again
@@ -66,6 +80,20 @@ class _Loader(yaml.SafeLoader):
             if (key.tag, key.value) in seen:
                 raise yaml.MarkedYAMLError(problem=f"key {key.value!r} is given twice", problem_mark=key.start_mark)
             seen.add((key.tag, key.value))
+        return node
+
+    def compose_node(self, parent: Any, index: Any) -> yaml.Node | None:
+        """Counts values as they are once every alias is what it stands for: a few lines can stand for billions."""
+        before, event = self.values, self.peek_event()
+        node = super().compose_node(parent, index)
+        if isinstance(event, yaml.AliasEvent):
+            self.values += self.sizes.get(id(node), 1)
+        else:
+            self.values += 1
+            self.sizes[id(node)] = self.values - before
+        if self.values > _MOST_VALUES:
+            problem = f"with its aliases it holds more than {_MOST_VALUES} values"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
         return node
 
 
@@ -167,6 +195,31 @@ def _names_at(config: type[BaseModel], location: tuple) -> list[str]:
 def changed(config: Config, **updates: Any) -> Config:
     """A copy with other values, validated like any."""
     return type(config).model_validate(dict(config) | updates)
+
+
+def places_of(config: BaseModel, prefix: str = "") -> list[tuple[str, str]]:
+    """Key and value of every setting that is the URI of a file or folder outside the run."""
+    found = []
+    for name, info in type(config).model_fields.items():
+        value = getattr(config, name)
+        if isinstance(value, BaseModel):
+            found += places_of(value, f"{prefix}{name}.")
+        elif isinstance(value, str) and any(isinstance(mark, OutsideFile | OutsideFolder) for mark in info.metadata):
+            found.append((prefix + name, value))
+    return found
+
+
+def with_absolute_files(config: Config) -> Config:
+    """A copy in which every `OutsideFile` of this machine is an absolute path: workers have other working folders."""
+    updates: dict[str, Any] = {}
+    for name, info in type(config).model_fields.items():
+        value = getattr(config, name)
+        if isinstance(value, Settings):
+            inner = with_absolute_files(value)
+            updates |= {name: inner} if inner is not value else {}
+        elif isinstance(value, str) and any(isinstance(mark, OutsideFile) for mark in info.metadata):
+            updates |= {name: uris.absolute(value)} if uris.is_local(value) and uris.fault_of(value) is None else {}
+    return config.model_copy(update=updates) if updates else config
 
 
 def result_settings(config: BaseModel) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from weaksam.errors import ClusterError, ConfigError
-from weaksam.object_stores import ENDPOINT_VARIABLE
+from weaksam.object_stores import VARIABLES
 
 # A killed driver's reservation in Ray Data's coordinator starves the next one until it expires (default 180 s).
 os.environ.setdefault("RAY_DATA_AUTOSCALING_REQUEST_EXPIRE_TIME_S", "30")
@@ -67,6 +67,17 @@ def connect() -> None:
 
     # Ray's own handler ends the process with a dump; this way the reservation is given back and the user is told.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+def check_cluster() -> None:
+    """Looks whether `connect` has a cluster to join, which takes half a minute at most; nothing where it starts one.
+
+    Raises:
+        ConfigError: RAY_ADDRESS is no address.
+        ClusterError: nothing answers there.
+    """
+    if not ray.is_initialized() and (address := cluster_address(os.environ)) != _LOCAL:
+        check_reachable(address)
 
 
 def disconnect() -> None:
@@ -146,5 +157,4 @@ def _told_to_workers(environment: Mapping[str, str]) -> dict[str, str]:
     """What processes of a running cluster must know of this one's environment, unless their job was told already."""
     job = json.loads(environment.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}")
     told = (job.get("runtime_env") or {}).get("env_vars") or {}
-    wanted = (ENDPOINT_VARIABLE,)
-    return {name: environment[name] for name in wanted if name in environment and name not in told}
+    return {name: environment[name] for name in VARIABLES if name in environment and name not in told}

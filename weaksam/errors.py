@@ -6,18 +6,28 @@ and the same command would fail again; 3, too many rows failed; 4, storage or cl
 
 from __future__ import annotations
 
+from typing import Any
+
+from weaksam.masking import masked
+
 
 class WeakSamError(Exception):
-    """Base of every error with a message written for the user: what is wrong, what was got, what to do."""
+    """Base of every error with a message written for the user: what is wrong, what was got, what to do.
+
+    Secrets in URLs of a message are masked.
+    """
 
     exit_code = 2
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*(masked(text) if isinstance(text, str) else text for text in args))
 
 
 class ConfigError(WeakSamError):
     """The run file, an override or a command-line value is wrong. Carries every fault found, not only the first."""
 
     def __init__(self, *faults: str) -> None:
-        self.faults = list(faults)
+        self.faults = [masked(fault) for fault in faults]
         super().__init__(*faults)
 
     def __str__(self) -> str:
@@ -28,10 +38,22 @@ class DataError(WeakSamError):
     """A dataset or table does not say what it must. The message names the file and the line, key or row."""
 
 
+class DamagedError(DataError):
+    """A file of a run was cut or altered after it was written. The message names it and says how to replace it."""
+
+
+class MissingFileError(DataError):
+    """A file that a setting names is not there."""
+
+
 class StorageError(WeakSamError):
-    """A URI could not be read or written: network, permission or a missing file. Never the fault of one image."""
+    """A URI could not be read or written: network or permission. Never the fault of one image."""
 
     exit_code = 4
+
+
+class DeniedError(StorageError):
+    """A store or file system does not let us in; the same command goes on once it does."""
 
 
 class ClusterError(WeakSamError):
@@ -66,8 +88,8 @@ class ImageError(Exception):
 
     def __init__(self, status: str, message: str) -> None:
         self.status = status
-        self.message = message
-        super().__init__(status, message)  # as given, so that it survives pickling between processes
+        self.message = masked(message)
+        super().__init__(status, self.message)  # as given, so that it survives pickling between processes
 
     def __str__(self) -> str:
         return f"{self.status}: {self.message}"

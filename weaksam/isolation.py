@@ -138,7 +138,7 @@ def _failure(ref: Any, ready: Any) -> Failure | None:
     except RayError as error:
         if _node_died(error):
             return NODE_DIED
-        raise StageError(f"no worker can be started: {error}") from error
+        raise StageError(f"no worker can be started: {_why_dead(error)}") from error
     try:
         ray.get(ref)
     except RayTaskError as error:
@@ -150,6 +150,17 @@ def _failure(ref: Any, ready: Any) -> Failure | None:
     except RayError as error:
         return NODE_DIED if _node_died(error) else ("crash", "the worker process died while working on this image")
     return None
+
+
+def _why_dead(error: RayError) -> str:
+    """Why a worker ended before it had work, in a sentence; Ray says so in several, with advice for its own settings."""
+    text = " ".join(str(error).split())
+    if isinstance(error, OutOfMemoryError) or "OOM" in text or "low on memory" in text or "out of memory" in text:
+        return (
+            "the memory of its node is full: give the machine (or container) more, end other programs, or lower "
+            "resources.max_actors"
+        )
+    return text[:500]
 
 
 def _node_died(error: RayError) -> bool:

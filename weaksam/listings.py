@@ -3,64 +3,92 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
 
 from weaksam import storage, tables
-from weaksam.errors import ConfigError, StorageError
+from weaksam.errors import ConfigError, DamagedError
 from weaksam.progress import duration, read_progress, state_of, words_of
+from weaksam.stage import Step, read_manifest
+from weaksam.step_folders import name_lost
+
+_STEP_FOLDER = re.compile(r".+-[0-9a-f]{8}")
 
 
 def read_states(run: str) -> list[dict[str, Any]]:
     """What is done in a run folder, one step folder an entry, as its files say.
 
     `state` is finished, running, stopped, damaged, or unfinished where nothing tells which of them. `rows` and what
-    follows are None where unknown; `progress` is that of a step that is not finished, with its age in seconds.
+    follows are None where unknown; `progress` is that of a step that is not finished, with its age in seconds; `damage`
+    is what is wrong and what to do.
 
     Raises:
         ConfigError: no step has been started there.
+        StorageError: the folder cannot be read, which says nothing of what is in it.
     """
-    folders = {name: storage.join(run, name) for name in storage.list_folders(run)}
-    states = [
-        _read_state(name.rsplit("-", 1)[0], folder)
-        for name, folder in folders.items()
-        if storage.exists(storage.join(folder, "config.json"))
-    ]
+    states = []
+    for name in storage.list_folders(run):
+        if _STEP_FOLDER.fullmatch(name):
+            folder = storage.join(run, name)
+            files = {file.path: file.size for file in storage.list_files(folder)}
+            if "config.json" in files or "manifest.json" in files or any(map(tables.is_lasting, files)):
+                states.append(_read_state(name.rsplit("-", 1)[0], folder, files))
     if not states:
         raise ConfigError(f"{run}: no step has been started there: check the folder, or run a config first")
     return states
 
 
-def _read_state(step: str, folder: str) -> dict[str, Any]:
-    told = dict.fromkeys(("rows", "failed", "seconds", "rows_per_second"))
-    state = {"step": step, "stage": None, "state": "damaged", **told, "folder": folder, "progress": None}
+def _read_state(step: str, folder: str, files: Mapping[str, int]) -> dict[str, Any]:
+    counts = dict.fromkeys(("rows", "failed", "seconds", "rows_per_second"))
+    state = {"step": step, "stage": None, "state": "damaged", **counts, "folder": folder, "progress": None}
+    state["damage"] = None
     try:
-        done = storage.read_json(storage.join(folder, "manifest.json"))
-    except StorageError:
-        return state
-    except FileNotFoundError:
-        progress = read_progress(folder)
-        rows = sum(tables.rows_in(part) for part in tables.list_parts(folder))
-        state |= {"stage": _read_stage(folder), "state": "unfinished", "rows": rows}
-        if progress is not None:
-            state |= {"state": state_of(progress), "failed": progress["failed"], "progress": progress}
-        return state
-    return {**state, "stage": done["stage"], "state": "finished", **{key: done[key] for key in told}}
+        done = read_manifest(folder) if "manifest.json" in files else None
+        if done is None:
+            return state | _unfinished_state(folder, files)
+        state |= {"stage": done["stage"], **{key: done.get(key) for key in counts}}
+        if lost := tables.lost_files(folder, done, files):
+            return state | {"damage": f"{name_lost(lost)}: the same command makes the missing again"}
+    except (DamagedError, FileNotFoundError) as error:  # missing: removed since it was listed
+        return state | {"damage": str(error)}
+    return state | {"state": "finished"}
+
+
+def _unfinished_state(folder: str, files: Mapping[str, int]) -> dict[str, Any]:
+    progress = read_progress(folder)
+    rows = sum(tables.rows_in(path) for path in files if "/" not in path and tables.is_lasting(path))
+    state = {"stage": _read_stage(folder), "state": "unfinished", "rows": rows}
+    if progress is not None:
+        state |= {"state": state_of(progress), "failed": progress["failed"], "progress": progress}
+    return state
 
 
 def _read_stage(folder: str) -> str | None:
     try:
         return storage.read_json(storage.join(folder, "config.json")).get("stage")
-    except (FileNotFoundError, StorageError):
-        return None
+    except (FileNotFoundError, DamagedError, AttributeError):
+        return None  # the next run writes it again
 
 
-def states_of_steps(run: str) -> Table:
-    """`read_states` for people, a line a step."""
+def describe_state(step: Step) -> tuple[str, DamagedError | None]:
+    """What `check` says of a step: `finished` or `to do`, and why; a fault where a run could not go on from there."""
+    try:
+        manifest = step.manifest()
+    except DamagedError as error:
+        return "damaged", error
+    if manifest is None:
+        return "to do", None
+    lost = tables.lost_files(step.folder, manifest)
+    return (f"to do: {name_lost(lost)}" if lost else "finished"), None
+
+
+def states_of_steps(states: Sequence[Mapping[str, Any]]) -> Table:
+    """What `read_states` found, for people, a line a step."""
     table = Table("step", "state", "rows", "failed", "seconds", "rows/s", "folder", box=None)
-    for one in read_states(run):
+    for one in states:
         counts = [one[key] for key in ("rows", "failed", "seconds", "rows_per_second")]
         table.add_row(
             one["step"], _describe(one), *("" if count is None else f"{count:g}" for count in counts), one["folder"]
@@ -71,7 +99,7 @@ def states_of_steps(run: str) -> Table:
 def _describe(state: Mapping[str, Any]) -> str:
     progress = state["progress"]
     if state["state"] == "damaged":
-        return "damaged: remove manifest.json and run again"
+        return f"damaged: {state['damage']}"
     if state["state"] == "running":
         return " ".join(["running", *words_of(progress)])
     if state["state"] == "stopped":

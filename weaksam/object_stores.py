@@ -9,8 +9,15 @@ from __future__ import annotations
 
 import functools
 import os
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
+
+from weaksam.proxies import proxy_for, proxy_options
 
 # pyarrow's S3 client sends trailing checksums by default, which several S3 servers reject or store as data.
 os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
@@ -18,10 +25,33 @@ os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
 from pyarrow import fs as pafs
 
 ENDPOINT_VARIABLE = "AWS_ENDPOINT_URL_S3"
+ADDRESSING_VARIABLE = "AWS_S3_ADDRESSING_STYLE"
+VARIABLES = (ENDPOINT_VARIABLE, ADDRESSING_VARIABLE)  # what a run file sets, and every process of a run must have
 
 _ATTEMPTS = 10  # within the client; the standard strategy shares its attempts between all requests and runs out
 _CONNECT_TIMEOUT = 10.0  # seconds
 _EXTRAS = {"gs": "gcs", "gcs": "gcs", "abfs": "azure", "abfss": "azure", "az": "azure", "adl": "azure"}
+_MODIFIED = (
+    "mtime",
+    "last_modified",
+    "LastModified",
+    "updated",
+    "modified",
+    "Last-Modified",
+)  # keys of fsspec's stores
+_ETAG = ("etag", "ETag", "generation", "content_md5", "Content-MD5", "md5Hash", "checksum")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a listing has of a path: `modified` in seconds since 1970, `etag` where there is no such time."""
+
+    path: str
+    is_file: bool
+    is_folder: bool
+    size: int
+    modified: float | None
+    etag: str | None = None
 
 
 def object_store(scheme: str, bucket: str) -> pafs.FileSystem:
@@ -32,12 +62,38 @@ def object_store(scheme: str, bucket: str) -> pafs.FileSystem:
         ValueError: nobody knows the scheme.
         OSError: the store cannot be reached.
     """
-    return _object_store(scheme, bucket, s3_endpoint())
+    return _object_store_at(scheme, bucket, s3_endpoint(), s3_is_virtual())
+
+
+def list_entries(files: pafs.FileSystem, path: str, *, recursive: bool) -> list[Entry]:
+    """Everything below a folder as it is now; nothing when there is no such folder.
+
+    Raises:
+        NotADirectoryError: it is a file.
+    """
+    handler = files.handler if isinstance(files, pafs.PyFileSystem) else None
+    if isinstance(handler, _Fresh):
+        return list(handler.entries(path, recursive=recursive))
+    return [
+        Entry(
+            info.path,
+            info.type == pafs.FileType.File,
+            info.type == pafs.FileType.Directory,
+            info.size or 0,
+            info.mtime_ns / 1e9 if info.mtime_ns is not None else None,
+        )
+        for info in files.get_file_info(pafs.FileSelector(path, allow_not_found=True, recursive=recursive))
+    ]
 
 
 def s3_endpoint() -> str | None:
     """The S3 server that is named by the environment; None: Amazon's."""
     return os.environ.get(ENDPOINT_VARIABLE) or os.environ.get("AWS_ENDPOINT_URL") or None
+
+
+def s3_is_virtual() -> bool:
+    """Whether the environment asks for buckets by host name, https://bucket.host/key, also of a named server."""
+    return os.environ.get(ADDRESSING_VARIABLE, "").lower() == "virtual"
 
 
 def use_s3_endpoint(url: Any) -> list[str]:
@@ -50,47 +106,191 @@ def use_s3_endpoint(url: Any) -> list[str]:
     return []
 
 
+def use_s3_addressing(style: Any) -> list[str]:
+    """Sets how buckets are addressed, for this process and those that it starts; a list of faults if that is no way."""
+    if style not in ("path", "virtual"):
+        return [f"addressing: must be path (https://host/bucket) or virtual (https://bucket.host), got {style!r}"]
+    os.environ[ADDRESSING_VARIABLE] = style
+    return []
+
+
+def _object_store_at(scheme: str, bucket: str, endpoint: str | None, virtual: bool) -> pafs.FileSystem:
+    return _object_store(scheme, bucket, endpoint, virtual, proxy_for(_url_of(scheme, bucket, endpoint)))
+
+
+def _url_of(scheme: str, bucket: str, endpoint: str | None) -> str:
+    """Where requests for a bucket go, as far as a proxy depends on it."""
+    if scheme in ("http", "https"):
+        return f"{scheme}://{bucket}"
+    if scheme in ("gs", "gcs"):
+        return os.environ.get("STORAGE_EMULATOR_HOST") or "https://storage.googleapis.com"
+    return endpoint or f"https://{bucket}.s3.amazonaws.com"
+
+
 @functools.lru_cache(maxsize=32)
-def _object_store(scheme: str, bucket: str, endpoint: str | None) -> pafs.FileSystem:
+def _object_store(scheme: str, bucket: str, endpoint: str | None, virtual: bool, proxy: str | None) -> pafs.FileSystem:
     if scheme == "s3":
-        return _s3(bucket, endpoint)
+        return _s3(bucket, endpoint, virtual, proxy)
     import fsspec
 
+    options: dict[str, Any] = {}
+    if proxy is not None:  # clients on aiohttp read the environment only when asked to
+        options = {"client_kwargs": {"trust_env": True}} if scheme in ("http", "https") else options
+        options = {"session_kwargs": {"trust_env": True}} if scheme in ("gs", "gcs") else options
     try:
-        return pafs.PyFileSystem(pafs.FSSpecHandler(fsspec.filesystem(scheme)))
+        return pafs.PyFileSystem(_Fresh(fsspec.filesystem(scheme, use_listings_cache=False, **options)))
     except ImportError as error:
         extra = f": pip install 'weaksam[{_EXTRAS[scheme]}]'" if scheme in _EXTRAS else ""
         raise ImportError(f"{error}{extra}") from error
 
 
+class _Fresh(pafs.FSSpecHandler):
+    """A store of fsspec of which each look is a new one, and in which a fault is no missing object.
+
+    Stores of fsspec remember listings for as long as the process lives, and pyarrow's own handler asks them questions
+    (`isfile`, `isdir`, `exists`, a tolerant `find`) whose answer is no when the store is down or does not let us in.
+    """
+
+    def get_file_info(self, paths: list[str]) -> list[pafs.FileInfo]:
+        found = []
+        for path in paths:
+            try:
+                info = self._info(path)
+            except FileNotFoundError:
+                found.append(pafs.FileInfo(path, pafs.FileType.NotFound))
+                continue
+            entry = _entry(path, info)
+            kind = pafs.FileType.File if entry.is_file else pafs.FileType.Directory
+            size = info.get("size") if entry.is_file else None
+            found.append(pafs.FileInfo(path, kind, size=size, mtime=entry.modified))
+        return found
+
+    def get_file_info_selector(self, selector: pafs.FileSelector) -> list[pafs.FileInfo]:
+        return [
+            pafs.FileInfo(
+                entry.path,
+                pafs.FileType.File if entry.is_file else pafs.FileType.Directory,
+                size=entry.size if entry.is_file else None,
+                mtime=entry.modified,
+            )
+            for entry in self.entries(selector.base_dir, recursive=selector.recursive)
+        ]
+
+    def entries(self, base: str, *, recursive: bool) -> Iterator[Entry]:
+        """What lies below `base`; see `list_entries`."""
+        self.fs.invalidate_cache()
+        try:
+            found = self._find(base) if recursive else {info["name"]: info for info in self.fs.ls(base, detail=True)}
+        except FileNotFoundError as error:
+            _raise_fault(error)
+            return
+        for path, info in found.items():
+            if path.strip("/") != base.strip("/"):
+                yield _entry(path, info)
+            elif info["type"] == "file" and not path.endswith("/"):
+                raise NotADirectoryError(base)
+
+    def open_input_stream(self, path: str) -> Any:
+        return self.open_input_file(path)
+
+    def open_input_file(self, path: str) -> Any:
+        from pyarrow import PythonFile
+
+        if self._info(path)["type"] != "file":
+            raise FileNotFoundError(path)
+        return PythonFile(self.fs.open(path, mode="rb"), mode="r")
+
+    def _info(self, path: str) -> dict[str, Any]:
+        self.fs.invalidate_cache()
+        try:
+            return self.fs.info(path)
+        except FileNotFoundError as error:
+            _raise_fault(error)
+            raise
+
+    def _find(self, base: str) -> dict[str, Any]:
+        from fsspec import AbstractFileSystem
+        from fsspec.asyn import AsyncFileSystem
+
+        kind = type(self.fs)
+        walks = (
+            kind._find is AsyncFileSystem._find
+            if issubclass(kind, AsyncFileSystem)
+            else kind.find is AbstractFileSystem.find
+        )
+        # The walk of fsspec passes over folders that it cannot list; stores with a listing of their own do not.
+        return self.fs.find(base, withdirs=True, detail=True, **({"on_error": "raise"} if walks else {}))
+
+
+def _raise_fault(error: FileNotFoundError) -> None:
+    """Raises what a client of fsspec made a missing object of, if that was another fault."""
+    cause = error.__cause__
+    status = getattr(cause, "status", None)
+    if cause is None or isinstance(cause, (FileNotFoundError, KeyError)) or status in (404, 410):
+        return
+    if status in (401, 403):
+        raise PermissionError(f"HTTP status {status}") from error
+    raise OSError(f"{type(cause).__name__}: {cause}") from error
+
+
+def _entry(path: str, info: dict[str, Any]) -> Entry:
+    modified = next((info[key] for key in _MODIFIED if info.get(key) is not None), None)
+    seconds = modified.timestamp() if isinstance(modified, datetime) else modified
+    etag = next((str(info[key]) for key in _ETAG if info.get(key)), None)
+    if not isinstance(seconds, (int, float)):
+        seconds, etag = None, etag if modified is None else f"{etag or ''} {modified}"
+    is_file = info["type"] == "file" and not path.endswith("/")  # an object of that name only marks a folder
+    return Entry(path, is_file, info["type"] == "directory", int(info.get("size") or 0), seconds, etag)
+
+
 class _S3(pafs.S3FileSystem):
     """Is made anew where it is unpickled: pyarrow's own forgets how often it is to try again, and gives up early."""
 
-    def __init__(self, bucket: str, endpoint: str | None, **options: Any) -> None:
-        super().__init__(**options)
-        self._made_of = ("s3", bucket, endpoint)
+    def __init__(self, bucket: str, endpoint: str | None, virtual: bool, **options: Any) -> None:
+        super().__init__(force_virtual_addressing=virtual, **options)
+        self._made_of = ("s3", bucket, endpoint, virtual)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _object_store, self._made_of
+        return _object_store_at, self._made_of  # a proxy may have a password: each machine has its own
 
 
-def _s3(bucket: str, endpoint: str | None) -> pafs.S3FileSystem:
+def _s3(bucket: str, endpoint: str | None, virtual: bool, proxy: str | None) -> pafs.S3FileSystem:
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-    where: dict[str, str] = {}
+    where: dict[str, Any] = {}
     if endpoint is not None:
         scheme, separator, host = endpoint.rstrip("/").partition("://")
         if not separator or scheme not in ("http", "https"):
             raise ValueError(f"the S3 endpoint {endpoint!r} must begin with http:// or https://")
         where = {"scheme": scheme, "endpoint_override": host}
     elif region is None:
-        with suppress(OSError):  # not allowed, or no such bucket: the first request says so
-            region = pafs.resolve_s3_region(bucket)
+        region = _region_of(bucket, proxy)
+    if proxy is not None:
+        where["proxy_options"] = proxy_options(proxy)
     return _S3(
         bucket,
         endpoint,
+        virtual,
         region=region or "us-east-1",
         connect_timeout=_CONNECT_TIMEOUT,
         allow_delayed_open=True,  # a small object is one request instead of three
         retry_strategy=pafs.AwsDefaultS3RetryStrategy(max_attempts=_ATTEMPTS),
         **where,
     )
+
+
+def _region_of(bucket: str, proxy: str | None) -> str | None:
+    """The region of one of Amazon's buckets; None where it is not known: the first request says why."""
+    if proxy is None:
+        with suppress(OSError):  # not allowed, or no such bucket
+            return pafs.resolve_s3_region(bucket)
+        return None
+    # pyarrow's own question does not go through a proxy. Any answer of the store names the region, also a refusal.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({"https": proxy}))
+    request = urllib.request.Request(f"https://s3.amazonaws.com/{bucket}", method="HEAD")
+    try:
+        with opener.open(request, timeout=_CONNECT_TIMEOUT) as answer:
+            return answer.headers.get("x-amz-bucket-region")
+    except urllib.error.HTTPError as error:
+        return error.headers.get("x-amz-bucket-region")
+    except OSError:
+        return None

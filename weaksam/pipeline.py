@@ -16,18 +16,23 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
-from weaksam import storage
-from weaksam.config import StageConfig, load_run_file, parse_settings
-from weaksam.errors import ConfigError, FailedRowsError, StorageError, WeakSamError
-from weaksam.object_stores import use_s3_endpoint
+from weaksam import storage, tables
+from weaksam.config import StageConfig, load_run_file, parse_settings, with_absolute_files
+from weaksam.errors import ConfigError, DamagedError, FailedRowsError, MissingFileError, StorageError, WeakSamError
+from weaksam.object_stores import use_s3_addressing, use_s3_endpoint
 from weaksam.stage import Outcome, Stage, Step, describe, resolve
 from weaksam.stages import STAGES
+from weaksam.step_folders import keep_config, whole_manifest
+from weaksam.uris import fault_of, fault_of_folder, is_uri
 
 log = logging.getLogger(__name__)
 
 _VERSIONED = ("weaksam", "ray", "torch", "torchvision", "segment-anything", "pyarrow", "numpy", "pillow")
 
-_KEYS = ("run", "endpoint", "steps")
+_KEYS = ("run", "endpoint", "addressing", "steps")
+
+_SHOWN_FAILURES = 3
+_LONGEST_NAME = 200  # of 255 bytes for a folder's, which has the fingerprint behind it
 
 Parsed = dict[str, tuple[Stage, Any]]  # step name -> stage and settings
 
@@ -48,11 +53,15 @@ def parse(path: str, overrides: Sequence[str] = ()) -> tuple[str, Parsed]:
     """The run folder and the checked settings of every step, as `load` but without a look at outside files."""
     content = load_run_file(path, overrides)
     faults = [f"{key}: unknown key: a run file has {', '.join(_KEYS)}" for key in content if key not in _KEYS]
-    run, endpoint, raw_steps = (content.get(key) for key in _KEYS)
+    run, endpoint, addressing, raw_steps = (content.get(key) for key in _KEYS)
     if not isinstance(run, str) or not run:
         faults.append("run: required: the URI where everything of this run lives")
+    elif (fault := fault_of(run) or fault_of_folder(run)) is not None:
+        faults.append(f"run: {fault}")
     if endpoint is not None:
         faults += use_s3_endpoint(endpoint)
+    if addressing is not None:
+        faults += use_s3_addressing(addressing)
     if not isinstance(raw_steps, dict) or not raw_steps:
         raise ConfigError(*faults, "steps: required: a mapping of step names to settings")
     raw_steps = {str(name): raw for name, raw in raw_steps.items()}
@@ -62,6 +71,7 @@ def parse(path: str, overrides: Sequence[str] = ()) -> tuple[str, Parsed]:
         faults += step_faults
         if stage is not None:
             parsed[name] = (stage, config)
+            faults += _uri_faults(raw, f"steps.{name}")
     faults += _reference_faults(parsed, raw_steps)
     if faults:
         raise ConfigError(*faults)
@@ -72,6 +82,8 @@ def _parse_step(name: str, raw: Any) -> tuple[Stage | None, StageConfig | None, 
     where = f"steps.{name}"
     if not name.replace("_", "").isalnum() or not name.isascii():
         return None, None, [f"{where}: a step's name has letters, digits and '_' only"]
+    if len(name) > _LONGEST_NAME:
+        return None, None, [f"{where}: a step's name has {_LONGEST_NAME} letters at most, it is the name of a folder"]
     if not isinstance(raw, dict) or "stage" not in raw:
         return None, None, [f"{where}.stage: required: one of {', '.join(STAGES)}"]
     stage = STAGES.get(str(raw["stage"]))
@@ -81,7 +93,17 @@ def _parse_step(name: str, raw: Any) -> tuple[Stage | None, StageConfig | None, 
         return None, None, [f"{where}.stage: there is no stage '{raw['stage']}': {hint}"]
     settings = {key: value for key, value in raw.items() if key != "stage"}
     config, faults = parse_settings(stage.config, settings, where=where)
+    config = config and with_absolute_files(config)
     return stage, config, faults  # type: ignore[return-value]  (parse_settings returns what it was asked for)
+
+
+def _uri_faults(raw: Any, where: str) -> list[str]:
+    """Faults of every text of raw settings that is a URI."""
+    if isinstance(raw, Mapping):
+        return [fault for key, value in raw.items() for fault in _uri_faults(value, f"{where}.{key}")]
+    if isinstance(raw, str) and is_uri(raw) and (fault := fault_of(raw)) is not None:
+        return [f"{where}: {fault}"]
+    return []
 
 
 def _reference_faults(
@@ -112,7 +134,7 @@ def resolve_steps(run: str, parsed: Parsed) -> list[Step]:
     references = {name: stage.references(dict(config)) for name, (stage, config) in parsed.items()}
     graph = {name: [target for target, _ in named.values()] for name, named in references.items()}
     steps: dict[str, Step] = {}
-    faults = []
+    faults: dict[str, WeakSamError] = {}
     for name in TopologicalSorter(graph).static_order():
         stage, config = parsed[name]
         if any(target not in steps for target in graph[name]):
@@ -121,10 +143,19 @@ def resolve_steps(run: str, parsed: Parsed) -> list[Step]:
         try:
             steps[name] = resolve(run, name, stage, config, inputs)
         except WeakSamError as error:
-            faults.append(f"steps.{name}: {error}")
+            faults[name] = error
+            if isinstance(error, StorageError):
+                break  # the same store would keep every other step waiting as long
     if faults:
-        raise ConfigError(*faults)
+        raise _joined({f"steps.{name}": error for name, error in faults.items()})
     return list(steps.values())
+
+
+def _joined(faults: Mapping[str, WeakSamError]) -> WeakSamError:
+    """One error for several; only if storage alone is at fault can the same command help later."""
+    texts = [f"{where}: {error}" for where, error in faults.items()]
+    by_storage = all(isinstance(error, StorageError) for error in faults.values())
+    return StorageError("\n".join(texts)) if by_storage else ConfigError(*texts)
 
 
 def select(steps: Sequence[Step], only: Sequence[str]) -> list[Step]:
@@ -153,11 +184,21 @@ def warnings_of(steps: Sequence[Step]) -> list[str]:
     """What `Stage.warnings` gives for each step, in order; starts nothing and writes nothing."""
     texts = []
     for step in steps:
+        texts += _unnoticed(step)
         try:
             texts += step.stage.warnings(step)
-        except StorageError:
+        except (StorageError, DamagedError, MissingFileError):
             continue  # nothing is known, so nothing is wrong yet; a step that needs the file reports the fault
     return texts
+
+
+def _unnoticed(step: Step) -> list[str]:
+    return [
+        f"steps.{step.name}: {where}: the store knows neither when a file was written nor an ETag of it: a file "
+        "replaced by one of the same size is not noticed. Write changed files under new names"
+        for where, identity in step.outside.items()
+        if str(identity).endswith(storage.SIZES_ALONE)
+    ]
 
 
 def run_steps(steps: Sequence[Step]) -> None:
@@ -167,8 +208,9 @@ def run_steps(steps: Sequence[Step]) -> None:
         WeakSamError: a step could not finish, or too many of its rows failed.
     """
     for step in steps:
-        manifest = step.manifest()
+        manifest = whole_manifest(step)
         if manifest is not None:
+            keep_config(step)
             log.info("%s: finished, skipped (%s)", step.name, step.folder)
         else:
             manifest = _run_step(step)
@@ -177,9 +219,7 @@ def run_steps(steps: Sequence[Step]) -> None:
 
 def _run_step(step: Step) -> dict[str, Any]:
     _tell_what_changed(step)
-    config_uri = storage.join(step.folder, "config.json")
-    if not storage.exists(config_uri):
-        storage.write_json(config_uri, describe(step))
+    keep_config(step)
     log.info("%s: %s -> %s", step.name, step.stage.name, step.folder)
     started = time.time()
     outcome = step.stage.run(step)
@@ -215,6 +255,7 @@ def _manifest(step: Step, outcome: Outcome, seconds: float) -> dict[str, Any]:
         "cluster": _cluster(),
         "parts": outcome.parts,
         "excluded": outcome.excluded,
+        "files": tables.lasting_files(step.folder),
     }
 
 
@@ -259,8 +300,12 @@ def _check_failed(step: Step, manifest: Mapping[str, Any]) -> None:
         raise FailedRowsError(
             f"step {step.name}: {manifest['failed']} of {manifest['rows']} rows failed, {allowed} may "
             f"(steps.{step.name}.max_failed={step.config.max_failed:g}). The rows are kept in {step.folder}; "
-            f"raise max_failed to go on with them, or remove that folder to try again. The first:\n  {listed}"
+            f"raise max_failed to go on with them, or remove that folder to try again (images that were not found are "
+            f"tried again where they are back). The first:\n  {listed}"
         )
+    if manifest["failed"]:
+        shown = "; ".join(manifest["failures"][:_SHOWN_FAILURES])
+        log.warning("%s: %d of %d rows failed: %s", step.name, manifest["failed"], manifest["rows"], shown)
 
 
 def _tell_what_changed(step: Step) -> None:

@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 from weaksam import schemas, storage, tables
+from weaksam.errors import DamagedError
 from weaksam.stage import Step
 
 log = logging.getLogger(__name__)
@@ -132,7 +133,7 @@ def read_progress(folder: str) -> dict[str, Any] | None:
         told = storage.read_json(storage.join(folder, FILE))
         ago = time.time() - datetime.fromisoformat(told["updated"]).timestamp()
         words_of(told)
-    except (FileNotFoundError, storage.StorageError, KeyError, TypeError, ValueError):
+    except (FileNotFoundError, DamagedError, KeyError, TypeError, ValueError):
         return None  # a file that is missing or damaged tells nothing of the step itself
     return {**told, "seconds_ago": max(round(ago, 1), 0.0)}
 

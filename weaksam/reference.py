@@ -14,8 +14,9 @@ _HEAD = """# Configuration
 Every key of every stage, and of a cluster file. Written by `weaksam stages --markdown`: do not edit.
 
 A run file has `run`, the URI of the folder where everything of the run lives; `endpoint`, the URL of an S3 server other
-than Amazon's, if any; and `steps`, a mapping of names to settings. Each step names its `stage` and, by their names, the
-steps it reads. Any setting can be given on the command line: `steps.<step>.<key>=<value>`.
+than Amazon's, if any; `addressing: virtual` for a server with a host name for each bucket; and `steps`, a mapping of
+names to settings. Each step names its `stage` and, by their names, the steps it reads. Any setting can be given on the
+command line: `steps.<step>.<key>=<value>`.
 """
 
 

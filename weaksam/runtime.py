@@ -9,38 +9,34 @@ left-over images run again, then each alone; then every id is counted once.
 
 from __future__ import annotations
 
-import json
 import logging
 import math
-import os
-import signal
-import sys
 import warnings
-from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
 
 from weaksam import schemas, tables
-from weaksam.errors import ClusterError, StageError
-from weaksam.object_stores import ENDPOINT_VARIABLE
+from weaksam.errors import StageError, StorageError
 from weaksam.pools import TASK_CPUS, Pool, PoolResources, fit_pool
 from weaksam.progress import part_counter, tell_progress
 from weaksam.stage import Outcome, Step
 
 # first: it sets what Ray reads when it is imported
-from weaksam.connection import connect, disconnect  # isort: skip
+from weaksam.connection import check_cluster, connect, disconnect  # isort: skip
 
 import ray
 import ray.data
-import ray.exceptions
 import ray.util.annotations
 from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
 from weaksam import nodes
 from weaksam.isolation import find_user_error, run_alone
-from weaksam.rows import Fetch, PartSink, Worker
+from weaksam.rows import Fetch, PartSink, Worker, common_folder
+from weaksam.step_folders import are_there
 from weaksam.turns import turn
+
+__all__ = ["connect", "disconnect", "map_images"]
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +65,9 @@ def map_images(
 
     Raises:
         StageError: images remain that are neither done nor at fault; the same command goes on from here.
+        StorageError: it is not single images that are gone; their rows are left for the same command.
     """
+    _forget_missing(step, source)
     todo = _todo(step.folder, source)
     computed = todo.num_rows
     if not computed:
@@ -78,11 +76,13 @@ def map_images(
         log.info("%s: %d of %d images are done, going on", step.name, source.num_rows - computed, source.num_rows)
     worker = {"callable_class": callable_class, "kwargs": kwargs, "step": step.name, "stage": step.stage.name}
     worker["times"] = step.folder if resources.record_times else None
+    check_cluster()  # before anything says that the step runs
     with tell_progress(step, total=source.num_rows, unit="images", look=part_counter(step.folder)):
         connect()  # takes a while, and so do weights: the step is told to run from here on
         with turn(step.name):
             pool = fit_pool(resources, nodes.alive_nodes())
             _run_passes(step, source, todo, worker, schema, pool)
+    _check_missing(step, source, todo)
     return _account(step, source, computed=computed)
 
 
@@ -108,6 +108,29 @@ def _run_passes(
         todo = left
 
 
+def _forget_missing(step: Step, source: pa.Table) -> None:
+    """Removes the rows that say `not_found` of images that are there now, so that they are worked on."""
+    missing = tables.missing_ids(step.folder, tables.list_parts(step.folder))
+    if not missing:
+        return
+    rows = source.select(["image_id", "uri"]).to_pylist()
+    if back := are_there({row["image_id"]: row["uri"] for row in rows if row["image_id"] in missing}):
+        log.info("%s: %d images that were missing are there now: working on them", step.name, len(back))
+        tables.drop_rows(step.folder, back)
+
+
+def _check_missing(step: Step, source: pa.Table, todo: pa.Table) -> None:
+    """Takes the rows back where not one image was found and most should have been: then it is not the images."""
+    missing = tables.missing_ids(step.folder, tables.list_parts(step.folder))
+    if todo.num_rows > max(1, source.num_rows // 2) and missing.issuperset(todo.column("image_id").to_pylist()):
+        tables.drop_rows(step.folder, missing)
+        folder = common_folder(source.column("uri").to_pylist())
+        raise StorageError(
+            f"step {step.name}: not one of {todo.num_rows} images is in {folder or 'its place'}: it was moved, or its "
+            "file system is not mounted: the same command goes on once they are there"
+        )
+
+
 def _todo(folder: str, source: pa.Table) -> pa.Table:
     return tables.without_ids(source, (image_id for ids in tables.done_ids(folder).values() for image_id in ids))
 
@@ -126,7 +149,13 @@ def _run_pass(step: Step, todo: pa.Table, worker: dict[str, Any], schema: pa.Sch
     rows_per_block = max(1, min(ROWS_PER_BLOCK, math.ceil(todo.num_rows / (4 * pool.actors))))
     starts = range(0, todo.num_rows, rows_per_block)
     context = _context(todo.num_rows, rows_per_block, pool)
-    context.custom_execution_callback_classes = [nodes.watcher(pool, len(starts))]
+
+    def parts() -> int:
+        return len(tables.list_parts(step.folder))
+
+    watcher = nodes.watcher(pool, len(starts), parts=parts, restarts=nodes.count_restarts)
+    context.custom_execution_callback_classes = [watcher]
+    images = common_folder(todo.column("uri").to_pylist())
     with ray.data.DataContext.current(context), warnings.catch_warnings():
         # The restart options have no named replacement yet; pyproject.toml keeps Ray below the release without them.
         warnings.simplefilter("ignore", ray.util.annotations.RayDeprecationWarning)
@@ -135,7 +164,7 @@ def _run_pass(step: Step, todo: pa.Table, worker: dict[str, Any], schema: pa.Sch
         dataset = (
             ray.data.from_arrow([todo.slice(start, rows_per_block) for start in starts])
             .map_batches(
-                Fetch(timed=worker["times"] is not None),
+                Fetch(timed=worker["times"] is not None, folder=images),
                 batch_format="pyarrow",
                 batch_size=batch_size,
                 num_cpus=TASK_CPUS,
@@ -162,6 +191,8 @@ def _run_pass(step: Step, todo: pa.Table, worker: dict[str, Any], schema: pa.Sch
         except nodes.PoolChangedError as change:
             log.info("%s: %s, going on with those", step.name, change)
             return False
+        except nodes.WorkersDieError as error:
+            log.warning("%s: %s", step.name, error)
         except Exception as error:
             if found := find_user_error(error):
                 raise found from error

@@ -14,6 +14,8 @@ from typing import Any
 
 from weaksam import storage
 from weaksam.config import OutsideFile, Reads, StageConfig, result_settings
+from weaksam.errors import DamagedError
+from weaksam.masking import masked_values
 
 
 @dataclass(frozen=True)
@@ -101,11 +103,29 @@ class Step:
         return storage.join(self.folder, "manifest.json")
 
     def manifest(self) -> dict | None:
-        """The manifest, or None while the step is unfinished."""
+        """The manifest, or None while the step is unfinished.
+
+        Raises:
+            DamagedError: it was cut or altered.
+        """
         try:
-            return storage.read_json(self.manifest_uri)
+            return read_manifest(self.folder)
         except FileNotFoundError:
             return None
+
+
+def read_manifest(folder: str) -> dict[str, Any]:
+    """The manifest of a step's folder.
+
+    Raises:
+        FileNotFoundError: there is none.
+        DamagedError: it was cut or altered.
+    """
+    uri = storage.join(folder, "manifest.json")
+    found = storage.read_json(uri)
+    if not isinstance(found, dict) or not found.keys() >= {"stage", "rows", "failed"}:
+        raise DamagedError(f"{uri}: not the manifest of a step: remove the file, and the same command goes on")
+    return found
 
 
 def resolve(run: str, name: str, stage: Stage, config: StageConfig, inputs: Mapping[str, Step]) -> Step:
@@ -145,7 +165,14 @@ def _forget(settings: dict[str, Any], path: list[str]) -> None:
 
 
 def describe(step: Step) -> dict[str, Any]:
-    """The content of `config.json`: everything that makes the step what it is, and its resources."""
+    """The content of `config.json`: everything that makes the step what it is, and its resources.
+
+    Without what URLs hold of secrets.
+    """
+    return masked_values(_described(step))
+
+
+def _described(step: Step) -> dict[str, Any]:
     return {
         "step": step.name,
         "stage": step.stage.name,

@@ -1,85 +1,66 @@
-"""One way to reach every URI: local paths, `file://`, `s3://`, `gs://`, `memory://` and whatever fsspec knows.
+"""One way to reach every URI: local paths, `file:`, `s3://`, `gs://`, `memory://` and whatever fsspec knows.
 
 A write is one atomic step (local: temporary file and rename; object store: one PUT), so a reader sees the
 whole object or none. Faults of network and permission raise `StorageError`; a missing object raises
-`FileNotFoundError`, because only the caller knows whether that is a fault.
+`FileNotFoundError`, because only the caller knows whether that is a fault; a file that was altered since it was written
+raises `DamagedError`.
 """
 
 from __future__ import annotations
 
-import errno
 import functools
 import hashlib
 import json
 import os
-import random
-import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 # first: it sets what clients read when they are imported
-from weaksam.object_stores import object_store  # isort: skip
+from weaksam.object_stores import list_entries, object_store  # isort: skip
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
-from weaksam.errors import ConfigError, StorageError, WeightsError
+from weaksam.errors import ConfigError, DamagedError, MissingFileError, StorageError, WeightsError
+from weaksam.masking import has_credentials, without_secrets
+from weaksam.storage_faults import retrying
+from weaksam.uris import absolute as absolute
+from weaksam.uris import fault_of, is_local, join, local_path
+from weaksam.uris import is_uri as is_uri
 
-ATTEMPTS = 4
-# In error texts of clients, lower case and without underscores: some write AccessDenied, some ACCESS_DENIED.
-_DENIED = ("accessdenied", "http status 403", "forbidden", "invalidaccesskeyid", "signaturedoesnotmatch")
-
-_S3_RIGHTS = {
-    "read": "s3:GetObject",
-    "write": "s3:PutObject",
-    "list": "s3:ListBucket",
-    "look up": "s3:GetObject and s3:ListBucket",
-    "delete": "s3:DeleteObject",
-}
-_NO_SUCH_FILE = (errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)  # what lies there can be no object
+SIZES_ALONE = "(sizes alone)"
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class FileInfo:
-    """One file of a listing: `path` is relative to the listed folder, `modified` is in seconds since 1970."""
+    """One file of a listing: `path` is relative to the listed folder, `modified` is in seconds since 1970.
+
+    `etag` is what a store has that knows no times.
+    """
 
     uri: str
     path: str
     size: int
     modified: float | None
-
-
-def is_local(uri: str) -> bool:
-    """Whether `uri` is a plain path or `file://`."""
-    return "://" not in uri or uri.startswith("file://")
-
-
-def local_path(uri: str) -> Path:
-    """The path of a local URI, absolute."""
-    return Path(os.path.abspath(os.path.expanduser(uri.removeprefix("file://"))))
-
-
-def absolute(uri: str) -> str:
-    """`uri` in a form that means the same in every process; no trailing slash."""
-    return str(local_path(uri)) if is_local(uri) else uri.rstrip("/")
-
-
-def join(uri: str, *parts: str) -> str:
-    """`uri` with path parts behind it."""
-    return "/".join([uri.rstrip("/"), *(part.strip("/") for part in parts)])
+    etag: str | None = None
 
 
 def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
-    """The pyarrow filesystem of `uri` and the path inside it."""
+    """The pyarrow filesystem of `uri` and the path inside it.
+
+    Raises:
+        ConfigError: the URI cannot be used, or holds credentials.
+        StorageError: nobody knows its scheme, or the store cannot be reached.
+    """
     if is_local(uri):
         return pafs.LocalFileSystem(), str(local_path(uri))
+    if has_credentials(uri):
+        raise ConfigError(str(fault_of(uri)))
     scheme, _, rest = uri.partition("://")
     try:
         inside = uri if scheme in ("http", "https") else rest.rstrip("/")  # fsspec wants those whole
@@ -89,31 +70,19 @@ def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
 
 
 def _retrying(action: Callable[[], T], uri: str, doing: str) -> T:
-    """Runs `action` up to ATTEMPTS times with jittered back-off; a missing object or right fails at once."""
-    for attempt in range(1, ATTEMPTS + 1):
-        try:
-            return action()
-        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-            raise
-        except Exception as error:  # fsspec's clients raise what they like; on a local path only OSError is a fault
-            if is_local(uri) and not isinstance(error, OSError):
-                raise
-            if getattr(error, "errno", None) in _NO_SUCH_FILE:
-                raise FileNotFoundError(f"{uri}: {error}") from error
-            text = str(error).lower().replace("_", "")
-            if isinstance(error, PermissionError) or any(word in text for word in _DENIED):
-                raise StorageError(f"{uri}: not allowed to {doing} ({error}): {_mend_rights(uri, doing)}") from error
-            if attempt == ATTEMPTS or is_local(uri):
-                raise StorageError(f"{uri}: could not {doing} after {attempt} tries ({error})") from error
-            time.sleep(random.uniform(0.5, 1.0) * 0.4 * 2**attempt)
-    raise AssertionError("unreachable")
+    return retrying(action, uri, doing, ask=lambda: _reason(uri))
 
 
-def _mend_rights(uri: str, doing: str) -> str:
-    if is_local(uri):
-        return "check the rights of the file"
-    right = _S3_RIGHTS.get(doing) if uri.startswith("s3://") else None
-    return "check the credentials" + (f", which must have the right {right}" if right else "")
+def _reason(uri: str) -> str:
+    """Why a store refuses, by a request whose answer has a text; empty if it does not refuse that one."""
+    if not uri.startswith("s3://"):
+        return ""
+    files, path = filesystem(uri)
+    try:
+        files.get_file_info(pafs.FileSelector(f"{path.split('/')[0]}/.weaksam-no-such-folder", allow_not_found=True))
+    except OSError as error:
+        return str(error)
+    return ""
 
 
 def read_bytes(uri: str, *, offset: int = 0, length: int | None = None) -> bytes:
@@ -188,35 +157,12 @@ def _write_local(path: Path, data: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def read_parquet(uri: str, *, columns: Sequence[str] | None = None) -> pa.Table:
-    """A Parquet file, or some of its columns without reading the others.
-
-    Raises:
-        FileNotFoundError: there is no such object.
-        pa.ArrowInvalid: it is not Parquet.
-        StorageError: it could not be read.
-    """
-
-    def read() -> pa.Table | pa.ArrowInvalid:
-        files, path = filesystem(uri)
-        with files.open_input_file(path) as handle:
-            try:
-                return pq.ParquetFile(handle).read(columns=None if columns is None else list(columns))
-            except pa.ArrowInvalid as error:
-                return error  # no fault of the storage: not tried again
-
-    found = _retrying(read, uri, "read")
-    if isinstance(found, pa.ArrowInvalid):
-        raise found
-    return found
-
-
 def read_json(uri: str) -> dict:
-    """A JSON object; StorageError when the content is not JSON."""
+    """A JSON object; DamagedError when the content is not JSON."""
     try:
         return json.loads(read_replaceable(uri))
-    except ValueError as error:
-        raise StorageError(f"{uri}: not valid JSON ({error}): remove the file if it is damaged") from error
+    except (ValueError, RecursionError) as error:
+        raise DamagedError(f"{uri}: not valid JSON ({error}): remove the file if it is damaged") from error
 
 
 def write_json(uri: str, value: dict) -> None:
@@ -246,26 +192,20 @@ def list_files(uri: str, *, recursive: bool = True) -> list[FileInfo]:
 
     A folder that does not exist is empty. Reads no file.
     """
-
-    def listing() -> list[pafs.FileInfo]:
-        files, path = filesystem(uri)
-        return files.get_file_info(pafs.FileSelector(path, allow_not_found=True, recursive=recursive))
-
     base = filesystem(uri)[1].rstrip("/") + "/"
-    found = []
     try:
-        entries = _retrying(listing, uri, "list")
+        entries = _retrying(lambda: list_entries(*filesystem(uri), recursive=recursive), uri, "list")
     except NotADirectoryError as error:
         raise StorageError(f"{uri}: a file, not a folder: check the path") from error
-    for info in entries:
+    found = []
+    for entry in entries:
         path = (
-            info.path[len(base) :]
-            if info.path.startswith(base)
-            else info.path.lstrip("/").removeprefix(base.lstrip("/"))
+            entry.path[len(base) :]
+            if entry.path.startswith(base)
+            else entry.path.lstrip("/").removeprefix(base.lstrip("/"))
         )
-        if info.type == pafs.FileType.File and not any(part.startswith(".") for part in path.split("/")):
-            modified = info.mtime_ns / 1e9 if info.mtime_ns is not None else None
-            found.append(FileInfo(join(uri, path), path, info.size or 0, modified))
+        if entry.is_file and not any(part.startswith(".") for part in path.split("/")):
+            found.append(FileInfo(join(uri, path), path, entry.size, entry.modified, entry.etag))
     return sorted(found, key=lambda file: file.path)
 
 
@@ -275,23 +215,19 @@ def list_folders(uri: str) -> list[str]:
     Raises:
         ConfigError: it is a file.
     """
-
-    def listing() -> list[pafs.FileInfo]:
-        files, path = filesystem(uri)
-        return files.get_file_info(pafs.FileSelector(path, allow_not_found=True))
-
     try:
-        found = _retrying(listing, uri, "list")
+        found = _retrying(lambda: list_entries(*filesystem(uri), recursive=False), uri, "list")
     except NotADirectoryError as error:
         raise ConfigError(f"{uri}: a file, not the folder of a run or of a dataset: name the folder") from error
-    return sorted(info.base_name for info in found if info.type == pafs.FileType.Directory)
+    return sorted(entry.path.rstrip("/").rpartition("/")[2] for entry in found if entry.is_folder)
 
 
 def identity(uri: str) -> str:
     """What changes when the content of a file changes: its size with its SHA-256 (local) or ETag (object store).
 
     Raises:
-        StorageError: the file is missing or cannot be read.
+        MissingFileError: there is no such file.
+        StorageError: it cannot be read.
     """
     files, path = filesystem(uri)
     try:
@@ -299,10 +235,10 @@ def identity(uri: str) -> str:
         if info.type != pafs.FileType.File:
             raise FileNotFoundError(uri)
         if is_local(uri):
-            return f"{info.size}-{_sha256(path, info.size, info.mtime_ns)}"
+            return f"{info.size}-{_retrying(lambda: _sha256(path, info.size, info.mtime_ns), uri, 'read')}"
         etag = _retrying(lambda: _etag(files, path), uri, "read")
     except FileNotFoundError as error:
-        raise StorageError(f"{uri}: no such file: check the path") from error
+        raise MissingFileError(f"{uri}: no such file: check the path") from error
     if etag is None:  # a store without ETags: the content itself
         return f"{info.size}-{hashlib.sha256(read_bytes(uri)).hexdigest()}"
     return f"{info.size}-{etag}"
@@ -319,11 +255,16 @@ def _text(value: str | bytes) -> str:
 
 
 def listing_identity(files: list[FileInfo]) -> str:
-    """What changes when a file of a listing is added, removed or rewritten. Reads no file."""
+    """What changes when a file of a listing is added, removed or rewritten. Reads no file.
+
+    Ends with `SIZES_ALONE` where the store knows neither when a file was written nor an ETag of it.
+    """
     digest = hashlib.sha256()
     for file in files:
-        digest.update(f"{file.path}\0{file.size}\0{file.modified}\n".encode())
-    return f"{len(files)} files {digest.hexdigest()[:16]}"
+        version = file.modified if file.modified is not None else file.etag
+        digest.update(f"{file.path}\0{file.size}\0{version}\n".encode())
+    by_size = any(file.modified is None and file.etag is None for file in files)
+    return f"{len(files)} files {digest.hexdigest()[:16]}" + (f" {SIZES_ALONE}" if by_size else "")
 
 
 @functools.lru_cache(maxsize=64)
@@ -343,11 +284,12 @@ def fetch(uri: str, *, sha256: str | None = None) -> Path:
 
     Raises:
         WeightsError: the SHA-256 is not the one asked for.
-        StorageError: the file is missing or cannot be read.
+        MissingFileError: there is no such file.
+        StorageError: it cannot be read.
     """
     path = local_path(uri) if is_local(uri) else _cached(uri)
     if not path.is_file():
-        raise StorageError(f"{uri}: no such file: check the path")
+        raise MissingFileError(f"{uri}: no such file: check the path")
     if sha256 is not None:
         stat = path.stat()
         found = _sha256(str(path), stat.st_size, stat.st_mtime_ns)
@@ -358,8 +300,9 @@ def fetch(uri: str, *, sha256: str | None = None) -> Path:
 
 def _cached(uri: str) -> Path:
     cache = Path(os.environ.get("WEAKSAM_CACHE", "~/.cache/weaksam")).expanduser()
-    key = hashlib.sha256(f"{uri}\0{identity(uri)}".encode()).hexdigest()[:16]
-    path = cache / key / uri.rstrip("/").rsplit("/", 1)[-1]
+    named = without_secrets(uri)  # the same content under a URL that was signed anew is not copied again
+    key = hashlib.sha256(f"{named}\0{identity(uri)}".encode()).hexdigest()[:16]
+    path = cache / key / named.rstrip("/").rsplit("/", 1)[-1]
     if not path.is_file():
         _retrying(lambda: _copy(uri, path), uri, "read")
     return path

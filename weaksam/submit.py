@@ -24,10 +24,12 @@ from urllib.parse import urlsplit
 
 from weaksam import pipeline, storage
 from weaksam.cluster_settings import ClusterSettings, Entrypoint, resources_here
-from weaksam.config import load_run_file
+from weaksam.config import load_run_file, places_of
 from weaksam.errors import ClusterError, ConfigError
-from weaksam.object_stores import ENDPOINT_VARIABLE
+from weaksam.masking import masked, masked_values
+from weaksam.object_stores import ADDRESSING_VARIABLE, ENDPOINT_VARIABLE
 from weaksam.pools import DRIVER_CPUS_VARIABLE
+from weaksam.proxies import spare_loopback
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +40,10 @@ _EXCLUDES = ("__pycache__", "*.pyc")
 _POLL_SECONDS = 2.0
 _LOST_SECONDS = 300.0  # a cluster that does not answer for so long is given up; the job may go on
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+class NoJobError(ConfigError):
+    """The cluster has no such job."""
 
 
 @dataclass(frozen=True)
@@ -87,10 +93,15 @@ def plan_job(
     run, parsed = pipeline.parse(config, overrides)
     used = [*resources_here(cluster, parsed), *overrides]
     pipeline.parse(config, used)
+    if faults := [_secret_fault(text) for text in used if masked(text) != text]:
+        raise ConfigError(*faults)
+    places = _places_here(parsed, load_run_file(config, used)["steps"])
+    used += places
     if storage.is_local(run):
         used = [*(text for text in used if not text.startswith("run=")), f"run={run}"]  # the job works elsewhere
-        if urlsplit(cluster.address).hostname not in _LOOPBACK:
-            log.warning("run=%s: every node of the cluster must see this folder: usually an s3:// URI is meant", run)
+    if urlsplit(cluster.address).hostname not in _LOOPBACK:
+        for place in [*([f"run={run}"] if storage.is_local(run) else []), *places]:
+            log.warning("%s: every node of the cluster must see this folder: usually an s3:// URI is meant", place)
     shutil.copy(config, folder)
     runtime_env: dict[str, Any] = {"working_dir": folder, "env_vars": _environment(cluster, config, used)}
     sent = "the run file"
@@ -113,11 +124,34 @@ def plan_job(
     )
 
 
+def _places_here(parsed: pipeline.Parsed, raw_steps: Mapping[str, Any]) -> list[str]:
+    """Relative paths that steps name, as overrides with absolute ones: the job has another working folder."""
+    found = []
+    for name, (_, config) in parsed.items():
+        for key, place in places_of(config):
+            raw: Any = raw_steps[name]
+            for part in key.split("."):
+                raw = raw.get(part) if isinstance(raw, Mapping) else None
+            if isinstance(raw, str) and storage.is_local(raw) and raw != (whole := storage.absolute(place)):
+                found.append(f"steps.{name}.{key}={json.dumps(whole, ensure_ascii=False)}")
+    return found
+
+
+def _secret_fault(override: str) -> str:
+    key = override.partition("=")[0]
+    return (
+        f"{key}: holds a URL with a password or signature, which would be readable in the job's description: put it in "
+        "the run file, or name a place that the nodes can read by their own rights"
+    )
+
+
 def _environment(cluster: ClusterSettings, config: str, overrides: Sequence[str]) -> dict[str, str]:
     """What the environment of the job and of its workers holds beside that of the nodes."""
     env = {**cluster.env, **{key: os.environ[key] for key in cluster.pass_env if key in os.environ}}
-    if (endpoint := load_run_file(config, overrides).get("endpoint")) is not None:
-        env[ENDPOINT_VARIABLE] = endpoint
+    content = load_run_file(config, overrides)
+    for key, variable in (("endpoint", ENDPOINT_VARIABLE), ("addressing", ADDRESSING_VARIABLE)):
+        if (value := content.get(key)) is not None:
+            env[variable] = value
     if cluster.entrypoint.cpus:
         env[DRIVER_CPUS_VARIABLE] = f"{cluster.entrypoint.cpus:g}"
     env.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its complaint about every actor pool is no error
@@ -147,6 +181,7 @@ class Cluster:
 
     def __init__(self, address: str) -> None:
         self.address = address
+        spare_loopback()  # Ray's client asks the proxy of the environment for every address
         os.environ.setdefault("RAY_AUTH_MODE", "token" if _has_token() else "disabled")
         from ray.job_submission import JobSubmissionClient
 
@@ -188,11 +223,17 @@ class Cluster:
             return False
         return bool(self._asking(lambda: self._client.stop_job(job_id), job_id))
 
-    def follow(self, job_id: str, show: Callable[[str], None]) -> dict[str, Any]:
+    def follow(self, job_id: str, show: Callable[[str], None], *, is_known: bool = False) -> dict[str, Any]:
         """Shows the log as it grows until the job has ended; gives its last state.
 
+        Args:
+            job_id: of the job.
+            show: gets what is new of the log.
+            is_known: whether the cluster is known to have had this job.
+
         Raises:
-            ClusterError: the cluster did not answer for minutes.
+            ClusterError: the cluster did not answer for minutes, or has lost the job.
+            ConfigError: it never had such a job.
         """
         shown, answered = 0, time.monotonic()
         while True:
@@ -204,7 +245,14 @@ class Cluster:
                     raise
                 time.sleep(_POLL_SECONDS)
                 continue
-            answered = time.monotonic()
+            except NoJobError as error:
+                if not is_known:
+                    raise
+                raise ClusterError(
+                    f"{self.address}: the cluster knows job {job_id} no more: its head was replaced, and the job ended "
+                    "with it: submit the same again, which goes on where the job was"
+                ) from error
+            answered, is_known = time.monotonic(), True
             show(text[shown:])
             shown = max(shown, len(text))
             if state["state"] not in ("PENDING", "RUNNING"):
@@ -229,7 +277,7 @@ class Cluster:
             ) from error
         except RuntimeError as error:
             if job_id is not None and "does not exist" in str(error):
-                raise ConfigError(f"{self.address}: there is no job {job_id!r}: `weaksam jobs` lists them") from error
+                raise NoJobError(f"{self.address}: there is no job {job_id!r}: `weaksam jobs` lists them") from error
             told = (str(error).strip().splitlines() or ["?"])[-1]
             if "No available agent" in told:
                 told += ": the head has just started, or its agent did not: see dashboard_agent.log there"
@@ -249,8 +297,8 @@ def _described(details: Any) -> dict[str, Any]:
         "state": str(getattr(details.status, "value", details.status)),
         "exit_code": details.driver_exit_code,
         "message": " ".join((details.message or "").split(", last available logs")[0].split()),
-        "run": (details.metadata or {}).get("run"),
-        "entrypoint": details.entrypoint,
+        "run": masked_values((details.metadata or {}).get("run")),
+        "entrypoint": masked(details.entrypoint or ""),
         "started": _when(details.start_time),
         "ended": _when(details.end_time),
     }

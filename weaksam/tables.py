@@ -8,7 +8,6 @@ A finished table is what its manifest lists; ids that two parts share are read f
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,15 +15,16 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from weaksam import schemas, storage
-from weaksam.errors import ConfigError, DataError, StageError
+from weaksam.errors import ConfigError, DamagedError, DataError, StageError
+from weaksam.parquet_files import read_parquet, write_parquet
 
 GROUND_TRUTH = "ground_truth"  # subfolder of an index step
 _THREADS = 16
 _AGAIN = "remove manifest.json beside it if there is one, and run the step again"
 _PART = re.compile(r"part-[0-9a-f]+-\d+\.parquet")
+_WEIGHTS = "checkpoint/model.safetensors"
 
 
 def part_name(image_ids: Sequence[str]) -> str:
@@ -44,9 +44,7 @@ def write_part(folder: str, table: pa.Table) -> str:
     if len(set(ids)) < len(ids):
         raise ValueError(f"a part must hold each image id once, got {len(ids) - len(set(ids))} of {len(ids)} again")
     name = part_name(ids)
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
-    storage.write_bytes(storage.join(folder, name), buffer.getvalue())
+    write_parquet(storage.join(folder, name), table)
     return name
 
 
@@ -56,22 +54,68 @@ def list_parts(folder: str) -> list[str]:
     return [file.path for file in files if _PART.fullmatch(file.path)]
 
 
+def lasting_files(folder: str) -> dict[str, int]:
+    """Bytes of the files that a finished step cannot do without, by path in its folder: parts and trained weights."""
+    return {file.path: file.size for file in storage.list_files(folder) if is_lasting(file.path)}
+
+
+def is_lasting(path: str) -> bool:
+    """Whether a path in a step's folder is that of a part or of trained weights."""
+    return path == _WEIGHTS or _PART.fullmatch(path.rpartition("/")[2]) is not None
+
+
+def lost_files(folder: str, manifest: Mapping[str, Any], there: Mapping[str, int] | None = None) -> dict[str, str]:
+    """The files of a finished step that are gone or cut, each with what is wrong; empty when all are whole.
+
+    Args:
+        folder: the step's folder.
+        manifest: its manifest; one of an older weaksam has no sizes.
+        there: from `lasting_files`; listed here when left out. A part of another size is read.
+    """
+    wanted = manifest.get("files") or dict.fromkeys(manifest.get("parts", []))
+    if not wanted:
+        return {}
+    there = lasting_files(folder) if there is None else there
+    lost = {path: "is gone" for path in wanted if path not in there}
+    for path, size in wanted.items():
+        if path in there and size is not None and there[path] != size:
+            if path != _WEIGHTS and _is_whole(storage.join(folder, path)):
+                continue  # the same rows, written again by a task that was thought dead
+            lost[path] = f"has {there[path]} bytes, {size} were written"
+    return lost
+
+
+def _is_whole(uri: str) -> bool:
+    try:
+        read_parquet(uri)
+    except DamagedError:
+        return False
+    return True
+
+
 def read_parts(folder: str, parts: Sequence[str], *, columns: Sequence[str] | None = None) -> list[pa.Table]:
     """The named parts, in order, read in parallel.
 
     Raises:
-        DataError: a part is damaged or was written by another major version.
+        DamagedError: a part is gone, or was altered since it was written, or a manifest names something else.
+        DataError: it was written by another major version.
     """
+    if foreign := [part for part in parts if not isinstance(part, str) or not _PART.fullmatch(part)]:
+        raise DamagedError(f"{folder}: the manifest lists {foreign[0]!r}, which is no part of a table: {_AGAIN}")
 
     def read(part: str) -> pa.Table:
         uri = storage.join(folder, part)
         try:
-            table = storage.read_parquet(uri, columns=columns)
+            table = read_parquet(uri, columns=columns)
         except FileNotFoundError as error:
-            raise DataError(f"{uri}: the manifest lists it, but it is gone: {_AGAIN}") from error
-        except pa.ArrowInvalid as error:
-            raise DataError(f"{uri}: damaged ({error}): remove it; {_AGAIN}") from error
+            raise DamagedError(f"{uri}: the manifest lists it, but it is gone: {_AGAIN}") from error
+        except DamagedError as error:
+            raise DamagedError(f"{error}; {_AGAIN}") from error
         schemas.check_version(table.schema, where=uri)
+        if _PART.fullmatch(part) and table.num_rows != rows_in(part):
+            raise DamagedError(
+                f"{uri}: damaged ({table.num_rows} rows, {rows_in(part)} were written): remove it; {_AGAIN}"
+            )
         return table
 
     with ThreadPoolExecutor(_THREADS) as pool:
@@ -83,6 +127,28 @@ def done_ids(folder: str) -> dict[str, list[str]]:
     parts = list_parts(folder)
     tables = read_parts(folder, parts, columns=["image_id"])
     return {part: table.column("image_id").to_pylist() for part, table in zip(parts, tables, strict=True)}
+
+
+def missing_ids(folder: str, parts: Sequence[str]) -> set[str]:
+    """Image ids of the rows that say `not_found`."""
+    found: set[str] = set()
+    for table in read_parts(folder, parts, columns=["image_id", "status"]):
+        if "status" in table.column_names:
+            rows = zip(table.column("image_id").to_pylist(), table.column("status").to_pylist(), strict=True)
+            found.update(image_id for image_id, status in rows if status == schemas.NOT_FOUND)
+    return found
+
+
+def drop_rows(folder: str, image_ids: Iterable[str]) -> None:
+    """Removes rows from the parts of an unfinished step: each part is written anew without them before it goes."""
+    dropped = set(image_ids)
+    for part, ids in done_ids(folder).items():
+        if dropped.isdisjoint(ids):
+            continue
+        kept = without_ids(read_parts(folder, [part])[0], dropped)
+        if kept.num_rows:
+            write_part(folder, kept)
+        storage.delete(storage.join(folder, part))
 
 
 def first_wins(ids_by_part: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 import sys
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -12,6 +13,7 @@ import typer
 from rich.console import Console
 
 from weaksam.errors import ConfigError, WeakSamError
+from weaksam.masking import masked
 
 ConfigPath = Annotated[str, typer.Argument(metavar="CONFIG", help="Run file (YAML).")]
 Overrides = Annotated[
@@ -29,6 +31,7 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def inner(*args: Any, **kwargs: Any) -> None:
         try:
+            _check_working_folder()
             command(*args, **kwargs)
         except WeakSamError as error:
             for fault in error.faults if isinstance(error, ConfigError) else [error]:
@@ -41,14 +44,28 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
     return inner
 
 
+def _check_working_folder() -> None:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise ConfigError("the current folder is gone: change to one that is there") from None
+
+
 def set_up_logging() -> None:
     """Our own lines to stderr with the time of day; other libraries only from warnings on."""
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    handler.setFormatter(_Masking("%(asctime)s %(message)s", "%H:%M:%S"))
     logger = logging.getLogger("weaksam")
     logger.handlers, logger.propagate = [handler], False
     logger.setLevel(logging.INFO)
     logging.getLogger("ray.data").setLevel(logging.WARNING)
+
+
+class _Masking(logging.Formatter):
+    """Leaves secrets of URLs out of log lines, tracebacks included."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return masked(super().format(record))
 
 
 def console() -> Console:

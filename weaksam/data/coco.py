@@ -74,7 +74,7 @@ def read_coco(
 def _find_split(root: str, split: str, given: tuple[str, str] | None) -> tuple[str, str]:
     """URIs of the json and of the image folder."""
     if given is not None:
-        uri, folder = (g if "://" in g or g.startswith("/") else storage.join(root, g) for g in given)
+        uri, folder = (g if storage.is_uri(g) or g.startswith("/") else storage.join(root, g) for g in given)
         return uri, folder
     folder = storage.join(root, split)
     uri = storage.join(root, "annotations", f"instances_{split}.json")

@@ -66,7 +66,7 @@ def read_folder(
         StorageError: the storage is at fault.
     """
     root = storage.absolute(root)
-    uri = table if "://" in table or table.startswith("/") else storage.join(root, table)
+    uri = table if storage.is_uri(table) or table.startswith("/") else storage.join(root, table)
     listed = _read_table(uri, classes)
     files = {file.path: file for file in storage.list_files(root)}
     if missing := [f"{path} (line {one.line})" for path, one in listed.items() if path not in files]:

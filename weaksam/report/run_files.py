@@ -5,7 +5,6 @@ Nothing is computed here and no run file is needed: a folder in a bucket, or one
 
 from __future__ import annotations
 
-import io
 import json
 import logging
 from collections import Counter
@@ -15,11 +14,10 @@ from functools import cached_property
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from weaksam import schemas, storage, tables
 from weaksam.errors import ConfigError, WeakSamError
 from weaksam.listings import read_states
+from weaksam.parquet_files import read_parquet
 from weaksam.stage import Step
 from weaksam.stages.started_steps import Started, read_started
 
@@ -61,8 +59,7 @@ class RunStep:
         """per_class.parquet of a finished evaluate step, a row a class; empty for others."""
         if self.metrics is None:
             return []
-        content = storage.read_bytes(storage.join(self.step.folder, "per_class.parquet"))
-        return pq.read_table(io.BytesIO(content)).to_pylist()
+        return read_parquet(storage.join(self.step.folder, "per_class.parquet")).to_pylist()
 
     @cached_property
     def journal(self) -> list[dict[str, float]]:

@@ -5,19 +5,18 @@ The only stage, with the report, that may read boxes and masks made by people.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import model_validator
 
 from weaksam import schemas, storage, tables
 from weaksam.config import OutsideFile, Reads, StageConfig
 from weaksam.errors import DataError
+from weaksam.parquet_files import write_parquet
 from weaksam.stage import Outcome, Stage, Step
 from weaksam.stages.checks import check_same_images
 from weaksam.stages.evaluate_masks import Pair, mask_figures, pairs_with_masks
@@ -129,9 +128,7 @@ def run(step: Step) -> Outcome:
     ]
     if "boxes_per_image" in figures:
         told.append(f"{figures['boxes_per_image']:.3g} boxes per image")
-    content = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(judged.per_class), content)
-    storage.write_bytes(storage.join(step.folder, "per_class.parquet"), content.getvalue())
+    write_parquet(storage.join(step.folder, "per_class.parquet"), pa.Table.from_pylist(judged.per_class))
     storage.write_json(storage.join(step.folder, "metrics.json"), report)
     return Outcome(rows=truth.num_rows, summary=", ".join(told))
 

@@ -7,18 +7,17 @@ image-level labels are looked at, never boxes that people drew.
 from __future__ import annotations
 
 import hashlib
-import io
 from collections import Counter
 from dataclasses import replace
 from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import Field
 
 from weaksam import schemas, storage, tables
 from weaksam.config import NotInFingerprint, Reads, StageConfig
+from weaksam.parquet_files import write_parquet
 from weaksam.pools import CpuPoolResources
 from weaksam.stage import Outcome, Stage, Step
 
@@ -100,9 +99,7 @@ def run(step: Step) -> Outcome:
     outcome = runtime.map_images(step, source, LookAtImages, kwargs, schema=schema, resources=config.resources)
     rows = tables.read_table(step.folder, {"parts": outcome.parts, "excluded": outcome.excluded})
     listed = list_duplicates(images, rows, config)
-    content = io.BytesIO()
-    pq.write_table(listed.replace_schema_metadata(schema.metadata), content)
-    storage.write_bytes(storage.join(step.folder, "duplicates.parquet"), content.getvalue())
+    write_parquet(storage.join(step.folder, "duplicates.parquet"), listed.replace_schema_metadata(schema.metadata))
     told = count_images(images, rows, names) | tell_groups(images, listed)
     storage.write_json(storage.join(step.folder, "hygiene.json"), told)
     return replace(outcome, summary=summarise(told))

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from weaksam import storage
-from weaksam.errors import ConfigError, StorageError
+from weaksam.errors import ConfigError, DamagedError
+from weaksam.masking import masked_values
 from weaksam.stage import Stage, Step
 from weaksam.stages import STAGES
 
@@ -61,11 +62,11 @@ def read_started(run: str, title: str) -> Started | None:
     """
     uri = storage.join(run, title, "config.json")
     try:
-        told = storage.read_json(uri)
+        told = masked_values(storage.read_json(uri))  # what an older weaksam wrote may hold secrets of URLs
     except FileNotFoundError:
         return None
     if not isinstance(told, dict) or not told.keys() >= _TOLD:
-        raise StorageError(f"{uri}: does not describe a step: it is damaged, run the step's run file again")
+        raise DamagedError(f"{uri}: does not describe a step: it is damaged, run the step's run file again")
     if told["stage"] not in STAGES:
         raise ConfigError(f"{uri}: there is no stage '{told['stage']}': use the version of weaksam that made it")
     return Started(run, title, STAGES[told["stage"]], told)

@@ -1,0 +1,88 @@
+"""Secrets in URLs and in environments: recognised, and left out of all that is shown or stored.
+
+A URL holds secrets in its user information (`https://user:password@host`) and in its query (a presigned URL).
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+HIDDEN = "***"
+
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^\s'\"<>]+)")
+_QUERY = re.compile(r"\?\S*?(?=[:;,.)\]]*(?:\s|$))")  # punctuation behind it belongs to the sentence
+_WEB = ("http", "https")
+_CONTAINER_AT_ACCOUNT = ("abfs", "abfss", "wasb", "wasbs")  # what stands before their @ is a container
+# Object keys may have a question mark: outside the web only a query that has one of these is one.
+_SIGNED = re.compile(r"[?&](?:[\w-]*(?:signature|credential|token|secret|password|key)|sig)=", re.IGNORECASE)
+
+_SECRET_NAME = re.compile(
+    r"SECRET|TOKEN(?!IZER)|PASSWORD|PASSWD|PASSPHRASE|(^|_)(PASS|PW|PWD|SAS|DSN|AUTH|KEYS?)$|(^|_)(PASS|SAS)_|CREDENTIAL"
+    r"|PRIVATE|ACCESS_?KEY|ACCOUNT_?KEY|API_?KEY|SESSION|CONNECTION_?STRING|BEARER|COOKIE|SIGNATURE",
+    re.IGNORECASE,
+)
+_SECRET_VALUE = re.compile(
+    r"://[^/\s@]*:[^\s@]+@"  # a password in a URL
+    r"|https?://[^/\s@]+@"  # a token in one
+    r"|(?:AccountKey|SharedAccessKey|SharedAccessSignature|Password|Pwd|Secret)\s*=\s*[^;\s]"  # connection strings
+    r"|(?:^|[?&])(?:sig|signature|X-Amz-Signature|X-Amz-Security-Token|X-Goog-Signature)="
+    r"|-----BEGIN [A-Z ]*PRIVATE KEY"
+    r"|\"private_key\""
+    r"|\b(?:AKIA|ASIA)[0-9A-Z]{16}\b|\bgh[pousr]_\w{30}|\bhf_[A-Za-z0-9]{30}|\bxox[abprs]-|\bAIza[\w-]{35}"
+    r"|\beyJ[\w-]{10,}\.[\w-]{10,}\.",
+    re.IGNORECASE,
+)
+_AWS_SECRET = re.compile(r"(?=.*[a-z])(?=.*[A-Z])(?=.*\d)[A-Za-z0-9/+]{40}")
+
+
+def masked(text: str) -> str:
+    """`text` with `***` in place of user information and queries of the URLs in it; any other text as it is."""
+    return _URL.sub(_mask_url, text) if "://" in text else text
+
+
+def masked_values(value: Any) -> Any:
+    """A copy of JSON values in which every text is masked."""
+    if isinstance(value, str):
+        return masked(value)
+    if isinstance(value, dict):
+        return {masked_values(key): masked_values(inner) for key, inner in value.items()}
+    return [masked_values(inner) for inner in value] if isinstance(value, (list, tuple)) else value
+
+
+def without_secrets(uri: str) -> str:
+    """A URI without user information and query: what it names, however access to it was granted."""
+    return masked(uri).replace(f"{HIDDEN}@", "").removesuffix(f"?{HIDDEN}")
+
+
+def has_credentials(uri: str) -> bool:
+    """Whether the URI of an object store holds user information; web addresses may, and are masked."""
+    match = _URL.match(uri)
+    return match is not None and match[1].lower() not in _WEB and _user_of(match[1].lower(), match[2]) is not None
+
+
+def is_secret(name: str, value: str) -> bool:
+    """Whether a variable of an environment looks like a credential, by its name or by its value."""
+    return bool(_SECRET_NAME.search(name) or _SECRET_VALUE.search(value) or _AWS_SECRET.fullmatch(value))
+
+
+def _mask_url(match: re.Match[str]) -> str:
+    scheme, rest = match[1], match[2]
+    if (user := _user_of(scheme.lower(), rest)) is not None:
+        rest = f"{HIDDEN}@{rest[len(user) + 1 :]}"
+    if scheme.lower() in _WEB or _SIGNED.search(rest):
+        rest = _QUERY.sub(f"?{HIDDEN}", rest)
+    return f"{scheme}://{rest}"
+
+
+def _user_of(scheme: str, rest: str) -> str | None:
+    """What stands before the @ of what follows `scheme://`; None where there is nothing to hide."""
+    authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
+    user, at, _ = authority.rpartition("@")
+    if at:
+        return None if scheme in _CONTAINER_AT_ACCOUNT and ":" not in user else user
+    # A secret key may have slashes, which end the authority too early: KEY:SEC/RET@bucket.
+    name, colon, port = authority.partition(":")
+    if colon and not port.isdigit() and not name.startswith(("[", "arn")) and "@" in rest:
+        return rest.rpartition("@")[0]
+    return None

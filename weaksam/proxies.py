@@ -1,0 +1,78 @@
+"""Which proxy the environment names for a URL: `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY`, without what `NO_PROXY` lists.
+
+Addresses of loopback never go through a proxy: it would look for them on its own machine.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.request import getproxies_environment
+
+from weaksam.errors import ConfigError
+
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host name or address is of this machine alone."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+
+
+def proxy_for(url: str) -> str | None:
+    """URL of the proxy for `url`, or None."""
+    parts = urlsplit(url)
+    proxies = getproxies_environment()
+    found = proxies.get(parts.scheme) or proxies.get("all")
+    if not found or is_loopback(parts.hostname or "") or _is_excepted(parts, proxies.get("no", "")):
+        return None
+    return found if "://" in found else f"http://{found}"
+
+
+def proxy_options(proxy: str) -> dict[str, str | int]:
+    """A proxy as pyarrow's S3 client takes it.
+
+    Raises:
+        ConfigError: a proxy of a kind that the client does not know.
+    """
+    parts = urlsplit(proxy)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ConfigError(f"HTTPS_PROXY or HTTP_PROXY: s3:// goes through http:// proxies alone, got {proxy}")
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    options: dict[str, str | int] = {"scheme": parts.scheme, "host": parts.hostname, "port": port}
+    if parts.username:
+        options |= {"username": unquote(parts.username), "password": unquote(parts.password or "")}
+    return options
+
+
+def spare_loopback() -> None:
+    """Lets clients of this process that read the environment by themselves reach loopback without a proxy."""
+    listed = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+    names = [name.strip() for name in listed.split(",") if name.strip()]
+    os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(dict.fromkeys([*names, *_LOOPBACK]))
+
+
+def _is_excepted(parts: SplitResult, excepted: str) -> bool:
+    """Whether NO_PROXY lists a host: by name, by the end of its name, with its port, by address or network, or `*`."""
+    host = (parts.hostname or "").lower()
+    for entry in (one.strip().lower() for one in excepted.replace(" ", ",").split(",")):
+        if not entry:
+            continue
+        name, colon, port = entry.rpartition(":")
+        if colon and port.isdigit() and ":" not in name and port == str(parts.port):
+            entry = name
+        bare = entry.removeprefix("*").lstrip(".")
+        if entry == "*" or host == bare or (bare and host.endswith(f".{bare}")) or _is_within(host, entry):
+            return True
+    return False
+
+
+def _is_within(host: str, network: str) -> bool:
+    try:
+        return ipaddress.ip_address(host) in ipaddress.ip_network(network, strict=False)
+    except ValueError:
+        return False
