@@ -70,7 +70,7 @@ def test_a_job_that_the_cluster_has_lost_can_be_submitted_again(
     answers: int, is_known: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(submit, "_POLL_SECONDS", 0.0)
-    with pytest.raises(ClusterError, match="knows job a no more: its head was replaced.*submit the same again"):
+    with pytest.raises(ClusterError, match=r"knows job a no more: its head was replaced.*submit the same again"):
         LostJob(answers).follow("a", lambda text: None, is_known=is_known)
 
 

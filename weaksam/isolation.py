@@ -153,7 +153,7 @@ def _failure(ref: Any, ready: Any) -> Failure | None:
 
 
 def _why_dead(error: RayError) -> str:
-    """Why a worker ended before it had work, in a sentence; Ray says so in several, with advice for its own settings."""
+    """Why a worker ended before it had work, in a sentence; Ray has several, with advice for its own settings."""
     text = " ".join(str(error).split())
     if isinstance(error, OutOfMemoryError) or "OOM" in text or "low on memory" in text or "out of memory" in text:
         return (

@@ -19,7 +19,7 @@ from weaksam.memory import available_memory, cpu_quota, memory_limit
 
 log = logging.getLogger(__name__)
 
-# Proportional set sizes on Linux: Ray 1.1 GiB with its dashboard, a driver 0.3, a worker with torch and a small SAM 0.5.
+# An estimate: Ray with its dashboard 1.0 GiB, a driver 0.4, a worker with torch and a small SAM 0.6.
 LEAST_MEMORY = 2 * 2**30
 
 _TOKEN_VARIABLES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")

@@ -140,9 +140,8 @@ class Fetch:
             return storage.read_bytes(uri), schemas.OK, ""
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
             if self.folder is not None and is_gone(self.folder):
-                raise StorageError(
-                    f"{self.folder}: the folder of the images is gone or empty: the same command goes on once it is there"
-                ) from None
+                told = "the folder of the images is gone or empty: the same command goes on once it is back"
+                raise StorageError(f"{self.folder}: {told}") from None
             return None, schemas.NOT_FOUND, masked(f"{uri}: no such object")
 
 

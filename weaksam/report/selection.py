@@ -130,4 +130,4 @@ def _folders(settings: Mapping[str, Any]) -> tuple[str, ...]:
         return ()
     root = storage.absolute(root)
     beside = [one for one in (settings.get("image_folders") or {}).values() if isinstance(one, str)]
-    return (root, *(one for one in beside if storage.is_local(one) and one.startswith("/") or "://" in one))
+    return (root, *(one for one in beside if one.startswith("/") or not storage.is_local(one)))
