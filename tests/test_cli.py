@@ -179,10 +179,11 @@ def test_the_state_of_a_run_tells_what_runs_and_what_stopped(tmp_path: Path) -> 
     assert [states[step]["state"] for step in "abcdef"] == [
         *("running", "stopped", "stopped", "running", "finished", "unfinished")
     ]
-    keys = ["step", "stage", "state", "rows", "failed", "seconds", "rows_per_second", "folder", "progress"]
+    keys = ["step", "stage", "state", "rows", "failed", "seconds", "rows_per_second", "folder", "progress", "damage"]
     assert all(list(state) == keys for state in states.values())
     assert states["e"] == {
         **{"step": "e", "state": "finished", "folder": str(tmp_path / "e-00000000"), "progress": None},
+        "damage": None,
         **done,
     }
     assert states["d"]["progress"]["loss"] == 0.5
@@ -393,6 +394,31 @@ def test_one_damaged_step_does_not_hide_the_others(config: str, tmp_path: Path) 
     (broken / "config.json").write_text("{half")
     assert "images" in call(WEAKSAM, "status", str(tmp_path / "run")).stdout
     assert os.listdir(broken) == ["config.json"]
+
+
+def test_damage_is_told_from_a_store_that_cannot_be_read(config: str, tmp_path: Path) -> None:
+    assert call(WEAKSAM, "run", config, "--only", "images", "--only", "more").returncode == 0
+    run, (images,), (more,) = tmp_path / "run", *(list((tmp_path / "run").glob(f"{n}-*")) for n in ("images", "more"))
+    (part,) = images.glob("part-*")
+    part.unlink()
+    (images / "config.json").unlink()
+    for command in (("status", str(run)), ("check", config)):
+        shown = call(WEAKSAM, *command)
+        assert shown.returncode == 0
+        assert f"1 file is lost: {part.name} is gone" in shown.stdout
+    again = call(WEAKSAM, "run", config, "--only", "images")
+    assert again.returncode == 0
+    assert f"images: 1 file is lost: {part.name} is gone" in again.stderr
+    assert part.is_file()
+    assert json.loads((images / "config.json").read_text())["stage"] == "index"
+
+    for text in ('{"rows": 4, "fai', "[]"):
+        (more / "manifest.json").write_text(text)
+        for command in (("status", str(run)), ("check", config)):
+            shown = call(WEAKSAM, *command)
+            assert shown.returncode == 2
+            assert "images" in shown.stdout
+            assert f"{more.name}/manifest.json: not" in shown.stderr
 
 
 def test_metrics_shows_the_headlines_of_every_finished_evaluation(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ LAYERS = [
         "projection",
     },
     {"stages"},
-    {"pipeline", "listings", "pilot", "planning"},
+    {"pipeline", "step_folders", "listings", "pilot", "planning"},
     {"cluster_settings", "doctor", "submit", "terminal", "job_commands", "cli", "report", "reference"},
 ]
 WITH_RAY = {

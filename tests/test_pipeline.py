@@ -14,7 +14,7 @@ from pydantic import Field
 
 from weaksam import pipeline, storage
 from weaksam.config import NotInFingerprint, OutsideFile, Reads, Settings, StageConfig
-from weaksam.errors import ConfigError, StageError, StorageError
+from weaksam.errors import ConfigError, DeniedError, MissingFileError, StageError, StorageError
 from weaksam.pools import PoolResources
 from weaksam.stage import Outcome, Stage, Step
 
@@ -82,7 +82,7 @@ def test_every_fault_is_reported_at_once_with_its_key(load: Callable) -> None:
     with pytest.raises(ConfigError) as caught:
         load(bad, extra=1)
     assert caught.value.faults == [
-        "extra: unknown key: a run file has run, endpoint, steps",
+        "extra: unknown key: a run file has run, endpoint, addressing, steps",
         "steps.a.inner.lr: input should be greater than 0, got -1.0",
         "steps.a.siez: unknown key: did you mean 'size'?",
         "steps.b.stage: there is no stage 'mkae': did you mean 'make'?",
@@ -118,6 +118,83 @@ def test_a_circle_of_steps_is_named(load: Callable) -> None:
 def test_a_missing_weights_file_is_found_before_anything_starts(load: Callable, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"steps\.a: .*nowhere\.pth: no such file"):
         load({"a": {"stage": "make", "inner": {"weights": str(tmp_path / "nowhere.pth")}}})
+
+
+@pytest.mark.parametrize("fault", [StorageError("s3://b/w: could not look up"), DeniedError("s3://b/w: not allowed")])
+def test_a_store_that_fails_while_fingerprints_are_made_can_be_tried_again(
+    load: Callable, monkeypatch: pytest.MonkeyPatch, fault: StorageError
+) -> None:
+    def look(uri: str) -> str:
+        raise fault
+
+    monkeypatch.setattr(storage, "identity", look)
+    steps = {name: {"stage": "make", "inner": {"weights": f"s3://b/{name}"}} for name in ("a", "b")}
+    with pytest.raises(StorageError, match=rf"^steps\.a: {fault}$") as caught:
+        load(steps)
+    assert caught.value.exit_code == 4
+
+    def missing(uri: str) -> str:
+        raise fault if uri.endswith("b") else MissingFileError(f"{uri}: no such file")
+
+    monkeypatch.setattr(storage, "identity", missing)
+    with pytest.raises(ConfigError, match=r"steps\.a: s3://b/a: no such file\nsteps\.b: ") as wrong:
+        load(steps)
+    assert wrong.value.exit_code == 2
+
+
+def test_a_store_that_knows_sizes_alone_is_a_warning(load: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    listed = dataclasses.replace(
+        pipeline.STAGES["make"], outside=lambda config: {"listing": "3 files ab (sizes alone)"}
+    )
+    monkeypatch.setitem(pipeline.STAGES, "make", listed)
+    (text,) = pipeline.warnings_of(load({"a": {"stage": "make"}}))
+    assert text.startswith("steps.a: listing: the store knows neither when a file was written nor an ETag")
+
+
+def test_secrets_of_urls_are_kept_nowhere_and_decide_nothing(load: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "identity", lambda uri: "4-abcd")
+    one, two = (
+        load({"a": {"stage": "make", "inner": {"weights": f"https://me:hidden@host/w.pth?sig=hidden{i}"}}})[0]
+        for i in (1, 2)
+    )
+    assert one.folder == two.folder
+    pipeline.run_steps([one])
+    for name in ("config.json", "manifest.json"):
+        text = storage.read_bytes(storage.join(one.folder, name)).decode()
+        assert "hidden" not in text
+    assert (
+        storage.read_json(f"{one.folder}/config.json")["settings"]["inner"]["weights"] == "https://***@host/w.pth?***"
+    )
+
+
+@pytest.mark.parametrize("run", ["s3://KEY:SECRET@bucket/run", "file://server/run"])
+def test_places_that_cannot_be_used_are_named_by_their_keys(load: Callable, run: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load({"a": {"stage": "make", "inner": {"weights": run}}}, run=run)
+    assert [fault.split(": ")[0] for fault in caught.value.faults] == ["run", "steps.a.inner.weights"]
+    assert "SECRET" not in str(caught.value)
+
+
+@pytest.mark.parametrize("step", ["  k: &l0 {v: 1}\n", "  k: &l0 [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n"])
+@pytest.mark.parametrize("merge", [False, True])
+def test_a_few_lines_that_stand_for_billions_of_values_are_refused(tmp_path: Path, step: str, merge: bool) -> None:
+    use = "{{<<: [{}]}}" if merge and "{" in step else "[{}]"
+    lines = [step, *(f"  k{i}: &l{i} {use.format(', '.join([f'*l{i - 1}'] * 10))}\n" for i in range(1, 12))]
+    (tmp_path / "run.yaml").write_text("run: r\nsteps:\n" + "".join(lines))
+    with pytest.raises(ConfigError, match=r"run\.yaml: .* with its aliases it holds more than 100000 values"):
+        pipeline.load(str(tmp_path / "run.yaml"))
+
+
+def test_config_json_is_made_anew_where_it_was_lost_or_cut(load: Callable) -> None:
+    (step,) = load({"a": {"stage": "make", "size": 1}})
+    pipeline.run_steps([step])
+    uri = storage.join(step.folder, "config.json")
+    whole = storage.read_bytes(uri)
+    for content in (None, whole[:40], b"[]"):
+        storage.delete(uri) if content is None else storage.write_bytes(uri, content)
+        pipeline.run_steps([step])
+        assert storage.read_bytes(uri) == whole
+    assert CALLS == ["a"]
 
 
 def test_overrides_are_yaml_and_checked_like_the_file(load: Callable) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from tests.s3.server import CephServer
 from weaksam import object_stores, parquet_files, storage
-from weaksam.errors import StorageError
+from weaksam.errors import MissingFileError, StorageError
 
 
 def test_a_large_object_comes_back_as_it_was(bucket: str) -> None:
@@ -65,7 +65,7 @@ def test_an_object_replaced_while_it_is_read_comes_back_whole(
 def test_identity_and_fetch_follow_the_content(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WEAKSAM_CACHE", str(tmp_path))
     uri = storage.join(bucket, "weights.pth")
-    with pytest.raises(StorageError, match="no such file"):
+    with pytest.raises(MissingFileError, match="no such file"):
         storage.identity(uri)
     storage.write_bytes(uri, b"one")
     path = storage.fetch(uri)

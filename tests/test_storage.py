@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from weaksam import storage
-from weaksam.errors import ConfigError, StorageError, WeightsError
+from weaksam import storage, storage_faults
+from weaksam.errors import ConfigError, MissingFileError, StorageError, WeightsError
 
 
 @pytest.fixture(params=["local", "file", "memory", "s3"])
@@ -44,7 +44,7 @@ def test_a_file_in_the_place_of_a_folder_is_told(tmp_path: Path) -> None:
 def test_a_missing_object_is_told_from_a_fault(base: str) -> None:
     with pytest.raises(FileNotFoundError):
         storage.read_bytes(storage.join(base, "missing"))
-    with pytest.raises(StorageError, match=r"missing: no such file"):
+    with pytest.raises(MissingFileError, match=r"missing: no such file"):
         storage.identity(storage.join(base, "missing"))
     assert storage.list_files(storage.join(base, "missing")) == []
 
@@ -89,7 +89,7 @@ def test_fetch_checks_the_hash_and_keeps_one_copy(tmp_path: Path, monkeypatch: p
 
 
 def test_a_fault_of_the_network_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(storage_faults.time, "sleep", lambda seconds: None)
     tries = []
 
     def flaky() -> str:

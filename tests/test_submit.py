@@ -182,6 +182,8 @@ def test_doctor_examines_the_nodes_from_inside(head: RayHead, config: str, bucke
     [
         ("env: {AWS_SECRET_ACCESS_KEY: x}", "env.AWS_SECRET_ACCESS_KEY: looks like a credential"),
         ("pass_env: [HF_TOKEN]", "pass_env.HF_TOKEN: looks like a credential"),
+        ("env: {DATABASE_URL: 'postgresql://me:word@host/db'}", "env.DATABASE_URL: looks like a credential"),
+        ("address: http://me:word@head:8265", "address: holds credentials"),
         ("address: 127.0.0.1", "address: must be the URL of a dashboard"),
         ("pools: {max_actor: 8}", "pools.max_actor: unknown key: did you mean 'max_actors'?"),
         ("pools: {grow: true}", "grow needs max_actors and actor_gpus"),
@@ -194,6 +196,26 @@ def test_faults_of_a_cluster_file_are_told_by_key(text: str, fault: str, tmp_pat
     with pytest.raises(ConfigError) as caught:
         cluster_settings.load_cluster(str(file), None)
     assert fault in str(caught.value)
+
+
+def test_what_everybody_on_the_cluster_could_read_holds_no_secret(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AWS_ENDPOINT_URL_S3", "AWS_S3_ADDRESSING_STYLE"):
+        monkeypatch.setenv(name, "before")  # restored after the run file has set another
+    file = tmp_path / "run.yaml"
+    file.write_text("addressing: virtual\n" + RUN_FILE.format(bucket="s3://bucket", endpoint="http://127.0.0.1:1"))
+    cluster = cluster_settings.ClusterSettings()
+    weights = (
+        "steps.proposals.sam.model=vit_b",
+        "steps.proposals.sam.checkpoint=https://host/sam.pth?X-Amz-Signature=hid",
+    )
+    with submit.staged() as folder, pytest.raises(ConfigError, match=r"sam\.checkpoint: holds a URL with a") as caught:
+        submit.plan_job(str(file), weights, cluster, folder)
+    assert "hid" not in str(caught.value)
+    with submit.staged() as folder:
+        job = submit.plan_job(str(file), [], cluster, folder)
+    assert job.runtime_env["env_vars"]["AWS_S3_ADDRESSING_STYLE"] == "virtual"
 
 
 def test_a_cluster_sets_resources_by_kind_of_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,7 @@ _SECRET_VALUE = re.compile(
     r"://[^/\s@]*:[^\s@]+@"  # a password in a URL
     r"|https?://[^/\s@]+@"  # a token in one
     r"|(?:AccountKey|SharedAccessKey|SharedAccessSignature|Password|Pwd|Secret)\s*=\s*[^;\s]"  # connection strings
-    r"|(?:^|[?&])(?:sig|signature|X-Amz-Signature|X-Amz-Security-Token|X-Goog-Signature)="
+    r"|(?:^|[?&])(?:[\w-]*(?:signature|credential|token|secret|password)|sig|key)="
     r"|-----BEGIN [A-Z ]*PRIVATE KEY"
     r"|\"private_key\""
     r"|\b(?:AKIA|ASIA)[0-9A-Z]{16}\b|\bgh[pousr]_\w{30}|\bhf_[A-Za-z0-9]{30}|\bxox[abprs]-|\bAIza[\w-]{35}"
@@ -63,7 +63,12 @@ def has_credentials(uri: str) -> bool:
 
 def is_secret(name: str, value: str) -> bool:
     """Whether a variable of an environment looks like a credential, by its name or by its value."""
-    return bool(_SECRET_NAME.search(name) or _SECRET_VALUE.search(value) or _AWS_SECRET.fullmatch(value))
+    return bool(_SECRET_NAME.search(name) or holds_secret(value) or _AWS_SECRET.fullmatch(value))
+
+
+def holds_secret(text: str) -> bool:
+    """Whether a text has a password, a signature or a key of a known form in it."""
+    return _SECRET_VALUE.search(text) is not None
 
 
 def _mask_url(match: re.Match[str]) -> str:

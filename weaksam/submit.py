@@ -26,7 +26,7 @@ from weaksam import pipeline, storage
 from weaksam.cluster_settings import ClusterSettings, Entrypoint, resources_here
 from weaksam.config import load_run_file, places_of
 from weaksam.errors import ClusterError, ConfigError
-from weaksam.masking import masked, masked_values
+from weaksam.masking import holds_secret, masked, masked_values
 from weaksam.object_stores import ADDRESSING_VARIABLE, ENDPOINT_VARIABLE
 from weaksam.pools import DRIVER_CPUS_VARIABLE
 from weaksam.proxies import spare_loopback
@@ -93,7 +93,7 @@ def plan_job(
     run, parsed = pipeline.parse(config, overrides)
     used = [*resources_here(cluster, parsed), *overrides]
     pipeline.parse(config, used)
-    if faults := [_secret_fault(text) for text in used if masked(text) != text]:
+    if faults := [_secret_fault(text) for text in used if holds_secret(text)]:
         raise ConfigError(*faults)
     places = _places_here(parsed, load_run_file(config, used)["steps"])
     used += places

@@ -17,7 +17,7 @@ from weaksam.data.scene_cache import cache_scenes
 from weaksam.data.scene_drawing import CLASS_NAMES, FAMILIES, Scene, draw_scene, mask_box
 from weaksam.data.scene_shapes import DEMO_CLASSES, VARIED_KINDS
 from weaksam.data.scenes import COCO_IDS, are_scenes, draw_dataset_scene, with_border, write_scenes
-from weaksam.errors import ConfigError, StorageError
+from weaksam.errors import ConfigError, DamagedError
 
 SIZE = (128, 160)
 
@@ -152,7 +152,7 @@ def test_a_folder_of_scenes_is_recognised(tmp_path: Path):
         (tmp_path / "scenes.json").write_text(content)
         assert not are_scenes(str(tmp_path))
     (tmp_path / "scenes.json").write_text("{half")
-    with pytest.raises(StorageError, match="not valid JSON"):
+    with pytest.raises(DamagedError, match="not valid JSON"):
         are_scenes(str(tmp_path))
 
 

@@ -15,7 +15,7 @@ from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
 from weaksam import schemas, storage, tables
-from weaksam.errors import ConfigError, WeakSamError
+from weaksam.errors import ConfigError, DamagedError
 from weaksam.listings import read_states
 from weaksam.parquet_files import read_parquet
 from weaksam.stage import Step
@@ -105,7 +105,7 @@ def read_run(run: str) -> list[RunStep]:
         steps[title] = one.to_step(inputs)
         try:
             manifest = steps[title].manifest()
-        except WeakSamError as error:
+        except DamagedError as error:
             log.warning("%s: %s", title, error)
             manifest = None
         name = one.name if names[one.name] == 1 else title
@@ -116,7 +116,7 @@ def read_run(run: str) -> list[RunStep]:
 def _read(run: str, title: str) -> Started | None:
     try:
         return read_started(run, title)
-    except WeakSamError as error:
+    except (ConfigError, DamagedError) as error:  # a store that is down is no reason to leave a step out
         log.warning("left out: %s", error)
         return None
 

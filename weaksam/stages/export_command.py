@@ -14,7 +14,7 @@ import yaml
 
 from weaksam import storage
 from weaksam.config import parse_settings, read_value
-from weaksam.errors import ConfigError, WeakSamError
+from weaksam.errors import ConfigError, DamagedError
 from weaksam.stage import Step, resolve
 from weaksam.stages.export import STAGE, ExportConfig, marker_uri
 from weaksam.stages.started_steps import Started, read_started
@@ -51,7 +51,7 @@ def find_exportable(run: str) -> list[Started]:
     for title in storage.list_folders(run):
         try:
             step = read_started(run, title)
-        except WeakSamError:
+        except (ConfigError, DamagedError):
             continue
         if step is not None and step.stage.writes in KEYS and step.is_finished:
             found.append(step)
