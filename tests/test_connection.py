@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from weaksam import connection, lost_cluster, own_cluster
+from weaksam.cache import cache_folder
 from weaksam.errors import ClusterError, ConfigError
 
 GIB = 2**30
@@ -174,3 +175,17 @@ def test_a_cluster_that_is_left_may_end(tmp_path: Path) -> None:
     head.close()
     raylet.close()
     assert (thread.is_alive(), told) == (False, [])
+
+
+def test_a_cache_needs_no_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WEAKSAM_CACHE", raising=False)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert cache_folder() == tmp_path / "home" / ".cache" / "weaksam"
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("HOME", str(tmp_path / "file"))
+    found = cache_folder()
+    assert found == tmp_path / f"weaksam-{os.getuid()}"
+    assert stat.S_IMODE(found.stat().st_mode) == 0o700
+    monkeypatch.setenv("WEAKSAM_CACHE", str(tmp_path / "named"))
+    assert cache_folder() == tmp_path / "named"

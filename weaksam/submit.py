@@ -310,4 +310,4 @@ def _when(milliseconds: int | None) -> str | None:
 
 def _has_token() -> bool:
     named = any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
-    return named or Path.home().joinpath(".ray", "auth_token").exists()
+    return named or os.path.exists(os.path.expanduser("~/.ray/auth_token"))
