@@ -23,7 +23,7 @@ from weaksam.object_stores import VARIABLES
 os.environ.setdefault("RAY_DATA_AUTOSCALING_REQUEST_EXPIRE_TIME_S", "30")
 # A task whose worker is ended for want of memory is tried again for ever by default.
 os.environ.setdefault("RAY_task_oom_retries", "5")
-if "RAY_ADDRESS" not in os.environ and "ray" not in sys.modules:  # Ray reads them when it is imported
+if os.environ.get("RAY_ADDRESS", "local") == "local" and "ray" not in sys.modules:  # Ray reads them when it is imported
     os.environ.setdefault("RAY_AUTH_MODE", "token")  # what a local cluster has anyway, without the notice
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its complaint about every actor pool is no error
 
@@ -142,8 +142,6 @@ def check_reachable(address: str, *, seconds: float = _REACH_SECONDS) -> None:
 
 def _join(address: str) -> None:
     check_reachable(address)
-    # where something else listens there, Ray asks it ten times as long by default
-    os.environ.setdefault("RAY_gcs_server_request_timeout_seconds", "10")
     try:
         ray.init(address=address, runtime_env={"env_vars": _told_to_workers(os.environ)}, **_QUIET)
     except (ConnectionError, ray.exceptions.AuthenticationError) as error:

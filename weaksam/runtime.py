@@ -90,15 +90,16 @@ def _run_passes(
     step: Step, source: pa.Table, todo: pa.Table, worker: dict[str, Any], schema: pa.Schema, pool: Pool
 ) -> None:
     """Runs pass after pass until no image of `todo` is left; where one does not get far, some images alone."""
+    images = common_folder(source.column("uri").to_pylist())
     while todo.num_rows:
-        went_through = _run_pass(step, todo, worker, schema, pool)
+        went_through = _run_pass(step, todo, worker, schema, pool, images=images)
         left = _todo(step.folder, source)
         if left.num_rows:
             pool = nodes.fit_again(pool)
         if went_through and (left.num_rows > todo.num_rows // 2 or 0 < left.num_rows <= ROWS_PER_BLOCK):
             some = left.slice(0, _MOST_ALONE)  # enough to find a culprit; the next pass streams the rest
             log.warning("%s: %d images left, running %d of them alone", step.name, left.num_rows, some.num_rows)
-            run_alone(step, some, worker, schema, pool)
+            run_alone(step, some, worker, schema, pool, images=images)
             alone, left = left, _todo(step.folder, source)
             if left.num_rows == alone.num_rows:
                 raise StageError(
@@ -135,10 +136,12 @@ def _todo(folder: str, source: pa.Table) -> pa.Table:
     return tables.without_ids(source, (image_id for ids in tables.done_ids(folder).values() for image_id in ids))
 
 
-def _run_pass(step: Step, todo: pa.Table, worker: dict[str, Any], schema: pa.Schema, pool: Pool) -> bool:
+def _run_pass(
+    step: Step, todo: pa.Table, worker: dict[str, Any], schema: pa.Schema, pool: Pool, *, images: str | None
+) -> bool:
     """One streaming pass over `todo`. What a crash or an unexpected error loses is left for the caller.
 
-    `worker` has the arguments of a `Worker`.
+    `worker` has the arguments of a `Worker`; `images` is the folder of all images of the step.
 
     Returns:
         False when it was ended because nodes came or went.
@@ -155,7 +158,6 @@ def _run_pass(step: Step, todo: pa.Table, worker: dict[str, Any], schema: pa.Sch
 
     watcher = nodes.watcher(pool, len(starts), parts=parts, restarts=nodes.count_restarts)
     context.custom_execution_callback_classes = [watcher]
-    images = common_folder(todo.column("uri").to_pylist())
     with ray.data.DataContext.current(context), warnings.catch_warnings():
         # The restart options have no named replacement yet; pyproject.toml keeps Ray below the release without them.
         warnings.simplefilter("ignore", ray.util.annotations.RayDeprecationWarning)
