@@ -396,31 +396,6 @@ def test_one_damaged_step_does_not_hide_the_others(config: str, tmp_path: Path) 
     assert os.listdir(broken) == ["config.json"]
 
 
-def test_damage_is_told_from_a_store_that_cannot_be_read(config: str, tmp_path: Path) -> None:
-    assert call(WEAKSAM, "run", config, "--only", "images", "--only", "more").returncode == 0
-    run, (images,), (more,) = tmp_path / "run", *(list((tmp_path / "run").glob(f"{n}-*")) for n in ("images", "more"))
-    (part,) = images.glob("part-*")
-    part.unlink()
-    (images / "config.json").unlink()
-    for command in (("status", str(run)), ("check", config)):
-        shown = call(WEAKSAM, *command)
-        assert shown.returncode == 0
-        assert f"1 file is lost: {part.name} is gone" in shown.stdout
-    again = call(WEAKSAM, "run", config, "--only", "images")
-    assert again.returncode == 0
-    assert f"images: 1 file is lost: {part.name} is gone" in again.stderr
-    assert part.is_file()
-    assert json.loads((images / "config.json").read_text())["stage"] == "index"
-
-    for text in ('{"rows": 4, "fai', "[]"):
-        (more / "manifest.json").write_text(text)
-        for command in (("status", str(run)), ("check", config)):
-            shown = call(WEAKSAM, *command)
-            assert shown.returncode == 2
-            assert "images" in shown.stdout
-            assert f"{more.name}/manifest.json: not" in shown.stderr
-
-
 def test_metrics_shows_the_headlines_of_every_finished_evaluation(tmp_path: Path) -> None:
     figures = {"boxes_per_image": 31.66, "recall@0.5": 0.8514, "recall@0.75": 0.5, "AR": 0.4}
     report = {"task": "proposals", "split": None, "num_images": 80, "metrics": figures}

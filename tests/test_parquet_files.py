@@ -113,4 +113,6 @@ def test_files_that_a_finished_step_has_lost_are_found_by_a_listing(tmp_path: Pa
     lost = tables.lost_files(folder, manifest)
     assert set(lost) == {truth, "checkpoint/model.safetensors", first}
     assert (lost[truth], lost["checkpoint/model.safetensors"]) == ("is gone", "has 3 bytes, 7 were written")
+    outside = {"../part-0-1.parquet": 1, "/etc/part-0-1.parquet": 1, "../../etc/passwd": 1}
+    assert tables.lost_files(folder, {"files": outside}) == {"/etc/part-0-1.parquet": "is gone"}  # that is, below it
     assert tables.lost_files(folder, {"parts": [first, "part-0-1.parquet"]}) == {"part-0-1.parquet": "is gone"}

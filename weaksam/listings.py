@@ -31,8 +31,9 @@ def read_states(run: str) -> list[dict[str, Any]]:
     """
     states = []
     for name in storage.list_folders(run):
-        if _STEP_FOLDER.fullmatch(name):
-            folder = storage.join(run, name)
+        folder = storage.join(run, name)
+        # by its name, where config.json was lost; another folder may hold whole runs, which are not listed
+        if _STEP_FOLDER.fullmatch(name) or storage.exists(storage.join(folder, "config.json")):
             files = {file.path: file.size for file in storage.list_files(folder)}
             if "config.json" in files or "manifest.json" in files or any(map(tables.is_lasting, files)):
                 states.append(_read_state(name.rsplit("-", 1)[0], folder, files))

@@ -123,7 +123,10 @@ def read_manifest(folder: str) -> dict[str, Any]:
     """
     uri = storage.join(folder, "manifest.json")
     found = storage.read_json(uri)
-    if not isinstance(found, dict) or not found.keys() >= {"stage", "rows", "failed"}:
+    kinds = {"stage": str, "rows": int, "failed": int, "parts": list, "files": dict}
+    defaults = {"parts": [], "files": {}}  # an older weaksam wrote no sizes
+    whole = isinstance(found, dict) and all(isinstance((defaults | found).get(key), kinds[key]) for key in kinds)
+    if not whole:
         raise DamagedError(f"{uri}: not the manifest of a step: remove the file, and the same command goes on")
     return found
 

@@ -61,7 +61,7 @@ def lasting_files(folder: str) -> dict[str, int]:
 
 def is_lasting(path: str) -> bool:
     """Whether a path in a step's folder is that of a part or of trained weights."""
-    return path == _WEIGHTS or _PART.fullmatch(path.rpartition("/")[2]) is not None
+    return path == _WEIGHTS or (_PART.fullmatch(path.rpartition("/")[2]) is not None and ".." not in path.split("/"))
 
 
 def lost_files(folder: str, manifest: Mapping[str, Any], there: Mapping[str, int] | None = None) -> dict[str, str]:
@@ -72,7 +72,8 @@ def lost_files(folder: str, manifest: Mapping[str, Any], there: Mapping[str, int
         manifest: its manifest; one of an older weaksam has no sizes.
         there: from `lasting_files`; listed here when left out. A part of another size is read.
     """
-    wanted = manifest.get("files") or dict.fromkeys(manifest.get("parts", []))
+    listed = manifest.get("files") or dict.fromkeys(manifest.get("parts", []))
+    wanted = {path: size for path, size in listed.items() if is_lasting(path)}  # whatever else an edited one names
     if not wanted:
         return {}
     there = lasting_files(folder) if there is None else there
