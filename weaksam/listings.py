@@ -50,7 +50,7 @@ def _read_state(step: str, folder: str, files: Mapping[str, int]) -> dict[str, A
         done = read_manifest(folder) if "manifest.json" in files else None
         if done is None:
             return state | _unfinished_state(folder, files)
-        state |= {"stage": done["stage"], **{key: done.get(key) for key in counts}}
+        state |= {"stage": done.get("stage"), **{key: done.get(key) for key in counts}}
         if lost := tables.lost_files(folder, done, files):
             return state | {"damage": f"{name_lost(lost)}: the same command makes the missing again"}
     except (DamagedError, FileNotFoundError) as error:  # missing: removed since it was listed

@@ -123,10 +123,12 @@ def read_manifest(folder: str) -> dict[str, Any]:
     """
     uri = storage.join(folder, "manifest.json")
     found = storage.read_json(uri)
-    kinds = {"stage": str, "rows": int, "failed": int, "parts": list, "files": dict}
-    defaults = {"parts": [], "files": {}}  # an older weaksam wrote no sizes
-    whole = isinstance(found, dict) and all(isinstance((defaults | found).get(key), kinds[key]) for key in kinds)
-    if not whole:
+    kinds = {"stage": str, "rows": int, "failed": int, "parts": list, "excluded": dict, "files": dict}
+    if (
+        not isinstance(found, dict)
+        or not any(key in found for key in kinds)
+        or not all(isinstance(found[key], kind) for key, kind in kinds.items() if key in found)
+    ):
         raise DamagedError(f"{uri}: not the manifest of a step: remove the file, and the same command goes on")
     return found
 

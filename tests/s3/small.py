@@ -1,4 +1,4 @@
-"""A small S3 server of one process, in memory: starts at once, refuses as told, and is a proxy of itself.
+"""A small S3 server of one process, in memory: starts at once, refuses on demand, and is a proxy of itself.
 
 It checks no signatures; `tests/s3/server.py` is the real one.
 """
