@@ -63,7 +63,8 @@ def connect() -> None:
             own_cluster.start(_QUIET)
         else:
             _join(address)
-        end_when_lost()
+        if not address.startswith("ray://"):  # whose driver is a process of the cluster
+            end_when_lost()
 
     # Ray's own handler ends the process with a dump; this way the reservation is given back and the user is told.
     signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -44,7 +44,9 @@ def start(options: Mapping[str, Any]) -> None:
         with _on_loopback():
             ray.init(address="local", **options, **given)
     except Exception as error:  # Ray has no classes for these
-        raise (explain(error, os.environ) or error) from error
+        if found := explain(error, os.environ):
+            raise found from error
+        raise
 
 
 def check_memory(available: int, limit: int) -> None:
