@@ -419,3 +419,13 @@ def test_metrics_of_a_run_without_any_is_a_fault(tmp_path: Path) -> None:
     done = call(WEAKSAM, "metrics", str(tmp_path))
     assert done.returncode == 2
     assert "no evaluate step is finished there" in done.stderr
+
+
+def test_a_working_folder_that_is_gone_is_told(config: str, tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    told = subprocess.run(
+        ["sh", "-c", f"cd {gone} && rmdir {gone} && exec {WEAKSAM} status {tmp_path}"], capture_output=True, text=True
+    )
+    assert told.returncode == 2
+    assert told.stderr == "error: the current folder is gone: change to one that is there\n"

@@ -16,13 +16,17 @@ PACKAGE = ROOT / "weaksam"
 LAYERS = [
     {"errors", "masking"},
     {
-        *("config", "schemas", "memory", "uris", "proxies", "object_stores", "storage_faults", "storage"),
+        *("config", "schemas", "memory", "uris", "proxies", "object_stores", "storage_faults", "cache", "storage"),
         *("parquet_files", "tables"),
     },
     {"ops"},
     {"models", "sam", "data"},
     {
         "stage",
+        "step_folders",
+        "own_cluster",
+        "lost_cluster",
+        "connection",
         "pools",
         "nodes",
         "metrics",
@@ -39,11 +43,14 @@ LAYERS = [
         "projection",
     },
     {"stages"},
-    {"pipeline", "step_folders", "listings", "pilot", "planning"},
+    {"pipeline", "listings", "pilot", "planning"},
     {"cluster_settings", "doctor", "submit", "terminal", "job_commands", "cli", "report", "reference"},
 ]
 WITH_RAY = {
     "metrics",
+    "own_cluster",
+    "lost_cluster",
+    "connection",
     "nodes",
     "turns",
     "rows",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from weaksam.memory import available_memory
+from weaksam.memory import available_memory, cpu_quota, memory_limit
 
 GIB = 2**30
 
@@ -66,3 +66,34 @@ def test_where_nothing_says_what_is_available_it_is_all_there_is(tmp_path: Path)
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     assert available_memory(tmp_path) == total
     assert 0 < available_memory() <= total
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "groups", "limit"),
+    [
+        ("0::/", {}, 16),
+        ("0::/", {".": v2(4 * GIB, 3 * GIB)}, 4),
+        ("0::/a/b", {"a": v2(2 * GIB, GIB), "a/b": v2("max", GIB)}, 2),
+        ("2:cpu,memory:/docker/1", {"memory": v1(3 * GIB, GIB)}, 3),
+        ("0::/", {".": v2(64 * GIB, GIB)}, 16),
+    ],
+)
+def test_the_limit_is_what_machine_and_groups_have_in_all(
+    tmp_path: Path, cgroup: str, groups: dict, limit: float
+) -> None:
+    assert memory_limit(system(tmp_path, cgroup, groups)) == limit * GIB
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "groups", "cpus"),
+    [
+        ("0::/", {}, None),
+        ("0::/", {".": {"cpu.max": "max 100000"}}, None),
+        ("0::/", {".": {"cpu.max": "50000 100000"}}, 0.5),
+        ("0::/a/b", {"a": {"cpu.max": "150000 100000"}, "a/b": {"cpu.max": "400000 100000"}}, 1.5),
+        ("2:cpu,cpuacct:/a", {"cpu": {"cpu.cfs_quota_us": 25000, "cpu.cfs_period_us": 100000}}, 0.25),
+        ("2:cpu:/", {"cpu": {"cpu.cfs_quota_us": -1, "cpu.cfs_period_us": 100000}}, None),
+    ],
+)
+def test_a_share_of_a_cpu_is_known(tmp_path: Path, cgroup: str, groups: dict, cpus: float | None) -> None:
+    assert cpu_quota(system(tmp_path, cgroup, groups)) == cpus

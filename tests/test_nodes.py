@@ -20,7 +20,7 @@ from benchmarks.local_cluster import LocalCluster
 from benchmarks.processes import actors_of
 from tests.test_resume import ROOT, clear_up
 from weaksam import pipeline, tables
-from weaksam.nodes import PoolChangedError, alive_nodes, watcher
+from weaksam.nodes import PoolChangedError, WorkersDieError, alive_nodes, watcher
 from weaksam.pools import DRIVER_CPUS_VARIABLE, PoolResources, fit_pool
 from weaksam.stage import Step
 
@@ -175,3 +175,24 @@ def test_a_pool_fitted_again_has_the_gpus_it_had() -> None:
     pool = fit_pool(PoolResources(), [{"CPU": 4.0, "GPU": 1.0}, {"CPU": 8.0}])
     assert (pool.actors, pool.actor_gpus) == (1, 1.0)
     assert pool.asked.actor_gpus == 1.0  # so that a cluster whose GPUs are lost waits for them
+
+
+def test_a_pass_ends_when_its_workers_die_as_fast_as_they_start() -> None:
+    """Twelve deaths of two workers without a block written between."""
+    now, deaths, parts = 0.0, 3, 0
+    there = [{"CPU": 3.0}]
+    pool = fit_pool(PoolResources(), there)
+    assert pool.actors == 2
+    watch = watcher(pool, 100, parts=lambda: parts, restarts=lambda: deaths, nodes=lambda: there, clock=lambda: now)()
+    for now, deaths, parts in ((11, 3, 0), (22, 14, 0), (33, 15, 1), (44, 26, 1)):  # noqa: B007
+        watch.on_execution_step(None)
+    now, deaths = 55, 27
+    with pytest.raises(WorkersDieError, match="started again 12 times and finished nothing meanwhile"):
+        watch.on_execution_step(None)
+
+
+def test_a_pool_is_no_larger_than_memory_allows() -> None:
+    gib = float(2**30)
+    assert fit_pool(PoolResources(), [{"CPU": 9.0, "memory": 2 * gib}]).actors == 4
+    assert fit_pool(PoolResources(), [{"CPU": 9.0, "memory": 64 * gib}]).actors == 8
+    assert fit_pool(PoolResources(), [{"CPU": 9.0, "memory": 0.1 * gib}]).actors == 1  # an estimate refuses nothing

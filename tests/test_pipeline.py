@@ -332,3 +332,38 @@ def test_the_manifest_says_what_it_is_made_of(load: Callable) -> None:
     assert manifest["versions"]["ray"]
     config = storage.read_json(storage.join(step.folder, "config.json"))
     assert config["settings"]["inner"]["lr"] == 0.1
+
+
+@pytest.mark.parametrize("run", ["file", "file/run", "file/deep/run"])
+def test_a_run_at_or_below_a_file_is_a_fault(run: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump({"run": f"{tmp_path}/{run}", "steps": GOOD}))
+    with pytest.raises(ConfigError) as caught:
+        pipeline.parse(str(path))
+    assert str(caught.value) == f"run: {tmp_path}/{run}: {tmp_path}/file is a file: name a folder"
+
+
+def test_names_that_no_file_system_takes_are_faults(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    steps = {"a" * 201: {"stage": "make"}, "b" * 200: {"stage": "make"}}
+    path.write_text(yaml.safe_dump({"run": f"{tmp_path}/{'r' * 256}/run", "steps": steps}))
+    with pytest.raises(ConfigError) as caught:
+        pipeline.parse(str(path))
+    run, name = caught.value.faults
+    assert run.startswith("run: rrrr")
+    assert run.endswith("... has 256 bytes, a name of a folder 255 at most")
+    assert name.endswith(": a step's name has 200 letters at most, it is the name of a folder")
+
+
+def test_files_of_this_machine_are_absolute_for_workers_and_change_no_fingerprint(
+    load: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "weights.pth").write_bytes(b"1")
+    made = {}
+    for weights in ("weights.pth", "./weights.pth", str(tmp_path / "weights.pth")):
+        (step,) = load({"a": {"stage": "make", "inner": {"weights": weights}}})
+        assert step.config.inner.weights == str(tmp_path / "weights.pth")
+        made[weights] = step.fingerprint
+    assert len(set(made.values())) == 1

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from weaksam import schemas, storage, tables
-from weaksam.errors import DataError, StageError
+from weaksam.errors import DamagedError, DataError, StageError
 
 SCHEMA = schemas.with_metadata(schemas.PROPOSALS, fingerprint="abc", class_names=["cat", "dog"])
 ROW = {
@@ -98,3 +98,11 @@ def test_ground_truth_lies_apart(tmp_path: Path) -> None:
     truth = tables.read_ground_truth(folder)
     assert truth is not None
     assert truth.to_pylist() == [row]
+
+
+@pytest.mark.parametrize(
+    "part", ["../../etc/passwd", "/etc/passwd", "part-1.parquet/../x", "s3://b/part-00-1.parquet", 3]
+)
+def test_a_manifest_that_names_something_else_than_parts_is_damaged(part: object, tmp_path: Path) -> None:
+    with pytest.raises(DamagedError, match="which is no part of a table"):
+        tables.read_table(str(tmp_path), {"parts": [part], "excluded": {}})

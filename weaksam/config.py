@@ -18,6 +18,7 @@ import pydantic
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
+from weaksam import uris
 from weaksam.errors import ConfigError
 
 
@@ -40,6 +41,11 @@ class Reads:
 @dataclass(frozen=True)
 class OutsideFile:
     """Marks a field that is the URI of a file made elsewhere: its identity is part of the fingerprint."""
+
+
+@dataclass(frozen=True)
+class OutsideFolder:
+    """Marks a field that is the URI of a folder outside the run."""
 
 
 @dataclass(frozen=True)
@@ -197,6 +203,31 @@ def _names_at(config: type[BaseModel], location: tuple) -> list[str]:
 def changed(config: Config, **updates: Any) -> Config:
     """A copy with other values, validated like any."""
     return type(config).model_validate(dict(config) | updates)
+
+
+def places_of(config: BaseModel, prefix: str = "") -> list[tuple[str, str]]:
+    """Key and value of every setting that is the URI of a file or folder outside the run."""
+    found = []
+    for name, info in type(config).model_fields.items():
+        value = getattr(config, name)
+        if isinstance(value, BaseModel):
+            found += places_of(value, f"{prefix}{name}.")
+        elif isinstance(value, str) and any(isinstance(mark, OutsideFile | OutsideFolder) for mark in info.metadata):
+            found.append((prefix + name, value))
+    return found
+
+
+def with_absolute_files(config: Config) -> Config:
+    """A copy in which every `OutsideFile` of this machine is an absolute path: workers have other working folders."""
+    updates: dict[str, Any] = {}
+    for name, info in type(config).model_fields.items():
+        value = getattr(config, name)
+        if isinstance(value, Settings):
+            inner = with_absolute_files(value)
+            updates |= {name: inner} if inner is not value else {}
+        elif isinstance(value, str) and any(isinstance(mark, OutsideFile) for mark in info.metadata):
+            updates |= {name: uris.absolute(value)} if uris.is_local(value) and uris.fault_of(value) is None else {}
+    return config.model_copy(update=updates) if updates else config
 
 
 def result_settings(config: BaseModel) -> dict[str, Any]:

@@ -55,8 +55,8 @@ class _Running:
 class _Alone:
     """Does one image at a time."""
 
-    def __init__(self, folder: str, worker: dict[str, Any], schema: pa.Schema) -> None:
-        self.fetch = Fetch(strict=True)
+    def __init__(self, folder: str, worker: dict[str, Any], schema: pa.Schema, images: str | None) -> None:
+        self.fetch = Fetch(strict=True, folder=images)
         self.worker = Worker(**worker)
         self.sink = PartSink(folder, schema)
 
@@ -70,10 +70,12 @@ class _Alone:
         self.sink.write([found], None)
 
 
-def run_alone(step: Step, todo: pa.Table, worker: dict[str, Any], schema: pa.Schema, pool: Pool) -> None:
+def run_alone(
+    step: Step, todo: pa.Table, worker: dict[str, Any], schema: pa.Schema, pool: Pool, *, images: str | None
+) -> None:
     """Runs each image of `todo` by itself; one that fails twice becomes a row with status `crash` or `timeout`.
 
-    `worker` has the arguments of a `Worker`.
+    `worker` has the arguments of a `Worker`; `images` is the folder of all images of the step.
 
     Raises:
         WeakSamError: a fault that is not an image's, such as storage or weights.
@@ -87,7 +89,7 @@ def run_alone(step: Step, todo: pa.Table, worker: dict[str, Any], schema: pa.Sch
     running: dict[Any, _Running] = {}
     while waiting or running:
         while waiting and len(running) < pool.actors:
-            actor: Any = idle.pop() if idle else start.remote(step.folder, worker, schema)
+            actor: Any = idle.pop() if idle else start.remote(step.folder, worker, schema, images)
             row = waiting.popleft()
             ready = actor.ready.remote()
             running[actor.run.remote(row)] = _Running(actor, row, ready)
@@ -138,7 +140,7 @@ def _failure(ref: Any, ready: Any) -> Failure | None:
     except RayError as error:
         if _node_died(error):
             return NODE_DIED
-        raise StageError(f"no worker can be started: {error}") from error
+        raise StageError(f"no worker can be started: {_why_dead(error)}") from error
     try:
         ray.get(ref)
     except RayTaskError as error:
@@ -150,6 +152,17 @@ def _failure(ref: Any, ready: Any) -> Failure | None:
     except RayError as error:
         return NODE_DIED if _node_died(error) else ("crash", "the worker process died while working on this image")
     return None
+
+
+def _why_dead(error: RayError) -> str:
+    """Why a worker ended before it had work, in a sentence; Ray has several, with advice for its own settings."""
+    text = " ".join(str(error).split())
+    if isinstance(error, OutOfMemoryError) or "OOM" in text or "low on memory" in text or "out of memory" in text:
+        return (
+            "the memory of its node is full: give the machine (or container) more, end other programs, or lower "
+            "resources.max_actors"
+        )
+    return text[:500]
 
 
 def _node_died(error: RayError) -> bool:

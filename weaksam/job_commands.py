@@ -70,7 +70,7 @@ def submit(
             reach = f" --address {job.address}" if address or not cluster else f" --cluster {cluster}"
             print(f"  weaksam logs {job.id}{reach} --follow\n  weaksam status {job.run}")
     if wait:
-        _follow(there, job.id)
+        _follow(there, job.id, is_known=True)
 
 
 @app.command()
@@ -154,7 +154,7 @@ def doctor(
         )
         there = submitting.Cluster(job.address)
         there.submit(job)
-    _follow(there, job.id)
+    _follow(there, job.id, is_known=True)
 
 
 def _reach(cluster: str | None, address: str | None) -> Cluster:
@@ -164,13 +164,13 @@ def _reach(cluster: str | None, address: str | None) -> Cluster:
     return submitting.Cluster(load_cluster(cluster, address).address)
 
 
-def _follow(there, job_id: str) -> None:
+def _follow(there: Cluster, job_id: str, *, is_known: bool = False) -> None:
     from weaksam import submit as submitting
 
     def show(text: str) -> None:
         print(text, end="", flush=True)
 
-    state = there.follow(job_id, show)
+    state = there.follow(job_id, show, is_known=is_known)
     code = submitting.exit_code(state)
     if code:
         print(f"{job_id}: {state['state']}, exit code {code}: {state['message']}", file=sys.stderr)

@@ -1,14 +1,19 @@
-"""How much memory can still be used: of the machine, or of the container where that has a limit."""
+"""How much memory and CPU there is: of the machine, or of the container where that has a limit."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 # Folder below /sys/fs/cgroup, and the files of a limit, of what is used, and in memory.stat of what can be given up
-_V1 = ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-_V2 = ("", "memory.max", "memory.current", "inactive_file")
+_Names = tuple[str, ...]
+_V1: _Names = ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+_V2: _Names = ("", "memory.max", "memory.current", "inactive_file")
+# The same of the CPU: the quota and the period it is for
+_CPU_V1: _Names = ("cpu", "cpu.cfs_quota_us", "cpu.cfs_period_us")
+_CPU_V2: _Names = ("", "cpu.max")
 
 
 def available_memory(root: Path = Path("/")) -> int:
@@ -22,28 +27,61 @@ def available_memory(root: Path = Path("/")) -> int:
     try:
         available = _read_fields(root / "proc/meminfo")["MemAvailable:"] * 1024
     except (OSError, KeyError, ValueError):
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return min([available, *_left_in_groups(root)])
+        return _all_memory()
+    left = (_left_in(group, *names) for group, names in _groups(root, "memory", _V1, _V2))
+    return min([available, *(one for one in left if one is not None)])
 
 
-def _left_in_groups(root: Path) -> Iterator[int]:
-    """What the limits of this process's control group and of those around it leave."""
+def memory_limit(root: Path = Path("/")) -> int:
+    """Bytes that this process and those beside it may use at most, as `available_memory` finds them."""
+    try:
+        total = _read_fields(root / "proc/meminfo")["MemTotal:"] * 1024
+    except (OSError, KeyError, ValueError):
+        return _all_memory()
+    limits = (_read_number(group / names[0]) for group, names in _groups(root, "memory", _V1, _V2))
+    return min([total, *(one for one in limits if one is not None)])
+
+
+def cpu_quota(root: Path = Path("/")) -> float | None:
+    """CPUs that a control group lets this process use, a fraction where less than one; None without a limit."""
+    quotas = []
+    for group, names in _groups(root, "cpu", _CPU_V1, _CPU_V2):
+        with suppress(OSError, ValueError):
+            # v2 has both in one file
+            quota, period = " ".join((group / name).read_text() for name in names).split()
+            if quota != "max" and int(quota) > 0:
+                quotas.append(int(quota) / int(period))
+    return min(quotas, default=None)
+
+
+def _all_memory() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _groups(root: Path, controller: str, v1: _Names, v2: _Names) -> Iterator[tuple[Path, list[str]]]:
+    """Folders of this process's control group and of those around it, each with the names of its files."""
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
         return
     for line in lines:
         _, controllers, path = line.split(":", 2)
-        if controllers and "memory" not in controllers.split(","):
+        if controllers and controller not in controllers.split(","):
             continue
-        base, *names = _V1 if controllers else _V2
+        base, *names = v1 if controllers else v2
         top = root / "sys/fs/cgroup" / base
         inner = top / path.strip("/")
         # a container may see its own group as the top one, under whatever path
         folders = [top] if ".." in inner.parts else [one for one in (inner, *inner.parents) if one.is_relative_to(top)]
-        for folder in folders:
-            if (left := _left_in(folder, *names)) is not None:
-                yield left
+        yield from ((folder, names) for folder in folders)
+
+
+def _read_number(file: Path) -> int | None:
+    """None where there is no such file, or no limit in it."""
+    try:
+        return int(file.read_text())
+    except (OSError, ValueError):
+        return None
 
 
 def _left_in(group: Path, limit: str, usage: str, cache: str) -> int | None:

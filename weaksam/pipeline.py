@@ -17,19 +17,22 @@ from pathlib import Path
 from typing import Any
 
 from weaksam import storage, tables
-from weaksam.config import StageConfig, load_run_file, parse_settings
+from weaksam.config import StageConfig, load_run_file, parse_settings, with_absolute_files
 from weaksam.errors import ConfigError, DamagedError, FailedRowsError, MissingFileError, StorageError, WeakSamError
 from weaksam.object_stores import use_s3_addressing, use_s3_endpoint
 from weaksam.stage import Outcome, Stage, Step, describe, resolve
 from weaksam.stages import STAGES
 from weaksam.step_folders import keep_config, whole_manifest
-from weaksam.uris import fault_of, is_uri
+from weaksam.uris import fault_of, fault_of_folder, is_uri
 
 log = logging.getLogger(__name__)
 
 _VERSIONED = ("weaksam", "ray", "torch", "torchvision", "segment-anything", "pyarrow", "numpy", "pillow")
 
 _KEYS = ("run", "endpoint", "addressing", "steps")
+
+_SHOWN_FAILURES = 3
+_LONGEST_NAME = 200  # of 255 bytes for a folder's, which has the fingerprint behind it
 
 Parsed = dict[str, tuple[Stage, Any]]  # step name -> stage and settings
 
@@ -53,7 +56,7 @@ def parse(path: str, overrides: Sequence[str] = ()) -> tuple[str, Parsed]:
     run, endpoint, addressing, raw_steps = (content.get(key) for key in _KEYS)
     if not isinstance(run, str) or not run:
         faults.append("run: required: the URI where everything of this run lives")
-    elif (fault := fault_of(run)) is not None:
+    elif (fault := fault_of(run) or fault_of_folder(run)) is not None:
         faults.append(f"run: {fault}")
     if endpoint is not None:
         faults += use_s3_endpoint(endpoint)
@@ -79,6 +82,8 @@ def _parse_step(name: str, raw: Any) -> tuple[Stage | None, StageConfig | None, 
     where = f"steps.{name}"
     if not name.replace("_", "").isalnum() or not name.isascii():
         return None, None, [f"{where}: a step's name has letters, digits and '_' only"]
+    if len(name) > _LONGEST_NAME:
+        return None, None, [f"{where}: a step's name has {_LONGEST_NAME} letters at most, it is the name of a folder"]
     if not isinstance(raw, dict) or "stage" not in raw:
         return None, None, [f"{where}.stage: required: one of {', '.join(STAGES)}"]
     stage = STAGES.get(str(raw["stage"]))
@@ -88,6 +93,7 @@ def _parse_step(name: str, raw: Any) -> tuple[Stage | None, StageConfig | None, 
         return None, None, [f"{where}.stage: there is no stage '{raw['stage']}': {hint}"]
     settings = {key: value for key, value in raw.items() if key != "stage"}
     config, faults = parse_settings(stage.config, settings, where=where)
+    config = config and with_absolute_files(config)
     return stage, config, faults  # type: ignore[return-value]  (parse_settings returns what it was asked for)
 
 
@@ -294,8 +300,12 @@ def _check_failed(step: Step, manifest: Mapping[str, Any]) -> None:
         raise FailedRowsError(
             f"step {step.name}: {manifest['failed']} of {manifest['rows']} rows failed, {allowed} may "
             f"(steps.{step.name}.max_failed={step.config.max_failed:g}). The rows are kept in {step.folder}; "
-            f"raise max_failed to go on with them, or remove that folder to try again. The first:\n  {listed}"
+            f"raise max_failed to go on with them, or remove that folder to try again (images that were not found are "
+            f"tried again where they are back). The first:\n  {listed}"
         )
+    if manifest["failed"]:
+        shown = "; ".join(manifest["failures"][:_SHOWN_FAILURES])
+        log.warning("%s: %d of %d rows failed: %s", step.name, manifest["failed"], manifest["rows"], shown)
 
 
 def _tell_what_changed(step: Step) -> None:

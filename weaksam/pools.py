@@ -12,6 +12,7 @@ from weaksam.config import Settings
 from weaksam.errors import ConfigError
 
 TASK_CPUS = 0.25  # of a fetch or write task: they mostly wait
+WORKER_MEMORY = 2**29  # bytes: the least that a worker with torch and a small SAM has for itself
 DRIVER_CPUS_VARIABLE = "WEAKSAM_DRIVER_CPUS"  # what a submitted job's driver reserves of its node
 
 
@@ -64,7 +65,9 @@ class Pool:
 
 
 def fit_pool(resources: PoolResources, nodes: Sequence[Mapping[str, float]]) -> Pool:
-    """The pool for a cluster of `nodes`, each given by its CPU and GPU counts; an actor lives on one node.
+    """The pool for a cluster of `nodes`, each given by its resources as Ray names them; an actor lives on one node.
+
+    Where Ray says how much memory a node has, it gets no more actors than that holds, but one.
 
     Raises:
         ConfigError: one actor would leave nothing for reading and writing, so the run could never move.
@@ -100,4 +103,6 @@ def fit_pool(resources: PoolResources, nodes: Sequence[Mapping[str, float]]) -> 
 
 def _actors_on(node: Mapping[str, float], actor_cpus: float, actor_gpus: float) -> int:
     by_cpu = math.floor(node.get("CPU", 0.0) / actor_cpus + 1e-6)
+    if (memory := node.get("memory")) is not None:
+        by_cpu = min(by_cpu, max(1, int(memory // WORKER_MEMORY)))
     return min(by_cpu, math.floor(node.get("GPU", 0.0) / actor_gpus + 1e-6)) if actor_gpus > 0 else by_cpu

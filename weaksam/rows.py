@@ -6,8 +6,9 @@ A callable is a plain class, `Callable(**kwargs)(batch) -> pa.Table`: `batch` ha
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -106,12 +107,13 @@ def failed_row(image_id: str, status: str, message: str) -> dict[str, Any]:
 class Fetch:
     """Adds `data`, `status`, `message` to rows with a `uri`.
 
-    A missing object is the image's own fault and becomes its status. Any other fault is the storage's: the row is
-    left out and so tried again by a later pass, or raised when `strict`. With `timed` a column tells what it took.
+    A missing object is the image's own fault and becomes its status, unless all of `folder` is gone, too. That and any
+    other fault is the storage's: the row is left out and so tried again by a later pass, or raised when `strict`. With
+    `timed` a column tells what it took.
     """
 
-    def __init__(self, *, strict: bool = False, timed: bool = False) -> None:
-        self.strict, self.timed = strict, timed
+    def __init__(self, *, strict: bool = False, timed: bool = False, folder: str | None = None) -> None:
+        self.strict, self.timed, self.folder = strict, timed, folder
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         began = time.monotonic()
@@ -127,13 +129,44 @@ class Fetch:
 
     def _fetch(self, uri: str) -> tuple[bytes | None, str, str] | None:
         try:
-            return storage.read_bytes(uri), schemas.OK, ""
-        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-            return None, "not_found", masked(f"{uri}: no such object")
+            return self._read(uri)
         except StorageError:
             if self.strict:
                 raise
             return None
+
+    def _read(self, uri: str) -> tuple[bytes | None, str, str]:
+        try:
+            return storage.read_bytes(uri), schemas.OK, ""
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+            if self.folder is not None and is_gone(self.folder):
+                told = "the folder of the images is gone or empty: the same command goes on once it is back"
+                raise StorageError(f"{self.folder}: {told}") from None
+            return None, schemas.NOT_FOUND, masked(f"{uri}: no such object")
+
+
+def common_folder(uris: Sequence[str]) -> str | None:
+    """The innermost folder that all of `uris` are below; None where that cannot be looked at."""
+    first, last = min(uris), max(uris)  # what these two share, all share
+    length = next((at for at, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
+    shared = first[:length].rpartition("/")[0]
+    if shared.startswith(("http:", "https:")) or shared.endswith(("/", ":")):  # no listing; nothing but a scheme
+        return None
+    return shared or None
+
+
+def is_gone(folder: str) -> bool:
+    """Whether a folder is not there, or is as empty as the place of a file system that is not mounted.
+
+    Raises:
+        StorageError: the store cannot be asked.
+    """
+    if not storage.is_local(folder):
+        return not storage.exists(folder)
+    try:
+        return next(os.scandir(storage.local_path(folder)), None) is None
+    except OSError:
+        return True
 
 
 class Worker:

@@ -9,94 +9,39 @@ left-over images run again, then each alone; then every id is counted once.
 
 from __future__ import annotations
 
-import json
 import logging
 import math
-import os
-import signal
-import sys
 import warnings
-from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
 
 from weaksam import schemas, tables
-from weaksam.errors import ClusterError, StageError
-from weaksam.object_stores import VARIABLES
+from weaksam.errors import StageError, StorageError
 from weaksam.pools import TASK_CPUS, Pool, PoolResources, fit_pool
 from weaksam.progress import part_counter, tell_progress
 from weaksam.stage import Outcome, Step
 
-# A killed driver's reservation in Ray Data's coordinator starves the next one until it expires (default 180 s).
-os.environ.setdefault("RAY_DATA_AUTOSCALING_REQUEST_EXPIRE_TIME_S", "30")
-if "RAY_ADDRESS" not in os.environ and "ray" not in sys.modules:  # Ray reads them when it is imported
-    os.environ.setdefault("RAY_AUTH_MODE", "token")  # what a local cluster has anyway, without the notice
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its complaint about every actor pool is no error
+# first: it sets what Ray reads when it is imported
+from weaksam.connection import check_cluster, connect, disconnect  # isort: skip
 
 import ray
 import ray.data
-import ray.exceptions
 import ray.util.annotations
 from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
 from weaksam import nodes
 from weaksam.isolation import find_user_error, run_alone
-from weaksam.rows import Fetch, PartSink, Worker
+from weaksam.rows import Fetch, PartSink, Worker, common_folder
+from weaksam.step_folders import are_there
 from weaksam.turns import turn
+
+__all__ = ["connect", "disconnect", "map_images"]
 
 log = logging.getLogger(__name__)
 
-# glibc gives large buffers back to the system at once, and getting them again can cost more than the work on them:
-# elementwise operations of torch on a virtual machine were three times slower without these.
-_KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**33)}
-# Where there are more workers than cores, Ray ends one that had no task for a second, and the next block of images
-# pays for another: some two seconds of a core. Small images on two cores took a fifth longer.
-_KEEP_WORKERS = {"RAY_idle_worker_killing_time_threshold_ms": "60000"}
-
 ROWS_PER_BLOCK = 64  # Ray Data costs about 15 ms a block; a block is also what a crash loses
 _MOST_ALONE = 8 * ROWS_PER_BLOCK
-
-
-def connect() -> None:
-    """Joins the cluster of `RAY_ADDRESS` (a submitted job has it set) or starts one on this machine."""
-    if not ray.is_initialized():
-        for variable, value in (_KEEP_MEMORY | _KEEP_WORKERS).items():
-            os.environ.setdefault(variable, value)  # a local cluster inherits it
-        address = os.environ.get("RAY_ADDRESS", "local")
-        options = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": False}
-        if address != "local":
-            options["runtime_env"] = {"env_vars": _told_to_workers(os.environ)}
-        try:
-            ray.init(address=address, **options)
-        except (ConnectionError, ray.exceptions.AuthenticationError) as error:
-            told = str(error).strip().splitlines() or ["?"]
-            raise ClusterError(
-                f"the cluster at {address} cannot be joined ({told[0]}): check RAY_ADDRESS and RAY_AUTH_TOKEN"
-            ) from error
-        except Exception as error:  # Ray has no class for it
-            if "timed out during startup" not in str(error):
-                raise
-            raise ClusterError(
-                "Ray did not start in time on this machine: it is busy, or its disk is full (/tmp/ray, or RAY_TMPDIR): "
-                "the same command goes on"
-            ) from error
-
-    # Ray's own handler ends the process with a dump; this way the reservation is given back and the user is told.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-
-
-def _told_to_workers(environment: Mapping[str, str]) -> dict[str, str]:
-    """What processes of a running cluster must know of this one's environment, unless their job was told already."""
-    job = json.loads(environment.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}")
-    told = (job.get("runtime_env") or {}).get("env_vars") or {}
-    wanted = VARIABLES
-    return {name: environment[name] for name in wanted if name in environment and name not in told}
-
-
-def disconnect() -> None:
-    """Leaves the cluster; ends it when `connect` started it."""
-    ray.shutdown()
 
 
 def map_images(
@@ -120,7 +65,9 @@ def map_images(
 
     Raises:
         StageError: images remain that are neither done nor at fault; the same command goes on from here.
+        StorageError: it is not single images that are gone; their rows are left for the same command.
     """
+    _forget_missing(step, source)
     todo = _todo(step.folder, source)
     computed = todo.num_rows
     if not computed:
@@ -129,11 +76,13 @@ def map_images(
         log.info("%s: %d of %d images are done, going on", step.name, source.num_rows - computed, source.num_rows)
     worker = {"callable_class": callable_class, "kwargs": kwargs, "step": step.name, "stage": step.stage.name}
     worker["times"] = step.folder if resources.record_times else None
+    check_cluster()  # before anything says that the step runs
     with tell_progress(step, total=source.num_rows, unit="images", look=part_counter(step.folder)):
         connect()  # takes a while, and so do weights: the step is told to run from here on
         with turn(step.name):
             pool = fit_pool(resources, nodes.alive_nodes())
             _run_passes(step, source, todo, worker, schema, pool)
+    _check_missing(step, source, todo)
     return _account(step, source, computed=computed)
 
 
@@ -141,15 +90,16 @@ def _run_passes(
     step: Step, source: pa.Table, todo: pa.Table, worker: dict[str, Any], schema: pa.Schema, pool: Pool
 ) -> None:
     """Runs pass after pass until no image of `todo` is left; where one does not get far, some images alone."""
+    images = common_folder(source.column("uri").to_pylist())
     while todo.num_rows:
-        went_through = _run_pass(step, todo, worker, schema, pool)
+        went_through = _run_pass(step, todo, worker, schema, pool, images=images)
         left = _todo(step.folder, source)
         if left.num_rows:
             pool = nodes.fit_again(pool)
         if went_through and (left.num_rows > todo.num_rows // 2 or 0 < left.num_rows <= ROWS_PER_BLOCK):
             some = left.slice(0, _MOST_ALONE)  # enough to find a culprit; the next pass streams the rest
             log.warning("%s: %d images left, running %d of them alone", step.name, left.num_rows, some.num_rows)
-            run_alone(step, some, worker, schema, pool)
+            run_alone(step, some, worker, schema, pool, images=images)
             alone, left = left, _todo(step.folder, source)
             if left.num_rows == alone.num_rows:
                 raise StageError(
@@ -159,14 +109,39 @@ def _run_passes(
         todo = left
 
 
+def _forget_missing(step: Step, source: pa.Table) -> None:
+    """Removes the rows that say `not_found` of images that are there now, so that they are worked on."""
+    missing = tables.missing_ids(step.folder, tables.list_parts(step.folder))
+    if not missing:
+        return
+    rows = source.select(["image_id", "uri"]).to_pylist()
+    if back := are_there({row["image_id"]: row["uri"] for row in rows if row["image_id"] in missing}):
+        log.info("%s: %d images that were missing are there now: working on them", step.name, len(back))
+        tables.drop_rows(step.folder, back)
+
+
+def _check_missing(step: Step, source: pa.Table, todo: pa.Table) -> None:
+    """Takes the rows back where not one image was found and most should have been: then it is not the images."""
+    missing = tables.missing_ids(step.folder, tables.list_parts(step.folder))
+    if todo.num_rows > max(1, source.num_rows // 2) and missing.issuperset(todo.column("image_id").to_pylist()):
+        tables.drop_rows(step.folder, missing)
+        folder = common_folder(source.column("uri").to_pylist())
+        raise StorageError(
+            f"step {step.name}: not one of {todo.num_rows} images is in {folder or 'its place'}: it was moved, or its "
+            "file system is not mounted: the same command goes on once they are there"
+        )
+
+
 def _todo(folder: str, source: pa.Table) -> pa.Table:
     return tables.without_ids(source, (image_id for ids in tables.done_ids(folder).values() for image_id in ids))
 
 
-def _run_pass(step: Step, todo: pa.Table, worker: dict[str, Any], schema: pa.Schema, pool: Pool) -> bool:
+def _run_pass(
+    step: Step, todo: pa.Table, worker: dict[str, Any], schema: pa.Schema, pool: Pool, *, images: str | None
+) -> bool:
     """One streaming pass over `todo`. What a crash or an unexpected error loses is left for the caller.
 
-    `worker` has the arguments of a `Worker`.
+    `worker` has the arguments of a `Worker`; `images` is the folder of all images of the step.
 
     Returns:
         False when it was ended because nodes came or went.
@@ -177,7 +152,12 @@ def _run_pass(step: Step, todo: pa.Table, worker: dict[str, Any], schema: pa.Sch
     rows_per_block = max(1, min(ROWS_PER_BLOCK, math.ceil(todo.num_rows / (4 * pool.actors))))
     starts = range(0, todo.num_rows, rows_per_block)
     context = _context(todo.num_rows, rows_per_block, pool)
-    context.custom_execution_callback_classes = [nodes.watcher(pool, len(starts))]
+
+    def parts() -> int:
+        return len(tables.list_parts(step.folder))
+
+    watcher = nodes.watcher(pool, len(starts), parts=parts, restarts=nodes.count_restarts)
+    context.custom_execution_callback_classes = [watcher]
     with ray.data.DataContext.current(context), warnings.catch_warnings():
         # The restart options have no named replacement yet; pyproject.toml keeps Ray below the release without them.
         warnings.simplefilter("ignore", ray.util.annotations.RayDeprecationWarning)
@@ -186,7 +166,7 @@ def _run_pass(step: Step, todo: pa.Table, worker: dict[str, Any], schema: pa.Sch
         dataset = (
             ray.data.from_arrow([todo.slice(start, rows_per_block) for start in starts])
             .map_batches(
-                Fetch(timed=worker["times"] is not None),
+                Fetch(timed=worker["times"] is not None, folder=images),
                 batch_format="pyarrow",
                 batch_size=batch_size,
                 num_cpus=TASK_CPUS,
@@ -213,6 +193,8 @@ def _run_pass(step: Step, todo: pa.Table, worker: dict[str, Any], schema: pa.Sch
         except nodes.PoolChangedError as change:
             log.info("%s: %s, going on with those", step.name, change)
             return False
+        except nodes.WorkersDieError as error:
+            log.warning("%s: %s", step.name, error)
         except Exception as error:
             if found := find_user_error(error):
                 raise found from error

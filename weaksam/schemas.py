@@ -20,7 +20,8 @@ from weaksam.errors import DataError
 SCHEMA_VERSION = "1.2"  # major.minor: a reader refuses another major version
 
 OK = "ok"
-FAILED_STATUSES = ("not_found", "unreadable", "too_large", "oom", "timeout", "crash")
+NOT_FOUND = "not_found"
+FAILED_STATUSES = (NOT_FOUND, "unreadable", "too_large", "oom", "timeout", "crash")
 
 # What a proposal was prompted by; the value of `proposals.source`.
 SOURCES = ("grid", "coarse", "fine", "cross")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from weaksam import storage, tables
@@ -12,15 +14,25 @@ from weaksam.stage import Step, describe
 log = logging.getLogger(__name__)
 
 _SHOWN = 3
+_LOOKS = 16  # at a time
 
 
 def whole_manifest(step: Step) -> dict[str, Any] | None:
     """The manifest of a finished step whose files are all there; None where there is something to do.
 
-    A step that has lost some of its files is made an unfinished one: what is whole is kept, the rest is made again.
+    A step that has lost some of its files is made an unfinished one: what is whole is kept, the rest is made again. So
+    is one whose images were missing and are there now.
     """
     manifest = step.manifest()
     if manifest is None:
+        return None
+    if found := _found_again(step, manifest):
+        log.warning(
+            "%s: %d images that were missing are there now, e.g. %s: working on them; trainings that are finished stay "
+            "as they are",
+            *(step.name, len(found), found[0]),
+        )
+        storage.delete(step.manifest_uri)
         return None
     lost = tables.lost_files(step.folder, manifest)
     if not lost:
@@ -30,6 +42,30 @@ def whole_manifest(step: Step) -> dict[str, Any] | None:
     for path in lost:
         storage.delete(storage.join(step.folder, path))
     return None
+
+
+def _found_again(step: Step, manifest: Mapping[str, Any]) -> list[str]:
+    """Ids of the rows of a finished step that say `not_found` of an image that is there now."""
+    images = step.inputs.get("images")
+    if not manifest["failed"] or not manifest.get("parts") or images is None:
+        return []
+    try:
+        missing = tables.missing_ids(step.folder, manifest["parts"])
+        listed = images.manifest() if missing else None
+        if listed is None:
+            return []
+        table = tables.read_table(images.folder, listed, columns=["uri"])
+    except DamagedError:  # whoever needs those rows reports it
+        return []
+    rows = table.select(["image_id", "uri"]).to_pylist()
+    return are_there({row["image_id"]: row["uri"] for row in rows if row["image_id"] in missing})
+
+
+def are_there(uris: Mapping[str, str]) -> list[str]:
+    """The image ids out of `uris` (by image id) whose object is there, sorted."""
+    with ThreadPoolExecutor(_LOOKS) as pool:
+        found = pool.map(storage.exists, uris.values())
+        return sorted(image_id for image_id, there in zip(uris, found, strict=True) if there)
 
 
 def name_lost(lost: dict[str, str]) -> str:

@@ -24,6 +24,7 @@ from weaksam.object_stores import list_entries, object_store  # isort: skip
 
 from pyarrow import fs as pafs
 
+from weaksam.cache import cache_folder
 from weaksam.errors import ConfigError, DamagedError, MissingFileError, StorageError, WeightsError
 from weaksam.masking import has_credentials, without_secrets
 from weaksam.storage_faults import retrying
@@ -280,7 +281,7 @@ def _sha256(path: str, size: int, modified_ns: int) -> str:
 def fetch(uri: str, *, sha256: str | None = None) -> Path:
     """A local path with the content of `uri`: itself when local, else a copy in the node's cache.
 
-    The cache is `$WEAKSAM_CACHE` or `~/.cache/weaksam`; a copy is made once per content.
+    The cache is `cache_folder`; a copy is made once per content.
 
     Raises:
         WeightsError: the SHA-256 is not the one asked for.
@@ -299,7 +300,7 @@ def fetch(uri: str, *, sha256: str | None = None) -> Path:
 
 
 def _cached(uri: str) -> Path:
-    cache = Path(os.environ.get("WEAKSAM_CACHE", "~/.cache/weaksam")).expanduser()
+    cache = cache_folder()
     named = without_secrets(uri)  # the same content under a URL that was signed anew is not copied again
     key = hashlib.sha256(f"{named}\0{identity(uri)}".encode()).hexdigest()[:16]
     path = cache / key / named.rstrip("/").rsplit("/", 1)[-1]

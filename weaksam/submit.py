@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 
 from weaksam import pipeline, storage
 from weaksam.cluster_settings import ClusterSettings, Entrypoint, resources_here
-from weaksam.config import load_run_file
+from weaksam.config import load_run_file, places_of
 from weaksam.errors import ClusterError, ConfigError
 from weaksam.masking import holds_secret, masked, masked_values
 from weaksam.object_stores import ADDRESSING_VARIABLE, ENDPOINT_VARIABLE
@@ -40,6 +40,10 @@ _EXCLUDES = ("__pycache__", "*.pyc")
 _POLL_SECONDS = 2.0
 _LOST_SECONDS = 300.0  # a cluster that does not answer for so long is given up; the job may go on
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+class NoJobError(ConfigError):
+    """The cluster has no such job."""
 
 
 @dataclass(frozen=True)
@@ -91,10 +95,13 @@ def plan_job(
     pipeline.parse(config, used)
     if faults := [_secret_fault(text) for text in used if holds_secret(text)]:
         raise ConfigError(*faults)
+    places = _places_here(parsed, load_run_file(config, used)["steps"])
+    used += places
     if storage.is_local(run):
         used = [*(text for text in used if not text.startswith("run=")), f"run={run}"]  # the job works elsewhere
-        if urlsplit(cluster.address).hostname not in _LOOPBACK:
-            log.warning("run=%s: every node of the cluster must see this folder: usually an s3:// URI is meant", run)
+    if urlsplit(cluster.address).hostname not in _LOOPBACK:
+        for place in [*([f"run={run}"] if storage.is_local(run) else []), *places]:
+            log.warning("%s: every node of the cluster must see this folder: usually an s3:// URI is meant", place)
     shutil.copy(config, folder)
     runtime_env: dict[str, Any] = {"working_dir": folder, "env_vars": _environment(cluster, config, used)}
     sent = "the run file"
@@ -115,6 +122,19 @@ def plan_job(
         overrides=used,
         sent=sent,
     )
+
+
+def _places_here(parsed: pipeline.Parsed, raw_steps: Mapping[str, Any]) -> list[str]:
+    """Relative paths that steps name, as overrides with absolute ones: the job has another working folder."""
+    found = []
+    for name, (_, config) in parsed.items():
+        for key, place in places_of(config):
+            raw: Any = raw_steps[name]
+            for part in key.split("."):
+                raw = raw.get(part) if isinstance(raw, Mapping) else None
+            if isinstance(raw, str) and storage.is_local(raw) and raw != (whole := storage.absolute(place)):
+                found.append(f"steps.{name}.{key}={json.dumps(whole, ensure_ascii=False)}")
+    return found
 
 
 def _secret_fault(override: str) -> str:
@@ -203,11 +223,17 @@ class Cluster:
             return False
         return bool(self._asking(lambda: self._client.stop_job(job_id), job_id))
 
-    def follow(self, job_id: str, show: Callable[[str], None]) -> dict[str, Any]:
+    def follow(self, job_id: str, show: Callable[[str], None], *, is_known: bool = False) -> dict[str, Any]:
         """Shows the log as it grows until the job has ended; gives its last state.
 
+        Args:
+            job_id: of the job.
+            show: gets what is new of the log.
+            is_known: whether the cluster is known to have had this job.
+
         Raises:
-            ClusterError: the cluster did not answer for minutes.
+            ClusterError: the cluster did not answer for minutes, or has lost the job.
+            ConfigError: it never had such a job.
         """
         shown, answered = 0, time.monotonic()
         while True:
@@ -219,7 +245,14 @@ class Cluster:
                     raise
                 time.sleep(_POLL_SECONDS)
                 continue
-            answered = time.monotonic()
+            except NoJobError as error:
+                if not is_known:
+                    raise
+                raise ClusterError(
+                    f"{self.address}: the cluster knows job {job_id} no more: its head was replaced, and the job ended "
+                    "with it: submit the same again, which goes on where the job was"
+                ) from error
+            answered, is_known = time.monotonic(), True
             show(text[shown:])
             shown = max(shown, len(text))
             if state["state"] not in ("PENDING", "RUNNING"):
@@ -244,7 +277,7 @@ class Cluster:
             ) from error
         except RuntimeError as error:
             if job_id is not None and "does not exist" in str(error):
-                raise ConfigError(f"{self.address}: there is no job {job_id!r}: `weaksam jobs` lists them") from error
+                raise NoJobError(f"{self.address}: there is no job {job_id!r}: `weaksam jobs` lists them") from error
             told = (str(error).strip().splitlines() or ["?"])[-1]
             if "No available agent" in told:
                 told += ": the head has just started, or its agent did not: see dashboard_agent.log there"
@@ -277,4 +310,4 @@ def _when(milliseconds: int | None) -> str | None:
 
 def _has_token() -> bool:
     named = any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
-    return named or Path.home().joinpath(".ray", "auth_token").exists()
+    return named or os.path.exists(os.path.expanduser("~/.ray/auth_token"))

@@ -98,9 +98,11 @@ def read_parts(folder: str, parts: Sequence[str], *, columns: Sequence[str] | No
     """The named parts, in order, read in parallel.
 
     Raises:
-        DamagedError: a part is gone, or was altered since it was written.
+        DamagedError: a part is gone, or was altered since it was written, or a manifest names something else.
         DataError: it was written by another major version.
     """
+    if foreign := [part for part in parts if not isinstance(part, str) or not _PART.fullmatch(part)]:
+        raise DamagedError(f"{folder}: the manifest lists {foreign[0]!r}, which is no part of a table: {_AGAIN}")
 
     def read(part: str) -> pa.Table:
         uri = storage.join(folder, part)
@@ -126,6 +128,28 @@ def done_ids(folder: str) -> dict[str, list[str]]:
     parts = list_parts(folder)
     tables = read_parts(folder, parts, columns=["image_id"])
     return {part: table.column("image_id").to_pylist() for part, table in zip(parts, tables, strict=True)}
+
+
+def missing_ids(folder: str, parts: Sequence[str]) -> set[str]:
+    """Image ids of the rows that say `not_found`."""
+    found: set[str] = set()
+    for table in read_parts(folder, parts, columns=["image_id", "status"]):
+        if "status" in table.column_names:
+            rows = zip(table.column("image_id").to_pylist(), table.column("status").to_pylist(), strict=True)
+            found.update(image_id for image_id, status in rows if status == schemas.NOT_FOUND)
+    return found
+
+
+def drop_rows(folder: str, image_ids: Iterable[str]) -> None:
+    """Removes rows from the parts of an unfinished step: each part is written anew without them before it goes."""
+    dropped = set(image_ids)
+    for part, ids in done_ids(folder).items():
+        if dropped.isdisjoint(ids):
+            continue
+        kept = without_ids(read_parts(folder, [part])[0], dropped)
+        if kept.num_rows:
+            write_part(folder, kept)
+        storage.delete(storage.join(folder, part))
 
 
 def first_wins(ids_by_part: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:

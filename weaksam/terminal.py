@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 import sys
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -30,6 +31,7 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def inner(*args: Any, **kwargs: Any) -> None:
         try:
+            _check_working_folder()
             command(*args, **kwargs)
         except WeakSamError as error:
             for fault in error.faults if isinstance(error, ConfigError) else [error]:
@@ -40,6 +42,13 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
             raise typer.Exit(130) from None
 
     return inner
+
+
+def _check_working_folder() -> None:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise ConfigError("the current folder is gone: change to one that is there") from None
 
 
 def set_up_logging() -> None:

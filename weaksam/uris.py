@@ -20,6 +20,9 @@ def is_uri(text: str) -> bool:
     return "://" in text or text.startswith(_FILE)
 
 
+_LONGEST_PART = 255  # bytes of a name, on every file system in use
+
+
 def is_local(uri: str) -> bool:
     """Whether `uri` is a plain path or a `file:` URI."""
     return not is_uri(uri) or uri.startswith(_FILE)
@@ -56,6 +59,21 @@ def join(uri: str, *parts: str) -> str:
     """`uri` with path parts behind it."""
     base = absolute(uri) if uri.startswith(_FILE) else uri  # the parts are names as they are, without %20
     return "/".join([base.rstrip("/"), *(part.strip("/") for part in parts)])
+
+
+def fault_of_folder(uri: str) -> str | None:
+    """Why there can be no folder at a local `uri`; None if nothing is known against it."""
+    if not is_local(uri):
+        return None
+    path = local_path(uri)
+    if long := [part for part in path.parts if len(os.fsencode(part)) > _LONGEST_PART]:
+        return f"{long[0][:40]}... has {len(os.fsencode(long[0]))} bytes, a name of a folder {_LONGEST_PART} at most"
+    if "\0" in uri:
+        return f"{uri!r}: holds a NUL character"
+    for place in (path, *path.parents):
+        if os.path.lexists(place):
+            return None if place.is_dir() else f"{uri}: {place} is a file: name a folder"
+    return None
 
 
 def fault_of(uri: str) -> str | None:

@@ -12,6 +12,7 @@ import pyarrow as pa
 from weaksam import schemas, storage, tables
 from weaksam.data.images import decode_image
 from weaksam.errors import ImageError, StorageError
+from weaksam.masking import masked
 from weaksam.report import heatmaps
 from weaksam.report.panels import Card, Panel, data_uri, objects_panel, proposals_panel, truth_panel
 from weaksam.report.run_files import RunStep
@@ -44,6 +45,9 @@ def make_gallery(steps: Sequence[RunStep], dataset: Dataset, count: int) -> Gall
     cards = []
     given = _rows_of(dataset.images, chosen)
     for image_id, groups in chosen.groups.items():
+        if not is_below(given[image_id]["uri"], dataset.folders):
+            log.warning("image %s is not shown: %s is outside of the dataset", image_id, masked(given[image_id]["uri"]))
+            continue
         try:
             image = decode_image(storage.read_bytes(given[image_id]["uri"]))
         except (ImageError, StorageError, FileNotFoundError) as error:
@@ -59,6 +63,13 @@ def make_gallery(steps: Sequence[RunStep], dataset: Dataset, count: int) -> Gall
         told = (given[image_id]["labels"] or [], panels, groups, chosen.notes[image_id])
         cards.append(Card(image_id, split, *size, data_uri(image), *told))
     return Gallery(cards, chosen.least_score)
+
+
+def is_below(uri: str, folders: Sequence[str]) -> bool:
+    """Whether `uri` lies in one of `folders`, however it is written."""
+    if ".." in uri.split("/"):
+        return False
+    return any(storage.absolute(uri).startswith(storage.absolute(folder).rstrip("/") + "/") for folder in folders)
 
 
 def _rows_of(table: pa.Table, chosen: Chosen) -> dict[str, dict[str, Any]]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from weaksam import schemas, tables
+from weaksam import schemas, storage, tables
 from weaksam.ops.uncertainty import best_scores, image_uncertainty, most_uncertain
 from weaksam.report import choose
 from weaksam.report.run_files import RunStep
@@ -21,11 +21,12 @@ SHOWN = ("proposals", "detections", "pgt")  # what the tables that are shown hol
 
 @dataclass(frozen=True)
 class Dataset:
-    """The index step of a run: its images, class names and what people drew, None where nobody did."""
+    """The index step of a run: its images, class names, what people drew (None where nobody did) and its folders."""
 
     images: pa.Table  # image_id, uri, split, labels
     names: list[str]
     truth: pa.Table | None
+    folders: tuple[str, ...] = ()  # nothing outside of these is fetched: tables of a foreign run could name anything
 
 
 @dataclass
@@ -118,4 +119,15 @@ def read_dataset(steps: Sequence[RunStep]) -> Dataset | None:
     if index is None or index.manifest is None:
         return None
     images = tables.read_table(index.step.folder, index.manifest, columns=["uri", "split", "labels"])
-    return Dataset(images, schemas.class_names_of(images.schema), tables.read_ground_truth(index.step.folder))
+    truth = tables.read_ground_truth(index.step.folder)
+    return Dataset(images, schemas.class_names_of(images.schema), truth, _folders(index.told["settings"]))
+
+
+def _folders(settings: Mapping[str, Any]) -> tuple[str, ...]:
+    """Where the images of an index step lie, by its settings."""
+    root = settings.get("root")
+    if not isinstance(root, str):
+        return ()
+    root = storage.absolute(root)
+    beside = [one for one in (settings.get("image_folders") or {}).values() if isinstance(one, str)]
+    return (root, *(one for one in beside if one.startswith("/") or not storage.is_local(one)))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from weaksam import storage
-from weaksam.config import Reads, StageConfig
+from weaksam.config import OutsideFolder, Reads, StageConfig
 from weaksam.errors import ConfigError, DataError, StageError
 from weaksam.progress import repeatedly
 from weaksam.stage import Outcome, Stage, Step
@@ -56,7 +56,7 @@ class ExportConfig(StageConfig):
     """The step whose detections are exported instead."""
     format: Literal["coco", "coco_results", "voc", "yolo", "yolo_segment", "label_studio"]
     """What is written."""
-    to: str | None = None
+    to: Annotated[str | None, OutsideFolder()] = None
     """URI of the folder to write to; the folder `export` of the step when left out. What an earlier export left there
     is never overwritten."""
     split: str | None = None

@@ -5,12 +5,12 @@ Everything later reads the `images` table, so a dataset's own conventions end he
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from weaksam import schemas, storage, tables
-from weaksam.config import StageConfig
+from weaksam.config import OutsideFolder, StageConfig
 from weaksam.data.coco import read_coco
 from weaksam.data.datasets import Dataset, sample_dataset
 from weaksam.data.folder import read_folder, read_voc_xml_folder
@@ -31,7 +31,7 @@ class IndexConfig(StageConfig):
 
     format: Literal["voc", "coco", "folder", "voc_folder"]
     """How the dataset is laid out."""
-    root: str
+    root: Annotated[str, OutsideFolder()]
     """URI of the dataset's folder."""
     splits: list[str] | None = Field(default=None, min_length=1)
     """Splits to list; required for voc and coco, for folders all that are there when left out."""

@@ -53,7 +53,9 @@ def make_course(
 def train_task(step: Step, task: TrainTask[Any], settings: TrainSettings) -> dict[str, float]:
     """Trains, from where an earlier call stopped; gives the last row of metrics."""
     from weaksam import runtime, training
+    from weaksam.connection import check_cluster
 
+    check_cluster()
     task.build_model()  # a fault of the weights is told here, at once, and not by every worker in turn
     # the loop logs each row of metrics itself
     with tell_progress(step, total=settings.steps, unit="steps", look=lambda: _look(step, settings), in_log=False):
