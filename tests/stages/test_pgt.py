@@ -108,3 +108,22 @@ def test_images_without_a_row_are_named(tmp_path: Path, inputs: dict[str, Step])
 def test_it_chooses_from_one_thing(given: dict) -> None:
     with pytest.raises(ValueError, match="one of detections and results"):
         PgtConfig(images="images", split="train", **given)
+
+
+def test_no_box_without_area_is_handed_on_whoever_made_it(
+    tmp_path: Path, inputs: dict[str, Step], caplog: pytest.LogCaptureFixture
+) -> None:
+    flat, turned, endless = [7, 7, 7, 30], [30, 7, 7, 30], [0, 0, float("inf"), 9]
+    rows = [
+        {"image_id": "a", "boxes": [flat, BOX, endless], "classes": [0, 0, 1], "scores": [0.9, 0.5, 0.8]},
+        {"image_id": "b", "boxes": [turned, BOX], "classes": [1, 1], "scores": [0.9, 0.1]},
+        {"image_id": "c", "boxes": [[0, 0, float("nan"), 9]], "classes": [0], "scores": [0.9]},
+        {"image_id": "d", "boxes": [BOX], "classes": [0], "scores": [0.9]},
+    ]
+    rows = [{"status": "ok", "message": "", "height": 60, "width": 100} | row for row in rows]
+    found = finished(tmp_path, "spoilt", rows, schemas.DETECTIONS, {"images": inputs["images"]})
+    step = make_step(tmp_path, inputs | {"detections": found})
+    with caplog.at_level("WARNING"):
+        chosen = read(step, pgt.run(step).parts)
+    assert {key: row["boxes"] for key, row in chosen.items()} == {"a": [BOX], "b": [BOX], "c": [], "d": [BOX]}
+    assert caplog.messages == ["warning: pgt: 4 boxes without area left out, of 3 images, e.g. a"]

@@ -14,9 +14,11 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
+
+from weaksam.ops.choices import check_choices
 
 Norm = Literal["range", "minmax", "max"]
 ContainmentRule = Literal["greedy", "all_pairs", "off"]
@@ -46,6 +48,9 @@ class PgtRules:
     top_k: int | None = None
     max_per_class: int | None = None
     max_per_image: int | None = None
+
+    def __post_init__(self) -> None:
+        check_choices(self)
 
 
 def select_pgt(
@@ -103,6 +108,8 @@ def normalise_scores(scores: np.ndarray, norm: Norm) -> np.ndarray:
     """
     scores = np.asarray(scores, np.float64)
     low, high = scores.min(), scores.max()
+    if norm not in get_args(Norm):
+        raise ValueError(f"norm must be one of {', '.join(get_args(Norm))}, got {norm!r}")
     if norm == "max":
         return scores / high
     if low == high:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
 
 from weaksam import schemas, tables
 from weaksam.errors import ConfigError, DataError
+from weaksam.ops.box_areas import has_area
 from weaksam.stage import Step
 
 
@@ -42,3 +46,29 @@ def check_same_classes(step: Step, key: str) -> None:
             f"steps.{step.name}.{key}: step {trained.name} knows the classes {', '.join(learnt[:3])}, ..., the "
             f"images have {', '.join(names[:3])}, ...: give both datasets the same `classes`"
         )
+
+
+_PER_OBJECT = ("boxes", "classes", "scores", "masks")
+
+
+def keep_areas(row: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
+    """A row of detections or pseudo ground truth without the objects whose box has no area, and how many those are.
+
+    Nothing can be learnt from them, whoever made them, and they would make the weights of a detector NaN.
+    """
+    boxes = np.array([] if row.get("boxes") is None else row["boxes"], np.float32).reshape(-1, 4)
+    stays = has_area(boxes)
+    if stays.all():
+        return dict(row), 0
+    kept = np.flatnonzero(stays)
+    objects = {key: [row[key][i] for i in kept] for key in _PER_OBJECT if row.get(key) is not None}
+    return {**row, **objects}, len(boxes) - len(kept)
+
+
+def describe_without_area(step: str, counts: Mapping[str, int]) -> str | None:
+    """The warning about objects that `keep_areas` left out, by image id; None where there are none."""
+    found = {image_id: count for image_id, count in counts.items() if count}
+    if not found:
+        return None
+    first = next(iter(found))
+    return f"{step}: {sum(found.values())} boxes without area left out, of {len(found)} images, e.g. {first}"

@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 from weaksam import schemas, storage, tables
 from weaksam.config import OutsideFile, Reads, StageConfig
 from weaksam.stage import Outcome, Stage, Step
-from weaksam.stages.checks import check_rows, check_same_images
+from weaksam.stages.checks import check_rows, check_same_images, describe_without_area, keep_areas
 from weaksam.stages.labels import labelled_images
 
 if TYPE_CHECKING:
@@ -83,19 +83,20 @@ def run(step: Step) -> Outcome:
     found = _read_found(step, ids, names, reviews)
     rules = PgtRules(**{key: getattr(config, key) for key in PgtRules.__dataclass_fields__})
     schema = schemas.with_metadata(schemas.PGT, fingerprint=step.fingerprint, class_names=names)
-    parts, counts, failures = [], [], []
+    parts, counts, failures, without_area = [], [], [], dict[str, int]()
     for start in range(0, len(ids), _ROWS_PER_PART):
         piece = zip(ids[start : start + _ROWS_PER_PART], found.slice(start, _ROWS_PER_PART).to_pylist(), strict=True)
-        rows = [
-            trust(image_id, reviews[image_id])
-            if image_id in reviews
-            else choose(row, np.flatnonzero(labels[start + i]), rules)
-            for i, (image_id, row) in enumerate(piece)
-        ]
+        rows = []
+        for i, (image_id, row) in enumerate(piece):
+            given = trust(image_id, reviews[image_id]) if image_id in reviews else row
+            given, without_area[image_id] = keep_areas(given)
+            rows.append(given if image_id in reviews else choose(given, np.flatnonzero(labels[start + i]), rules))
         parts.append(tables.write_part(step.folder, schemas.to_table(rows, schema)))
         counts += [np.bincount(row.get("classes", []), minlength=len(names)) for row in rows]
         failures += [f"{r['image_id']}: {r['status']}: {r['message']}" for r in rows if r["status"] != schemas.OK]
         log.info("%s  %d/%d images", step.name, min(start + _ROWS_PER_PART, len(ids)), len(ids))
+    if warning := describe_without_area(step.name, without_area):
+        log.warning("warning: %s", warning)
     told = statistics(np.stack(counts), labels, names) | {"trusted_images": len(reviews)}
     storage.write_json(storage.join(step.folder, "statistics.json"), told)
     return Outcome(
@@ -195,4 +196,4 @@ def statistics(counts: np.ndarray, labels: np.ndarray, names: list[str]) -> dict
     }
 
 
-STAGE = Stage("pgt", 1, PgtConfig, run, writes="pgt")
+STAGE = Stage("pgt", 2, PgtConfig, run, writes="pgt")

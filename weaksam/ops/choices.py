@@ -1,0 +1,20 @@
+"""Names out of a few known ones: a misspelt one is refused, never taken for another."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+
+def check_choices(rules: Any) -> None:
+    """Raises ValueError when a `Literal` field of a dataclass has a value that is none of its choices."""
+    for field, choices in _choices_of(type(rules)).items():
+        if (value := getattr(rules, field)) not in choices:
+            known = ", ".join(repr(choice) for choice in choices)
+            raise ValueError(f"{type(rules).__name__}: {field} must be one of {known}, got {value!r}")
+
+
+@cache
+def _choices_of(kind: type) -> dict[str, tuple[Any, ...]]:
+    hints = get_type_hints(kind)
+    return {name: get_args(hint) for name, hint in hints.items() if get_origin(hint) is Literal}
