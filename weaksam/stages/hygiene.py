@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import logging
 from collections import Counter
 from dataclasses import replace
 from typing import Annotated, Any
@@ -21,6 +22,9 @@ from weaksam import schemas, storage, tables
 from weaksam.config import NotInFingerprint, Reads, StageConfig
 from weaksam.pools import CpuPoolResources
 from weaksam.stage import Outcome, Stage, Step
+from weaksam.stages.labels import describe_everywhere
+
+log = logging.getLogger(__name__)
 
 DUPLICATES = pa.schema(
     [
@@ -105,6 +109,11 @@ def run(step: Step) -> Outcome:
     storage.write_bytes(storage.join(step.folder, "duplicates.parquet"), content.getvalue())
     told = count_images(images, rows, names) | tell_groups(images, listed)
     storage.write_json(storage.join(step.folder, "hygiene.json"), told)
+    for split, counted in told["splits"].items():
+        known = counted["images"] - counted["labels_unknown"]
+        counts = {name: by_split[split] for name, by_split in told["classes"].items()}
+        for text in describe_everywhere(f"{step.name}: split '{split}'", counts, known) if known else []:
+            log.warning("warning: %s", text)
     return replace(outcome, summary=summarise(told))
 
 

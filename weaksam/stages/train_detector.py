@@ -5,6 +5,7 @@ Nothing is selected: the weights of the last step are handed on. The only boxes 
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
@@ -15,9 +16,9 @@ from weaksam import schemas, storage, tables
 from weaksam.config import NotInFingerprint, OutsideFile, Reads, changed
 from weaksam.errors import ConfigError, DataError
 from weaksam.stage import Outcome, Stage, Step
-from weaksam.stages.checks import check_same_classes, check_same_images
+from weaksam.stages.checks import check_same_classes, check_same_images, describe_without_area, keep_areas
 from weaksam.stages.detector_recipes import RECIPES, RoiDropSettings
-from weaksam.stages.training_run import identify_shipped, loop_settings, make_course, train_task
+from weaksam.stages.training_run import identify_shipped, loop_settings, make_course, outcome_of, train_task
 from weaksam.training_settings import (
     Course,
     Precision,
@@ -31,6 +32,8 @@ from weaksam.training_settings import (
 if TYPE_CHECKING:
     from weaksam.models.detector_build import DetectorSpec
     from weaksam.models.detector_task import DetectorTask, PseudoObjects
+
+log = logging.getLogger(__name__)
 
 _TWO_STAGES = ("faster_rcnn", "mask_rcnn")
 
@@ -179,7 +182,7 @@ def run(step: Step) -> Outcome:
     """Trains, from where an earlier call stopped."""
     task = make_task(step)
     last = train_task(step, task, train_settings(step.config))
-    return Outcome(rows=len(task.uris), summary=f"loss {last['loss']:.3g}")
+    return outcome_of(step, len(task.uris), f"loss {last['loss']:.3g}")
 
 
 def train_settings(config: TrainDetectorConfig) -> TrainSettings:
@@ -237,13 +240,25 @@ def read_objects(step: Step) -> tuple[list[str], PseudoObjects, int]:
     uri_of = dict(zip(images.column("image_id").to_pylist(), images.column("uri").to_pylist(), strict=True))
     learns_masks = step.config.model in LEARN_MASKS
     columns = ["status", "boxes", "classes", "trusted", *(["masks"] if learns_masks else [])]
-    rows = [row for row in tables.read_step(source, columns=columns).to_pylist() if row["status"] == schemas.OK]
+    found = (row for row in tables.read_step(source, columns=columns).to_pylist() if row["status"] == schemas.OK)
+    rows, without_area = [], dict[str, int]()
+    for row, count in map(keep_areas, found):
+        rows.append(row)
+        without_area[row["image_id"]] = count
+    if warning := describe_without_area(step.name, without_area):
+        log.warning("warning: %s", warning)
     # a person who reviewed an image and left it empty says that nothing is there
     rows = [row for row in rows if row["boxes"] or row.get("trusted") or step.config.keep_empty]
     boxes = [np.array(row["boxes"], np.float32).reshape(-1, 4) for row in rows]
     classes = [np.array(row["classes"], np.int64) for row in rows]
     if not any(map(len, boxes)):
         raise DataError(f"steps.{step.name}: step {source.name} holds no box to learn from: lower its threshold")
+    num_classes = len(schemas.class_names_of(images.schema))
+    if wrong := [row["image_id"] for row, own in zip(rows, classes, strict=True) if not _exist(own, num_classes)]:
+        raise DataError(
+            f"steps.{step.name}.pgt: step {source.name} has boxes of classes that the images do not have, in "
+            f"{len(wrong)} images, e.g. {wrong[0]}: they have {num_classes} classes, 0 to {num_classes - 1}"
+        )
     uris = [uri_of[row["image_id"]] for row in rows]
     masks = [row["masks"] or [] for row in rows] if learns_masks else None
     if any(len(one) != len(other) or None in one for one, other in zip(masks or (), boxes, strict=False)):
@@ -251,7 +266,11 @@ def read_objects(step: Step) -> tuple[list[str], PseudoObjects, int]:
             f"steps.{step.name}.pgt: step {source.name} has no masks, which {step.config.model} learns from: name a "
             "pseudo_masks step"
         )
-    return uris, PseudoObjects(boxes, classes, masks), len(schemas.class_names_of(images.schema))
+    return uris, PseudoObjects(boxes, classes, masks), num_classes
+
+
+def _exist(classes: np.ndarray, num_classes: int) -> bool:
+    return bool(((classes >= 0) & (classes < num_classes)).all())
 
 
 def _shipped_weights(config: TrainDetectorConfig) -> dict[str, str]:
@@ -260,4 +279,4 @@ def _shipped_weights(config: TrainDetectorConfig) -> dict[str, str]:
     return identify_shipped(config.backbone) if is_used else {}
 
 
-STAGE = Stage("train_detector", 3, TrainDetectorConfig, run, writes="detector", outside=_shipped_weights)
+STAGE = Stage("train_detector", 4, TrainDetectorConfig, run, writes="detector", outside=_shipped_weights)
