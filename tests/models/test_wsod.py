@@ -295,6 +295,18 @@ def _same(boxes: ProposalBoxes) -> ProposalBoxes:
     return boxes
 
 
+@pytest.mark.parametrize("flip", [True, False])
+def test_images_are_mirrored_half_of_the_time_or_never(task: WsodTask, flip: bool) -> None:
+    task = dataclasses.replace(task, recipe=dataclasses.replace(task.recipe, flip=flip))
+    seeds = np.stack([np.zeros(16, np.int64), np.arange(16), np.full(16, 3)], 1)
+    batch = task.load_batch(np.full(16, 3), seeds, POOL)
+    plain = torch.from_numpy(np.asarray(Image.open(task.uris[3])).transpose(2, 0, 1).copy())
+    is_plain = [torch.equal(batch[f"image/{i}"], plain) for i in range(16)]
+    mirrored = [torch.equal(batch[f"image/{i}"], plain.flip(2)) for i in range(16)]
+    assert all(a != b for a, b in zip(is_plain, mirrored, strict=True))
+    assert (4 <= sum(mirrored) <= 12) if flip else not any(mirrored)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_twenty_images_are_overfitted(task: WsodTask, method: str) -> None:
     torch.manual_seed(1)

@@ -41,6 +41,7 @@ class WsodRecipe:
     Attributes:
         scales: lengths of the shorter side, one is drawn for each image; pixels.
         max_side: the longer side is at most this.
+        flip: whether images are mirrored half of the time.
         min_side: smaller proposals are left out; pixels of the original image.
         rating_power: of a proposal's rating in the competition for the image's label.
         optimizer: `adam` has weight decay as a part of the gradient, as published; `adamw` apart from it; `muon` is for
@@ -52,6 +53,7 @@ class WsodRecipe:
 
     scales: tuple[int, ...] = (480, 576, 688, 864, 1000, 1200)
     max_side: int = 2000
+    flip: bool = True
     min_side: float = 20.0
     rating_power: float = 0.0
     optimizer: Literal["adam", "adamw", "sgd", "muon"] = "adam"
@@ -160,7 +162,7 @@ class WsodTask:
             return pixels
         view = View(pixels, boxes)
         view = resize_view(view, *view_size(*view.size, int(rng.choice(recipe.scales)), recipe.max_side))
-        if rng.random() < 0.5:
+        if recipe.flip and rng.random() < 0.5:
             view = flip_view(view)
         return {
             "image": torch.from_numpy(np.ascontiguousarray(view.pixels.transpose(2, 0, 1))),

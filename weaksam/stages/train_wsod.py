@@ -82,6 +82,9 @@ class TrainWsodConfig(TrainingConfig):
     """Lengths of the shorter side of training images, one drawn for each; pixels."""
     max_side: int = Field(default=2000, ge=32)
     """The longer side is at most this, pixels."""
+    flip: bool = True
+    """Whether training images are mirrored half of the time. What frozen features see of a mirrored image is a view of
+    its own: without, their first look takes half the time."""
     min_side: float = Field(default=20.0, ge=0)
     """Proposals with a shorter side are left out, pixels of the original image; published: 20 on VOC, 2 on COCO."""
     rating_power: float = Field(default=0.0, ge=0)
@@ -135,7 +138,7 @@ class TrainWsodConfig(TrainingConfig):
         return self
 
     def course(self, images: int) -> Course:
-        seen = 2 * len(self.scales) if is_frozen(self.backbone) else None  # each as it is and mirrored
+        seen = len(self.scales) * (2 if self.flip else 1) if is_frozen(self.backbone) else None
         return make_course(train_settings(self), images, views=seen)
 
     def shortened(self, images: int) -> Self:
@@ -206,6 +209,7 @@ def make_task(step: Step) -> WsodTask:
     recipe = WsodRecipe(
         scales=tuple(config.scales),
         max_side=config.max_side,
+        flip=config.flip,
         min_side=config.min_side,
         rating_power=config.rating_power,
         optimizer=config.optimizer,
