@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -40,9 +41,8 @@ class ProposalBoxes:
     def images_without(self, *, min_side: float) -> list[int]:
         """Which images have no box that `of` would give."""
         without = []
-        for i, (height, width) in enumerate(self.sizes.tolist()):
-            boxes = self.boxes[self.starts[i] : self.starts[i + 1]]
-            if not len(_large_rows(boxes, height, width, min_side)[1]):
+        for i, (first, end) in enumerate(pairwise(self.starts.tolist())):
+            if not len(_large_rows(self.boxes[first:end], *self.sizes[i].tolist(), min_side)[1]):
                 without.append(i)
         return without
 
