@@ -183,6 +183,14 @@ def test_the_cause_decides_exit_code_and_whether_workers_start_again(
         assert str(told).startswith("/run/net: ")
 
 
+def test_ray_train_asks_our_policy_whether_to_try_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr(training.TorchTrainer, "_initialize_and_run_controller", lambda _, **given: asked.update(given))
+    trainer = training._make_trainer(LineTask(), _settings(), str(tmp_path), cpus=1)
+    trainer._initialize_and_run_controller(failure_policy="Ray Train's own")
+    assert type(asked["failure_policy"]) is TrainingPolicy
+
+
 def test_an_ended_controller_is_the_clusters_fault() -> None:
     told = explain("/run/net", ray.train.ControllerError(OSError("disk full")))
     assert isinstance(told, StageError)
