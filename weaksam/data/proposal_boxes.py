@@ -42,7 +42,8 @@ class ProposalBoxes:
         """Which images have no box that `of` would give."""
         without = []
         for i, (first, end) in enumerate(pairwise(self.starts.tolist())):
-            if not len(_large_rows(self.boxes[first:end], *self.sizes[i].tolist(), min_side)[1]):
+            height, width = self.sizes[i].tolist()
+            if not len(_large_rows(self.boxes[first:end], height, width, min_side)[1]):
                 without.append(i)
         return without
 
