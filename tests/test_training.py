@@ -49,6 +49,9 @@ class LineTask:
     die_at: int | None = None
     flag: str = ""
 
+    def name_of(self, index: int) -> str:
+        return f"point {index}"
+
     def build_model(self) -> nn.Module:
         return nn.Linear(2, 1)
 

@@ -66,6 +66,17 @@ class WeightsError(WeakSamError):
     """A weights file is truncated, altered, or does not fit the model. The message names the file."""
 
 
+class DivergedError(WeakSamError):
+    """A training stopped because its loss, gradient or weights are not finite: the same settings lead there again."""
+
+
+class TaskError(Exception):
+    """The code of a training's own task raised: a bug, which happens again however often it is tried.
+
+    Not for the user: it ends with a traceback and exit code 1. The message has the type and text of the cause.
+    """
+
+
 class StageError(WeakSamError):
     """A stage ended without a complete result. Running the same command again goes on where it stopped."""
 

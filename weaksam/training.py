@@ -2,17 +2,21 @@
 
 In: a `TrainTask` (what is trained; it knows no cluster) and `TrainSettings`. Out, below the folder given:
 `checkpoint/` (Ray Train's checkpoints while it runs), `checkpoint/model.safetensors` (written once, at the end),
-`metrics.jsonl` (one row every `log_every` steps) and, if there are any, `warnings.jsonl` (the first of one worker).
+`metrics.jsonl` (one row every `log_every` steps) and, if there are any, `warnings.jsonl` (the first of one worker) and
+`left_out.jsonl` (samples that could not be read).
 
 What a step sees is a pure function of (seed, step): its global batch is cut over the workers and the gradient is the
 mean over the global batch. So neither the number of workers, nor micro-batches, nor an interruption changes what is
 learnt, except for the order of floating-point sums.
+
+A loss, gradient or weight that is not finite ends the training; nothing of it is written (`training_watch`).
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +25,8 @@ from contextlib import AbstractContextManager
 from itertools import islice
 from typing import Any
 
+import numpy as np
+import ray
 import ray.train
 import torch
 from ray import cloudpickle
@@ -33,8 +39,12 @@ from weaksam import storage
 from weaksam.errors import ConfigError, StageError, WeakSamError
 from weaksam.nodes import alive_nodes
 from weaksam.progress import duration, repeatedly
+from weaksam.training_checkpoints import BrokenCheckpointError, drop_broken_list, list_checkpoints
+from weaksam.training_failures import TrainingPolicy, explain
+from weaksam.training_reading import LeftOut
 from weaksam.training_settings import TrainResources, TrainSettings, count_fitting, cpus_of_worker
-from weaksam.training_state import Journal, Trainee, TrainTask, draw_batch
+from weaksam.training_state import Journal, Trainee, TrainTask, draw_batch, task_code
+from weaksam.training_watch import diverged
 from weaksam.turns import turn
 
 __all__ = ["TrainResources", "TrainSettings", "TrainTask", "train"]
@@ -81,16 +91,20 @@ class _WarningsToFile(logging.Handler):
 
 
 class _Trainer(TorchTrainer):
-    """Without Ray's placement group cleaner, which takes a healthy run for dead.
+    """Tries again only what may pass (`TrainingPolicy`), and goes without Ray's placement group cleaner.
 
-    It asks the state API of whichever cluster was started last on the machine (or of none, without a dashboard) whether
-    this run's controller lives, and removes its workers when that one does not know it. A killed driver's workers end
-    with its job anyway.
+    That takes a healthy run for dead: it asks the state API of whichever cluster was started last on the machine (or of
+    none, without a dashboard) whether this run's controller lives, and removes its workers when that one does not know
+    it. A killed driver's workers end with its job anyway.
     """
 
     def _create_default_callbacks(self) -> list:
         callbacks = super()._create_default_callbacks()
         return [callback for callback in callbacks if type(callback).__name__ != "PlacementGroupCleanerCallback"]
+
+    def _initialize_and_run_controller(self, **options: Any) -> Any:
+        options["failure_policy"] = TrainingPolicy(self.run_config.failure_config or FailureConfig())
+        return super()._initialize_and_run_controller(**options)
 
 
 def train(task: TrainTask[Any], settings: TrainSettings, folder: str) -> str:
@@ -100,7 +114,10 @@ def train(task: TrainTask[Any], settings: TrainSettings, folder: str) -> str:
         URI of `<folder>/checkpoint/model.safetensors`.
 
     Raises:
-        StageError: workers failed more often than `max_failures`.
+        DivergedError: loss, gradient or weights are not finite.
+        StageError: workers failed more often than `max_failures`, or the dataset can no longer be read.
+        FailedRowsError: more samples are unreadable than may be.
+        TrainingFailedError: the code of the task raised, a bug.
     """
     folder = storage.absolute(folder)
     final = storage.join(folder, "checkpoint", "model.safetensors")
@@ -108,14 +125,15 @@ def train(task: TrainTask[Any], settings: TrainSettings, folder: str) -> str:
         return final
     nodes = alive_nodes()
     check_workers(settings.resources, nodes)
+    drop_broken_list(folder, version=ray.__version__)
     trainer = _make_trainer(task, settings, folder, cpus=cpus_of_worker(settings.resources, nodes))
     try:
         with turn(folder.rsplit("/", 1)[-1]), _progress(folder, settings):
             trainer.fit()
     except ray.train.TrainingFailedError as error:
-        raise StageError(
-            f"{folder}: training stopped ({error}): the same command goes on from its checkpoint"
-        ) from error
+        if (cause := explain(folder, error)) is error:
+            raise
+        raise cause from error
     if not storage.exists(final):
         raise StageError(f"{folder}: training ended without {final}: run the same command again")
     return final
@@ -159,11 +177,12 @@ def _progress(folder: str, settings: TrainSettings) -> AbstractContextManager[No
     return repeatedly(report, seconds=2.0)
 
 
-def progress_line(row: Mapping[str, float], settings: TrainSettings) -> str:
+def progress_line(row: Mapping[str, Any], settings: TrainSettings) -> str:
     """A row of metrics for people."""
     left = (settings.steps - row["step"]) * settings.batch_size / max(row["images_per_second"], 1e-9)
     others = ("step", "lr", "images_per_second", "seconds", "at")
-    told = "  ".join(f"{key} {value:.3g}" for key, value in row.items() if key not in others)
+    shown = {key: value for key, value in row.items() if key not in others and value is not None}
+    told = "  ".join(f"{key} {value:.3g}" for key, value in shown.items())
     return (
         f"step {row['step']}/{settings.steps}  {told}  lr {row['lr']:.2g}  {row['images_per_second']:.0f} images/s  "
         f"eta {duration(left)}"
@@ -216,6 +235,29 @@ def _report(trainee: Trainee, *, is_writer: bool) -> None:
         ray.train.report({"step": trainee.step}, checkpoint=Checkpoint.from_directory(folder))
 
 
+def _restore(trainee: Trainee, folder: str, latest: Checkpoint | None) -> None:
+    """Goes on from the `latest` checkpoint, else from the newest that is whole; from the start where none is."""
+    there = [Checkpoint(path, files) for files, path in map(storage.filesystem, list_checkpoints(folder))]
+    others = [one for one in there if latest is None or one.path != latest.path]
+    for checkpoint in [latest, *others] if latest else others:
+        try:
+            with checkpoint.as_directory() as local:
+                trainee.restore(local)
+        except (BrokenCheckpointError, FileNotFoundError) as error:
+            log.warning("warning: %s: not whole (%s): an older checkpoint is taken, or none", checkpoint.path, error)
+            continue
+        log.info("goes on from step %d (%s)", trainee.step, checkpoint.path)
+        return
+
+
+def _check_means(trainee: Trainee, means: Mapping[str, float]) -> None:
+    """Raises DivergedError when a step since the last row was not finite: on all workers, whoever saw it."""
+    trainee.watch.look(wait=True)
+    if not math.isfinite(means["loss"]):
+        settings = trainee.settings
+        raise diverged(settings, f"step {trainee.step} of {settings.steps}: the loss of another worker")
+
+
 def share_of(settings: TrainSettings, rank: int) -> list[slice]:
     """The parts of a global batch that are this worker's micro-batches."""
     ranks = settings.resources.workers
@@ -225,21 +267,35 @@ def share_of(settings: TrainSettings, rank: int) -> list[slice]:
 
 
 def _load_ahead(
-    task: TrainTask[Any], settings: TrainSettings, first: int, share: list[slice], threads: Executor
+    task: TrainTask[Any],
+    settings: TrainSettings,
+    first: int,
+    share: list[slice],
+    threads: Executor,
+    left_out: LeftOut,
 ) -> Iterator[dict[str, Tensor]]:
-    """This worker's micro-batches from step `first` on, prepared by a thread while earlier ones are computed."""
+    """This worker's micro-batches from step `first` on, prepared by a thread while earlier ones are computed.
 
-    def load(step: int, part: slice) -> dict[str, Tensor]:
+    Raises:
+        StageError, FailedRowsError: too many samples of those up to this micro-batch cannot be read.
+    """
+
+    def load(step: int, part: slice) -> tuple[dict[str, Tensor], tuple[int, np.ndarray, np.ndarray]]:
         indices, seeds = draw_batch(settings.seed, step, batch_size=settings.batch_size, num_samples=task.num_samples)
-        batch = task.load_batch(indices[part], seeds[part], threads)
-        return {k: v.pin_memory() for k, v in batch.items()} if settings.resources.gpus_per_worker else batch
+        with task_code("load_batch"):
+            batch = task.load_batch(indices[part], seeds[part], threads)
+        codes = batch.pop("left_out", torch.zeros(len(indices[part]))).numpy()
+        if settings.resources.gpus_per_worker:
+            batch = {key: value.pin_memory() for key, value in batch.items()}
+        return batch, (step, indices[part], codes)
 
     wanted = ((step, part) for step in range(first, settings.steps) for part in share)
     with ThreadPoolExecutor(1) as pool:
         queue = [pool.submit(load, *item) for item in islice(wanted, _PREFETCH)]
         while queue:
-            ready = queue.pop(0).result()
+            ready, read = queue.pop(0).result()
             queue += [pool.submit(load, *item) for item in islice(wanted, 1)]
+            left_out.add(*read)
             yield ready
 
 
@@ -262,11 +318,17 @@ def _train_worker(config: dict) -> None:
     if context.get_world_rank() == 0:  # one is enough: all workers do the same
         logging.getLogger("weaksam").addHandler(_WarningsToFile(folder))
     trainee = Trainee(task, settings, get_device())
-    if checkpoint := ray.train.get_checkpoint():
-        with checkpoint.as_directory() as path:
-            trainee.restore(path)
+    _restore(trainee, folder, ray.train.get_checkpoint())
     share = share_of(settings, context.get_world_rank())
-    batches = _load_ahead(task, settings, trainee.step, share, threads)
+    left_out = LeftOut(
+        folder,
+        num_samples=task.num_samples,
+        max_failed=settings.max_failed,
+        in_batch=sum(part.stop - part.start for part in share),
+        name_of=task.name_of,
+        step=trainee.step,
+    )
+    batches = _load_ahead(task, settings, trainee.step, share, threads, left_out)
     journal = Journal(folder, settings, trainee.step) if context.get_world_rank() == 0 else None
     sums, since = {}, trainee.step
     while trainee.step < settings.steps:
@@ -275,13 +337,19 @@ def _train_worker(config: dict) -> None:
             sums[key] = sums.get(key, 0) + value
         if trainee.step % settings.log_every == 0 or trainee.step == settings.steps:
             means = _mean(sums, count=(trainee.step - since) * settings.batch_size)
+            _check_means(trainee, means)
+            left_out.share(is_writer=journal is not None)
+            means |= {"left_out": len(left_out)} if len(left_out) else {}
+            means |= {"skipped": trainee.skipped} if trainee.skipped else {}
             if journal:
                 if settings.validates_at(trainee.step):
                     means |= trainee.validate(task, threads)
                 journal.write(trainee.step, means, lr=max(group["lr"] for group in trainee.optimizer.param_groups))
             sums, since = {}, trainee.step
         if trainee.step % settings.checkpoint_every == 0 and trainee.step < settings.steps:
+            left_out.share(is_writer=journal is not None)
             _report(trainee, is_writer=journal is not None)
+    trainee.check()
     if journal:
         storage.write_bytes(storage.join(folder, "checkpoint", "model.safetensors"), save(trainee.weights()))
     ray.train.report({"step": trainee.step})

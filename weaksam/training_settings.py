@@ -109,6 +109,8 @@ class TrainSettings(Settings):
     """Steps between rows of metrics."""
     validate_every: Annotated[int | None, NotInFingerprint()] = Field(default=None, ge=1)
     """Steps between validations, a multiple of `log_every`, and one at the end; unset = never."""
+    max_failed: Annotated[float, NotInFingerprint()] = Field(default=0.001, ge=0, le=1)
+    """Share of samples, rounded up, that may be unreadable."""
     resources: TrainResources = TrainResources()
     """Where it runs."""
 

@@ -12,7 +12,7 @@ import struct
 import time
 from collections.abc import Iterator
 from concurrent.futures import Executor
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
 
@@ -25,10 +25,17 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from weaksam import storage
+from weaksam.errors import TaskError, WeakSamError
 from weaksam.ops.precision import computes_bf16
+from weaksam.training_checkpoints import STATE, load_state
 from weaksam.training_settings import Precision, TrainSettings
+from weaksam.training_watch import Watch, check_finite, diverged
 
 Model = TypeVar("Model", bound=nn.Module)
+
+_OF_DEVICES = (torch.OutOfMemoryError, torch.AcceleratorError, torch.distributed.DistError)
+_LARGEST = 1e6  # weight of a network that can still be computed with
+_LEAST_SCALE = 1.0  # of the fp16 loss: below, a gradient that is not finite is not the scale's fault
 
 
 class TrainTask(Protocol[Model]):
@@ -57,7 +64,8 @@ class TrainTask(Protocol[Model]):
     def load_batch(self, indices: np.ndarray, seeds: np.ndarray, pool: Executor) -> dict[str, Tensor]:
         """CPU tensors of the samples `indices` (B,); `seeds` (B, 3) int64 seed each sample's augmentation.
 
-        Samples are read and decoded by the threads of `pool`.
+        Samples are read and decoded by the threads of `pool`. Where some may be unreadable, `left_out` (B,) uint8 says
+        which are and why (`data.images.left_out_codes`); they count for nothing in the loss.
         """
         ...
 
@@ -66,6 +74,10 @@ class TrainTask(Protocol[Model]):
 
         To what `load_batch` gave, `step` () int64 is added: the step of the training, from 0.
         """
+        ...
+
+    def name_of(self, index: int) -> str:
+        """What people call a sample: its URI."""
         ...
 
     def validate(self, model: Model, pool: Executor) -> dict[str, float]:
@@ -115,6 +127,20 @@ def usable_precision(precision: Precision, device: torch.device) -> Precision:
     return "fp32" if precision == "bf16" and not computes_bf16(device) else precision
 
 
+@contextmanager
+def task_code(doing: str) -> Iterator[None]:
+    """Turns what a task's own code raises into TaskError: the same happens again, however often it is tried.
+
+    Not errors that say who must act, nor those of memory, storage and devices, which may pass.
+    """
+    try:
+        yield
+    except (WeakSamError, OSError, MemoryError, *_OF_DEVICES):
+        raise
+    except Exception as error:
+        raise TaskError(f"{doing}: {type(error).__name__}: {error}") from error
+
+
 class _Loss(nn.Module):
     """A task's loss as `forward`, so that DDP prepares its reducer whichever parts of the model the task calls."""
 
@@ -123,7 +149,8 @@ class _Loss(nn.Module):
         self.task, self.model = task, model
 
     def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        return self.task.loss(self.model, batch)
+        with task_code("loss"):
+            return self.task.loss(self.model, batch)
 
 
 class Trainee:
@@ -132,8 +159,11 @@ class Trainee:
     def __init__(self, task: TrainTask[Any], settings: TrainSettings, device: torch.device) -> None:
         torch.manual_seed(settings.seed)
         self.settings, self.device, self.step = settings, device, 0
-        self.model = task.build_model().to(device)
-        self.optimizer = task.build_optimizer(self.model, lr=settings.lr, weight_decay=settings.weight_decay)
+        with task_code("build"):
+            self.model = task.build_model().to(device)
+            self.optimizer = task.build_optimizer(self.model, lr=settings.lr, weight_decay=settings.weight_decay)
+        self.watch, self.skipped, self._has_stepped = Watch(settings, device), 0, False
+        self.optimizer.register_step_post_hook(self._note_step)
         for group in self.optimizer.param_groups:
             group["initial_lr"] = group["lr"]
         self.scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
@@ -145,7 +175,11 @@ class Trainee:
         self._changing = [key for key in self.mean or {} if key not in frozen]
 
     def take_step(self, batches: Iterator[dict[str, Tensor]], count: int) -> dict[str, Tensor]:
-        """One optimiser step over this worker's `count` micro-batches; gives sums of metrics over its samples."""
+        """One optimiser step over this worker's `count` micro-batches; gives sums of metrics over its samples.
+
+        Raises:
+            DivergedError: the loss or the gradient of this step or one before it is not finite.
+        """
         settings, sums = self.settings, {}
         # DDP averages over workers what should be one mean over the global batch
         scale = settings.resources.workers / settings.batch_size
@@ -154,27 +188,52 @@ class Trainee:
             batch["step"] = torch.tensor(self.step)
             waiting = i + 1 < count and settings.resources.workers > 1
             with cast(DistributedDataParallel, self.loss).no_sync() if waiting else nullcontext(), self._autocast():
-                loss, metrics = self.loss(batch)
+                loss, metrics = self._take_loss(batch)
                 self.scaler.scale(loss * scale).backward()
             for key, value in {"loss": loss, **metrics}.items():
                 sums[key] = sums.get(key, 0) + value.detach().float()
-        self._update()
+        norm = self._update()
+        self.watch.note(self.step - 1, sums["loss"], norm)
         return sums
+
+    def _take_loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss; DivergedError where it cannot be computed because of what earlier steps made of the weights."""
+        try:
+            return self.loss(batch)
+        except TaskError as error:
+            self.watch.look(wait=True)
+            weights = [p.detach().abs().max().float() for p in self.model.parameters() if p.numel()]
+            largest = torch.stack(weights).max().item()
+            if largest <= _LARGEST:  # NaN is not
+                raise
+            what = f"there is no loss ({error}) with weights of {largest:g}"
+            raise diverged(self.settings, f"step {self.step + 1} of {self.settings.steps}: {what}") from error
 
     def _autocast(self) -> torch.autocast:
         precision = usable_precision(self.settings.precision, self.device)
         dtype = torch.float16 if precision == "fp16" else torch.bfloat16
         return torch.autocast(self.device.type, dtype, enabled=precision != "fp32")
 
-    def _update(self) -> None:
-        settings = self.settings
+    def _note_step(self, *_: Any) -> None:
+        self._has_stepped = True
+
+    def _update(self) -> Tensor:
+        """Moves the weights; gives the norm of the gradient, 0 where fp16 looks at the gradient itself."""
+        settings, norm = self.settings, torch.zeros((), device=self.device)
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * lr_factor(settings, self.step, group.get("window", (0, None)))
         if settings.clip:
             self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip)
+            norm = nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip)
+        elif not self.scaler.is_enabled():
+            norm = nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+        if self.scaler.is_enabled():  # it skips steps of which the scaled gradient overflows, to find its scale
+            norm = torch.zeros((), device=self.device)
+        self._has_stepped = False
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        if self.scaler.is_enabled() and not self._has_stepped:
+            self._note_skipped()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         if self.mean is not None:
@@ -183,6 +242,19 @@ class Trainee:
             for key in self._changing:
                 target, value = self.mean[key], now[key]
                 target.lerp_(value, 1 - keep) if target.is_floating_point() else target.copy_(value)
+        return norm
+
+    def _note_skipped(self) -> None:
+        """Counts a step that fp16 skipped; DivergedError when no scale of the loss can be the reason."""
+        self.skipped += 1
+        if self.scaler.get_scale() < _LEAST_SCALE:
+            what = f"step {self.step + 1} of {self.settings.steps}: the gradient, whatever the loss is scaled by"
+            raise diverged(self.settings, what)
+
+    def check(self) -> None:
+        """Raises DivergedError unless all that a checkpoint holds is finite, as was every step up to now."""
+        self.watch.look(wait=True)
+        check_finite(self.settings, self.step, self._state())
 
     def weights(self) -> dict[str, Tensor]:
         """What is handed on: the running mean where there is one."""
@@ -192,22 +264,33 @@ class Trainee:
         """The task's scores of the weights that would be handed on now."""
         model = copy.deepcopy(self.model)
         model.load_state_dict(self.weights())
-        with torch.no_grad():
+        with torch.no_grad(), task_code("validate"):
             return task.validate(model.eval(), pool)
 
-    def save(self, folder: str) -> None:
-        """Writes the checkpoint file."""
+    def _state(self) -> dict[str, Any]:
         state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "step": self.step}
-        state |= {"scaler": self.scaler.state_dict(), "mean": self.mean}
-        torch.save(state, Path(folder) / "state.pt")
+        return state | {"scaler": self.scaler.state_dict(), "mean": self.mean, "skipped": self.skipped}
+
+    def save(self, folder: str) -> None:
+        """Writes the checkpoint file.
+
+        Raises:
+            DivergedError: it would hold values that are not finite.
+        """
+        self.check()
+        torch.save(self._state(), Path(folder) / STATE)
 
     def restore(self, folder: str) -> None:
-        """Goes on from a checkpoint file."""
-        state = torch.load(Path(folder) / "state.pt", map_location=self.device, weights_only=True)
+        """Goes on from a checkpoint file.
+
+        Raises:
+            BrokenCheckpointError: the file is missing, cut or altered.
+        """
+        state = load_state(Path(folder) / STATE, self.device)
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
-        self.step, self.mean = state["step"], state["mean"]
+        self.step, self.mean, self.skipped = state["step"], state["mean"], state.get("skipped", 0)
 
 
 class Journal:
@@ -221,7 +304,7 @@ class Journal:
         self._folder, self._settings = folder, settings
         self._uri = storage.join(folder, "metrics.jsonl")
         self._events = bytearray(_record(Event(wall_time=time.time(), file_version="brain.Event:2")))
-        self._rows: list[dict[str, float]] = []
+        self._rows: list[dict[str, Any]] = []
         lines = storage.read_replaceable(self._uri).decode().splitlines() if storage.exists(self._uri) else []
         for row in map(json.loads, lines):
             if row["step"] <= step:
@@ -234,19 +317,25 @@ class Journal:
         now = time.monotonic()
         seconds, at = now - self._then, now - self._began
         speed = (step - self._step) * self._settings.batch_size / seconds
-        row = {"step": step, **means, "lr": lr, "images_per_second": round(speed, 2)}
+        row = {"step": step, **_as_json(means), "lr": lr, "images_per_second": round(speed, 2)}
         self._add(row | {"seconds": round(seconds, 4), "at": round(at, 4)})
-        storage.write_bytes(self._uri, "".join(json.dumps(row) + "\n" for row in self._rows).encode())
+        lines = (json.dumps(row, allow_nan=False) + "\n" for row in self._rows)
+        storage.write_bytes(self._uri, "".join(lines).encode())
         events = storage.join(self._folder, "tensorboard", "events.out.tfevents.0.run")
         storage.write_bytes(events, bytes(self._events))
         self._then, self._step = time.monotonic(), step  # to write the row is no part of the work
 
-    def _add(self, row: dict[str, float]) -> None:
+    def _add(self, row: dict[str, Any]) -> None:
         self._rows.append(row)
         for key, value in row.items():
-            if key != "step":
+            if key != "step" and value is not None:
                 event = Event(wall_time=time.time(), step=int(row["step"]), summary=scalar(key, value))
                 self._events += _record(event)
+
+
+def _as_json(means: dict[str, float]) -> dict[str, float | None]:
+    """Null for what is no number: JSON has no NaN."""
+    return {key: value if math.isfinite(value) else None for key, value in means.items()}
 
 
 def _record(event: Event) -> bytes:

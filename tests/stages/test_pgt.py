@@ -120,18 +120,6 @@ def test_it_chooses_from_one_thing(given: dict) -> None:
         PgtConfig(images="images", split="train", **given)
 
 
-def test_boxes_without_area_are_left_out_whoever_made_them(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    images = finished(tmp_path, "images", IMAGES[:1], schemas.IMAGES, {})
-    flat, swapped, strange = [5, 5, 5, 20], [20, 20, 5, 5], [0, 0, float("nan"), 9]
-    row = {"image_id": "a", "status": "ok", "message": "", "height": 60, "width": 100}
-    row |= {"boxes": [flat, swapped, strange, BOX], "classes": [0, 1, 1, 0], "scores": [0.9, 0.8, 0.7, 0.2]}
-    found = finished(tmp_path, "found", [row], schemas.DETECTIONS, {"images": images})
-    step = make_step(tmp_path, {"images": images, "detections": found})
-    rows = read(step, pgt.run(step).parts)
-    assert (rows["a"]["boxes"], rows["a"]["classes"]) == ([BOX], [0])
-    assert "steps.pgt: 3 boxes have no area inside their image and are left out: image a, image a" in caplog.text
-
-
 def test_results_are_cut_at_the_border_of_images_whose_size_only_their_header_says(tmp_path: Path) -> None:
     Image.new("RGB", (64, 48), "red").save(tmp_path / "a.png")
     images = finished(tmp_path, "images", [IMAGES[0] | {"uri": str(tmp_path / "a.png")}], schemas.IMAGES, {})
@@ -141,3 +129,23 @@ def test_results_are_cut_at_the_border_of_images_whose_size_only_their_header_sa
     step = make_step(tmp_path, {"images": images}, detections=None, results=str(tmp_path / "results.json"))
     row = read(step, pgt.run(step).parts)["a"]
     assert (row["boxes"], row["height"], row["width"]) == ([[40, 30, 64, 48]], 48, 64)
+
+
+def test_no_box_without_area_is_handed_on_whoever_made_it(
+    tmp_path: Path, inputs: dict[str, Step], caplog: pytest.LogCaptureFixture
+) -> None:
+    flat, turned, endless = [7, 7, 7, 30], [30, 7, 7, 30], [0, 0, float("inf"), 9]
+    rows = [
+        {"image_id": "a", "boxes": [flat, BOX, endless], "classes": [0, 0, 1], "scores": [0.9, 0.5, 0.8]},
+        {"image_id": "b", "boxes": [turned, BOX], "classes": [1, 1], "scores": [0.9, 0.1]},
+        {"image_id": "c", "boxes": [[0, 0, float("nan"), 9]], "classes": [0], "scores": [0.9]},
+        {"image_id": "d", "boxes": [BOX], "classes": [0], "scores": [0.9]},
+    ]
+    rows = [{"status": "ok", "message": "", "height": 60, "width": 100} | row for row in rows]
+    found = finished(tmp_path, "spoilt", rows, schemas.DETECTIONS, {"images": inputs["images"]})
+    step = make_step(tmp_path, inputs | {"detections": found})
+    with caplog.at_level("WARNING"):
+        chosen = read(step, pgt.run(step).parts)
+    assert {key: row["boxes"] for key, row in chosen.items()} == {"a": [BOX], "b": [BOX], "c": [], "d": [BOX]}
+    left_out = "image a, image a, image b, image c"
+    assert caplog.messages == [f"steps.pgt: 4 boxes have no area inside their image and are left out: {left_out}"]

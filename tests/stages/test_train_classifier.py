@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from weaksam import pipeline, schemas, storage, tables
 from weaksam.config import StageConfig
-from weaksam.errors import ConfigError, DataError
+from weaksam.errors import ConfigError, DataError, StageError
 from weaksam.models import weaktr_weights
 from weaksam.models.classifier_task import ClassifierTask, LabelledImages, Recipe
 from weaksam.models.weaktr import WeakTrSize
@@ -121,11 +121,16 @@ def test_a_broken_and_a_missing_image_count_for_nothing(images: LabelledImages) 
     task = make_task(images)
     batch = task.load_batch(np.arange(4), np.zeros((4, 3), np.int64), POOL)
     assert batch["weight"].tolist() == [0, 0, 1, 1]
+    assert batch["left_out"].tolist() == [2, 1, 0, 0]  # unreadable, not_found
     model = task.build_model()
     total, _ = task.loss(model, batch)
     rest, _ = task.loss(model, {key: value[2:] for key, value in batch.items()})
     torch.testing.assert_close(total, rest)
     assert sum(len(rows) for _, rows in task._held_out_batches(POOL)) == 22
+    for uri in task.held_out.uris:
+        Path(uri).unlink(missing_ok=True)
+    with pytest.raises(StageError, match="none of the 24 held-out images can be read"):
+        task.validate(model.eval(), POOL)
 
 
 def test_weights_of_vectors_tokens_and_positions_are_not_decayed(images: LabelledImages) -> None:

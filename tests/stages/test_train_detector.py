@@ -24,6 +24,7 @@ from weaksam.models.detecting import DetectRules, detect_in_views
 from weaksam.models.detector import Detector, Found
 from weaksam.models.detector_build import LEARN_MASKS, DetectorSpec, load_detector
 from weaksam.ops.masks import decode_rle, encode_rle, masks_to_boxes
+from weaksam.schemas import FAILED_STATUSES
 from weaksam.stage import Step
 from weaksam.stages import detect, train_detector
 from weaksam.stages.detect import DetectConfig, DetectObjects, DetectorFinder
@@ -72,20 +73,51 @@ def test_images_with_boxes_are_learnt_from(tmp_path: Path, inputs: dict[str, Ste
     assert objects.boxes[2].shape == (0, 4)
 
 
-def test_boxes_without_area_are_not_learnt_from(
+def test_boxes_without_area_and_unknown_classes_are_not_learnt_from(
     tmp_path: Path, inputs: dict[str, Step], caplog: pytest.LogCaptureFixture
 ) -> None:
     rows = tables.read_step(inputs["pgt"]).to_pylist()
-    rows[0]["boxes"][0] = [5, 5, 5, 20]
-    rows[1]["boxes"] = [[9, 9, 3, 3], [0, 0, float("nan"), 9]]
-    flat = finished(tmp_path, "flat", rows, schemas.DETECTIONS, {"images": inputs["images"]})
-    for model in ("faster_rcnn", "mask_rcnn"):
-        uris, objects, _ = read_objects(make_step(tmp_path, {**inputs, "pgt": flat}, model=model))
-        assert [Path(uri).stem for uri in uris] == ["0", "3", "5"]
-        assert [len(boxes) for boxes in objects.boxes] == [1, 2, 2]
-        assert objects.classes[0].tolist() == [1]
-        assert objects.masks is None or objects.masks[0] == rows[0]["masks"][1:]
-    assert "step flat: 3 boxes have no area inside their image and are left out: image 0, image 1" in caplog.text
+    rows[0]["boxes"][0] = [9, 9, 9, 20]
+    rows[1]["boxes"] = [[9, 9, float("nan"), 20], [20, 9, 9, 20]]
+    spoilt = finished(tmp_path, "spoilt", rows, schemas.DETECTIONS, {"images": inputs["images"]})
+    step = make_step(tmp_path, {**inputs, "pgt": spoilt}, model="mask_rcnn")
+    uris, objects, _ = read_objects(step)
+    assert [Path(uri).stem for uri in uris] == ["0", "3", "5"]
+    assert [len(boxes) for boxes in objects.boxes] == [1, 2, 2]
+    assert objects.masks is not None
+    assert objects.masks[0] == [rows[0]["masks"][1]]
+    assert objects.classes[0].tolist() == [1]
+    counted = "3 boxes have no area inside their image and are left out: image 0, image 1, image 1"
+    assert caplog.messages == [f"steps.net: step spoilt: {counted}"]
+    rows[3]["classes"] = [0, 2]
+    spoilt = finished(tmp_path, "other", rows, schemas.DETECTIONS, {"images": inputs["images"]})
+    with pytest.raises(DataError, match=r"steps.net.pgt: step other has boxes of classes that .* 1 images, e\.g\. 3"):
+        read_objects(make_step(tmp_path, {**inputs, "pgt": spoilt}))
+
+
+def test_an_object_too_thin_for_a_view_is_left_out_of_it_and_counted(tmp_path: Path, inputs: dict[str, Step]) -> None:
+    thin = np.zeros((64, 64), bool)
+    thin[5:60, 7] = True  # at a quarter of the size no pixel is covered by half
+    rows = tables.read_step(inputs["pgt"]).to_pylist()
+    rows[0] |= {"boxes": [[7, 5, 8, 60], rows[0]["boxes"][1]], "masks": [encode_rle(thin), rows[0]["masks"][1]]}
+    pgt = finished(tmp_path, "thin", rows[:1], schemas.DETECTIONS, {"images": inputs["images"]})
+    task = make_task(make_step(tmp_path, {**inputs, "pgt": pgt}, model="mask_rcnn", scales=[16]))
+    batch = task.load_batch(np.array([0]), np.array([[0, 0, 0]]), POOL) | {"step": torch.tensor(0)}
+    assert batch["classes/0"].tolist() == [1]
+    assert batch["masks/0"].shape == (1, 16, 16)
+    assert len(batch["boxes/0"]) == 1
+    _, told = task.loss(task.build_model(), batch)
+    assert told["vanished"] == 1
+
+
+def test_a_target_that_cannot_be_learnt_from_names_its_image(tmp_path: Path, inputs: dict[str, Step]) -> None:
+    task = make_task(make_step(tmp_path, inputs))
+    task.objects.boxes[1][0] = [0, 0, 1e6, 9]  # of an image that was replaced by a smaller one, say
+    batch = task.load_batch(np.array([0, 1]), np.array([[0, 0, 0], [0, 0, 1]]), POOL) | {"step": torch.tensor(0)}
+    with pytest.raises(
+        DataError, match=r"1\.png: row 0: box .* lies far beyond the image.*: this cannot be learnt from"
+    ):
+        task.loss(task.build_model(), batch)
 
 
 def test_of_a_reviewed_image_without_boxes_is_learnt_that_nothing_is_there(
@@ -188,6 +220,7 @@ def test_a_batch_of_unreadable_images_moves_nothing_but_holds_every_weight(
     net = task.build_model()
     batch = task.load_batch(*draw_batch(0, 0, batch_size=2, num_samples=4), POOL) | {"step": torch.tensor(0)}
     assert batch["weight"].tolist() == [0, 0]
+    assert [FAILED_STATUSES[code - 1] for code in batch["left_out"]] == ["unreadable"] * 2
     loss, _ = task.loss(net, batch)
     loss.backward()
     assert loss.item() == 0

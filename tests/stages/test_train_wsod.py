@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from torchvision.models import vgg16
 
 from weaksam import schemas, storage, tables
 from weaksam.config import StageConfig, parse_settings
-from weaksam.errors import DataError, WeightsError
+from weaksam.errors import ConfigError, DataError, WeightsError
 from weaksam.models.wsod import METHODS
 from weaksam.models.wsod_build import WsodSpec
 from weaksam.stage import Outcome, Stage, Step
@@ -87,6 +88,46 @@ def test_images_without_proposals_are_asked_for(tmp_path: Path, inputs: dict[str
     fewer = inputs | {"proposals": finished(tmp_path, "fewer", some, schemas.PROPOSALS, {})}
     with pytest.raises(DataError, match=r"steps.mist.proposals: step fewer has no row for 8 of 9 images, e\.g\. 1"):
         make_task(make_step(tmp_path, fewer))
+
+
+def test_proposals_that_min_side_leaves_none_of_are_an_error_and_a_few_a_warning(
+    tmp_path: Path, inputs: dict[str, Step], caplog: pytest.LogCaptureFixture
+) -> None:
+    draw = (np.array([1]), np.array([[0, 0, 1]]), ThreadPoolExecutor(1))
+    with pytest.raises(ConfigError, match="min_side: no proposal of any of the 9 images has sides of 50 pixels"):
+        make_task(make_step(tmp_path, inputs, min_side=50)).load_batch(*draw)
+    task = make_task(make_step(tmp_path, inputs))
+    assert task.load_batch(*draw)["weight"].tolist() == [1]
+    Path(task.uris[2]).unlink()
+    gone = task.load_batch(np.array([2]), *draw[1:])
+    assert (gone["weight"].item(), schemas.FAILED_STATUSES[gone["left_out"].item() - 1]) == (0, "not_found")
+    assert task.load_batch(np.array([0]), *draw[1:])["left_out"].tolist() == [0]  # nothing was read: it has no proposal
+    assert caplog.messages == [
+        f"warning: 2 of 9 images are not learnt from, e.g. {task.uris[0]}: "
+        "no proposal with sides of 4 pixels (min_side)"
+    ]
+
+
+def test_labels_that_teach_nothing_are_refused_or_give_a_warning(
+    tmp_path: Path, inputs: dict[str, Step], caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = tables.read_step(inputs["images"]).to_pylist()
+    single = finished(tmp_path, "single", [row | {"labels": [0]} for row in rows], schemas.IMAGES, {}, ("red",))
+    step = make_step(tmp_path, inputs | {"images": single}, method="oicr")
+    with pytest.raises(ConfigError, match=r"steps.mist.method: oicr learns nothing from a single class"):
+        make_task(step)
+    with pytest.raises(ValueError, match="the softmax over a single column is 1 whatever is learnt"):
+        WsodSpec("small", 1, METHODS["oicr"]).untrained()
+    WsodSpec("small", 1, METHODS["mist"]).untrained()
+    everywhere = finished(
+        tmp_path, "all", [row | {"labels": [0, *row["labels"][:1]]} for row in rows], schemas.IMAGES, {}
+    )
+    step = make_step(tmp_path, inputs | {"images": everywhere})
+    text = "steps.mist.images: class 'red' is in 9 of 9 images: no image teaches where it is not"
+    assert [one[: len(text)] for one in train_wsod.STAGE.warnings(step)] == [text]
+    make_task(step)
+    assert [one[: len(text) + 9] for one in caplog.messages] == [f"warning: {text}"]
+    assert train_wsod.STAGE.warnings(make_step(tmp_path, inputs)) == []
 
 
 def test_the_published_schedule_is_the_default() -> None:

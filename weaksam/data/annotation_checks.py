@@ -20,6 +20,7 @@ from pycocotools import mask as coco_mask
 
 from weaksam.data.datasets import warn_of
 from weaksam.errors import DataError
+from weaksam.ops.box_areas import has_area
 
 Size = tuple[int, int]  # height, width
 
@@ -142,12 +143,6 @@ def fit_boxes(boxes: np.ndarray, size: Size | None) -> tuple[np.ndarray, np.ndar
     is_outside = np.abs(boxes - cut).max(axis=1, initial=0) > _OUTSIDE_TOLERANCE
     cut = cut.astype(np.float32)
     return cut, has_area(cut), is_outside
-
-
-def has_area(boxes: np.ndarray) -> np.ndarray:
-    """(N,) bool, which of (N, 4) float32 boxes are finite and have an area that float32 can tell from 0."""
-    sides = np.clip(boxes[:, 2:] - boxes[:, :2], 0, None)
-    return np.isfinite(boxes).all(axis=1) & (sides[:, 0] * sides[:, 1] > 0)
 
 
 # --- masks

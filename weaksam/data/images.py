@@ -11,7 +11,6 @@ Axis legend: H W pixels.
 from __future__ import annotations
 
 import io
-import logging
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -31,8 +30,7 @@ from PIL import (
 
 from weaksam import storage
 from weaksam.errors import ImageError
-
-log = logging.getLogger(__name__)
+from weaksam.schemas import FAILED_STATUSES
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 MAX_PIXELS = 100_000_000  # 300 MB once decoded
@@ -91,17 +89,26 @@ def pixels_of(image: Image.Image) -> np.ndarray:
         return np.ascontiguousarray(_turn_upright(_decode(image), _orientation(image)))
 
 
-def read_for_training(uri: str) -> np.ndarray | None:
-    """Pixels of an image, or None, with a warning, when the image itself is at fault: one is no reason to stop.
+def read_for_training(uri: str) -> np.ndarray | ImageError:
+    """Pixels of an image, or what is wrong with it: a single image is no reason to stop.
+
+    Whoever counts what was left out decides how many are one.
 
     Raises:
         StorageError: the storage, not the image, is at fault.
     """
     try:
         return decode_image(storage.read_bytes(uri))
-    except (ImageError, FileNotFoundError) as error:
-        log.warning("%s: left out of training: %s", uri, error)
-        return None
+    except FileNotFoundError:
+        return ImageError("not_found", "no such object")
+    except ImageError as error:
+        return error
+
+
+def left_out_codes(read: Sequence[object]) -> np.ndarray:
+    """(B,) uint8 for a batch of training: 0 of an image that was read, else 1 + its place in `FAILED_STATUSES`."""
+    codes = [FAILED_STATUSES.index(one.status) + 1 if isinstance(one, ImageError) else 0 for one in read]
+    return np.array(codes, np.uint8)
 
 
 def image_size(data: bytes) -> tuple[int, int]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -36,6 +37,15 @@ class ProposalBoxes:
         here = slice(self.starts[index], self.starts[index + 1])
         boxes, kept = clean_boxes(self.boxes[here], *self.sizes[index].tolist(), min_side=min_side)
         return boxes, self.ratings[here][kept]
+
+    def images_without(self, *, min_side: float) -> list[int]:
+        """Which images have no box that `of` would give."""
+        without = []
+        for i, (first, end) in enumerate(pairwise(self.starts.tolist())):
+            height, width = self.sizes[i].tolist()
+            if not len(_large_rows(self.boxes[first:end], height, width, min_side)[1]):
+                without.append(i)
+        return without
 
 
 def pack_proposals(table: pa.Table, image_ids: list[str]) -> ProposalBoxes:
@@ -80,8 +90,13 @@ def keep_sources(table: pa.Table, sources: Sequence[int] | None) -> pa.Table:
 
 def clean_boxes(boxes: np.ndarray, height: int, width: int, *, min_side: float) -> tuple[np.ndarray, np.ndarray]:
     """Boxes cut to the image, without small ones and repetitions (to whole pixels), in their order; and their rows."""
-    cut = np.clip(boxes, 0, np.array([width, height, width, height], np.float32))
-    large = np.flatnonzero(((cut[:, 2:] - cut[:, :2]) >= max(min_side, 1)).all(1))
+    cut, large = _large_rows(boxes, height, width, min_side)
     firsts = np.unique(cut[large].round(), axis=0, return_index=True)[1]
     kept = large[np.sort(firsts)]
     return np.ascontiguousarray(cut[kept]), kept
+
+
+def _large_rows(boxes: np.ndarray, height: int, width: int, min_side: float) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes cut to the image, and the rows of those that are large enough."""
+    cut = np.clip(boxes, 0, np.array([width, height, width, height], np.float32))
+    return cut, np.flatnonzero(((cut[:, 2:] - cut[:, :2]) >= max(min_side, 1)).all(1))

@@ -20,10 +20,12 @@ from torch import Tensor, nn
 
 from weaksam import storage
 from weaksam.data.augment import augment_for_classification, resize_for_classification
-from weaksam.data.images import read_for_training
+from weaksam.data.images import left_out_codes, read_for_training
+from weaksam.errors import ImageError, StageError
 from weaksam.models import weaktr_weights
 from weaksam.models.classifiers import Classifier, build_classifier, depth_of, kind_of, load_pretrained
 from weaksam.models.weaktr import FineOf, WeakTr
+from weaksam.ops.choices import check_choices
 from weaksam.ops.classification import mean_average_precision
 from weaksam.sam.training_optimizer import MuonAdamW
 
@@ -81,6 +83,9 @@ class ClassifierTask:
     optimizer: Literal["adamw", "muon"] = "adamw"
     fine_of: FineOf = "both"
 
+    def __post_init__(self) -> None:
+        check_choices(self)
+
     @property
     def num_samples(self) -> int:
         """Images to learn from."""
@@ -90,6 +95,10 @@ class ClassifierTask:
     def _drop_rates(self) -> np.ndarray:
         """(L,) chance that a residual branch is left out, rising linearly with depth."""
         return np.linspace(0, self.recipe.drop_path, depth_of(self.backbone))
+
+    def name_of(self, index: int) -> str:
+        """The URI of an image."""
+        return self.train.uris[index]
 
     def build_model(self) -> Classifier:
         """The network with its starting weights."""
@@ -111,23 +120,30 @@ class ClassifierTask:
         return torch.optim.AdamW(groups, lr=lr)
 
     def load_batch(self, indices: np.ndarray, seeds: np.ndarray, pool: Executor) -> dict[str, Tensor]:
-        """Varied pictures (B, 3, S, S), labels (B, C), weights (B,) and kept branches (B, L, 2)."""
+        """Varied pictures (B, 3, S, S), labels (B, C), weights (B,) and kept branches (B, L, 2).
+
+        And `left_out` (B,), why an image could not be read, see `left_out_codes`; its weight is 0.
+        """
         rows = list(pool.map(self._load, indices.tolist(), seeds))
-        pictures, weights, keep = (np.stack(column) for column in zip(*rows, strict=True))
+        read, keep = zip(*rows, strict=True)
+        left_out = torch.from_numpy(left_out_codes(read))
+        blank = np.zeros((3, self.recipe.image_size, self.recipe.image_size), np.float32)
+        pictures = np.stack([blank if isinstance(one, ImageError) else one for one in read])
         return {
             "image": torch.from_numpy(pictures),
-            "weight": torch.from_numpy(weights),
-            "keep": torch.from_numpy(keep),
+            "weight": (left_out == 0).float(),
+            "left_out": left_out,
+            "keep": torch.from_numpy(np.stack(keep)),
             "labels": torch.from_numpy(self.train.labels[indices].astype(np.float32)),
         }
 
-    def _load(self, index: int, seed: np.ndarray) -> tuple[np.ndarray, np.float32, np.ndarray]:
+    def _load(self, index: int, seed: np.ndarray) -> tuple[np.ndarray | ImageError, np.ndarray]:
         rng, recipe = np.random.default_rng(seed), self.recipe
         rates = self._drop_rates[:, None]
         keep = ((rng.random((len(rates), 2)) >= rates) / (1 - rates)).astype(np.float32)
         pixels = read_for_training(self.train.uris[index])
-        if pixels is None:
-            return np.zeros((3, recipe.image_size, recipe.image_size), np.float32), np.float32(0), keep
+        if isinstance(pixels, ImageError):
+            return pixels, keep
         picture = augment_for_classification(
             pixels,
             rng,
@@ -138,7 +154,7 @@ class ClassifierTask:
             mean=kind_of(self.backbone).mean,
             std=kind_of(self.backbone).std,
         )
-        return picture, np.float32(1), keep
+        return picture, keep
 
     def loss(self, model: Classifier, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Sum over images of the multi-label losses of class tokens, coarse map and, with a gate, fine map."""
@@ -161,6 +177,11 @@ class ClassifierTask:
         for pictures, rows in self._held_out_batches(pool):
             found.append(model(pictures.to(device)).cls.float().cpu())
             kept += rows
+        if not kept:
+            raise StageError(
+                f"none of the {len(self.held_out.uris)} held-out images can be read, e.g. {self.held_out.uris[0]}: "
+                "make the dataset readable again; the same command goes on"
+            )
         logits, labels = torch.cat(found), self.held_out.labels[kept]
         loss = F.multilabel_soft_margin_loss(logits, torch.from_numpy(labels.astype(np.float32)))
         return {"held_out_loss": loss.item(), "held_out_mAP": mean_average_precision(logits.numpy(), labels)}
@@ -171,7 +192,7 @@ class ClassifierTask:
         for start in range(0, len(self.held_out.uris), size):
             uris = self.held_out.uris[start : start + size]
             read = enumerate(pool.map(read_for_training, uris), start)
-            pixels = {row: one for row, one in read if one is not None}
+            pixels = {row: one for row, one in read if not isinstance(one, ImageError)}
             if pixels:
                 seen_as = {"size": side, "mean": kind.mean, "std": kind.std}
                 pictures = np.stack([resize_for_classification(one, **seen_as) for one in pixels.values()])

@@ -21,6 +21,7 @@ from torch import Tensor
 from weaksam.data.augment import normalise
 from weaksam.models.classifiers import Classifier
 from weaksam.ops.cams import fuse_views, snap_to_patches
+from weaksam.ops.choices import check_choices
 from weaksam.ops.peaks import cluster_peaks, find_peaks
 
 KINDS = ("coarse", "fine", "cross")
@@ -48,6 +49,9 @@ class PeakRule:
     cluster: Literal["per_class", "pooled", "off"] = "off"
     peaks_per_cluster: int = 5
     centre: Literal["member", "mean"] = "member"
+
+    def __post_init__(self) -> None:
+        check_choices(self)
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,8 @@ class CutOutMaskRcnn(CutOutRcnn):
             class or box does not.
     """
 
+    learns_masks = True
+
     def __init__(
         self,
         pyramid: Pyramid,
@@ -69,7 +71,7 @@ class CutOutMaskRcnn(CutOutRcnn):
         return *super()._told(), "loss_mask", *(() if self.roi_heads.drop.gate == "off" else ("dropped_mask",))
 
     def _second_stage(self, remembered: list[list[Tensor]], targets: Sequence[Targets], step: int) -> dict[str, Tensor]:
-        """Those of `CutOutRcnn` and `loss_mask`; ValueError when an image has objects without masks."""
+        """Those of `CutOutRcnn` and `loss_mask`."""
         heads: Any = self.roi_heads
         samples = self._sample(remembered, targets)
         by_roi = self._roi_losses(remembered, samples, step)

@@ -128,7 +128,7 @@ class CutOutRcnn(FasterRcnn):
         parts = (*self.backbone.parameters(), *self.rpn.parameters())
         return [p for p in parts if p.requires_grad], self.first_steps
 
-    def losses(self, images: Sequence[Tensor], targets: Sequence[Targets], step: int) -> dict[str, Tensor]:
+    def _losses(self, images: Sequence[Tensor], targets: Sequence[Targets], step: int) -> dict[str, Tensor]:
         """See `Detector.losses`; either stage's are 0 while the other learns."""
         # all weights take part, always; one number of each is enough
         zero = torch.stack([p.reshape(-1)[0] for p in self.parameters() if p.requires_grad]).sum() * 0

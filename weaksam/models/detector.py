@@ -13,29 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from weaksam.models.pyramids import Pyramid, load_from
+from weaksam.models.targets import Targets, check_targets
 
-
-class Targets(NamedTuple):
-    """Objects of an image: boxes (G, 4) float32 and classes (G,) int64; masks (G, H, W) bool, where asked for.
-
-    G may be 0.
-    """
-
-    boxes: Tensor
-    classes: Tensor
-    masks: Tensor | None = None
-
-    def known_masks(self) -> Tensor:
-        """(G, H, W) bool; of an image without objects (0, 1, 1), if nothing else is said.
-
-        Raises:
-            ValueError: there are objects without masks.
-        """
-        if self.masks is not None:
-            return self.masks
-        if len(self.classes):
-            raise ValueError(f"targets of an image have {len(self.classes)} objects without masks: give `masks`")
-        return torch.zeros(0, 1, 1, dtype=torch.bool, device=self.boxes.device)
+__all__ = ["Batch", "Detector", "Found", "Normaliser", "Targets"]
 
 
 class Found(NamedTuple):
@@ -66,7 +46,15 @@ class Batch(NamedTuple):
 
 
 class Detector(nn.Module):
-    """Base of the detectors."""
+    """Base of the detectors.
+
+    Attributes:
+        num_classes: C.
+        learns_masks: whether every object needs a mask to learn from.
+    """
+
+    num_classes: int
+    learns_masks = False
 
     def losses(self, images: Sequence[Tensor], targets: Sequence[Targets], step: int) -> dict[str, Tensor]:
         """Every loss of a training step, each the sum over images, differentiable; and what is only to be told.
@@ -78,7 +66,15 @@ class Detector(nn.Module):
             images: B of (3, H, W) uint8 RGB, of any sizes, on the detector's device.
             targets: B, there too.
             step: of the training, from 0.
+
+        Raises:
+            ValueError: a target cannot be learnt from, see `check_targets`.
         """
+        check_targets(images, targets, self.num_classes, with_masks=self.learns_masks)
+        return self._losses(images, targets, step)
+
+    def _losses(self, images: Sequence[Tensor], targets: Sequence[Targets], step: int) -> dict[str, Tensor]:
+        """`losses` of targets that have been checked."""
         raise NotImplementedError
 
     def detect(self, images: Sequence[Tensor], mask_sizes: Sequence[tuple[int, int]] | None = None) -> list[Found]:

@@ -21,6 +21,7 @@ from weaksam.models.mask2former import Mask2Former, Mask2FormerSize
 from weaksam.models.mask_rcnn import MaskRcnn, MaskRcnnSize
 from weaksam.models.pyramids import Lite0Pyramid, Pyramid, ResNet50, SamPyramid
 from weaksam.models.rt_detr_v2 import RtDetrV2, RtDetrV2Size
+from weaksam.ops.choices import check_choices
 from weaksam.ops.roi_drop import NO_DROP, RoiDropRules
 
 Model = Literal["faster_rcnn", "dino", "rt_detr_v2", "mask_rcnn", "mask2former"]
@@ -72,6 +73,9 @@ class DetectorSpec:
     pretrained: bool = True
     weights: str | None = None
     start: str | None = None
+
+    def __post_init__(self) -> None:
+        check_choices(self)
 
     def untrained(self, found: FoundRules = PUBLISHED) -> Detector:
         """The network with random weights."""

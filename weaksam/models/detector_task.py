@@ -15,9 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from weaksam.data.images import read_for_training
+from weaksam.data.images import left_out_codes, read_for_training
 from weaksam.data.views import View, crop_view, fill_view, flip_view, resize_view, view_size
+from weaksam.errors import DataError, ImageError
 from weaksam.models.detector import Detector, Targets
+from weaksam.models.targets import TargetError
+from weaksam.ops.box_areas import has_area
+from weaksam.ops.choices import check_choices
 from weaksam.ops.masks import decode_rle
 from weaksam.sam.training_optimizer import MuonAdamW
 
@@ -65,6 +69,9 @@ class DetectorRecipe:
     optimizer: Literal["sgd", "adamw", "muon"] = "sgd"
     backbone_lr: float = 1.0
 
+    def __post_init__(self) -> None:
+        check_choices(self)
+
 
 class _Kind(NamedTuple):
     """What decides how a weight is learnt."""
@@ -107,6 +114,10 @@ class DetectorTask:
         """Images to learn from."""
         return len(self.uris)
 
+    def name_of(self, index: int) -> str:
+        """The URI of an image."""
+        return self.uris[index]
+
     def build_model(self) -> Detector:
         """The network with its starting weights."""
         return self.make_net().train()
@@ -140,33 +151,49 @@ class DetectorTask:
         """What `loss` wants.
 
         Returns:
-            `weight` (B,), 0 for an image that could not be read; for image i `image/i` (3, H, W) uint8, `boxes/i`
-            (G, 4) xyxy on it, `classes/i` (G,) int64 and, if masks are learnt, `masks/i` (G, H, W) bool.
+            `index` (B,) int64; `weight` (B,), 0 for an image that could not be read, and `left_out` (B,) why, see
+            `left_out_codes`; for image i `image/i` (3, H, W) uint8, `boxes/i` (G, 4) xyxy on it, `classes/i` (G,)
+            int64 and, if masks are learnt, `masks/i` (G, H, W) bool and `vanished/i` (), how many objects are left out
+            because no pixel of them is in this view.
         """
         rows = list(pool.map(self._load, indices.tolist(), seeds))
-        batch = {f"{key}/{i}": value for i, row in enumerate(rows) if row for key, value in row.items()}
-        return batch | {"weight": torch.tensor([1.0 if row else 0.0 for row in rows])}
+        batch = {
+            f"{key}/{i}": value
+            for i, row in enumerate(rows)
+            if not isinstance(row, ImageError)
+            for key, value in row.items()
+        }
+        left_out = torch.from_numpy(left_out_codes(rows))
+        return batch | {"weight": (left_out == 0).float(), "left_out": left_out, "index": torch.from_numpy(indices)}
 
-    def _load(self, index: int, seed: np.ndarray) -> dict[str, Tensor] | None:
+    def _load(self, index: int, seed: np.ndarray) -> dict[str, Tensor] | ImageError:
         pixels = read_for_training(self.uris[index])
-        if pixels is None:
-            return None
+        if isinstance(pixels, ImageError):
+            return pixels
         boxes, classes = self.objects.boxes[index], self.objects.classes[index]
         view, stays = self._vary(np.random.default_rng(seed), View(pixels, boxes, self._masks(index, pixels.shape[:2])))
+        view, is_there = _without_vanished(view)
         row = {
             "image": torch.from_numpy(np.ascontiguousarray(view.pixels.transpose(2, 0, 1))),
             "boxes": torch.from_numpy(np.ascontiguousarray(view.boxes, np.float32)),
-            "classes": torch.from_numpy(classes[stays].astype(np.int64)),
+            "classes": torch.from_numpy(classes[stays][is_there].astype(np.int64)),
         }
-        return row | ({} if view.masks is None else {"masks": torch.from_numpy(np.ascontiguousarray(view.masks))})
+        if view.masks is None:
+            return row
+        vanished = torch.tensor(float((~is_there).sum()))
+        return row | {"masks": torch.from_numpy(np.ascontiguousarray(view.masks)), "vanished": vanished}
 
     def _masks(self, index: int, hw: tuple[int, ...]) -> np.ndarray | None:
         if self.objects.masks is None:
             return None
         height, width = hw
-        return np.array([decode_rle(one, height, width) for one in self.objects.masks[index]]).reshape(
-            -1, height, width
-        )
+        try:
+            masks = [decode_rle(one, height, width) for one in self.objects.masks[index]]
+        except ValueError as error:
+            raise DataError(
+                f"{self.uris[index]}: {error}: its masks are of another image: run the steps before this again"
+            ) from error
+        return np.array(masks).reshape(-1, height, width)
 
     def _vary(self, rng: np.random.Generator, view: View) -> tuple[View, np.ndarray]:
         """A random view: mirrored or not, perhaps a part, at one of the sizes; and which objects are still on it."""
@@ -190,13 +217,32 @@ class DetectorTask:
         if not rows:  # every weight takes part in every step
             images = [batch["weight"].new_zeros((3, 64, 64), dtype=torch.uint8)]
             targets = [Targets(batch["weight"].new_zeros(0, 4), batch["weight"].new_zeros(0, dtype=torch.int64))]
-        told = {key: value if rows else value * 0 for key, value in model.losses(images, targets, step).items()}
+        try:
+            found = model.losses(images, targets, step)
+        except TargetError as error:
+            uri = self.uris[int(batch["index"][rows[error.image]])]
+            raise DataError(f"{uri}: {error.fault}: this cannot be learnt from") from error
+        told = {key: value if rows else value * 0 for key, value in found.items()}
         total = torch.stack([value for key, value in told.items() if key.startswith("loss")]).sum()
+        if model.learns_masks:
+            told["vanished"] = sum((batch[f"vanished/{i}"] for i in rows), total.new_zeros(()))
         return total, {key: value.detach() for key, value in told.items()}
 
     def validate(self, model: Detector, pool: Executor) -> dict[str, float]:
         """Nothing: the only boxes there are were learnt from."""
         return {}
+
+
+def _without_vanished(view: View) -> tuple[View, np.ndarray]:
+    """A view without the objects that have no area or no pixel of their mask in it, and which stayed, (N,) bool.
+
+    Of a thin object that is shrunk no pixel may be covered by half: an empty mask would teach that nothing is there.
+    """
+    stays = has_area(view.boxes)
+    if view.masks is not None:
+        stays &= view.masks.any((1, 2))
+    masks = None if view.masks is None else view.masks[stays]
+    return View(view.pixels, view.boxes[stays], masks), stays
 
 
 def _cut(rng: np.random.Generator, view: View, sides: tuple[int, int]) -> tuple[View, np.ndarray]:

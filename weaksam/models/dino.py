@@ -139,7 +139,7 @@ class Dino(Detector):
         boxes = self.proposal_box(take(told, rows)) + inverse_sigmoid(take(around, rows))
         return Chosen(take(logits, rows).masked_fill(is_none, _SURELY_NOT), boxes.float().masked_fill(is_none, 0.0))
 
-    def losses(self, images: Sequence[Tensor], targets: Sequence[Targets], step: int) -> dict[str, Tensor]:
+    def _losses(self, images: Sequence[Tensor], targets: Sequence[Targets], step: int) -> dict[str, Tensor]:
         """See `Detector.losses`; classes count once, L1 of boxes 5 times, GIoU twice, on all layers and the encoder.
 
         Returns:

@@ -94,8 +94,11 @@ class FasterRcnn(Detector):
         found: FoundRules = PUBLISHED,
     ) -> None:
         super().__init__()
+        if box_loss not in _BETA:
+            raise ValueError(f"box_loss must be one of {', '.join(_BETA)}, got {box_loss!r}")
         if len(size.anchors) != len(pyramid.channels) + 1:
             raise ValueError(f"anchors must be {len(pyramid.channels) + 1} sides, a level each, got {size.anchors}")
+        self.num_classes = num_classes
         self.normaliser = Normaliser(pyramid)
         self.backbone = _BackboneWithFpn(pyramid, size.dim)
         ratios = ((0.5, 1.0, 2.0),) * len(size.anchors)
@@ -128,7 +131,7 @@ class FasterRcnn(Detector):
         self.rpn.beta = self.roi_heads.beta = _BETA[box_loss]
         self.roi_heads.drop = drop
 
-    def losses(self, images: Sequence[Tensor], targets: Sequence[Targets], step: int) -> dict[str, Tensor]:
+    def _losses(self, images: Sequence[Tensor], targets: Sequence[Targets], step: int) -> dict[str, Tensor]:
         self.roi_heads.step = step
         listed = [{"boxes": one.boxes, "labels": one.classes + 1} for one in targets]
         batch, maps = self._see(images)

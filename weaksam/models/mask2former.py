@@ -76,6 +76,8 @@ class Mask2Former(Detector):
         masks_per_image: mean number of objects of a training image: losses are divided by it, see `matched_losses`.
     """
 
+    learns_masks = True
+
     def __init__(
         self,
         pyramid: Pyramid,
@@ -87,7 +89,7 @@ class Mask2Former(Detector):
         super().__init__()
         if len(pyramid.channels) < _MAPS - 1:
             raise ValueError(f"pyramid must have {_MAPS - 1} maps or more, got {len(pyramid.channels)}")
-        self.size, self.masks_per_image = size, masks_per_image
+        self.num_classes, self.size, self.masks_per_image = num_classes, size, masks_per_image
         self.normaliser, self.pyramid = Normaliser(pyramid), pyramid
         channels = pyramid.channels[-_MAPS:]
         channels += channels[-1:] * (_MAPS - len(channels))
@@ -100,15 +102,12 @@ class Mask2Former(Detector):
             maps.append(F.max_pool2d(maps[-1], 1, stride=2))
         return self.network(maps)
 
-    def losses(self, images: Sequence[Tensor], targets: Sequence[Targets], step: int) -> dict[str, Tensor]:
+    def _losses(self, images: Sequence[Tensor], targets: Sequence[Targets], step: int) -> dict[str, Tensor]:
         """See `Detector.losses`; classes count twice, cross-entropy and dice of masks 5 times each.
 
         Returns:
             `loss_class`, `loss_mask`, `loss_dice` of the last layer; `loss_aux` of the others and of the queries
             before the first.
-
-        Raises:
-            ValueError: an image has objects without masks.
         """
         batch = self.normaliser(images)
         height, width = batch.pixels.shape[2:]

@@ -57,6 +57,8 @@ class MaskRcnn(FasterRcnn):
         found: what `detect` gives.
     """
 
+    learns_masks = True
+
     def __init__(
         self,
         pyramid: Pyramid,
@@ -74,14 +76,11 @@ class MaskRcnn(FasterRcnn):
         self.roi_heads.mask_head = MaskRCNNHeads(size.dim, dims, dilation=1)
         self.roi_heads.mask_predictor = MaskRCNNPredictor(size.mask_dim, size.mask_dim, num_classes + 1)
 
-    def losses(self, images: Sequence[Tensor], targets: Sequence[Targets], step: int) -> dict[str, Tensor]:
+    def _losses(self, images: Sequence[Tensor], targets: Sequence[Targets], step: int) -> dict[str, Tensor]:
         """See `Detector.losses`.
 
         Returns:
             those of `FasterRcnn` and `loss_mask`; with RoI drop also `dropped_mask`, of how many RoIs.
-
-        Raises:
-            ValueError: an image has objects without masks.
         """
         self.roi_heads.step = step
         listed = [{"boxes": one.boxes, "labels": one.classes + 1, "masks": one.known_masks()} for one in targets]

@@ -60,7 +60,7 @@ class RtDetrV2(Detector):
         self, pyramid: Pyramid, num_classes: int, size: RtDetrV2Size = RtDetrV2Size(), *, boxes_per_image: float = 1.0
     ) -> None:
         super().__init__()
-        self.size, self.boxes_per_image = size, boxes_per_image
+        self.num_classes, self.size, self.boxes_per_image = num_classes, size, boxes_per_image
         self.normaliser = Normaliser(pyramid, pyramid.strides[-1])
         # of the whole only the model, which holds the heads too: what is there twice cannot be saved
         model: Any = RTDetrV2ForObjectDetection(_config(pyramid, num_classes, size)).model
@@ -72,7 +72,7 @@ class RtDetrV2(Detector):
         )
         _restart(self.network)
 
-    def losses(self, images: Sequence[Tensor], targets: Sequence[Targets], step: int) -> dict[str, Tensor]:
+    def _losses(self, images: Sequence[Tensor], targets: Sequence[Targets], step: int) -> dict[str, Tensor]:
         """See `Detector.losses`; varifocal losses of classes count once, L1 of boxes 5 times, GIoU twice.
 
         Returns:

@@ -22,6 +22,7 @@ from weaksam.models.roi_backbones import RoiNet
 from weaksam.ops import mil
 from weaksam.ops.box_coding import decode_boxes
 from weaksam.ops.boxes import box_iou, clip_boxes, to_inclusive
+from weaksam.ops.choices import check_choices
 
 Mining = Literal["top", "near_top", "mist"]
 _INIT_STD = 0.001
@@ -53,6 +54,9 @@ class WsodRules:
     mist_overlap: float = 0.2
     loss_eps: float = 0.0
     shared_boxes: bool = False
+
+    def __post_init__(self) -> None:
+        check_choices(self)
 
 
 # OICR as WeakSAM ran it (its baselines/WSOD2), and MIST.
@@ -87,6 +91,11 @@ class WsodNet(nn.Module):
         super().__init__()
         self.roi_net, self.num_classes, self.rules = roi_net, num_classes, rules
         streams = num_classes + int(rules.background)
+        if streams < 2:
+            raise ValueError(
+                f"num_classes is {num_classes}: the softmax over a single column is 1 whatever is learnt: take "
+                "rules with background (MIST), or more classes"
+            )
         self.cls_score, self.det_score = nn.Linear(roi_net.dim, streams), nn.Linear(roi_net.dim, streams)
         for k in range(1, len(rules.head_weights) + 1):
             setattr(self, f"ref{k}", nn.Linear(roi_net.dim, num_classes + 1))

@@ -14,6 +14,7 @@ from weaksam import storage
 from weaksam.errors import WeightsError
 from weaksam.models.roi_backbones import CropNet, DilatedVgg16, Pixels, ResNet50C5, RoiNet, load_imagenet
 from weaksam.models.wsod import WsodNet, WsodRules
+from weaksam.ops.choices import check_choices
 from weaksam.sam.checkpoints import read_state
 
 Backbone = Literal["vgg16", "resnet50", "small", "efficientnet_lite0", "efficientnet_lite0+small"]
@@ -48,6 +49,9 @@ class WsodSpec:
     margin: float = 0.15
     pretrained: bool = True
     weights: str | None = None
+
+    def __post_init__(self) -> None:
+        check_choices(self)
 
     def untrained(self) -> WsodNet:
         """The network with random weights."""

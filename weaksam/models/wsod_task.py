@@ -9,6 +9,7 @@ Axis legend: B images, N proposals of an image, H W pixels.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -19,12 +20,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from weaksam.data.images import read_for_training
+from weaksam.data.images import left_out_codes, read_for_training
 from weaksam.data.proposal_boxes import ProposalBoxes
 from weaksam.data.views import View, flip_view, resize_view, view_size
+from weaksam.errors import ConfigError, ImageError
 from weaksam.models.noise import SampleNoise
 from weaksam.models.wsod import WsodNet, forward_losses
+from weaksam.ops.choices import check_choices
 from weaksam.sam.training_optimizer import MuonAdamW
+
+log = logging.getLogger(__name__)
 
 _LEAST_RATING = 0.01  # SAM's ratings are not bounded
 
@@ -56,6 +61,9 @@ class WsodRecipe:
     dropblock_lr: float = 1.0
     second_pass: bool = True
 
+    def __post_init__(self) -> None:
+        check_choices(self)
+
 
 @dataclass(frozen=True)
 class WsodTask:
@@ -77,7 +85,19 @@ class WsodTask:
 
     @cached_property
     def _boxes(self) -> ProposalBoxes:
-        return self.read_boxes()
+        boxes, min_side = self.read_boxes(), self.recipe.min_side
+        without = boxes.images_without(min_side=min_side)
+        if len(without) == len(self.uris):
+            raise ConfigError(
+                f"min_side: no proposal of any of the {len(without)} images has sides of {min_side:g} pixels or more: "
+                "lower min_side, or name other sources"
+            )
+        if without:
+            log.warning(
+                "warning: %d of %d images are not learnt from, e.g. %s: no proposal with sides of %g pixels (min_side)",
+                *(len(without), len(self.uris), self.uris[without[0]], min_side),
+            )
+        return boxes
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key != "_boxes"}
@@ -86,6 +106,10 @@ class WsodTask:
     def num_samples(self) -> int:
         """Images to learn from."""
         return len(self.uris)
+
+    def name_of(self, index: int) -> str:
+        """The URI of an image."""
+        return self.uris[index]
 
     def build_model(self) -> WsodNet:
         """The network with its starting weights."""
@@ -114,25 +138,28 @@ class WsodTask:
         """What `loss` wants.
 
         Returns:
-            `seed` (B,) int64 and `weight` (B,); for image i `image/i` (3, H, W) uint8, `boxes/i` (N, 4) xyxy on it,
+            `seed` (B,) int64, `weight` (B,) and `left_out` (B,), why an image could not be read, see
+            `left_out_codes`; for image i `image/i` (3, H, W) uint8, `boxes/i` (N, 4) xyxy on it,
             `prior/i` (N,) logarithms, and `present/i` (P,) int64.
         """
         _ = self._boxes  # read before the threads ask for them, each for itself
-        rows = list(pool.map(self._load, indices.tolist(), seeds))
+        read = list(pool.map(self._load, indices.tolist(), seeds))
+        rows = [_nothing() if one is None or isinstance(one, ImageError) else one for one in read]
         batch = {f"{key}/{i}": value for i, row in enumerate(rows) for key, value in row.items()}
         weights = [batch.pop(f"weight/{i}") for i in range(len(rows))]
         noise = np.array([np.random.default_rng([*seed, 1]).integers(2**62) for seed in seeds])
-        return batch | {"weight": torch.stack(weights), "seed": torch.from_numpy(noise)}
+        left_out = torch.from_numpy(left_out_codes(read))
+        return batch | {"weight": torch.stack(weights), "left_out": left_out, "seed": torch.from_numpy(noise)}
 
-    def _load(self, index: int, seed: np.ndarray) -> dict[str, Tensor]:
+    def _load(self, index: int, seed: np.ndarray) -> dict[str, Tensor] | ImageError | None:
+        """A view with its proposals; None of an image that has none."""
         rng, recipe = np.random.default_rng(seed), self.recipe
         boxes, ratings = self._boxes.of(index, min_side=recipe.min_side)
-        pixels = read_for_training(self.uris[index]) if len(boxes) else None
-        if pixels is None:  # counts for nothing, but every weight takes part in every step
-            nothing = torch.tensor([[0.0, 0.0, 32.0, 32.0]])
-            blank = torch.zeros(3, 64, 64, dtype=torch.uint8)
-            none = {"prior": torch.zeros(1), "present": torch.zeros(0).long(), "weight": torch.tensor(0.0)}
-            return {"image": blank, "boxes": nothing} | none
+        if not len(boxes):
+            return None
+        pixels = read_for_training(self.uris[index])
+        if isinstance(pixels, ImageError):
+            return pixels
         view = View(pixels, boxes)
         view = resize_view(view, *view_size(*view.size, int(rng.choice(recipe.scales)), recipe.max_side))
         if recipe.flip and rng.random() < 0.5:
@@ -164,3 +191,11 @@ class WsodTask:
     def validate(self, model: WsodNet, pool: Executor) -> dict[str, float]:
         """Nothing: without boxes there is nothing to measure, and labels are learnt by heart."""
         return {}
+
+
+def _nothing() -> dict[str, Tensor]:
+    """A sample that counts for nothing: every weight takes part in every step."""
+    nothing = torch.tensor([[0.0, 0.0, 32.0, 32.0]])
+    blank = torch.zeros(3, 64, 64, dtype=torch.uint8)
+    none = {"prior": torch.zeros(1), "present": torch.zeros(0).long(), "weight": torch.tensor(0.0)}
+    return {"image": blank, "boxes": nothing} | none

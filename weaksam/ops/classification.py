@@ -18,11 +18,13 @@ def average_precisions(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
         labels: (N, C) bool.
 
     Returns:
-        (C,) float64 in [0, 1]; NaN for a class without a positive image.
+        (C,) float64 in [0, 1]; NaN for a class without a positive image, or with a score that is NaN: it has no rank.
     """
     result = np.full(scores.shape[1], np.nan)
     for c in np.flatnonzero(labels.any(0)):
         values, positive = scores[:, c], labels[:, c]
+        if np.isnan(values).any():
+            continue
         order = np.argsort(-values, kind="stable")
         last = np.searchsorted(-values[order], -values[positive], side="right")  # images ranked this high or equal
         result[c] = np.mean(np.cumsum(positive[order])[last - 1] / last)
@@ -30,11 +32,11 @@ def average_precisions(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def mean_average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
-    """Mean of `average_precisions` over the classes that have a positive image; NaN when none has.
+    """Mean of `average_precisions` over the classes that have a positive image; NaN when none has, or a score is NaN.
 
     Args:
         scores: (N, C) float.
         labels: (N, C) bool.
     """
-    found = average_precisions(scores, labels)
-    return float(np.nanmean(found)) if np.isfinite(found).any() else float("nan")
+    found = average_precisions(scores, labels)[labels.any(0)]
+    return float(found.mean()) if len(found) else float("nan")

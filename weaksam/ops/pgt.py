@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -125,6 +125,8 @@ def normalise_scores(scores: np.ndarray, norm: Norm) -> np.ndarray:
     if norm == "raw":
         return scores
     low, high = scores.min(), scores.max()
+    if norm not in get_args(Norm):
+        raise ValueError(f"norm must be one of {', '.join(get_args(Norm))}, got {norm!r}")
     if norm == "max":
         return scores / high
     if low == high:

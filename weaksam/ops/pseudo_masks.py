@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from weaksam.ops.choices import check_choices
 from weaksam.ops.masks import decode_rle, encode_rle
 
 STATES = ("fits", "empty", "exploding")  # of a mask as it was drawn; the value of `mask_state`
@@ -32,6 +33,9 @@ class MaskRules:
     max_outside: float = 0.5
     empty: Literal["box", "drop"] = "box"
     exploding: Literal["keep", "box", "drop"] = "keep"
+
+    def __post_init__(self) -> None:
+        check_choices(self)
 
 
 @dataclass(frozen=True)

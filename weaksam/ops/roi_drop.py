@@ -13,6 +13,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
+from weaksam.ops.choices import check_choices
+
 Gate = Literal["off", "and", "independent", "independent_all", "cls", "reg"]
 Array = TypeVar("Array", bound=Any)  # of numpy, torch, jax: whatever has >, & and |
 
@@ -35,6 +37,9 @@ class RoiDropRules:
     cls_threshold: float = 4.0
     reg_threshold: float = 4.0
     start: int = 0
+
+    def __post_init__(self) -> None:
+        check_choices(self)
 
 
 NO_DROP = RoiDropRules()

@@ -61,6 +61,10 @@ class SegmenterTask:
         """Scenes of the cache."""
         return len(self._maps[0])
 
+    def name_of(self, index: int) -> str:
+        """The number of a scene."""
+        return f"scene {index}"
+
     def build_model(self) -> Pupil:
         """The network to train, from `weights` or at random."""
         sam = build_sam(self.variant)

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from weaksam import schemas, tables
 from weaksam.errors import ConfigError, DataError
+from weaksam.ops.box_areas import has_area
 from weaksam.stage import Step
+
+if TYPE_CHECKING:
+    from weaksam.data.annotation_checks import Remarks
 
 
 def check_rows(step: Step, key: str, image_ids: Sequence[str]) -> None:
@@ -42,3 +49,21 @@ def check_same_classes(step: Step, key: str) -> None:
             f"steps.{step.name}.{key}: step {trained.name} knows the classes {', '.join(learnt[:3])}, ..., the "
             f"images have {', '.join(names[:3])}, ...: give both datasets the same `classes`"
         )
+
+
+_PER_OBJECT = ("boxes", "classes", "scores", "masks")
+
+
+def keep_areas(row: Mapping[str, Any], remarks: Remarks) -> dict[str, Any]:
+    """A row of detections or pseudo ground truth without the objects whose box has no area; `remarks` counts these.
+
+    Nothing can be learnt from them, whoever made them, and they would make the weights of a detector NaN.
+    """
+    from weaksam.data.annotation_checks import NO_AREA
+
+    boxes = np.array([] if row.get("boxes") is None else row["boxes"], np.float32).reshape(-1, 4)
+    stays = has_area(boxes)
+    for _ in range(np.count_nonzero(~stays)):
+        remarks.add(NO_AREA, f"image {row['image_id']}")
+    objects = {key: [row[key][i] for i in np.flatnonzero(stays)] for key in _PER_OBJECT if row.get(key)}
+    return {**row, **objects}

@@ -7,6 +7,7 @@ image-level labels are looked at, never boxes that people drew.
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections import Counter
 from dataclasses import replace
 from typing import Annotated, Any
@@ -20,6 +21,9 @@ from weaksam.config import NotInFingerprint, Reads, StageConfig
 from weaksam.parquet_files import write_parquet
 from weaksam.pools import CpuPoolResources
 from weaksam.stage import Outcome, Stage, Step
+from weaksam.stages.labels import describe_everywhere
+
+log = logging.getLogger(__name__)
 
 DUPLICATES = pa.schema(
     [
@@ -102,6 +106,11 @@ def run(step: Step) -> Outcome:
     write_parquet(storage.join(step.folder, "duplicates.parquet"), listed.replace_schema_metadata(schema.metadata))
     told = count_images(images, rows, names) | tell_groups(images, listed)
     storage.write_json(storage.join(step.folder, "hygiene.json"), told)
+    for split, counted in told["splits"].items():
+        known = counted["images"] - counted["labels_unknown"]
+        counts = {name: by_split[split] for name, by_split in told["classes"].items()}
+        for text in describe_everywhere(f"{step.name}: split '{split}'", counts, known) if known else []:
+            log.warning("warning: %s", text)
     return replace(outcome, summary=summarise(told))
 
 

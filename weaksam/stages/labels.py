@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -10,6 +10,8 @@ import pyarrow as pa
 from weaksam import schemas, tables
 from weaksam.errors import DataError
 from weaksam.stage import Step
+
+_EVERYWHERE = 0.95  # share of the images from which on a class is said to be in all of them
 
 
 def labelled_images(step: Step, *, also: Collection[str] = ()) -> tuple[pa.Table, np.ndarray]:
@@ -36,3 +38,36 @@ def labelled_images(step: Step, *, also: Collection[str] = ()) -> tuple[pa.Table
     for row, present in enumerate(images.column("labels").to_pylist()):
         labels[row, present or []] = True
     return images, labels
+
+
+def describe_everywhere(where: str, counts: Mapping[str, int], images: int) -> list[str]:
+    """A warning for each class that nearly every image has: none of them teaches where it is not.
+
+    Args:
+        where: what the texts start with.
+        counts: images with each class.
+        images: whose labels are known.
+    """
+    return [
+        f"{where}: class '{name}' is in {count} of {images} images: no image teaches where it is not, "
+        "so it can hardly be located: add images without it"
+        for name, count in counts.items()
+        if count > _EVERYWHERE * images
+    ]
+
+
+def count_labels(labels: np.ndarray, names: Sequence[str]) -> dict[str, int]:
+    """Images with each class, of labels (images, C) bool."""
+    return dict(zip(names, labels.sum(0).tolist(), strict=True))
+
+
+def warn_of_classes_everywhere(step: Step) -> list[str]:
+    """`describe_everywhere` for the images that a step learns from; nothing as long as they are not listed."""
+    if step.inputs["images"].manifest() is None:
+        return []
+    try:
+        images, labels = labelled_images(step)
+    except DataError:
+        return []  # the step itself says so
+    names = schemas.class_names_of(images.schema)
+    return describe_everywhere(f"steps.{step.name}.images", count_labels(labels, names), len(labels))

@@ -18,12 +18,11 @@ from weaksam import schemas, storage, tables
 from weaksam.config import Added, OutsideFile, Reads, StageConfig
 from weaksam.errors import ConfigError
 from weaksam.stage import Outcome, Stage, Step
-from weaksam.stages.checks import check_rows, check_same_images
+from weaksam.stages.checks import check_rows, check_same_images, keep_areas
 from weaksam.stages.labels import labelled_images
 from weaksam.stages.results import read_step_results
 
 if TYPE_CHECKING:
-    from weaksam.data.annotation_checks import Remarks
     from weaksam.data.import_label_studio import Review, Size
 
 log = logging.getLogger(__name__)
@@ -95,12 +94,11 @@ def run(step: Step) -> Outcome:
     parts, counts, failures, remarks = [], [], [], Remarks(f"steps.{step.name}")
     for start in range(0, len(ids), _ROWS_PER_PART):
         piece = zip(ids[start : start + _ROWS_PER_PART], found.slice(start, _ROWS_PER_PART).to_pylist(), strict=True)
-        rows = [
-            trust(image_id, reviews[image_id])
-            if image_id in reviews
-            else choose(row, np.flatnonzero(labels[start + i]), rules, remarks)
-            for i, (image_id, row) in enumerate(piece)
-        ]
+        rows = []
+        for i, (image_id, row) in enumerate(piece):
+            is_reviewed = image_id in reviews
+            row = keep_areas(trust(image_id, reviews[image_id]) if is_reviewed else row, remarks)
+            rows.append(row if is_reviewed else choose(row, np.flatnonzero(labels[start + i]), rules))
         parts.append(tables.write_part(step.folder, schemas.to_table(rows, schema)))
         counts += [np.bincount(row.get("classes", []), minlength=len(names)) for row in rows]
         failures += [f"{r['image_id']}: {r['status']}: {r['message']}" for r in rows if r["status"] != schemas.OK]
@@ -182,21 +180,18 @@ def trust(image_id: str, review: Review) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def choose(row: dict[str, Any], labels: np.ndarray, rules: Any, remarks: Remarks) -> dict[str, Any]:
+def choose(row: dict[str, Any], labels: np.ndarray, rules: Any) -> dict[str, Any]:
     """A row of pseudo ground truth from a row of detections; scores stay what they were, a failed row fails.
 
-    Boxes that are not finite or have no area are left out, whoever made them; `remarks` counts them.
+    Boxes whose score is not finite are left out.
     """
-    from weaksam.data.annotation_checks import NO_AREA, has_area
     from weaksam.ops.pgt import select_pgt
 
     if row["status"] != schemas.OK:
         return {key: row[key] for key in ("image_id", "status", "message")} | {"trusted": False}
     boxes = np.array(row["boxes"], np.float32).reshape(-1, 4)
     classes, scores = np.array(row["classes"], np.int32), np.array(row["scores"], np.float32)
-    usable = np.flatnonzero(has_area(boxes) & np.isfinite(scores))
-    for _ in range(len(boxes) - len(usable)):
-        remarks.add(NO_AREA, f"image {row['image_id']}")
+    usable = np.isfinite(scores)
     boxes, classes, scores = boxes[usable], classes[usable], scores[usable]
     kept = select_pgt(boxes, classes, scores, labels.tolist(), rules)
     return row | {"boxes": boxes[kept], "classes": classes[kept], "scores": scores[kept], "trusted": False}

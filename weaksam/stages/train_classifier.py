@@ -18,7 +18,7 @@ from weaksam.config import Added, NotInFingerprint, OutsideFile, Reads, changed
 from weaksam.errors import DataError
 from weaksam.stage import Outcome, Stage, Step
 from weaksam.stages.labels import labelled_images
-from weaksam.stages.training_run import identify_shipped, loop_settings, make_course, train_task
+from weaksam.stages.training_run import identify_shipped, loop_settings, make_course, outcome_of, train_task
 from weaksam.training_settings import Course, Precision, TrainingConfig, TrainResources, TrainSettings, pilot_steps
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ def run(step: Step) -> Outcome:
         summary = _keep_weights(task, step.folder)
     else:
         summary = _tell(train_task(step, task, train_settings(config, len(task.train.uris))))
-    return Outcome(rows=rows, summary=summary)
+    return outcome_of(step, rows, summary)
 
 
 def train_settings(config: TrainClassifierConfig, num_images: int) -> TrainSettings:

@@ -5,6 +5,7 @@ Nothing is selected: the weights of the last step are handed on. The only boxes 
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
@@ -15,9 +16,9 @@ from weaksam import schemas, storage, tables
 from weaksam.config import NotInFingerprint, OutsideFile, Reads, changed
 from weaksam.errors import ConfigError, DataError
 from weaksam.stage import Outcome, Stage, Step
-from weaksam.stages.checks import check_same_classes, check_same_images
+from weaksam.stages.checks import check_same_classes, check_same_images, keep_areas
 from weaksam.stages.detector_recipes import RECIPES, RoiDropSettings
-from weaksam.stages.training_run import identify_shipped, loop_settings, make_course, train_task
+from weaksam.stages.training_run import identify_shipped, loop_settings, make_course, outcome_of, train_task
 from weaksam.training_settings import (
     Course,
     Precision,
@@ -31,6 +32,8 @@ from weaksam.training_settings import (
 if TYPE_CHECKING:
     from weaksam.models.detector_build import DetectorSpec
     from weaksam.models.detector_task import DetectorTask, PseudoObjects
+
+log = logging.getLogger(__name__)
 
 _TWO_STAGES = ("faster_rcnn", "mask_rcnn")
 
@@ -179,7 +182,7 @@ def run(step: Step) -> Outcome:
     """Trains, from where an earlier call stopped."""
     task = make_task(step)
     last = train_task(step, task, train_settings(step.config))
-    return Outcome(rows=len(task.uris), summary=f"loss {last['loss']:.3g}")
+    return outcome_of(step, len(task.uris), f"loss {last['loss']:.3g}")
 
 
 def train_settings(config: TrainDetectorConfig) -> TrainSettings:
@@ -228,6 +231,7 @@ def _check_start(step: Step) -> None:
 
 def read_objects(step: Step) -> tuple[list[str], PseudoObjects, int]:
     """URIs of the images to train on, their objects, and the number of classes."""
+    from weaksam.data.annotation_checks import Remarks
     from weaksam.models.detector_build import LEARN_MASKS
     from weaksam.models.detector_task import PseudoObjects
 
@@ -237,14 +241,22 @@ def read_objects(step: Step) -> tuple[list[str], PseudoObjects, int]:
     uri_of = dict(zip(images.column("image_id").to_pylist(), images.column("uri").to_pylist(), strict=True))
     learns_masks = step.config.model in LEARN_MASKS
     columns = ["status", "boxes", "classes", "trusted", *(["masks"] if learns_masks else [])]
+    remarks = Remarks(f"steps.{step.name}: step {source.name}")
     rows = [row for row in tables.read_step(source, columns=columns).to_pylist() if row["status"] == schemas.OK]
-    rows = _with_area(rows, f"steps.{step.name}: step {source.name}")
+    rows = [keep_areas(row, remarks) for row in rows]
+    remarks.log()
     # a person who reviewed an image and left it empty says that nothing is there
     rows = [row for row in rows if row["boxes"] or row.get("trusted") or step.config.keep_empty]
     boxes = [np.array(row["boxes"], np.float32).reshape(-1, 4) for row in rows]
     classes = [np.array(row["classes"], np.int64) for row in rows]
     if not any(map(len, boxes)):
         raise DataError(f"steps.{step.name}: step {source.name} holds no box to learn from: lower its threshold")
+    num_classes = len(schemas.class_names_of(images.schema))
+    if wrong := [row["image_id"] for row, own in zip(rows, classes, strict=True) if not _exist(own, num_classes)]:
+        raise DataError(
+            f"steps.{step.name}.pgt: step {source.name} has boxes of classes that the images do not have, in "
+            f"{len(wrong)} images, e.g. {wrong[0]}: they have {num_classes} classes, 0 to {num_classes - 1}"
+        )
     uris = [uri_of[row["image_id"]] for row in rows]
     masks = [row["masks"] or [] for row in rows] if learns_masks else None
     if any(len(one) != len(other) or None in one for one, other in zip(masks or (), boxes, strict=False)):
@@ -252,22 +264,11 @@ def read_objects(step: Step) -> tuple[list[str], PseudoObjects, int]:
             f"steps.{step.name}.pgt: step {source.name} has no masks, which {step.config.model} learns from: name a "
             "pseudo_masks step"
         )
-    return uris, PseudoObjects(boxes, classes, masks), len(schemas.class_names_of(images.schema))
+    return uris, PseudoObjects(boxes, classes, masks), num_classes
 
 
-def _with_area(rows: list[dict[str, Any]], where: str) -> list[dict[str, Any]]:
-    """Rows without the boxes that are not finite or have no area, which a warning counts: losses would be NaN."""
-    from weaksam.data.annotation_checks import NO_AREA, Remarks, has_area
-
-    remarks, kept = Remarks(where), []
-    for row in rows:
-        there = np.flatnonzero(has_area(np.array(row["boxes"], np.float32).reshape(-1, 4))).tolist()
-        for _ in range(len(row["boxes"]) - len(there)):
-            remarks.add(NO_AREA, f"image {row['image_id']}")
-        listed = [key for key in ("boxes", "classes", "masks") if row.get(key)]
-        kept.append(row | {key: [row[key][index] for index in there if index < len(row[key])] for key in listed})
-    remarks.log()
-    return kept
+def _exist(classes: np.ndarray, num_classes: int) -> bool:
+    return bool(((classes >= 0) & (classes < num_classes)).all())
 
 
 def _shipped_weights(config: TrainDetectorConfig) -> dict[str, str]:

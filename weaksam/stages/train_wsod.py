@@ -5,6 +5,7 @@ Nothing is selected: the weights of the last step are handed on. Without boxes t
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
@@ -12,10 +13,11 @@ from pydantic import Field, model_validator
 
 from weaksam import schemas, tables
 from weaksam.config import Added, NotInFingerprint, OutsideFile, Reads, changed
+from weaksam.errors import ConfigError
 from weaksam.stage import Outcome, Stage, Step
 from weaksam.stages.checks import check_rows
-from weaksam.stages.labels import labelled_images
-from weaksam.stages.training_run import identify_shipped, is_frozen, loop_settings, make_course, train_task
+from weaksam.stages.labels import count_labels, describe_everywhere, labelled_images, warn_of_classes_everywhere
+from weaksam.stages.training_run import identify_shipped, is_frozen, loop_settings, make_course, outcome_of, train_task
 from weaksam.training_settings import (
     Course,
     Precision,
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
     from weaksam.data.proposal_boxes import ProposalBoxes
     from weaksam.models.wsod_build import WsodSpec
     from weaksam.models.wsod_task import WsodTask
+
+log = logging.getLogger(__name__)
 
 Source = Literal["grid", "coarse", "fine", "cross"]  # schemas.SOURCES, as a type
 
@@ -175,7 +179,7 @@ def run(step: Step) -> Outcome:
     """Trains, from where an earlier call stopped."""
     task = make_task(step)
     last = train_task(step, task, train_settings(step.config))
-    return Outcome(rows=len(task.uris), summary=f"loss {last['loss']:.3g}")
+    return outcome_of(step, len(task.uris), f"loss {last['loss']:.3g}")
 
 
 def train_settings(config: TrainWsodConfig) -> TrainSettings:
@@ -188,11 +192,20 @@ def make_task(step: Step) -> WsodTask:
 
     Raises:
         DataError: there are none, or an image has no row of proposals.
+        ConfigError: the method learns nothing from these labels.
     """
     from weaksam.models.wsod_task import WsodRecipe, WsodTask
 
     config: TrainWsodConfig = step.config
     images, labels = labelled_images(step)
+    if config.method == "oicr" and labels.shape[1] == 1:
+        raise ConfigError(
+            f"steps.{step.name}.method: oicr learns nothing from a single class, whose share of all is always 1: "
+            "take mist, which has a background"
+        )
+    names = schemas.class_names_of(images.schema)
+    for text in describe_everywhere(f"steps.{step.name}.images", count_labels(labels, names), len(labels)):
+        log.warning("warning: %s", text)
     ids = images.column("image_id").to_pylist()
     check_rows(step, "proposals", ids)
     source = step.inputs["proposals"]
@@ -234,4 +247,12 @@ def _shipped_weights(config: TrainWsodConfig) -> dict[str, str]:
     return identify_shipped(config.backbone) if config.pretrained else {}
 
 
-STAGE = Stage("train_wsod", 4, TrainWsodConfig, run, writes="wsod", outside=_shipped_weights)
+STAGE = Stage(
+    "train_wsod",
+    4,
+    TrainWsodConfig,
+    run,
+    writes="wsod",
+    outside=_shipped_weights,
+    warnings=warn_of_classes_everywhere,
+)

@@ -10,7 +10,7 @@ from weaksam import storage
 from weaksam.config import StageConfig
 from weaksam.progress import Seen, tell_progress
 from weaksam.sam import SHIPPED
-from weaksam.stage import Step
+from weaksam.stage import Outcome, Step
 from weaksam.training_settings import Course, TrainSettings
 
 if TYPE_CHECKING:
@@ -64,6 +64,15 @@ def train_task(step: Step, task: TrainTask[Any], settings: TrainSettings) -> dic
     return _last_metrics(step.folder)
 
 
+def outcome_of(step: Step, rows: int, summary: str) -> Outcome:
+    """Of a finished training: images that it could not read are rows that failed."""
+    from weaksam.training_reading import read_left_out
+
+    left_out = read_left_out(step.folder)
+    failures = [f"{row['name']}: {row['status']}: left out of training" for row in left_out[:10]]
+    return Outcome(rows=rows, failed=len(left_out), failures=failures, summary=summary)
+
+
 def _last_metrics(folder: str) -> dict[str, float]:
     return json.loads(storage.read_replaceable(storage.join(folder, "metrics.jsonl")).decode().splitlines()[-1])
 
@@ -78,8 +87,9 @@ def _look(step: Step, settings: TrainSettings) -> Seen:
 
 def seen_in(row: Mapping[str, float], settings: TrainSettings) -> Seen:
     """What a row of metrics says of the progress."""
-    loss = {"loss": row["loss"]} if "loss" in row else {}
-    return Seen(int(row["step"]), rate=row["images_per_second"] / settings.batch_size, others=loss)
+    loss = {"loss": row["loss"]} if row.get("loss") is not None else {}
+    rate = row["images_per_second"] / settings.batch_size
+    return Seen(int(row["step"]), failed=int(row.get("left_out", 0)), rate=rate, others=loss)
 
 
 def is_frozen(backbone: str) -> bool:

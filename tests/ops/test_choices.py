@@ -1,0 +1,47 @@
+"""A name that is none of those known is refused wherever one is chosen by name, and the message lists them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from weaksam.models.clues import PeakRule
+from weaksam.models.detector_build import DetectorSpec
+from weaksam.models.detector_task import DetectorRecipe
+from weaksam.models.faster_rcnn import FasterRcnn
+from weaksam.models.pyramids import ResNet50
+from weaksam.models.wsod import METHODS, WsodRules
+from weaksam.models.wsod_build import WsodSpec
+from weaksam.models.wsod_task import WsodRecipe
+from weaksam.ops.pgt import PgtRules, normalise_scores
+from weaksam.ops.pseudo_masks import MaskRules
+from weaksam.ops.roi_drop import RoiDropRules
+
+UNKNOWN: list[tuple[Callable[[Any], Any], str]] = [
+    (lambda name: DetectorSpec(name, "resnet50", 2), "model must be one of 'faster_rcnn', 'dino', .*'mask2former'"),
+    (lambda name: DetectorSpec("dino", name, 2), "backbone must be one of 'resnet50', 'small', 'efficientnet_lite0'"),
+    (lambda name: DetectorSpec("dino", "small", 2, box_loss=name), "box_loss must be one of 'l1', 'smooth_l1'"),
+    (lambda name: FasterRcnn(ResNet50(), 2, box_loss=name), "box_loss must be one of l1, smooth_l1"),
+    (lambda name: WsodSpec(name, 2, METHODS["mist"]), "backbone must be one of 'vgg16', 'resnet50', 'small'"),
+    (lambda name: WsodSpec("vgg16", 2, METHODS["mist"], pixels=name), "pixels must be one of 'torchvision', 'caffe'"),
+    (lambda name: WsodRules(mining=name), "mining must be one of 'top', 'near_top', 'mist'"),
+    (lambda name: WsodRules(image_reduction=name), "image_reduction must be one of 'mean', 'sum'"),
+    (lambda name: DetectorRecipe((64,), optimizer=name), "optimizer must be one of 'sgd', 'adamw', 'muon'"),
+    (lambda name: WsodRecipe(optimizer=name), "optimizer must be one of 'adam', 'adamw', 'sgd', 'muon'"),
+    (lambda name: PgtRules(norm=name), "norm must be one of 'range', 'minmax', 'max'"),
+    (lambda name: PgtRules(containment_rule=name), "containment_rule must be one of 'greedy', 'all_pairs', 'off'"),
+    (lambda name: normalise_scores(torch.rand(2).numpy(), name), "norm must be one of range, minmax, max"),
+    (lambda name: RoiDropRules(name), "gate must be one of 'off', 'and', 'independent', 'cls', 'reg'"),
+    (lambda name: MaskRules(empty=name), "empty must be one of 'box', 'drop'"),
+    (lambda name: PeakRule(3, cluster=name), "cluster must be one of 'per_class', 'pooled', 'off'"),
+]
+
+
+@pytest.mark.parametrize(("choose", "fault"), UNKNOWN)
+def test_an_unknown_name_is_refused(choose: Callable[[Any], Any], fault: str) -> None:
+    for name in ("maskrcnn", "resnet101", "", None):
+        with pytest.raises(ValueError, match=f"{fault}.*, got {name!r}"):
+            choose(name)

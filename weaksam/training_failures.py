@@ -1,0 +1,62 @@
+"""Why a training of Ray Train failed: whether another try can help, and what the user is to do.
+
+Light: the controller of Ray Train imports it, and need not import what networks are made of.
+"""
+
+from __future__ import annotations
+
+import ray.train
+from ray.exceptions import RayError
+from ray.train.v2._internal.exceptions import RayTrainError
+from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
+
+from weaksam.errors import ConfigError, StageError, TaskError, WeakSamError
+
+# What a lost worker, a lost connection, a busy device or a full disk raises; RuntimeError is that of gloo and NCCL.
+_MAY_PASS = (RayError, RayTrainError, RuntimeError, OSError, MemoryError)
+
+
+class TrainingPolicy(DefaultFailurePolicy):
+    """Ray Train's, but what would only be raised again is not tried again."""
+
+    def make_decision(self, training_failed_error: ray.train.TrainingFailedError) -> FailureDecision:
+        """Whether the workers are started again."""
+        if any(map(is_lasting, causes_of(training_failed_error))):
+            return FailureDecision.RAISE
+        return super().make_decision(training_failed_error)
+
+
+def causes_of(error: ray.train.TrainingFailedError) -> list[BaseException]:
+    """What workers raised, or what ended Ray Train's controller."""
+    if isinstance(error, ray.train.WorkerGroupError):
+        return list(error.worker_failures.values())
+    return [getattr(error, "controller_failure", error)]
+
+
+def is_lasting(cause: BaseException) -> bool:
+    """Whether the same training would end with this error again, however often it is started."""
+    if isinstance(cause, WeakSamError):
+        return cause.exit_code != StageError.exit_code
+    return isinstance(cause, TaskError) or not isinstance(cause, _MAY_PASS)
+
+
+def explain(folder: str, error: ray.train.TrainingFailedError) -> Exception:
+    """The error to raise for a training that failed: with the exit code of its cause (see `errors`).
+
+    A bug keeps Ray's error, which has the traceback of the worker.
+    """
+    causes = causes_of(error)
+    lasting = [cause for cause in causes if is_lasting(cause)]
+    ours = next((one for one in lasting or causes if isinstance(one, WeakSamError)), None)
+    if ours is not None and is_lasting(ours):
+        return type(ours)(f"{folder}: {ours}")
+    if lasting:
+        return error
+    if any(type(cause).__name__ == "OutOfMemoryError" and not isinstance(cause, RayError) for cause in causes):
+        return ConfigError(
+            f"{folder}: the memory of the device does not hold a batch ({causes[0]}): set resources.micro_batch_size, "
+            "which changes nothing that is learnt, and run the same command again: it goes on from its checkpoint"
+        )
+    return StageError(
+        f"{folder}: training stopped ({error if ours is None else ours}): the same command goes on from its checkpoint"
+    )
