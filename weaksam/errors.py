@@ -8,24 +8,27 @@ from __future__ import annotations
 
 
 class WeakSamError(Exception):
-    """Base of every error with a message written for the user: what is wrong, what was got, what to do."""
+    """Base of every error with a message written for the user: what is wrong, what was got, what to do.
+
+    Carries every fault that was found, not only the first.
+    """
 
     exit_code = 2
 
-
-class ConfigError(WeakSamError):
-    """The run file, an override or a command-line value is wrong. Carries every fault found, not only the first."""
-
     def __init__(self, *faults: str) -> None:
-        self.faults = list(faults)
+        self.faults = [str(fault) for fault in faults]
         super().__init__(*faults)
 
     def __str__(self) -> str:
         return "\n".join(self.faults)
 
 
+class ConfigError(WeakSamError):
+    """The run file, an override or a command-line value is wrong."""
+
+
 class DataError(WeakSamError):
-    """A dataset or table does not say what it must. The message names the file and the line, key or row."""
+    """A dataset, table or export does not say what it must. The message names the file and the line, key or row."""
 
 
 class StorageError(WeakSamError):

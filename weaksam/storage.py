@@ -11,6 +11,7 @@ import errno
 import functools
 import hashlib
 import json
+import logging
 import os
 import random
 import time
@@ -29,6 +30,8 @@ import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
 from weaksam.errors import ConfigError, StorageError, WeightsError
+
+log = logging.getLogger(__name__)
 
 ATTEMPTS = 4
 # In error texts of clients, lower case and without underscores: some write AccessDenied, some ACCESS_DENIED.
@@ -74,6 +77,13 @@ def absolute(uri: str) -> str:
 def join(uri: str, *parts: str) -> str:
     """`uri` with path parts behind it."""
     return "/".join([uri.rstrip("/"), *(part.strip("/") for part in parts)])
+
+
+def relative_to(folder: str, uri: str) -> str | None:
+    """The path of `uri` below `folder` ("" for the folder itself), symbolic links resolved; None: it is not inside."""
+    folder, uri = (os.path.realpath(local_path(one)) if is_local(one) else one for one in (folder, uri))
+    folder, uri = folder.rstrip("/") + "/", uri.rstrip("/") + "/"
+    return uri[len(folder) :].rstrip("/") if uri.startswith(folder) else None
 
 
 def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
@@ -176,8 +186,7 @@ def write_bytes(uri: str, data: bytes) -> None:
 
 def _write_local(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The dot keeps a file left by a killed process out of every listing.
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    temporary = _temporary_beside(path)
     try:
         with open(temporary, "wb") as handle:
             handle.write(data)
@@ -186,6 +195,14 @@ def _write_local(path: Path, data: bytes) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _temporary_beside(path: Path) -> Path:
+    """A new name in the folder of `path`, short: `path` may have the longest name that its file system takes.
+
+    The dot keeps a file left by a killed process out of every listing.
+    """
+    return path.with_name(f".{uuid.uuid4().hex}.tmp")
 
 
 def read_parquet(uri: str, *, columns: Sequence[str] | None = None) -> pa.Table:
@@ -241,10 +258,21 @@ def exists(uri: str) -> bool:
     return _retrying(look, uri, "look up")
 
 
+def size(uri: str) -> int:
+    """Bytes of an object; 0 when there is none."""
+
+    def look() -> int:
+        files, path = filesystem(uri)
+        return files.get_file_info(path).size or 0
+
+    return _retrying(look, uri, "look up")
+
+
 def list_files(uri: str, *, recursive: bool = True) -> list[FileInfo]:
     """Files below a folder, sorted by path; hidden and temporary ones (leading dot) are left out.
 
-    A folder that does not exist is empty. Reads no file.
+    A folder that does not exist is empty. Reads no file. A file whose name is not UTF-8 has no URI: it is left out
+    with a warning.
     """
 
     def listing() -> list[pafs.FileInfo]:
@@ -257,12 +285,8 @@ def list_files(uri: str, *, recursive: bool = True) -> list[FileInfo]:
         entries = _retrying(listing, uri, "list")
     except NotADirectoryError as error:
         raise StorageError(f"{uri}: a file, not a folder: check the path") from error
-    for info in entries:
-        path = (
-            info.path[len(base) :]
-            if info.path.startswith(base)
-            else info.path.lstrip("/").removeprefix(base.lstrip("/"))
-        )
+    for info, full in _with_readable_path(entries, uri):
+        path = full[len(base) :] if full.startswith(base) else full.lstrip("/").removeprefix(base.lstrip("/"))
         if info.type == pafs.FileType.File and not any(part.startswith(".") for part in path.split("/")):
             modified = info.mtime_ns / 1e9 if info.mtime_ns is not None else None
             found.append(FileInfo(join(uri, path), path, info.size or 0, modified))
@@ -284,7 +308,26 @@ def list_folders(uri: str) -> list[str]:
         found = _retrying(listing, uri, "list")
     except NotADirectoryError as error:
         raise ConfigError(f"{uri}: a file, not the folder of a run or of a dataset: name the folder") from error
-    return sorted(info.base_name for info in found if info.type == pafs.FileType.Directory)
+    folders = [entry for entry in found if entry.type == pafs.FileType.Directory]
+    return sorted(path.rstrip("/").rpartition("/")[2] for _, path in _with_readable_path(folders, uri))
+
+
+def _with_readable_path(entries: Sequence[pafs.FileInfo], uri: str) -> list[tuple[pafs.FileInfo, str]]:
+    """Entries of a listing with their paths; those whose path is not UTF-8 are left out with a warning."""
+    found, unreadable = [], []
+    for info in entries:
+        try:
+            found.append((info, info.path))
+        except UnicodeDecodeError as error:
+            unreadable.append(bytes(error.object))
+    if unreadable:
+        _warn_of_names(uri, len(unreadable), ", ".join(ascii(name)[2:-1] for name in sorted(unreadable)[:10]))
+    return found
+
+
+@functools.lru_cache(maxsize=64)  # a folder is listed several times: once is enough
+def _warn_of_names(uri: str, count: int, names: str) -> None:
+    log.warning("%s: %d entries are left out, their names are not UTF-8: rename %s", uri, count, names)
 
 
 def identity(uri: str) -> str:
@@ -368,7 +411,7 @@ def _cached(uri: str) -> Path:
 def _copy(uri: str, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     files, remote = filesystem(uri)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    temporary = _temporary_beside(path)
     try:
         with files.open_input_stream(remote, compression=None) as stream, open(temporary, "wb") as copy:
             while block := stream.read(1 << 22):

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from weaksam.errors import ConfigError, WeakSamError
+from weaksam.errors import WeakSamError
 
 ConfigPath = Annotated[str, typer.Argument(metavar="CONFIG", help="Run file (YAML).")]
 Overrides = Annotated[
@@ -31,7 +31,7 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
         try:
             command(*args, **kwargs)
         except WeakSamError as error:
-            for fault in error.faults if isinstance(error, ConfigError) else [error]:
+            for fault in error.faults:
                 print(f"error: {fault}", file=sys.stderr)
             raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt:
