@@ -101,7 +101,8 @@ def _load(uri: str) -> dict[str, Any]:
 
 def _categories(content: dict[str, Any], uri: str) -> dict[int, str]:
     found = [
-        (_field(c, "id", (int,), f"{uri}: categories"), _field(c, "name", (str,), uri)) for c in content["categories"]
+        (_field(c, "id", (int,), f"{uri}: categories"), _field(c, "name", (str,), uri).strip())
+        for c in content["categories"]
     ]
     check_unique([str(number) for number, _ in found], f"{uri}: categories", "id")
     check_unique([name for _, name in found], f"{uri}: categories", "name")
