@@ -11,13 +11,13 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
 from weaksam import storage
-from weaksam.config import StageConfig, load_run_file, parse_settings
+from weaksam.config import StageConfig, load_run_file, parse_settings, result_settings
 from weaksam.errors import ConfigError, FailedRowsError, StorageError, WeakSamError
 from weaksam.object_stores import use_s3_endpoint
 from weaksam.stage import Outcome, Stage, Step, describe, resolve
@@ -119,12 +119,23 @@ def resolve_steps(run: str, parsed: Parsed) -> list[Step]:
             continue  # its input has a fault, which is reported
         inputs = {key: steps[target] for key, (target, _) in references[name].items()}
         try:
+            _check_outside(run, stage.listed(config))
             steps[name] = resolve(run, name, stage, config, inputs)
         except WeakSamError as error:
-            faults.append(f"steps.{name}: {error}")
+            faults += [f"steps.{name}: {fault}" for fault in error.faults]
     if faults:
         raise ConfigError(*faults)
     return list(steps.values())
+
+
+def _check_outside(run: str, listed: Sequence[str]) -> None:
+    """Raises ConfigError when the run lies inside a folder whose listing is part of a fingerprint."""
+    for folder in listed:
+        if storage.relative_to(folder, run) is not None:
+            raise ConfigError(
+                f"the run {run} lies inside the dataset's folder {folder}: every command would see other files there "
+                "and begin anew: give `run` a place outside of it"
+            )
 
 
 def select(steps: Sequence[Step], only: Sequence[str]) -> list[Step]:
@@ -178,8 +189,8 @@ def run_steps(steps: Sequence[Step]) -> None:
 def _run_step(step: Step) -> dict[str, Any]:
     _tell_what_changed(step)
     config_uri = storage.join(step.folder, "config.json")
-    if not storage.exists(config_uri):
-        storage.write_json(config_uri, describe(step))
+    if step.places or not storage.exists(config_uri):
+        storage.write_json(config_uri, describe(step))  # settings of a finished step may name places that are no more
     log.info("%s: %s -> %s", step.name, step.stage.name, step.folder)
     started = time.time()
     outcome = step.stage.run(step)
@@ -215,6 +226,7 @@ def _manifest(step: Step, outcome: Outcome, seconds: float) -> dict[str, Any]:
         "cluster": _cluster(),
         "parts": outcome.parts,
         "excluded": outcome.excluded,
+        **({"places": dict(step.places)} if step.places else {}),
     }
 
 
@@ -259,8 +271,25 @@ def _check_failed(step: Step, manifest: Mapping[str, Any]) -> None:
         raise FailedRowsError(
             f"step {step.name}: {manifest['failed']} of {manifest['rows']} rows failed, {allowed} may "
             f"(steps.{step.name}.max_failed={step.config.max_failed:g}). The rows are kept in {step.folder}; "
-            f"raise max_failed to go on with them, or remove that folder to try again. The first:\n  {listed}"
+            f"raise max_failed to go on with them, or remove that folder to try again.{_tolerance_of_inputs(step)} "
+            f"The first:\n  {listed}"
         )
+
+
+def _tolerance_of_inputs(step: Step) -> str:
+    """Which input may fail in more rows, and how the step may: rows that failed there fail here too."""
+    more = [
+        (other.config.max_failed, other.name)
+        for other in step.inputs.values()
+        if isinstance(other.config, StageConfig) and other.config.max_failed > step.config.max_failed
+    ]
+    if not more:
+        return ""
+    share, name = max(more)
+    return (
+        f" Step {name}, which it reads, may fail in more (steps.{name}.max_failed={share:g}): rows that failed there "
+        f"fail here too, and steps.{step.name}.max_failed={share:g} accepts as many."
+    )
 
 
 def _tell_what_changed(step: Step) -> None:
@@ -276,15 +305,19 @@ def _tell_what_changed(step: Step) -> None:
         except (FileNotFoundError, WeakSamError):
             continue
     now = _flat(describe(step))
+    left_out = {
+        f"settings.{key}" for key in type(step.config).model_fields.keys() - result_settings(step.config).keys()
+    }
     for name, config in before.items():
         old = _flat(config)
-        keys = [k for k in sorted(now.keys() | old.keys()) if now.get(k) != old.get(k) and not _irrelevant(k)]
+        keys = [k for k in sorted(now.keys() | old.keys()) if now.get(k) != old.get(k) and not _irrelevant(k, left_out)]
         told = ", ".join(f"{key} {old.get(key)!r} -> {now.get(key)!r}" for key in keys)
         log.info("%s: a new folder beside %s, because of %s", step.name, name, told or "another weaksam")
 
 
-def _irrelevant(key: str) -> bool:
-    return key == "fingerprint" or ".resources" in key or key == "settings.max_failed"
+def _irrelevant(key: str, left_out: Collection[str]) -> bool:
+    """Whether a key of config.json does not decide the folder; `left_out` are the settings that are not looked at."""
+    return key == "fingerprint" or ".resources" in key or ".".join(key.split(".")[:2]) in left_out
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
