@@ -74,8 +74,12 @@ def run_job(stage: str | None) -> None:
 @app.command()
 @guarded
 def check(config: ConfigPath, overrides: Overrides = None) -> None:
-    """Check CONFIG without running anything: every fault at once, then what each step would do, then warnings."""
+    """Check CONFIG without running anything: every fault at once, then what each step would do, then warnings.
+
+    Also looks into the files of a dataset as far as that is quick, and says what it did not look at.
+    """
     from weaksam import pipeline
+    from weaksam.looking import look_at
 
     table = Table("step", "stage", "reads", "state", "folder", box=None)
     steps = pipeline.load(config, overrides or [])
@@ -87,8 +91,13 @@ def check(config: ConfigPath, overrides: Overrides = None) -> None:
             state = "damaged"
         table.add_row(step.name, step.stage.name, reads, state, step.folder)
     console().print(table)
+    looked, faults = look_at(steps)
+    for line in looked:
+        console().print(line, highlight=False)
     for text in pipeline.warnings_of(steps):
         print(f"warning: {text}", file=sys.stderr)
+    if faults:
+        raise ConfigError(*faults)
 
 
 @app.command()
