@@ -119,12 +119,18 @@ def test_faults_of_the_command_line_are_faults_of_the_user(
 
 def test_a_run_is_checked_run_skipped_and_its_state_told(config: str, tmp_path: Path) -> None:
     told = call(WEAKSAM, "check", config)
-    assert [line.split()[:2] for line in told.stdout.splitlines()[1:]] == [
+    assert [line.split()[:2] for line in told.stdout.splitlines()[1:4]] == [
         ["images", "index"],
         ["more", "index"],
         ["proposals", "proposals"],
     ]
     assert told.stdout.count("to do") == 3
+    seen = f"looked at {tmp_path}/data/labels.csv and the names of 4 images; not at the images themselves"
+    assert told.stdout.splitlines()[4:] == [
+        f"images: {seen}",
+        f"more: {seen}",
+        "not looked into: steps.proposals.sam.checkpoint",
+    ]
     assert not (tmp_path / "run").exists()
 
     run = call(WEAKSAM, "run", config, "--only", "images")
@@ -135,7 +141,7 @@ def test_a_run_is_checked_run_skipped_and_its_state_told(config: str, tmp_path: 
     assert "more: 4 rows" in job.stderr
     assert "proposals" not in job.stderr
 
-    states = [line.split() for line in call(WEAKSAM, "check", config).stdout.splitlines()[1:]]
+    states = [line.split() for line in call(WEAKSAM, "check", config).stdout.splitlines()[1:4]]
     assert [(words[0], "finished" in words) for words in states] == [
         ("images", True),
         ("more", True),
@@ -145,6 +151,16 @@ def test_a_run_is_checked_run_skipped_and_its_state_told(config: str, tmp_path: 
     manifest.unlink()
     states = [line.split() for line in call(WEAKSAM, "status", str(tmp_path / "run")).stdout.splitlines()[1:]]
     assert [words[:3] for words in states] == [["images", "finished", "4"], ["more", "unfinished", "4"]]
+
+
+def test_check_names_all_faults_of_a_table_and_runs_nothing(config: str, tmp_path: Path) -> None:
+    (tmp_path / "data" / "labels.csv").write_text("file,labels\nnope.jpg,dog\na.jpg,dog\na.jpg,dog\n,cat\nb.jpg\n")
+    result = CliRunner().invoke(cli.app, ["check", config])
+    assert result.exit_code == 2
+    faults = [line for line in result.stderr.splitlines() if line.startswith("error: steps.images: ")]
+    assert [line.partition("labels.csv")[2][:8] for line in faults] == [", line 4", ", line 5", ", line 6", ": 1 list"]
+    assert "to do" in result.stdout
+    assert not (tmp_path / "run").exists()
 
 
 def write_progress(folder: Path, *, state: str, seconds_ago: float, **others: object) -> None:

@@ -212,6 +212,17 @@ def test_the_same_command_finds_the_finished_export(
     assert file.stat().st_mtime_ns > written
 
 
+def test_an_export_inside_a_run_that_is_renamed_moves_with_it(call: Call, run: str, tmp_path: Path) -> None:
+    for to in ([], ["--to", f"{run}/labels"]):
+        told(call(run, "--step", "pgt", "--format", "coco", *to))
+    moved = tmp_path / "renamed"
+    Path(run).rename(moved)
+    for to, folder in (([], "export_pgt_coco-"), (["--to", f"{moved}/labels"], "labels")):
+        again = call(str(moved), "--step", "pgt", "--format", "coco", *to)
+        assert again.stdout.splitlines()[0].endswith(", which was finished before: nothing was written")
+        assert f"-> {moved}/{folder}" in told(again)["written"]
+
+
 def test_what_another_export_wrote_stays(call: Call, run: str, tmp_path: Path) -> None:
     to = str(tmp_path / "out")
     told(call(run, "--step", "pgt", "--format", "coco", "--to", to))

@@ -47,7 +47,7 @@ LAYERS = [
         "projection",
     },
     {"stages"},
-    {"pipeline", "listings", "pilot", "planning"},
+    {"pipeline", "listings", "looking", "pilot", "planning"},
     {"cluster_settings", "doctor", "submit", "terminal", "job_commands", "cli", "report", "reference"},
 ]
 WITH_RAY = {

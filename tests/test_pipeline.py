@@ -14,7 +14,7 @@ from pydantic import Field
 
 from weaksam import pipeline, storage
 from weaksam.config import Added, NotInFingerprint, OutsideFile, Reads, Settings, StageConfig, result_settings
-from weaksam.errors import ConfigError, DeniedError, MissingFileError, StageError, StorageError
+from weaksam.errors import ConfigError, DeniedError, FailedRowsError, MissingFileError, StageError, StorageError
 from weaksam.pools import PoolResources
 from weaksam.stage import Outcome, Stage, Step
 
@@ -305,6 +305,20 @@ def test_too_many_failed_rows_end_the_run_and_name_the_first(load: Callable) -> 
     assert CALLS == ["a", "a"]
     pipeline.run_steps(load({"a": {"stage": "make", "size": 2}}, "steps.a.max_failed=0.01"))
     assert CALLS == ["a", "a"]
+
+
+def test_a_step_whose_input_may_fail_in_more_rows_says_which_setting_accepts_as_many(load: Callable) -> None:
+    steps = load(
+        {"made": {"stage": "make", "size": 100, "max_failed": 0.2}, "used": {"stage": "use", "things": "made"}}
+    )
+    manifest = {"rows": 1000, "failed": 150, "failures": []}
+    with pytest.raises(FailedRowsError) as caught:
+        pipeline._check_failed(steps[1], manifest)
+    assert "Step made, which it reads, may fail in more (steps.made.max_failed=0.2)" in str(caught.value)
+    assert "steps.used.max_failed=0.2 accepts as many" in str(caught.value)
+    with pytest.raises(FailedRowsError) as caught:
+        pipeline._check_failed(steps[0], {"rows": 1000, "failed": 500, "failures": []})
+    assert "which it reads" not in str(caught.value)
 
 
 def test_only_needs_its_inputs_finished(load: Callable) -> None:

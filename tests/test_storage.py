@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,27 @@ def test_identity_follows_the_content(base: str) -> None:
 def test_what_a_killed_writer_leaves_is_invisible(tmp_path: Path) -> None:
     (tmp_path / ".part-1.parquet.abc.tmp").write_bytes(b"half")
     assert storage.list_files(str(tmp_path)) == []
+
+
+def test_the_longest_name_that_a_file_system_takes_can_be_written(tmp_path: Path) -> None:
+    uri = str(tmp_path / ("\u732b" * 83 + ".xml"))  # 253 bytes
+    storage.write_bytes(uri, b"all of it")
+    assert storage.read_bytes(uri) == b"all of it"
+
+
+def test_a_name_that_is_not_utf8_is_left_out_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    inside = os.fsencode(tmp_path)
+    os.mkdir(inside + b"/d\xf1")
+    for name in (b"a.jpg", b"i\xf1o.jpg", b"d\xf1/b.jpg"):
+        Path(os.fsdecode(inside + b"/" + name)).write_bytes(b"x")
+    (tmp_path / "whole").mkdir()
+    for _ in range(2):
+        assert [file.path for file in storage.list_files(str(tmp_path))] == ["a.jpg"]
+        assert storage.list_folders(str(tmp_path)) == ["whole"]
+    files, folders = [record.getMessage() for record in caplog.records]  # each kind of listing warns once
+    assert files.startswith(f"{tmp_path}: 3 entries are left out, their names are not UTF-8: rename ")
+    assert f"{tmp_path}/d\\xf1, {tmp_path}/d\\xf1/b.jpg, {tmp_path}/i\\xf1o.jpg" in files
+    assert folders.startswith(f"{tmp_path}: 1 entries are left out")
 
 
 def test_a_folder_in_the_way_is_named(tmp_path: Path) -> None:

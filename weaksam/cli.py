@@ -74,23 +74,32 @@ def run_job(stage: str | None) -> None:
 @app.command()
 @guarded
 def check(config: ConfigPath, overrides: Overrides = None) -> None:
-    """Check CONFIG without running anything: every fault at once, then what each step would do, then warnings."""
+    """Check CONFIG without running anything: every fault at once, then what each step would do, then warnings.
+
+    Also looks into the files of a dataset as far as that is quick, and says what it did not look at.
+    """
     from weaksam import pipeline
     from weaksam.listings import describe_state
+    from weaksam.looking import look_at
 
     table = Table("step", "stage", "reads", "state", "folder", box=None)
-    faults = []
+    damaged = []
     steps = pipeline.load(config, overrides or [])
     for step in steps:
         reads = ", ".join(other.name for other in step.inputs.values())
         state, fault = describe_state(step)
-        faults += [str(fault)] if fault else []
+        damaged += [str(fault)] if fault else []
         table.add_row(step.name, step.stage.name, reads, state, step.folder)
     console().print(table)
+    looked, faults = look_at(steps)
+    for line in looked:
+        console().print(line, highlight=False)
     for text in pipeline.warnings_of(steps):
         print(f"warning: {text}", file=sys.stderr)
+    if damaged:
+        raise DamagedError(*damaged, *faults)
     if faults:
-        raise DamagedError("\n".join(faults))
+        raise ConfigError(*faults)
 
 
 @app.command()

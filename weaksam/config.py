@@ -49,6 +49,17 @@ class OutsideFolder:
 
 
 @dataclass(frozen=True)
+class Place:
+    """Marks a field that says where something lies: how it is written is not part of the fingerprint.
+
+    What lies there is, if the stage's `outside` says so. A place that is written to is itself part of it, relative to
+    the run's folder where it is inside.
+    """
+
+    is_written: bool = False
+
+
+@dataclass(frozen=True)
 class NotInFingerprint:
     """Marks a field that decides how a step runs or is judged, never what it computes. `resources` is one by name."""
 
@@ -235,7 +246,7 @@ def result_settings(config: BaseModel) -> dict[str, Any]:
     kept: dict[str, Any] = {}
     values = config.model_dump(mode="json")
     for name, info in type(config).model_fields.items():
-        if name == "resources" or any(isinstance(mark, NotInFingerprint) for mark in info.metadata):
+        if name == "resources" or any(isinstance(mark, NotInFingerprint | Place) for mark in info.metadata):
             continue
         value = getattr(config, name)
         is_added = any(isinstance(mark, Added) for mark in info.metadata)

@@ -14,28 +14,25 @@ from weaksam.masking import masked
 class WeakSamError(Exception):
     """Base of every error with a message written for the user: what is wrong, what was got, what to do.
 
-    Secrets in URLs of a message are masked.
+    Carries every fault that was found, not only the first. Secrets in URLs are masked.
     """
 
     exit_code = 2
 
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*(masked(text) if isinstance(text, str) else text for text in args))
-
-
-class ConfigError(WeakSamError):
-    """The run file, an override or a command-line value is wrong. Carries every fault found, not only the first."""
-
-    def __init__(self, *faults: str) -> None:
-        self.faults = [masked(fault) for fault in faults]
-        super().__init__(*faults)
+    def __init__(self, *faults: Any) -> None:
+        self.faults = [masked(str(fault)) for fault in faults]
+        super().__init__(*self.faults)
 
     def __str__(self) -> str:
         return "\n".join(self.faults)
 
 
+class ConfigError(WeakSamError):
+    """The run file, an override or a command-line value is wrong."""
+
+
 class DataError(WeakSamError):
-    """A dataset or table does not say what it must. The message names the file and the line, key or row."""
+    """A dataset, table or export does not say what it must. The message names the file and the line, key or row."""
 
 
 class DamagedError(DataError):

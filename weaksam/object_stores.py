@@ -8,6 +8,7 @@ the environment's `AWS_ENDPOINT_URL_S3` and `AWS_ENDPOINT_URL`.
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import urllib.error
 import urllib.request
@@ -23,6 +24,8 @@ from weaksam.proxies import proxy_for, proxy_options
 os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
 
 from pyarrow import fs as pafs
+
+log = logging.getLogger(__name__)
 
 ENDPOINT_VARIABLE = "AWS_ENDPOINT_URL_S3"
 ADDRESSING_VARIABLE = "AWS_S3_ADDRESSING_STYLE"
@@ -68,22 +71,30 @@ def object_store(scheme: str, bucket: str) -> pafs.FileSystem:
 def list_entries(files: pafs.FileSystem, path: str, *, recursive: bool) -> list[Entry]:
     """Everything below a folder as it is now; nothing when there is no such folder.
 
+    An entry whose name is not UTF-8 has no URI: it is left out with a warning.
+
     Raises:
         NotADirectoryError: it is a file.
     """
     handler = files.handler if isinstance(files, pafs.PyFileSystem) else None
     if isinstance(handler, _Fresh):
         return list(handler.entries(path, recursive=recursive))
-    return [
-        Entry(
-            info.path,
-            info.type == pafs.FileType.File,
-            info.type == pafs.FileType.Directory,
-            info.size or 0,
-            info.mtime_ns / 1e9 if info.mtime_ns is not None else None,
-        )
-        for info in files.get_file_info(pafs.FileSelector(path, allow_not_found=True, recursive=recursive))
-    ]
+    found, unreadable = [], []
+    for info in files.get_file_info(pafs.FileSelector(path, allow_not_found=True, recursive=recursive)):
+        modified = info.mtime_ns / 1e9 if info.mtime_ns is not None else None
+        is_file, is_folder = (info.type == kind for kind in (pafs.FileType.File, pafs.FileType.Directory))
+        try:
+            found.append(Entry(info.path, is_file, is_folder, info.size or 0, modified))
+        except UnicodeDecodeError as error:
+            unreadable.append(bytes(error.object))
+    if unreadable:
+        _warn_of_names(path, len(unreadable), ", ".join(ascii(name)[2:-1] for name in sorted(unreadable)[:10]))
+    return found
+
+
+@functools.lru_cache(maxsize=64)  # a folder is listed several times: once is enough
+def _warn_of_names(path: str, count: int, names: str) -> None:
+    log.warning("%s: %d entries are left out, their names are not UTF-8: rename %s", path, count, names)
 
 
 def s3_endpoint() -> str | None:

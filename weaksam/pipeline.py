@@ -11,13 +11,13 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
 from weaksam import storage, tables
-from weaksam.config import StageConfig, load_run_file, parse_settings, with_absolute_files
+from weaksam.config import StageConfig, load_run_file, parse_settings, result_settings, with_absolute_files
 from weaksam.errors import ConfigError, DamagedError, FailedRowsError, MissingFileError, StorageError, WeakSamError
 from weaksam.object_stores import use_s3_addressing, use_s3_endpoint
 from weaksam.stage import Outcome, Stage, Step, describe, resolve
@@ -141,6 +141,7 @@ def resolve_steps(run: str, parsed: Parsed) -> list[Step]:
             continue  # its input has a fault, which is reported
         inputs = {key: steps[target] for key, (target, _) in references[name].items()}
         try:
+            _check_outside(run, stage.listed(config))
             steps[name] = resolve(run, name, stage, config, inputs)
         except WeakSamError as error:
             faults[name] = error
@@ -156,6 +157,16 @@ def _joined(faults: Mapping[str, WeakSamError]) -> WeakSamError:
     texts = [f"{where}: {error}" for where, error in faults.items()]
     by_storage = all(isinstance(error, StorageError) for error in faults.values())
     return StorageError("\n".join(texts)) if by_storage else ConfigError(*texts)
+
+
+def _check_outside(run: str, listed: Sequence[str]) -> None:
+    """Raises ConfigError when the run lies inside a folder whose listing is part of a fingerprint."""
+    for folder in listed:
+        if storage.relative_to(folder, run) is not None:
+            raise ConfigError(
+                f"the run {run} lies inside the dataset's folder {folder}: every command would see other files there "
+                "and begin anew: give `run` a place outside of it"
+            )
 
 
 def select(steps: Sequence[Step], only: Sequence[str]) -> list[Step]:
@@ -256,6 +267,7 @@ def _manifest(step: Step, outcome: Outcome, seconds: float) -> dict[str, Any]:
         "parts": outcome.parts,
         "excluded": outcome.excluded,
         "files": tables.lasting_files(step.folder),
+        **({"places": dict(step.places)} if step.places else {}),
     }
 
 
@@ -301,11 +313,27 @@ def _check_failed(step: Step, manifest: Mapping[str, Any]) -> None:
             f"step {step.name}: {manifest['failed']} of {manifest['rows']} rows failed, {allowed} may "
             f"(steps.{step.name}.max_failed={step.config.max_failed:g}). The rows are kept in {step.folder}; "
             f"raise max_failed to go on with them, or remove that folder to try again (images that were not found are "
-            f"tried again where they are back). The first:\n  {listed}"
+            f"tried again where they are back).{_tolerance_of_inputs(step)} The first:\n  {listed}"
         )
     if manifest["failed"]:
         shown = "; ".join(manifest["failures"][:_SHOWN_FAILURES])
         log.warning("%s: %d of %d rows failed: %s", step.name, manifest["failed"], manifest["rows"], shown)
+
+
+def _tolerance_of_inputs(step: Step) -> str:
+    """Which input may fail in more rows, and how the step may: rows that failed there fail here too."""
+    more = [
+        (other.config.max_failed, other.name)
+        for other in step.inputs.values()
+        if isinstance(other.config, StageConfig) and other.config.max_failed > step.config.max_failed
+    ]
+    if not more:
+        return ""
+    share, name = max(more)
+    return (
+        f" Step {name}, which it reads, may fail in more (steps.{name}.max_failed={share:g}): rows that failed there "
+        f"fail here too, and steps.{step.name}.max_failed={share:g} accepts as many."
+    )
 
 
 def _tell_what_changed(step: Step) -> None:
@@ -321,15 +349,19 @@ def _tell_what_changed(step: Step) -> None:
         except (FileNotFoundError, WeakSamError):
             continue
     now = _flat(describe(step))
+    left_out = {
+        f"settings.{key}" for key in type(step.config).model_fields.keys() - result_settings(step.config).keys()
+    }
     for name, config in before.items():
         old = _flat(config)
-        keys = [k for k in sorted(now.keys() | old.keys()) if now.get(k) != old.get(k) and not _irrelevant(k)]
+        keys = [k for k in sorted(now.keys() | old.keys()) if now.get(k) != old.get(k) and not _irrelevant(k, left_out)]
         told = ", ".join(f"{key} {old.get(key)!r} -> {now.get(key)!r}" for key in keys)
         log.info("%s: a new folder beside %s, because of %s", step.name, name, told or "another weaksam")
 
 
-def _irrelevant(key: str) -> bool:
-    return key == "fingerprint" or ".resources" in key or key == "settings.max_failed"
+def _irrelevant(key: str, left_out: Collection[str]) -> bool:
+    """Whether a key of config.json does not decide the folder; `left_out` are the settings that are not looked at."""
+    return key == "fingerprint" or ".resources" in key or ".".join(key.split(".")[:2]) in left_out
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -17,6 +17,7 @@ from typing import Any
 import pyarrow as pa
 
 from weaksam import schemas, tables
+from weaksam.data.stated_sizes import warn_of_sizes
 from weaksam.errors import StageError, StorageError
 from weaksam.pools import TASK_CPUS, Pool, PoolResources, fit_pool
 from weaksam.progress import part_counter, tell_progress
@@ -233,8 +234,9 @@ def _account(step: Step, source: pa.Table, *, computed: int) -> Outcome:
     if excluded:
         log.warning("%s: %d rows were written twice, the first is kept", step.name, sum(map(len, excluded.values())))
     manifest = {"parts": list(ids), "excluded": excluded}
-    status = tables.read_table(step.folder, manifest, columns=["status", "message"])
-    failed = [row for row in status.to_pylist() if row["status"] != schemas.OK]
+    rows = tables.read_table(step.folder, manifest, columns=["status", "message", "height", "width"]).to_pylist()
+    _compare_sizes(step, rows)
+    failed = [row for row in rows if row["status"] != schemas.OK]
     return Outcome(
         rows=len(wanted),
         failed=len(failed),
@@ -243,3 +245,14 @@ def _account(step: Step, source: pa.Table, *, computed: int) -> Outcome:
         parts=list(ids),
         excluded=excluded,
     )
+
+
+def _compare_sizes(step: Step, rows: list[dict[str, Any]]) -> None:
+    """Warns when images, as they were decoded, have other sizes than the dataset states."""
+    if "images" in step.inputs and rows and rows[0].keys() >= {"height", "width"}:
+        images = tables.read_step(step.inputs["images"], columns=["height", "width"]).to_pylist()
+        stated = {row["image_id"]: (row["height"], row["width"]) for row in images}
+        sizes = [
+            (r["image_id"], stated[r["image_id"]], (r["height"], r["width"])) for r in rows if r["image_id"] in stated
+        ]
+        warn_of_sizes(step.name, sizes)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from weaksam import storage
-from weaksam.config import OutsideFile, Reads, StageConfig, result_settings
+from weaksam.config import OutsideFile, Place, Reads, StageConfig, result_settings
 from weaksam.errors import DamagedError
 from weaksam.masking import masked_values
 
@@ -36,6 +36,21 @@ class Outcome:
 
 
 @dataclass(frozen=True)
+class Look:
+    """What a look at outside files found.
+
+    Attributes:
+        seen: what was looked at, in words.
+        unseen: what was not.
+        faults: what would end the step.
+    """
+
+    seen: str
+    unseen: str
+    faults: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
 class Stage:
     """A verb of the pipeline.
 
@@ -46,8 +61,12 @@ class Stage:
         run: does the work of one step; called again after an interruption, it goes on where it stopped.
         writes: what another step may read from it: `images`, `proposals`, `metrics`, ...
         outside: identities of files outside the run that decide the result, by name.
+        places: absolute places outside the run that the rows hold, by name. They are not part of the fingerprint: when
+            files have moved, a finished step is run again in its folder.
+        listed: folders whose listing `outside` identifies; a run inside one would change it.
         warnings: about settings that are valid but a poor choice for the data, each `steps.<step>.<key>: ` with what is
             wrong and what to do; called before the step runs, may read outside files and raise StorageError.
+        look: reads of outside files what costs little, for `weaksam check`; None where the step has none of its own.
     """
 
     name: str
@@ -56,7 +75,10 @@ class Stage:
     run: Callable[[Step], Outcome]
     writes: str
     outside: Callable[[Any], dict[str, str]] = lambda config: {}
+    places: Callable[[Any], dict[str, str]] = lambda config: {}
+    listed: Callable[[Any], list[str]] = lambda config: []
     warnings: Callable[[Step], list[str]] = lambda step: []
+    look: Callable[[Step], Look] | None = None
 
     @property
     def reads(self) -> dict[str, str]:
@@ -96,6 +118,7 @@ class Step:
     outside: Mapping[str, str]
     fingerprint: str
     folder: str
+    places: Mapping[str, str] = field(default_factory=dict)  # `Stage.places`; empty: those it was finished with
 
     @property
     def manifest_uri(self) -> str:
@@ -103,15 +126,16 @@ class Step:
         return storage.join(self.folder, "manifest.json")
 
     def manifest(self) -> dict | None:
-        """The manifest, or None while the step is unfinished.
+        """The manifest, or None while the step is unfinished, or finished with files that lie elsewhere by now.
 
         Raises:
             DamagedError: it was cut or altered.
         """
         try:
-            return read_manifest(self.folder)
+            found = read_manifest(self.folder)
         except FileNotFoundError:
             return None
+        return None if self.places and found.get("places") != self.places else found
 
 
 def read_manifest(folder: str) -> dict[str, Any]:
@@ -135,8 +159,8 @@ def read_manifest(folder: str) -> dict[str, Any]:
 
 def resolve(run: str, name: str, stage: Stage, config: StageConfig, inputs: Mapping[str, Step]) -> Step:
     """A step with its fingerprint and folder; reads the identity of outside files."""
-    files = _outside_files(config)
-    outside = {**files, **stage.outside(config)}
+    files = {name: storage.identity(uri) for name, uri in outside_files(config).items()}
+    outside = {**files, **stage.outside(config), **_written_places(run, config)}
     # A step is known by what its inputs and files *are*, not by how this run file names them or where they lie.
     settings = result_settings(config)
     for key in (*files, *stage.reads):
@@ -149,17 +173,30 @@ def resolve(run: str, name: str, stage: Stage, config: StageConfig, inputs: Mapp
         "outside": outside,
     }
     fingerprint = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
-    return Step(name, stage, config, dict(inputs), outside, fingerprint, storage.join(run, f"{name}-{fingerprint}"))
+    folder = storage.join(run, f"{name}-{fingerprint}")
+    return Step(name, stage, config, dict(inputs), outside, fingerprint, folder, stage.places(config))
 
 
-def _outside_files(config: Any, prefix: str = "") -> dict[str, str]:
+def _written_places(run: str, config: StageConfig) -> dict[str, str]:
+    """Places that a step writes to, in one spelling: relative to the run where they are inside."""
+    found = {}
+    for name, info in type(config).model_fields.items():
+        value = getattr(config, name)
+        if value is not None and any(isinstance(mark, Place) and mark.is_written for mark in info.metadata):
+            inside = storage.relative_to(run, value)
+            found[name] = storage.absolute(value) if inside is None else f"<run>/{inside}"
+    return found
+
+
+def outside_files(config: Any, prefix: str = "") -> dict[str, str]:
+    """URIs of the files that settings marked `OutsideFile` name, by dotted key."""
     found: dict[str, str] = {}
     for name, info in type(config).model_fields.items():
         value = getattr(config, name)
         if any(isinstance(mark, OutsideFile) for mark in info.metadata) and value is not None:
-            found[prefix + name] = storage.identity(value)
+            found[prefix + name] = value
         elif hasattr(type(value), "model_fields"):
-            found |= _outside_files(value, f"{prefix}{name}.")
+            found |= outside_files(value, f"{prefix}{name}.")
     return found
 
 

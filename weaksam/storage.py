@@ -51,6 +51,13 @@ class FileInfo:
     etag: str | None = None
 
 
+def relative_to(folder: str, uri: str) -> str | None:
+    """The path of `uri` below `folder` ("" for the folder itself), symbolic links resolved; None: it is not inside."""
+    folder, uri = (os.path.realpath(local_path(one)) if is_local(one) else one for one in (folder, uri))
+    folder, uri = folder.rstrip("/") + "/", uri.rstrip("/") + "/"
+    return uri[len(folder) :].rstrip("/") if uri.startswith(folder) else None
+
+
 def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
     """The pyarrow filesystem of `uri` and the path inside it.
 
@@ -146,8 +153,7 @@ def write_bytes(uri: str, data: bytes) -> None:
 
 def _write_local(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The dot keeps a file left by a killed process out of every listing.
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    temporary = _temporary_beside(path)
     try:
         with open(temporary, "wb") as handle:
             handle.write(data)
@@ -156,6 +162,14 @@ def _write_local(path: Path, data: bytes) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _temporary_beside(path: Path) -> Path:
+    """A new name in the folder of `path`, short: `path` may have the longest name that its file system takes.
+
+    The dot keeps a file left by a killed process out of every listing.
+    """
+    return path.with_name(f".{uuid.uuid4().hex}.tmp")
 
 
 def read_json(uri: str) -> dict:
@@ -188,10 +202,21 @@ def exists(uri: str) -> bool:
     return _retrying(look, uri, "look up")
 
 
+def size(uri: str) -> int:
+    """Bytes of an object; 0 when there is none."""
+
+    def look() -> int:
+        files, path = filesystem(uri)
+        return files.get_file_info(path).size or 0
+
+    return _retrying(look, uri, "look up")
+
+
 def list_files(uri: str, *, recursive: bool = True) -> list[FileInfo]:
     """Files below a folder, sorted by path; hidden and temporary ones (leading dot) are left out.
 
-    A folder that does not exist is empty. Reads no file.
+    A folder that does not exist is empty. Reads no file. A file whose name is not UTF-8 has no URI: it is left out
+    with a warning.
     """
     base = filesystem(uri)[1].rstrip("/") + "/"
     try:
@@ -312,7 +337,7 @@ def _cached(uri: str) -> Path:
 def _copy(uri: str, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     files, remote = filesystem(uri)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    temporary = _temporary_beside(path)
     try:
         with files.open_input_stream(remote, compression=None) as stream, open(temporary, "wb") as copy:
             while block := stream.read(1 << 22):

@@ -34,7 +34,7 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
             _check_working_folder()
             command(*args, **kwargs)
         except WeakSamError as error:
-            for fault in error.faults if isinstance(error, ConfigError) else [error]:
+            for fault in error.faults:
                 print(f"error: {fault}", file=sys.stderr)
             raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt:

@@ -70,6 +70,16 @@ def test_images_without_annotations_are_kept_with_empty_labels(tmp_path: Path) -
     assert (row["height"], row["width"], row["split"]) == (10, 20, "train")
 
 
+def test_names_of_categories_lose_blanks_at_their_ends(tmp_path: Path) -> None:
+    root = write(tmp_path, [image(1)], [note(1, category=13)])
+    uri = f"{root}/annotations/instances_train.json"
+    content = json.loads(storage.read_bytes(uri))
+    content["categories"] = [{"id": 13, "name": "Stiletto "}]
+    storage.write_json(uri, content)
+    assert read_coco(root, ["train"]).class_names == ["Stiletto"]
+    assert read_coco(root, ["train"], classes=["Stiletto "]).class_names == ["Stiletto"]
+
+
 def test_categories_boxes_and_crowds(tmp_path: Path) -> None:
     rle = {"size": [10, 20], "counts": [0, 200]}
     notes = [note(1, category=90), note(2, category=13, iscrowd=1, segmentation=rle), note(3, category=90, iscrowd=0)]

@@ -25,7 +25,7 @@ from weaksam.data.export_voc import VocDevkit, palette, to_corners
 from weaksam.data.export_yolo import YoloLabels, name_splits
 from weaksam.data.exports import ExportImage, Found, Place, Tally, compare, place_images
 from weaksam.data.voc import read_voc
-from weaksam.errors import DataError, StageError
+from weaksam.errors import DataError
 
 NAMES = ["red kite", "blue & <tit>", "grün"]
 
@@ -341,7 +341,7 @@ def test_a_difference_names_the_image(images: list[ExportImage], change: dict, w
     exporter = CocoDataset("memory://x", NAMES, polygons=None, image_root="")
     right = {"boxes": image.boxes, "classes": image.classes.tolist(), "scores": image.scores, "masks": image.masks}
     compare(image, Found(**right), exporter, Tally())
-    with pytest.raises(StageError, match=f"image a: read back, its {what}"):
+    with pytest.raises(DataError, match=f"image a: read back, its {what}"):
         compare(image, Found(**right | change), exporter, Tally())
 
 
@@ -399,6 +399,16 @@ def test_names_of_images() -> None:
     ]
     places, _ = place_images(rows("r/x/my cat.jpg", "r/y/my cat.jpg"), {"i0", "i1"}, keep_spaces=False)
     assert [place.picture for place in places.values()] == ["x_my_cat.jpg", "y_my_cat.jpg"]
-    with pytest.raises(DataError, match=r"images i0 and i1 \(a\.jpg, a\.png\) would both be called 'a'"):
-        place_images(rows("r/a.jpg", "r/a.png"), {"i0", "i1"})
+    uris = ["r/a.jpg", "r/a.png", "r/a_png.gif", "r/x/b.jpg"]
+    places, _ = place_images(rows(*uris), {f"i{n}" for n in range(4)})
+    assert [place.picture for place in places.values()] == ["a_jpg.jpg", "a_png.png", "a_png_2.gif", "b.jpg"]
+    assert [place.file_name for place in places.values()] == ["a.jpg", "a.png", "a_png.gif", "x/b.jpg"]
+    places, _ = place_images(rows("r/a b.jpg", "r/a_b.jpg"), {"i0", "i1"}, keep_spaces=False)
+    assert [place.picture for place in places.values()] == ["a_b_jpg.jpg", "a_b_jpg_2.jpg"]
+    long = "\u732b" * 83
+    places, _ = place_images(rows(f"r/{long}.jpg", f"r/{long[:-1]}.jpg", f"r/{long}.png"), {"i0", "i1", "i2"})
+    names = [place.name for place in places.values()]
+    assert len(set(names)) == 3
+    assert max(len(place.picture.encode()) for place in places.values()) <= 250
+    assert all(name.startswith("\u732b" * 70) for name in names)
     assert place_images(rows("a.jpg"), {"i0"})[1] == ""

@@ -117,6 +117,49 @@ def test_faults_name_file_and_line(tmp_path: Path, table: str | bytes, message: 
         read_folder(fill(tmp_path, "a.jpg", table=table), classes=["dog", "cat"])
 
 
+def test_all_faults_of_a_table_are_named_at_once(tmp_path: Path) -> None:
+    table = "file,labels\nnope.jpg,dog\na.jpg,dog\na.jpg,dog\n,cat\nb.jpg\n"
+    with pytest.raises(DataError) as caught:
+        read_folder(fill(tmp_path, "a.jpg", "b.jpg", table=table))
+    uri = f"{tmp_path}/labels.csv"
+    assert caught.value.faults == [
+        f"{uri}, line 4: a.jpg has label 'dog' already: remove the line or the label",
+        f"{uri}, line 5: the file is '': a path below the folder was expected",
+        f"{uri}, line 6: 1 cells, the header has 2: separate labels with ';'",
+        f"{uri}: 1 listed files are not in {tmp_path}: nope.jpg (line 2)",
+    ]
+    storage.write_bytes(uri, b"file,labels\n" + b",cat\n" * 500)
+    with pytest.raises(DataError) as caught:
+        read_folder(str(tmp_path))
+    assert len(caught.value.faults) == 21
+    assert caught.value.faults[-1] == f"{uri}: 480 more lines have faults"
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        "file,labels,,\na.jpg,dog,,\nb.jpg,,,\n,,,\n",
+        "file,labels,split,,\na.jpg,dog,train,,\nb.jpg,,train,,\n",
+        "file,,labels,note,note,\na.jpg,,dog,x,y,\nb.jpg,,,,,\n",
+        "file,labels\na.jpg,dog,,\nb.jpg,,,,\n",
+    ],
+)
+def test_columns_that_are_empty_or_of_another_name_are_no_fault(tmp_path: Path, table: str) -> None:
+    assert labels(read_folder(fill(tmp_path, "a.jpg", "b.jpg", table=table))) == {"a.jpg": ["dog"], "b.jpg": []}
+
+
+def test_class_names_lose_blanks_at_their_ends(tmp_path: Path) -> None:
+    root = fill(tmp_path, "a.jpg", table="file,labels\na.jpg, dog \n")
+    assert read_folder(root, classes=[" dog", "cat "]).class_names == ["dog", "cat"]
+    for classes, message in (
+        (["dog", "dog "], r"1 class\(s\) occur more than once: dog"),
+        (["dog", " "], "the list of classes: '': a name needs letters"),
+        (["dog", "a\tb"], r"'a\\tb': a name needs letters, and no control characters"),
+    ):
+        with pytest.raises(DataError, match=message):
+            read_folder(root, classes=classes)
+
+
 def test_no_table_at_all(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"labels\.csv: no such file: a CSV file with columns file and labels"):
         read_folder(fill(tmp_path, "a.jpg"))

@@ -167,6 +167,25 @@ def test_grey_with_alpha_and_transparent_colours() -> None:
     assert decode_image(keyed).tolist() == [[[5] * 3, [255] * 3]]
 
 
+@pytest.mark.parametrize(
+    ("depth", "colour", "row", "key", "expected"),
+    [
+        (16, 0, struct.pack(">2H", 1000, 40000), (1000,), [255, 156]),
+        (16, 0, struct.pack(">2H", 1000, 1001), (1000,), [255, 4]),  # all 16 bits are compared
+        (16, 2, struct.pack(">6H", *[1000] * 3, *[40000] * 3), (1000,) * 3, [255, 156]),
+        (8, 0, bytes([10, 200]), (10,), [255, 200]),
+        (4, 0, bytes([0x2A]), (2,), [255, 170]),
+        (2, 0, bytes([0b01100000]), (1,), [255, 170]),
+        (1, 0, bytes([0b01000000]), (0,), [255, 255]),
+    ],
+)
+def test_the_transparent_value_of_a_png_is_white_in_every_bit_depth(
+    depth: int, colour: int, row: bytes, key: tuple[int, ...], expected: list[int]
+) -> None:
+    data = png(1, 2, depth, colour, b"\0" + row, (b"tRNS", struct.pack(f">{len(key)}H", *key)))
+    assert decode_image(data)[0, :, 0].tolist() == expected
+
+
 def test_16_bit_grey_is_scaled_not_clipped() -> None:
     values = np.array([[0, 127, 129, 256, 257, 32768, 65406, 65535]], np.uint16)
     grey = decode_image(encode(Image.fromarray(values), "PNG"))[0, :, 0]

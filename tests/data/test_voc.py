@@ -134,7 +134,9 @@ def test_fit_boxes_of_nothing() -> None:
         (xml("<object><bndbox/></object>"), r"a\.xml: object 1 has no <name>"),
         (xml(thing("a", 1, 1, 2, 2), thing("dog", 1, "x", 3, 4)), r"object 2 \(dog\): <bndbox/ymin> is 'x'"),
         (xml(thing("dog", 1, "nan", 3, 4)), "<bndbox/ymin> is 'nan': a number was expected"),
-        (xml("<object><name>dog</name></object>"), r"object 1 \(dog\): <bndbox/xmin> is ''"),
+        (xml("<object><name>dog</name><bndbox/></object>"), r"object 1 \(dog\): <bndbox/xmin> is ''"),
+        (xml("<object><name>dog</name><robndbox><cx>1</cx></robndbox></object>"), r"\(dog\): <robndbox/cy> is ''"),
+        (xml("<object><name>dog</name><polygon><x1>a</x1></polygon></object>"), r"\(dog\): <polygon/x1> is 'a'"),
         (xml(width="wide"), "a.xml: its width must be a whole number of pixels up to 1000000, got 'wide'"),
         (b'<?xml version="1.0" encoding="no-such"?><annotation/>', r"a\.xml"),
     ],
@@ -142,6 +144,34 @@ def test_fit_boxes_of_nothing() -> None:
 def test_a_bad_file_is_named_with_line_or_object(data: bytes, message: str) -> None:
     with pytest.raises(DataError, match=message):
         parse_voc_xml(data, "a.xml")
+
+
+def test_each_bndbox_of_an_object_is_an_object() -> None:
+    box = "<bndbox><xmin>20</xmin><ymin>5</ymin><xmax>30</xmax><ymax>20</ymax></bndbox>"
+    annotation = parse_voc_xml(xml(thing("cat", 1, 1, 4, 4), thing("car", 2, 5, 12, 20, more=box)), "a.xml")
+    assert annotation.names == ["cat", "car", "car"]
+    assert annotation.boxes.tolist() == [[0, 0, 4, 4], [19, 4, 30, 20], [1, 4, 12, 20]]
+    assert annotation.places == [1, 2, 2]
+    values = np.zeros((80, 100))
+    values[0, 0], values[10, 20] = 1, 2
+    read = voc.with_masks(annotation, index_png(values), "a.png")
+    assert [mask is None for mask in read.masks] == [False, True, True]  # a mask is of all boxes of its object
+    assert not read.has_more_masks
+
+
+def test_the_box_of_an_object_without_bndbox_is_that_around_its_outline() -> None:
+    turned = "<robndbox><cx>20</cx><cy>30</cy><w>10</w><h>4</h><angle>1.5707963267948966</angle></robndbox>"
+    points = "<pt><x>3</x><y>9</y></pt><pt><x>7</x><y>5</y></pt><username>x</username>"
+    numbered = "<x1>3</x1><y1>9</y1><x2>7</x2><y2>5</y2>"
+    objects = [turned, f"<polygon>{points}</polygon>", f"<polygon>{numbered}</polygon>", "<polygon/>", ""]
+    annotation = parse_voc_xml(xml(*(f"<object><name>dog</name>{one}</object>" for one in objects)), "a.xml")
+    assert np.round(annotation.boxes, 4).tolist() == [[18, 25, 22, 35], *[[2, 4, 7, 9]] * 2, *[[0, 0, 0, 0]] * 2]
+    assert annotation.has_area.tolist() == [True] * 3 + [False] * 2
+    values = np.zeros((80, 100))
+    values[10:20, 30:45] = 5
+    read = voc.with_masks(annotation, index_png(values), "a.png")
+    assert read.boxes[4].tolist() == [30, 10, 45, 20]
+    assert read.has_area.tolist() == [True] * 3 + [False, True]
 
 
 # --- masks
@@ -239,6 +269,30 @@ def test_a_box_without_area_goes_with_a_warning_but_its_label_stays(
     assert "1.xml object 1" in caplog.text
     assert "1 boxes reach beyond their image and are cut at its border (is its size right?): " in caplog.text
     assert "1.xml object 2" in caplog.text
+
+
+def test_an_object_without_bndbox_is_a_label_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    bare = "<object><name>ship</name></object>"
+    twice = thing("car", 2, 5, 12, 20, more="<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax></bndbox>")
+    write_devkit(str(tmp_path), {"train": ["1", "2"]}, {"1": xml(bare, thing("cat", 1, 1, 4, 4)), "2": xml(twice)})
+    dataset = read_voc(str(tmp_path), ["train"])
+    assert dataset.class_names == ["car", "cat", "ship"]
+    found = rows(dataset)
+    assert (found["1"]["labels"], found["1"]["boxes"]) == ([1, 2], [[0, 0, 4, 4]])
+    assert (found["2"]["labels"], found["2"]["classes"]) == ([0], [0, 0])
+    assert "1 files with objects without <bndbox>; their labels count" in caplog.text
+    assert "1 files with several <bndbox> in an object" in caplog.text
+    assert "no area" not in caplog.text
+
+
+def test_names_with_blanks_are_ids_unless_a_flag_of_a_class_follows(tmp_path: Path) -> None:
+    names = ["IMG (1)", "a  b 2", "photo 1", "c"]
+    write_devkit(str(tmp_path), {"train": names}, {name: xml(thing("dog", 1, 1, 9, 9)) for name in names})
+    assert read_voc(str(tmp_path), ["train"]).images.column("image_id").to_pylist() == names
+    for flag in ("-1", "0", " 1"):
+        storage.write_bytes(f"{tmp_path}/ImageSets/Main/dog_train.txt", f"c {flag}\n".encode())
+        with pytest.raises(DataError, match=r"dog_train\.txt, line 1: .* \(a list of one class\?\)"):
+            read_voc(str(tmp_path), ["dog_train"])
 
 
 def test_masks_of_no_object_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -34,7 +34,10 @@ UNKNOWN: list[tuple[Callable[[Any], Any], str]] = [
     (lambda name: PgtRules(norm=name), "norm must be one of 'range', 'minmax', 'max'"),
     (lambda name: PgtRules(containment_rule=name), "containment_rule must be one of 'greedy', 'all_pairs', 'off'"),
     (lambda name: normalise_scores(torch.rand(2).numpy(), name), "norm must be one of range, minmax, max"),
-    (lambda name: RoiDropRules(name), "gate must be one of 'off', 'and', 'independent', 'independent_all', 'cls', 'reg'"),
+    (
+        lambda name: RoiDropRules(name),
+        "gate must be one of 'off', 'and', 'independent', 'independent_all'",
+    ),
     (lambda name: MaskRules(empty=name), "empty must be one of 'box', 'drop'"),
     (lambda name: PeakRule(3, cluster=name), "cluster must be one of 'per_class', 'pooled', 'off'"),
 ]

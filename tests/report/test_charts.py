@@ -38,6 +38,17 @@ def test_a_histogram_takes_scores_at_its_ends_and_no_scores_at_all() -> None:
         ET.fromstring(charts.histogram({"a": values}, x="score", y="boxes"))
 
 
+def test_names_with_dollar_signs_and_underscores_are_shown_as_they_are() -> None:
+    svg = charts.bars({"_$train^": [1.0, 2.0]}, ["$5 bill_{", "a$b$"], x="images")
+    for name in ("$5 bill_{", "a$b$", "_$train^"):
+        assert f"{name}</text>" in svg.replace("\u200b", "")
+    line = ([1, 10], [0.2, 0.9])
+    svg = charts.curves({"$a_{b": line}, chart="c", x="$x$", y="y", log_x=True)
+    assert ">$a_{b</text>" in svg
+    assert "mathdefault" not in svg
+    assert "mathdefault" not in charts.histogram({"$\\frac{": np.array([0.5])}, x="score", y="boxes")
+
+
 def test_bars_leave_out_what_is_not_there_and_grow_with_their_names() -> None:
     def height(svg: str) -> float:
         return float(ET.fromstring(svg).attrib["viewBox"].split()[3])

@@ -13,9 +13,9 @@ from tests.stages.test_train_wsod import finished
 from weaksam import schemas, storage, tables
 from weaksam.data import export_yolo
 from weaksam.data.coco_results import read_results
-from weaksam.errors import ConfigError, DataError, StageError
+from weaksam.errors import ConfigError, DataError
 from weaksam.stage import Step
-from weaksam.stages import export
+from weaksam.stages import export, export_source
 from weaksam.stages.export import ExportConfig
 
 
@@ -153,6 +153,27 @@ def test_detections_can_be_exported(tmp_path: Path, inputs: dict[str, Step]) -> 
     assert task["predictions"][0]["model_version"] == "pgt-f"
 
 
+@pytest.mark.parametrize("format", FORMATS)
+def test_files_of_one_stem_do_not_hinder_an_export(
+    tmp_path: Path, format: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    named = [{"image_id": f"a.{kind}", "uri": f"/d/a.{kind}", "split": "train"} for kind in ("jpg", "png")]
+    images = finished(tmp_path, "images", named, schemas.IMAGES, {})
+    row = {"status": "ok", "message": "", "boxes": [[0, 0, 9, 9]], "classes": [0], "scores": [0.5]}
+    row |= {"height": 60, "width": 100, "masks": [encode(0, 0, 9, 9)]}
+    rows = [row | {"image_id": one["image_id"]} for one in named]
+    pgt = finished(tmp_path, "pgt", rows, schemas.DETECTIONS, {"images": images})
+    step = make_step(tmp_path, {"images": images, "pgt": pgt}, format=format)
+    assert export.run(step).rows == 2
+    is_renamed = format in ("voc", "yolo", "yolo_segment")
+    warned = "export: 2 images have another name in the export: a.jpg -> a_jpg.jpg, a.png -> a_png.png"
+    assert (warned in caplog.text) == is_renamed
+    assert report_of(step)["lost"].get("images_renamed") == (2 if is_renamed else None)
+    if format == "coco":
+        content = json.loads(Path(step.folder, "export", "annotations", "instances_train.json").read_text())
+        assert [one["file_name"] for one in content["images"]] == ["a.jpg", "a.png"]
+
+
 def test_the_same_step_goes_on_and_another_is_refused(tmp_path: Path, inputs: dict[str, Step]) -> None:
     to = str(tmp_path / "out")
     step = make_step(tmp_path, inputs, format="yolo", to=to)
@@ -169,24 +190,32 @@ def test_what_another_program_spoils_is_noticed(
     step = make_step(tmp_path, inputs, format="yolo")
     right = export_yolo.to_lines
     monkeypatch.setattr(export_yolo, "to_lines", lambda classes, shapes: right(classes, [s * 0.9 for s in shapes]))
-    with pytest.raises(StageError, match="image a: read back, its boxes are"):
+    with pytest.raises(DataError, match="image a: read back, its boxes are"):
         export.run(step)
     monkeypatch.setattr(export_yolo, "to_lines", lambda classes, shapes: b"red 1 2 3 4\n")
-    with pytest.raises(StageError, match=r"what was written for images a to c cannot be read back \(ValueError"):
+    with pytest.raises(DataError, match=r"what was written for images a to c cannot be read back \(ValueError"):
         export.run(step)
     monkeypatch.undo()
     Path(step.folder, "export", "labels", "train", "more.txt").write_text("")
-    with pytest.raises(StageError, match="labels has 4 files, 3 were written"):
+    with pytest.raises(DataError, match="labels has 4 files, 3 were written"):
         export.run(step)
     assert not Path(step.folder, "export.json").exists()
 
 
-def test_images_of_unknown_size_are_named(tmp_path: Path, inputs: dict[str, Step]) -> None:
+def test_sizes_that_no_table_has_are_read_from_the_files_or_named(
+    tmp_path: Path, inputs: dict[str, Step], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export_source, "read_sizes", lambda uris: [None])
     rows = [{"image_id": "b", "status": "ok", "boxes": [[0, 0, 5, 5]], "classes": [0], "scores": [0.5]}]
     source = finished(tmp_path, "sizeless", rows, schemas.DETECTIONS, {})
-    with pytest.raises(DataError, match="image b: neither its row nor the images table has its height and width"):
+    with pytest.raises(DataError, match=r"image b: neither its row nor .* width, and s3://b/i/train/ö\.jpg cannot be"):
         export.run(make_step(tmp_path, inputs | {"pgt": source}))
     export.run(make_step(tmp_path / "results", inputs | {"pgt": source}, format="coco_results"))  # needs none
+    monkeypatch.setattr(export_source, "read_sizes", lambda uris: [(60, 100)])
+    step = make_step(tmp_path / "sized", inputs | {"pgt": source})
+    export.run(step)
+    [entry] = json.loads(Path(step.folder, "export", "annotations", "instances_train.json").read_text())["images"]
+    assert (entry["height"], entry["width"]) == (60, 100)
 
 
 def test_faults_are_named(tmp_path: Path, inputs: dict[str, Step]) -> None:

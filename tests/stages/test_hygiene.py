@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image, ImageEnhance
@@ -129,6 +130,7 @@ def test_a_dataset_of_which_nothing_can_be_read_is_told_too() -> None:
     listed = hygiene.list_duplicates(images, rows, HygieneConfig(images="images"))
     assert (listed.num_rows, listed.schema) == (0, hygiene.DUPLICATES)
     told = hygiene.count_images(images, rows, []) | hygiene.tell_groups(images, listed)
+    told |= hygiene.compare_sizes(images, rows)
     assert (told["sizes"], told["failed"]) == ({"height": None, "width": None}, {"not_found": 4})
     assert hygiene.summarise(told) == (
         "0 exact and 0 near groups of duplicates, 0 of them across splits, 2 images without labels, no classes"
@@ -163,6 +165,15 @@ def write_dataset(folder: Path) -> None:
         (folder / name).write_bytes(data)
     lines = [f"{name},{labels},{split}" for name, (_, split, labels) in files.items()]
     (folder / "labels.csv").write_text("\n".join(["file,labels,split", *lines]) + "\n")
+
+
+def test_images_of_another_size_than_the_dataset_states_are_listed() -> None:
+    images = pa.table({"image_id": ["a", "b", "c", "d"], "height": [3, 3, 3, None], "width": [4, 4, 4, None]})
+    rows = pa.table({"height": [3, 4, 6, 6], "width": [4, 3, 8, 8]})
+    told = hygiene.compare_sizes(images, rows)
+    assert told == {"sizes_turned": ["b"], "sizes_differ": ["c (stated 3 x 4, is 6 x 8)"]}
+    empty = {"duplicates": [], "leaks": [], "splits": {}, "classes": {}}
+    assert hygiene.summarise(empty | told).endswith(", 2 images of another size than the dataset states")
 
 
 @pytest.mark.ray

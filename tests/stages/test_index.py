@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -13,6 +14,8 @@ from PIL import Image
 from tests.conftest import SHARED_DATA
 from weaksam import pipeline, schemas, storage, tables
 from weaksam.errors import ConfigError
+from weaksam.looking import look_at
+from weaksam.stages import index_look
 
 
 @pytest.fixture
@@ -175,3 +178,155 @@ def test_results_and_exports_have_the_category_ids_of_the_dataset(tmp_path: Path
     assert storage.read_json(f"{made['judged'].folder}/metrics.json")["metrics"]["AP50"] == pytest.approx(1.0)
     [entry] = json.loads(Path(made["out"].folder, "export", "results.json").read_text())
     assert (entry["image_id"], entry["category_id"], entry["bbox"]) == (1, 2, [4, 4, 20, 20])
+
+
+def write_photo(path: Path, *, orientation: int = 1, stated: tuple[int, int] = (48, 64)) -> None:
+    """A photograph of 48 rows and 64 columns as stored, and its VOC file."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", (64, 48), "red").save(path, exif=exif)
+    box = "<xmin>5</xmin><ymin>5</ymin><xmax>24</xmax><ymax>14</ymax>"
+    size = f"<size><width>{stated[1]}</width><height>{stated[0]}</height></size>"
+    path.with_suffix(".xml").write_text(
+        f"<annotation>{size}<object><name>cat</name><bndbox>{box}</bndbox></object></annotation>"
+    )
+
+
+def test_one_dataset_is_one_dataset_however_its_place_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_folder(tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    places = [str(tmp_path / "data"), f"{tmp_path}/data/", "data", "./data", f"file://{tmp_path}/data"]
+    found = {resolved(tmp_path, format="folder", root=place, labels_file="labels.csv").fingerprint for place in places}
+    table = resolved(tmp_path, format="folder", root="data", labels_file=str(tmp_path / "data" / "labels.csv"))
+    assert found == {table.fingerprint}
+
+
+@pytest.mark.parametrize("format", ["folder", "voc_folder", "coco", "voc"])
+def test_a_dataset_that_moved_is_the_same_and_is_listed_again(
+    index: Callable, tmp_path: Path, format: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = tmp_path / "data"
+    images = {"coco": root / "train", "voc": root / "JPEGImages"}.get(format, root)
+    images.mkdir(parents=True)
+    write_photo(images / "a.jpg")
+    settings = {"format": format, "splits": ["train"]}
+    if format == "folder":
+        (root / "labels.csv").write_text("file,labels\na.jpg,cat\n")
+    elif format == "coco":
+        entry = {"id": 1, "file_name": "a.jpg", "height": 48, "width": 64}
+        content = {"images": [entry], "annotations": [], "categories": [{"id": 1, "name": "cat"}]}
+        storage.write_json(str(root / "annotations" / "instances_train.json"), content)
+    elif format == "voc":
+        storage.write_bytes(str(root / "Annotations" / "a.xml"), (images / "a.xml").read_bytes())
+        storage.write_bytes(str(root / "ImageSets" / "Main" / "train.txt"), b"a\n")
+    first = index(root=str(root), **settings)
+    root.rename(tmp_path / "moved")
+    step = resolved(tmp_path, root=str(tmp_path / "moved"), **settings)
+    assert (step.fingerprint, step.manifest()) == (first.fingerprint, None)  # its rows name files that are no more
+    with pytest.raises(ConfigError, match="root: there is no folder"):
+        resolved(tmp_path, root=str(root), **settings)
+    again = index(root=str(tmp_path / "moved"), **settings)
+    assert again.folder == first.folder
+    assert again.manifest() is not None
+    [row] = tables.read_step(again).to_pylist()
+    assert row["uri"].startswith(str(tmp_path / "moved"))
+    assert len(tables.list_parts(again.folder)) == 1
+    config = storage.read_json(storage.join(again.folder, "config.json"))
+    assert config["settings"]["root"] == str(tmp_path / "moved")
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        index(root=str(tmp_path / "moved"), **settings)
+    assert "images: finished, skipped" in caplog.text
+
+
+@pytest.mark.parametrize("format", ["folder", "voc_folder", "coco"])
+def test_a_run_inside_the_folder_that_is_listed_is_refused(tmp_path: Path, format: str) -> None:
+    inside = tmp_path if format != "coco" else tmp_path / "train"
+    inside.mkdir(exist_ok=True)
+    with pytest.raises(ConfigError, match=rf"steps\.images: the run {inside}/run lies inside the dataset's folder"):
+        resolved(inside, format=format, root=str(tmp_path), splits=["train"])
+    (tmp_path / "link").symlink_to(inside)
+    with pytest.raises(ConfigError, match="lies inside the dataset's folder"):
+        resolved(inside, format=format, root=str(tmp_path), splits=["train"], image_folders={"train": "link"})
+
+
+def resolved(folder: Path, **settings: object) -> pipeline.Step:
+    """The step of a run file in `folder`, not run."""
+    path = folder / "check.yaml"
+    content = {"run": str(folder / "run"), "steps": {"images": {"stage": "index", **settings}}}
+    path.write_text(yaml.safe_dump(content))
+    [step] = pipeline.load(str(path))
+    return step
+
+
+def test_sizes_of_unturned_pictures_are_noticed_and_turned_when_asked(
+    index: Callable, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "data").mkdir()
+    write_photo(tmp_path / "data" / "a.jpg", orientation=6)
+    write_photo(tmp_path / "data" / "b.jpg")
+    settings = {"format": "voc_folder", "root": str(tmp_path / "data")}
+    plain = index(**settings)
+    assert "images: of 2 images looked at: 1 images lie turned by a quarter" in caplog.text
+    assert caplog.text.rstrip().endswith("orientation: stored of the index step turns them: a.jpg")
+    caplog.clear()
+    turned = index(**settings, orientation="stored")
+    assert "turned by a quarter" not in caplog.text
+    assert turned.fingerprint != plain.fingerprint
+    sizes = [(row["height"], row["width"]) for row in tables.read_step(turned).to_pylist()]
+    assert sizes == [(64, 48), (48, 64)]
+    truth = tables.read_ground_truth(turned.folder)
+    assert truth is not None
+    assert truth.column("boxes").to_pylist() == [[[34, 4, 44, 24]], [[4, 4, 24, 14]]]
+
+
+def test_check_looks_at_what_is_quick_to_read(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    for name in "ab":
+        write_photo(data / f"{name}.jpg")
+    settings: dict[str, Any] = {"format": "voc_folder", "root": str(data)}
+    [line], faults = look_at([resolved(tmp_path, **settings)])
+    assert line == ("images: looked at the names of 2 images and 2 of 2 XML files; not at the images themselves")
+    assert faults == []
+    (data / "b.xml").write_text("<annotation>")
+    _, faults = look_at([resolved(tmp_path, **settings, classes=["dog"])])
+    assert [fault.partition("/data/")[2] for fault in faults] == [
+        "b.xml, line 1: not well-formed XML (no element found: line 1, column 12)",
+        "a.xml: class 'cat' is not among the classes ['dog']",
+    ]
+    assert all(fault.startswith("steps.images: ") for fault in faults)
+
+
+def test_check_reads_a_small_json_whole_and_of_a_large_one_the_beginning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = str(tmp_path / "data" / "annotations" / "instances_train.json")
+    storage.write_bytes(uri, b'[{"images": []}]')
+    (tmp_path / "data" / "train").mkdir()
+    step = resolved(tmp_path, format="coco", root=str(tmp_path / "data"), splits=["train"])
+    assert look_at([step])[1] == [f"steps.images: {uri}: not in COCO's form: it has no list under the key 'images'"]
+    monkeypatch.setattr(index_look, "_MOST_BYTES", 3)
+    [line], [fault] = look_at([step])
+    assert "not in COCO's form: it begins with" in fault
+    assert line.endswith("not at the rest of what is larger than 32 MB, and the images")
+
+
+def test_check_looks_at_the_lists_of_a_devkit(tmp_path: Path) -> None:
+    root = tmp_path / "VOC2012"
+    for folder in ("JPEGImages", "Annotations", "ImageSets/Main"):
+        (root / folder).mkdir(parents=True)
+    write_photo(root / "JPEGImages" / "a.jpg")
+    (root / "JPEGImages" / "a.xml").rename(root / "Annotations" / "a.xml")
+    (root / "ImageSets" / "Main" / "train.txt").write_text("a\n")
+    step = resolved(tmp_path, format="voc", root=str(root), splits=["train"])
+    [line], faults = look_at([step])
+    assert (line, faults) == (
+        "images: looked at the lists of 1 images and 1 of 1 XML files; not at the images themselves",
+        [],
+    )
+    (root / "ImageSets" / "Main" / "train.txt").write_text("a\nb\n")
+    _, [fault] = look_at([step])
+    assert "1 of 2 ids of split 'train' have no file in JPEGImages: b" in fault

@@ -113,7 +113,8 @@ def _load(uri: str) -> dict[str, Any]:
 
 def _categories(content: dict[str, Any], uri: str) -> dict[int, str]:
     found = [
-        (_field(c, "id", (int,), f"{uri}: categories"), _field(c, "name", (str,), uri)) for c in content["categories"]
+        (_field(c, "id", (int,), f"{uri}: categories"), _field(c, "name", (str,), uri).strip())
+        for c in content["categories"]
     ]
     found = [(number, name.strip()) for number, name in found]
     check_unique([str(number) for number, _ in found], f"{uri}: categories", "id")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +29,7 @@ logger = logging.getLogger(__name__)
 MapFiles = Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]
 
 _READ_THREADS = 32  # a read from object storage is mostly waiting
+_UNWRITABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff\ufffe\uffff]")  # exports hold names in XML and lines of text
 
 
 @dataclass(frozen=True)
@@ -115,9 +117,9 @@ def make_dataset(images: Sequence[ImageRecord], class_names: Sequence[str]) -> D
     """The tables of `images`.
 
     Raises:
-        DataError: an image id twice, a class that is not among `class_names`, or a class name twice.
+        DataError: an image id twice, a class that is not among `class_names`, or a name that `class_list` refuses.
     """
-    check_unique(class_names, "the list of classes", "class")
+    class_names = class_list(class_names)
     check_unique([image.image_id for image in images], "the dataset", "image id")
     ids = {name: index for index, name in enumerate(class_names)}
     rows, truths = [], []
@@ -140,6 +142,19 @@ def make_dataset(images: Sequence[ImageRecord], class_names: Sequence[str]) -> D
             truths.append(truth | {"image_id": image.image_id, "classes": classes, "boxes": truth["boxes"].tolist()})
     table = schemas.to_table(truths, schemas.GROUND_TRUTH) if truths else None
     return Dataset(list(class_names), schemas.to_table(rows, schemas.IMAGES), table)
+
+
+def class_list(names: Iterable[str]) -> list[str]:
+    """Class names without blanks at their ends, as all readers take them.
+
+    Raises:
+        DataError: a name is empty, there twice, or has characters that no XML or text file can hold.
+    """
+    names = [name.strip() for name in names]
+    check_unique(names, "the list of classes", "class")
+    if bad := [repr(name) for name in names if not name or _UNWRITABLE.search(name)]:
+        raise DataError(f"the list of classes: {first_ten(bad)}: a name needs letters, and no control characters")
+    return names
 
 
 def _class_id(name: str, ids: dict[str, int], image: ImageRecord) -> int:

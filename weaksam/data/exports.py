@@ -9,6 +9,7 @@ Boxes are xyxy, absolute pixels, right and bottom exclusive.
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import re
 from collections import Counter
@@ -19,8 +20,9 @@ from typing import Any, Protocol
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from weaksam.errors import DataError, StageError
+from weaksam.errors import DataError
 
+_LONGEST_NAME = 235  # bytes; with an extension and a number it must fit into the 255 that file systems allow
 _SAME_MASK = 0.99  # IoU of a mask read back with what was meant; coordinates are rounded to a thousandth of a pixel
 
 
@@ -147,9 +149,6 @@ def place_images(
         rows: of the `images` table, all of them.
         chosen: ids to be exported.
         keep_spaces: whether names may have spaces; else they become underscores.
-
-    Raises:
-        DataError: two images would have files of one name.
     """
     rows = sorted(rows, key=lambda row: row["image_id"])
     numbers = _numbers([row["image_id"] for row in rows])
@@ -184,21 +183,40 @@ def _common_start(first: Sequence[str], last: Sequence[str]) -> list[str]:
 
 
 def _names(paths: Mapping[str, str], *, keep_spaces: bool) -> dict[str, str]:
-    """File names without folder and extension; with the folders in them when two are the same."""
-    names = {i: re.sub(r"(?<=.)\.[^.]*$", "", path.rpartition("/")[2]) for i, path in paths.items()}
-    if len(set(names.values())) < len(names):
-        names = {i: (path.rpartition("/")[0] + "/" + names[i]).strip("/") for i, path in paths.items()}
-        names = {i: name.replace("/", "_") for i, name in names.items()}
-    if not keep_spaces:
-        names = {i: re.sub(r"\s", "_", name) for i, name in names.items()}
-    seen: dict[str, str] = {}
-    for image_id, name in names.items():
-        if (other := seen.setdefault(name, image_id)) != image_id:
-            raise DataError(
-                f"images {other} and {image_id} ({paths[other]}, {paths[image_id]}) would both be called {name!r}: "
-                "rename one, or export them by splits of their own"
-            )
+    """File names without folder and extension, unique and short enough for any extension.
+
+    Where files of two folders have one name, all names have their folders in them; files that differ in their
+    extension alone have it in the name, as a_jpg and a_png; what is still the same gets numbers.
+    """
+
+    def clean(path: str) -> str:
+        path = path.replace("/", "_")
+        return path if keep_spaces else re.sub(r"\s", "_", path)
+
+    stems = {i: re.sub(r"(?<=[^/])\.[^./]*$", "", path) for i, path in paths.items()}
+    names = {i: clean(stem.rpartition("/")[2]) for i, stem in stems.items()}
+    if len(set(names.values())) < len(set(stems.values())):
+        names = {i: clean(stem) for i, stem in stems.items()}
+    counts = Counter(names.values())
+    for i, path in paths.items():
+        if counts[names[i]] > 1:
+            names[i] = clean(names[i] + path[len(stems[i]) :].replace(".", "_"))
+    taken: set[str] = set()
+    for i, name in names.items():
+        short, number = _shortened(name), 1
+        while (unique := short if number == 1 else f"{short}_{number}") in taken:
+            number += 1
+        taken.add(unique)
+        names[i] = unique
     return names
+
+
+def _shortened(name: str) -> str:
+    """A name of at most `_LONGEST_NAME` bytes; a longer one ends with a hash of all of it."""
+    data = name.encode()
+    if len(data) <= _LONGEST_NAME:
+        return name
+    return data[: _LONGEST_NAME - 9].decode(errors="ignore") + "_" + hashlib.sha256(data).hexdigest()[:8]
 
 
 def picture_list(pictures: Iterable[tuple[str, str]]) -> bytes:
@@ -248,13 +266,13 @@ def compare(image: ExportImage, found: Found, exporter: Exporter, tally: Tally) 
     """Adds an image to `tally`.
 
     Raises:
-        StageError: what was read back is not what was to be written.
+        DataError: what was read back is not what was to be written.
     """
 
-    def differs(what: str, got: Any, wanted: Any) -> StageError:
-        return StageError(
-            f"image {image.image_id}: read back, its {what} are {got}, but {wanted} was to be written: is another "
-            "program writing there? Remove the export and run the step again"
+    def differs(what: str, got: Any, wanted: Any) -> DataError:
+        return DataError(
+            f"image {image.image_id}: read back, its {what} are {got}, but {wanted} was to be written: if another "
+            "program writes there, name another folder; if not, this format cannot hold it: take another one"
         )
 
     if found.size is not None and found.size != (image.height, image.width):

@@ -2,20 +2,13 @@
 
 An image's id is its path below the root, with '/' between folders. Hidden files are no images.
 
-`labels.csv` is UTF-8 with a header: columns `file` and `labels`, and `split` if wanted; others are ignored.
-Labels are separated by ';' or '|', or stand on several lines of one file. An empty cell says that the image shows
-none of the classes. Without a split column the images are split `train`. Images that the table does not list are
-kept as split `unlabelled`, labels null: nothing is known of them, and they can still be detected on.
+Images that `labels.csv` (`labels_csv`) does not list are kept as split `unlabelled`, labels null: nothing is known of
+them, and they can still be detected on.
 """
 
 from __future__ import annotations
 
-import csv
-import io
-import posixpath
-import re
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
 
 from weaksam import storage
 from weaksam.data import voc
@@ -24,26 +17,18 @@ from weaksam.data.datasets import (
     ImageRecord,
     MapFiles,
     by_stem,
+    class_list,
     first_ten,
     make_dataset,
     map_in_threads,
     warn_of,
 )
 from weaksam.data.images import EXTENSIONS
+from weaksam.data.labels_csv import DEFAULT_SPLIT, read_labels
 from weaksam.errors import DataError
 from weaksam.storage import FileInfo
 
-DEFAULT_SPLIT = "train"
 UNLABELLED = "unlabelled"
-
-
-@dataclass
-class _Listed:
-    """What the table says of one file; `line` is where it is first named."""
-
-    line: int
-    split: str
-    labels: list[str] = field(default_factory=list)
 
 
 def read_folder(
@@ -62,15 +47,18 @@ def read_folder(
         classes: names in the order wanted; another name is an error. None: those found, sorted.
 
     Raises:
-        DataError: names the file and line.
+        DataError: every fault of the table, each names the file and line.
         StorageError: the storage is at fault.
     """
     root = storage.absolute(root)
     uri = table if storage.is_uri(table) or table.startswith("/") else storage.join(root, table)
-    listed = _read_table(uri, classes)
+    classes = None if classes is None else class_list(classes)
+    listed, faults = read_labels(uri, classes)
     files = {file.path: file for file in storage.list_files(root)}
     if missing := [f"{path} (line {one.line})" for path, one in listed.items() if path not in files]:
-        raise DataError(f"{uri}: {len(missing)} listed files are not in {root}: {first_ten(missing)}")
+        faults.append(f"{uri}: {len(missing)} listed files are not in {root}: {first_ten(missing)}")
+    if faults:
+        raise DataError(*faults)
     records = [
         ImageRecord(path, files[path].uri, one.split, files[path].size, one.labels, f"{uri}, line {one.line}")
         for path, one in listed.items()
@@ -80,67 +68,6 @@ def read_folder(
             records.append(ImageRecord(path, file.uri, UNLABELLED, file.size, None, file.uri))
     names = classes or sorted({label for one in listed.values() for label in one.labels})
     return make_dataset(_of_splits(records, splits, root), names)
-
-
-def _read_table(uri: str, classes: Sequence[str] | None) -> dict[str, _Listed]:
-    listed: dict[str, _Listed] = {}
-    for line, row in _rows(uri):
-        where = f"{uri}, line {line}"
-        path = posixpath.normpath(row["file"].replace("\\", "/")) if row["file"] else ""
-        if not path or path.startswith(("/", "../")):
-            raise DataError(f"{where}: the file is {row['file']!r}: a path below the folder was expected")
-        split = row.get("split", DEFAULT_SPLIT)
-        if not split:
-            raise DataError(f"{where}: the split of {path} is empty")
-        one = listed.setdefault(path, _Listed(line, split))
-        if one.split != split:
-            raise DataError(f"{where}: {path} is in split {split!r}, line {one.line} says {one.split!r}")
-        labels = [label.strip() for label in re.split("[;|]", row["labels"]) if label.strip()]
-        for label in labels or [""]:
-            if classes is not None and label and label not in classes:
-                raise DataError(f"{where}: class {label!r} is not among the classes {list(classes)}")
-            if label in one.labels or (not label and one.line != line):
-                raise DataError(f"{where}: {path} has label {label!r} already: remove the line or the label")
-            one.labels += [label] if label else []
-    if not listed:
-        raise DataError(f"{uri}: lists no image")
-    return listed
-
-
-def _rows(uri: str) -> Iterator[tuple[int, dict[str, str]]]:
-    """(line number, cells by column name) of a CSV file with a header; blank lines are left out."""
-    try:
-        text = storage.read_bytes(uri).decode("utf-8-sig")
-    except FileNotFoundError as error:
-        raise DataError(f"{uri}: no such file: a CSV file with columns file and labels was expected") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{uri}: not UTF-8 text ({error}): save it as CSV UTF-8") from error
-    reader = csv.reader(io.StringIO(text, newline=""), skipinitialspace=True, strict=True)
-    header: list[str] = []
-    while True:
-        try:
-            cells = next(reader, None)
-        except csv.Error as error:
-            raise DataError(f"{uri}, line {reader.line_num}: not valid CSV ({error})") from error
-        if cells is None:
-            return
-        cells = [cell.strip() for cell in cells]
-        if not any(cells):
-            continue
-        if not header:
-            header = [cell.lower() for cell in cells]
-            if not {"file", "labels"} <= set(header) or len(set(header)) != len(header):
-                raise DataError(
-                    f"{uri}, line {reader.line_num}: a header with the columns file, labels (and split) between "
-                    f"commas was expected, got {','.join(cells)!r}"
-                )
-        elif len(cells) != len(header):
-            raise DataError(
-                f"{uri}, line {reader.line_num}: {len(cells)} cells, the header has {len(header)}: "
-                "separate labels with ';'"
-            )
-        else:
-            yield reader.line_num, dict(zip(header, cells, strict=True))
 
 
 def _of_splits(records: list[ImageRecord], splits: Sequence[str] | None, root: str) -> list[ImageRecord]:
@@ -179,7 +106,7 @@ def read_voc_xml_folder(
         StorageError: the storage is at fault.
     """
     root = storage.absolute(root)
-    pictures, xmls = _find_pairs(root, splits)
+    pictures, xmls = find_pairs(root, splits)
     annotated = [stem for stem in pictures if stem in xmls]
     found = map_files(voc.read_annotation, [voc.VocFiles(xmls[stem].uri) for stem in annotated])
     annotations = dict(zip(annotated, found, strict=True))
@@ -192,7 +119,7 @@ def read_voc_xml_folder(
     return make_dataset(_of_splits(records, splits, root), names)
 
 
-def _find_pairs(root: str, splits: Sequence[str] | None) -> tuple[dict[str, FileInfo], dict[str, FileInfo]]:
+def find_pairs(root: str, splits: Sequence[str] | None) -> tuple[dict[str, FileInfo], dict[str, FileInfo]]:
     """Images and XML files of the splits asked for, by their path without extension."""
     files = storage.list_files(root)
     pictures, xmls = by_stem(files, EXTENSIONS), by_stem(files, (".xml",))

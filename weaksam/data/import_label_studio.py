@@ -218,9 +218,10 @@ def _class_of(region: dict[str, Any], class_names: Sequence[str]) -> int:
     names = region["value"].get(_BOX) or []
     if len(names) != 1:
         raise _TaskError(f"box {region.get('id')} has {len(names)} labels: give it one")
-    if names[0] not in class_names:
-        raise _TaskError(f"box {region.get('id')} has label {names[0]!r}: classes are {', '.join(class_names)}")
-    return list(class_names).index(names[0])
+    name = names[0].strip()
+    if name not in class_names:
+        raise _TaskError(f"box {region.get('id')} has label {name!r}: classes are {', '.join(class_names)}")
+    return list(class_names).index(name)
 
 
 def _to_box(value: dict[str, Any], size: Size) -> np.ndarray:

@@ -4,15 +4,17 @@ VOC's boxes are 1-based with inclusive corners: (xmin, ymin, xmax, ymax) becomes
 Image-level labels are the classes of an image's objects; those flagged difficult make no label, as in the WSOD
 papers' code. An image without an annotation file has null labels. Sizes are what the annotation says; images are
 not opened. A box without area inside the image is left out with a warning, but its class stays a label: the
-annotator did see the object.
+annotator did see the object. So does that of an object without <bndbox>, whose box is the one around its
+<robndbox>, its <polygon> or its mask; without any of them it has none. Each <bndbox> of an object that has several is
+an object.
 """
 
 from __future__ import annotations
 
 import io
-import math
+import re
 import xml.etree.ElementTree as ET
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -35,6 +37,7 @@ from weaksam.data.datasets import (
     warn_of,
 )
 from weaksam.data.images import EXTENSIONS
+from weaksam.data.voc_xml import number, outline
 from weaksam.errors import DataError
 from weaksam.storage import FileInfo
 
@@ -43,6 +46,8 @@ CLASSES = (
     *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
 )
 _VOID = 255  # value of pixels that are nobody's
+_CORNERS = ("xmin", "ymin", "xmax", "ymax")
+_OF_CLASS = re.compile(r"\S\s+(?:-1|0|1)\s*$")
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,8 @@ class VocAnnotation:
     has_area: np.ndarray  # (N,) bool
     is_outside: np.ndarray  # (N,) bool: the box reached more than a pixel beyond the image
     masks: list[bytes | None]  # COCO compressed counts
+    places: list[int]  # of the <object> in the file, from 1; several boxes of one have the same
+    no_bndbox: np.ndarray  # (N,) bool: the object has none; without another outline or a mask it has no area
     has_more_masks: bool = False  # than objects
 
 
@@ -93,9 +100,8 @@ def read_voc(
         StorageError: the storage is at fault.
     """
     root = find_devkit(storage.absolute(root))
-    ids = {split: _read_split(root, split) for split in splits}
-    check_unique([i for some in ids.values() for i in some], f"{root}: splits {list(splits)}", "image id")
-    pictures = _find_pictures(root, ids)
+    pictures = by_stem(storage.list_files(storage.join(root, "JPEGImages"), recursive=False), EXTENSIONS)
+    ids = read_splits(root, splits, pictures)
     annotations = _read_annotations(root, [i for some in ids.values() for i in some], masks, map_files)
     images = []
     for split, some in ids.items():
@@ -108,16 +114,26 @@ def read_voc(
     return make_dataset(images, classes or default_classes(images))
 
 
-def _find_pictures(root: str, ids: dict[str, list[str]]) -> dict[str, FileInfo]:
-    """Files of JPEGImages by image id; `ids` by split must all be among them."""
-    pictures = by_stem(storage.list_files(storage.join(root, "JPEGImages"), recursive=False), EXTENSIONS)
+def read_splits(root: str, splits: Sequence[str], pictures: Collection[str]) -> dict[str, list[str]]:
+    """Image ids of each split of the devkit `root`.
+
+    Args:
+        root: URI of the folder with ImageSets and JPEGImages.
+        splits: as `read_voc` takes them.
+        pictures: names in JPEGImages without extension; every id must be among them.
+
+    Raises:
+        DataError: names the list and the line, or the first ten ids concerned.
+    """
+    ids = {split: _read_split(root, split, pictures) for split in splits}
+    check_unique([i for some in ids.values() for i in some], f"{root}: splits {list(splits)}", "image id")
     for split, some in ids.items():
         if missing := [i for i in some if i not in pictures]:
             raise DataError(
                 f"{root}/ImageSets: {len(missing)} of {len(some)} ids of split {split!r} have no file in JPEGImages: "
                 f"{first_ten(missing)}"
             )
-    return pictures
+    return ids
 
 
 def find_devkit(root: str) -> str:
@@ -142,7 +158,7 @@ def find_devkit(root: str) -> str:
     )
 
 
-def _read_split(root: str, split: str) -> list[str]:
+def _read_split(root: str, split: str, pictures: Collection[str]) -> list[str]:
     uri = storage.join(root, "ImageSets", (split if "/" in split else f"Main/{split}") + ".txt")
     try:
         text = storage.read_bytes(uri).decode("utf-8-sig")
@@ -154,12 +170,11 @@ def _read_split(root: str, split: str) -> list[str]:
         raise DataError(f"{uri}: no such split; there are: {first_ten(names) or 'none'}") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{uri}: not a text file ({error})") from error
-    ids = []
-    for number, line in enumerate(text.splitlines(), start=1):
-        words = line.split()
-        if len(words) > 1:
-            raise DataError(f"{uri}, line {number}: one image id was expected, got {line!r} (a list of one class?)")
-        ids += words
+    ids = [line.strip() for line in text.splitlines() if line.strip()]
+    # Names may have blanks; in the list of a class, 1, 0 or -1 (difficult) follows each id.
+    for count, line in enumerate(text.splitlines(), start=1):
+        if _OF_CLASS.search(line) and line.strip() not in pictures:
+            raise DataError(f"{uri}, line {count}: one image id was expected, got {line!r} (a list of one class?)")
     if not ids:
         raise DataError(f"{uri}: lists no image id")
     check_unique(ids, uri, "image id")
@@ -215,9 +230,16 @@ def warn_of_objects(where: str, annotations: Sequence[VocAnnotation]) -> None:
     """Logs which objects have a box without area or far outside their image, and which files have too few objects."""
     remarks = Remarks(where)
     for a in annotations:
-        entries = [f"{a.uri} object {index}" for index in range(1, len(a.names) + 1)]
-        remarks.add_boxes(entries, a.has_area, a.is_outside)
+        entries = [f"{a.uri} object {place}" for place in a.places]
+        remarks.add_boxes(entries, a.has_area | a.no_bndbox, a.is_outside)
     remarks.log()
+    without = [a.uri for a in annotations if a.no_bndbox.any()]
+    several = [a.uri for a in annotations if len(set(a.places)) < len(a.places)]
+    problem = (
+        "files with objects without <bndbox>; their labels count, and the box around their mask or outline, if any"
+    )
+    warn_of(where, problem, without)
+    warn_of(where, "files with several <bndbox> in an object; each is an object, without a mask", several)
     more = [a.uri for a in annotations if a.has_more_masks]
     warn_of(where, "files with fewer objects than their SegmentationObject has masks; those masks are left out", more)
 
@@ -240,35 +262,31 @@ def parse_voc_xml(data: bytes, uri: str) -> VocAnnotation:
     if root.tag != "annotation":
         raise DataError(f"{uri}: not an annotation in VOC's form: <annotation> was expected, got <{root.tag}>")
     size = read_size(*((root.findtext(f"size/{key}") or "").strip() for key in ("height", "width")), where=uri)
-    names, corners, difficult = [], [], []
+    names, corners, difficult, places, no_bndbox = [], [], [], [], []
     for index, element in enumerate(root.findall("object"), start=1):
         name = (element.findtext("name") or "").strip()
         where = f"{uri}: object {index} ({name})"
         if not name:
             raise DataError(f"{uri}: object {index} has no <name>")
-        names.append(name)
-        corners.append([_number(element, f"bndbox/{key}", where) for key in ("xmin", "ymin", "xmax", "ymax")])
-        difficult.append((element.findtext("difficult") or "").strip().lower() in ("1", "true"))
+        found = [[number(box, key, where, "bndbox") for key in _CORNERS] for box in element.findall("bndbox")]
+        no_bndbox += [not found] * max(len(found), 1)
+        for box in found or [outline(element, where)]:
+            names.append(name)
+            corners.append(box)
+            difficult.append((element.findtext("difficult") or "").strip().lower() in ("1", "true"))
+            places.append(index)
     boxes = np.array(corners, np.float64).reshape(-1, 4) - [1, 1, 0, 0]
     fitted = fit_boxes(boxes, size)
-    return VocAnnotation(uri, *(size or (None, None)), names, fitted[0], difficult, *fitted[1:], [None] * len(names))
-
-
-def _number(element: ET.Element, path: str, where: str) -> float:
-    text = (element.findtext(path) or "").strip()
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise DataError(f"{where}: <{path}> is {text!r}: a number was expected")
-    return value
+    masks: list[bytes | None] = [None] * len(names)
+    rest = masks, places, np.array(no_bndbox, bool)
+    return VocAnnotation(uri, *(size or (None, None)), names, fitted[0], difficult, *fitted[1:], *rest)
 
 
 def with_masks(annotation: VocAnnotation, data: bytes, uri: str) -> VocAnnotation:
     """`annotation` with the masks of a SegmentationObject PNG: value i is object i (from 1), 0 background, 255 void.
 
-    An object that has no pixel has no mask; a mask of no object, whose class nobody says, is left out.
+    An object that has no pixel has no mask; a mask of no object, whose class nobody says, is left out, and so is that
+    of an object with several boxes. An object that has no box gets that of its mask.
 
     Raises:
         DataError: the file is no index PNG or not of the annotation's size.
@@ -282,9 +300,14 @@ def with_masks(annotation: VocAnnotation, data: bytes, uri: str) -> VocAnnotatio
     size = annotation.height, annotation.width
     if None not in size and values.shape != size:
         raise DataError(f"{uri}: is {values.shape[0]} x {values.shape[1]}, {annotation.uri} says {size[0]} x {size[1]}")
-    index = np.arange(1, len(annotation.names) + 1)
+    index = np.array(annotation.places, int)
     planes = np.asfortranarray(values[:, :, None] == index, dtype=np.uint8)
     rles: Any = coco_mask.encode(planes) if len(index) else []
-    masks = [rle["counts"] if planes[:, :, i].any() else None for i, rle in enumerate(rles)]
-    has_more = bool(((values > len(index)) & (values < _VOID)).any())
-    return replace(annotation, masks=masks, has_more_masks=has_more)
+    has_mask = np.array([annotation.places.count(one) == 1 for one in index], bool) & planes.any((0, 1))
+    masks = [rle["counts"] if has_mask[i] else None for i, rle in enumerate(rles)]
+    has_more = bool(((values > max(annotation.places, default=0)) & (values < _VOID)).any())
+    boxes, has_area = annotation.boxes.copy(), annotation.has_area.copy()
+    for i in np.flatnonzero(annotation.no_bndbox & ~has_area & has_mask):
+        left, top, width, height = coco_mask.toBbox(rles[i])
+        boxes[i], has_area[i] = (left, top, left + width, top + height), True
+    return replace(annotation, masks=masks, has_more_masks=has_more, boxes=boxes, has_area=has_area)

@@ -15,7 +15,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
 Line = tuple[Any, Any]  # x, y: sequences of numbers or arrays
 
@@ -35,6 +35,7 @@ _STYLE: Any = {
     "grid.color": _GREY,
     "grid.alpha": 0.25,
     "legend.frameon": False,
+    "text.parse_math": False,  # names of classes, splits and steps may have dollar signs
 }
 _UNUSED_ID = re.compile(r' id="(?:[a-z0-9.]+_\d+)"')  # matplotlib names every group: the same names in every chart
 
@@ -68,10 +69,11 @@ def curves(
                 drawn.set_gid(f"{chart}-class-{index}")
         for name, (places, values) in lines.items():
             marker = "o" if len(places) < 12 else None
-            axes.plot(places, _scaled(values, percent), label=name, linewidth=2, marker=marker, markersize=4)
+            axes.plot(places, _scaled(values, percent), label=_legend(name), linewidth=2, marker=marker, markersize=4)
         if log_x:
             axes.set_xscale("log")
             axes.xaxis.set_major_formatter("{x:g}")
+            axes.xaxis.set_minor_formatter(NullFormatter())  # matplotlib's own writes formulas
         if percent:
             axes.set_ylim(0, 102)
         axes.legend(loc="best")
@@ -85,9 +87,10 @@ def histogram(groups: Mapping[str, np.ndarray], *, x: str, y: str) -> str:
         edges = np.linspace(0, 1, 21)
         for index, (name, values) in enumerate(groups.items()):
             counts, _ = np.histogram(np.clip(values, 0, 1), edges)
-            axes.stairs(counts, edges, label=name, linewidth=2, color=PALETTE[index % len(PALETTE)])
+            axes.stairs(counts, edges, label=_legend(name), linewidth=2, color=PALETTE[index % len(PALETTE)])
         axes.set_yscale("symlog", linthresh=1)
         axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
         axes.set_xlim(0, 1)
         axes.legend(loc="best")
         return _svg(figure)
@@ -102,7 +105,7 @@ def bars(groups: Mapping[str, Sequence[float | None]], names: Sequence[str], *, 
         for index, (group, values) in enumerate(groups.items()):
             places = np.arange(len(names)) - 0.4 + size * (index + 0.5)
             lengths = [np.nan if value is None else value * (100 if percent else 1) for value in values]
-            axes.barh(places, lengths, height=size * 0.9, label=group, color=PALETTE[index % len(PALETTE)])
+            axes.barh(places, lengths, height=size * 0.9, label=_legend(group), color=PALETTE[index % len(PALETTE)])
         axes.set_yticks(range(len(names)), names)
         axes.set_ylim(len(names) - 0.5, -0.5)
         axes.grid(visible=False, axis="y")
@@ -121,6 +124,11 @@ def _axes(x: str, y: str, *, height: float = 3.2) -> tuple[Figure, Axes]:
     axes.grid(visible=True)
     axes.set_axisbelow(True)
     return figure, axes
+
+
+def _legend(name: str) -> str:
+    """A name as legends show it: matplotlib leaves out those that begin with an underscore."""
+    return f"\u200b{name}" if name.startswith("_") else name
 
 
 def _scaled(values: Any, percent: bool) -> np.ndarray:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from weaksam import storage
-from weaksam.config import OutsideFolder, Reads, StageConfig
+from weaksam.config import OutsideFolder, Place, Reads, StageConfig
 from weaksam.errors import ConfigError, DataError, StageError
 from weaksam.progress import repeatedly
 from weaksam.stage import Outcome, Stage, Step
@@ -56,7 +56,7 @@ class ExportConfig(StageConfig):
     """The step whose detections are exported instead."""
     format: Literal["coco", "coco_results", "voc", "yolo", "yolo_segment", "label_studio"]
     """What is written."""
-    to: Annotated[str | None, OutsideFolder()] = None
+    to: Annotated[str | None, OutsideFolder(), Place(is_written=True)] = None
     """URI of the folder to write to; the folder `export` of the step when left out. What an earlier export left there
     is never overwritten."""
     split: str | None = None
@@ -99,15 +99,19 @@ class ExportConfig(StageConfig):
 
 def run(step: Step) -> Outcome:
     """Writes all images, then reads all back."""
+    from weaksam.data.datasets import first_ten
     from weaksam.data.exports import Tally, compare
 
     config: ExportConfig = step.config
     source = read_source(step)
-    to = storage.absolute(config.to) if config.to is not None else storage.join(step.folder, "export")
+    to = folder_of(step)
     if config.format == "yolo_segment" and not source.has_masks():
         raise DataError(f"steps.{step.name}: step {source.step.name} has no masks: use format yolo")
     exporter = make_exporter(step, source, to)
     _claim(step, to, exporter)
+    renamed = _renamed(step, source)
+    if renamed:
+        log.warning("%s: %d images have another name in the export: %s", step.name, len(renamed), first_ten(renamed))
     tally, left_out = Tally(), Counter[str]()
     with _progress(step, source, "written"):
         for images in source.batches(left_out):
@@ -126,6 +130,12 @@ def run(step: Step) -> Outcome:
         failures=source.failures[:10],
         summary=summarise(report),
     )
+
+
+def folder_of(step: Step) -> str:
+    """Where a step exports to; inside the run it moves with it."""
+    to = step.config.to
+    return storage.join(step.folder, "export") if to is None else storage.absolute(to)
 
 
 def make_exporter(step: Step, source: Source, to: str) -> Exporter:
@@ -195,22 +205,36 @@ def _read_back(step: Step, exporter: Exporter, images: list[ExportImage]) -> Ite
     """What is found in the files.
 
     Raises:
-        StageError: they cannot be read.
+        DataError: they hold something else than was written.
+        StageError: some are gone; the same step writes them again.
     """
+    what = f"step {step.name}: what was written for images {images[0].image_id} to {images[-1].image_id}"
     try:
         yield from exporter.read(images)
+    except FileNotFoundError as error:
+        raise StageError(f"{what} is gone ({error}): does another program remove files there?") from error
     except (ValueError, LookupError, TypeError, OSError, DataError) as error:
-        raise StageError(
-            f"step {step.name}: what was written for images {images[0].image_id} to {images[-1].image_id} cannot be "
-            f"read back ({error!r}): is another program writing there? Remove the export and run the step again"
+        raise DataError(
+            f"{what} cannot be read back ({error!r}): if another program writes there, name another folder; if not, "
+            "this format cannot hold it: take another one"
         ) from error
 
 
 def _check_rest(step: Step, exporter: Exporter) -> None:
     try:
         exporter.check_rest()
+    except FileNotFoundError as error:
+        raise StageError(f"step {step.name}: {error}: does another program remove files there?") from error
     except (ValueError, LookupError, TypeError, OSError) as error:
-        raise StageError(f"step {step.name}: {error}: remove the export and run the step again") from error
+        raise DataError(f"step {step.name}: {error}: remove the export or name another folder") from error
+
+
+def _renamed(step: Step, source: Source) -> list[str]:
+    """Images whose file has another name in the export, as `a.png -> a_png.png`; json formats keep all names."""
+    if step.config.format not in ("voc", "yolo", "yolo_segment"):
+        return []
+    named = [(place.file_name.rpartition("/")[2], place.picture) for place in source.places.values()]
+    return [f"{old} -> {new}" for old, new in named if old != new]
 
 
 def make_report(
@@ -221,11 +245,7 @@ def make_report(
     lost["boxes_cut_at_border"] = left_out.pop("boxes_cut_at_border", 0)
     if step.config.format == "voc":
         lost["mask_pixels_covered"] = tally.mask_pixels - tally.mask_pixels_written
-    lost["images_renamed"] = sum(
-        place.picture != place.file_name.rpartition("/")[2]
-        for place in source.places.values()
-        if step.config.format in ("voc", "yolo", "yolo_segment")
-    )
+    lost["images_renamed"] = len(_renamed(step, source))
     report: dict[str, Any] = {
         "format": step.config.format,
         "to": to,

@@ -16,7 +16,7 @@ from weaksam import storage
 from weaksam.config import parse_settings, read_value
 from weaksam.errors import ConfigError, DamagedError
 from weaksam.stage import Step, resolve
-from weaksam.stages.export import STAGE, ExportConfig, marker_uri
+from weaksam.stages.export import STAGE, ExportConfig, folder_of, marker_uri
 from weaksam.stages.started_steps import Started, read_started
 
 FORMATS: tuple[str, ...] = get_args(ExportConfig.model_fields["format"].annotation)
@@ -198,7 +198,7 @@ def read_report(step: Step) -> dict[str, Any]:
         ConfigError: what it wrote is no longer where it wrote it.
     """
     report = storage.read_json(storage.join(step.folder, "export.json"))
-    to = report["to"]
+    to = folder_of(step)  # not what it wrote down: the run may have moved since
     try:
         mark = storage.read_json(marker_uri(to, report["format"])).get("fingerprint")
     except FileNotFoundError:
@@ -213,7 +213,7 @@ def read_report(step: Step) -> dict[str, Any]:
             "same command again"
         )
     source = step.inputs["pgt" if step.config.pgt is not None else "detections"]
-    return {"step": f"{source.name}-{source.fingerprint}", "folder": step.folder, **report}
+    return {"step": f"{source.name}-{source.fingerprint}", "folder": step.folder, **report, "to": to}
 
 
 def explain(report: Mapping[str, Any], *, was_finished: bool) -> list[str]:

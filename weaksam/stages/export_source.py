@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from weaksam import schemas, tables
+from weaksam.data.images import read_sizes
 from weaksam.errors import DataError, StageError
 from weaksam.stage import Step
 from weaksam.stages.export_uncertain import keep_most_uncertain
@@ -211,13 +212,15 @@ def _check_masks(image: ExportImage) -> int:
 
 
 def _size(row: Mapping[str, Any], place: Place, *, is_needed: bool) -> tuple[int, int]:
-    """Height and width: of the decoded image, else as the dataset states them."""
+    """Height and width: of the decoded image, else as the dataset states them, else from the header of the file."""
     for height, width in ((row["height"], row["width"]), (place.height, place.width)):
         if height and width:
             return height, width
-    if is_needed:
+    if not is_needed:
+        return 0, 0
+    if (size := read_sizes([place.uri])[0]) is None:
         raise DataError(
-            f"image {row['image_id']}: neither its row nor the images table has its height and width: export what "
-            "comes from a `detect` step, which knows them, or index the dataset in a format that states them"
+            f"image {row['image_id']}: neither its row nor the images table has its height and width, and {place.uri} "
+            "cannot be read: put the file back, or give the images of the export by `split`"
         )
-    return 0, 0
+    return size

@@ -95,7 +95,7 @@ def run(step: Step) -> Outcome:
     from weaksam import runtime
 
     config: HygieneConfig = step.config
-    images = tables.read_step(step.inputs["images"], columns=["uri", "split", "labels"])
+    images = tables.read_step(step.inputs["images"], columns=["uri", "split", "labels", "height", "width"])
     names = schemas.class_names_of(images.schema)
     schema = schemas.with_metadata(schemas.HYGIENE, fingerprint=step.fingerprint, class_names=names)
     kwargs = {"config": config, "schema": schema}
@@ -104,7 +104,7 @@ def run(step: Step) -> Outcome:
     rows = tables.read_table(step.folder, {"parts": outcome.parts, "excluded": outcome.excluded})
     listed = list_duplicates(images, rows, config)
     write_parquet(storage.join(step.folder, "duplicates.parquet"), listed.replace_schema_metadata(schema.metadata))
-    told = count_images(images, rows, names) | tell_groups(images, listed)
+    told = count_images(images, rows, names) | tell_groups(images, listed) | compare_sizes(images, rows)
     storage.write_json(storage.join(step.folder, "hygiene.json"), told)
     for split, counted in told["splits"].items():
         known = counted["images"] - counted["labels_unknown"]
@@ -162,6 +162,23 @@ def tell_groups(images: pa.Table, listed: pa.Table) -> dict[str, Any]:
     return {"duplicates": duplicates, "leaks": [one["group"] for one in duplicates if len(one["splits"]) > 1]}
 
 
+def compare_sizes(images: pa.Table, rows: pa.Table) -> dict[str, Any]:
+    """Ids of images that are not of the size that the dataset states: `sizes_turned` by a quarter, `sizes_differ` else.
+
+    Args:
+        images: (image_id, height, width) as stated; null where they are not.
+        rows: (height, width) as decoded, of the same images in the same order.
+    """
+    from weaksam.data.stated_sizes import differing_sizes
+
+    stated, found = (
+        list(zip(*(table.column(key).to_pylist() for key in ("height", "width")), strict=True))
+        for table in (images, rows)
+    )
+    turned, other = differing_sizes(zip(images.column("image_id").to_pylist(), stated, found, strict=True))
+    return {"sizes_turned": turned, "sizes_differ": other}
+
+
 def count_images(images: pa.Table, rows: pa.Table, names: list[str]) -> dict[str, Any]:
     """Counts of images, labels and sizes.
 
@@ -211,10 +228,12 @@ def summarise(told: dict[str, Any]) -> str:
     without = sum(one["labels_unknown"] + one["labels_empty"] for one in told["splits"].values())
     totals = [sum(by_split.values()) for by_split in told["classes"].values()]
     classes = f"classes have {min(totals)} to {max(totals)} images" if totals else "no classes"
+    strange = len(told["sizes_turned"]) + len(told["sizes_differ"])
+    sizes = f", {strange} images of another size than the dataset states" if strange else ""
     return (
         f"{kinds['exact']} exact and {kinds['near']} near groups of duplicates, {len(told['leaks'])} of them across "
-        f"splits, {without} images without labels, {classes}"
+        f"splits, {without} images without labels, {classes}{sizes}"
     )
 
 
-STAGE = Stage("hygiene", 1, HygieneConfig, run, writes="hygiene")
+STAGE = Stage("hygiene", 2, HygieneConfig, run, writes="hygiene")

@@ -1,0 +1,42 @@
+"""Sizes that a dataset states against those of its pictures: boxes of other pictures are wrong without a sign."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from weaksam.data.datasets import warn_of
+
+Size = tuple[int | None, int | None]  # height, width; None where nobody knows
+
+
+def differing_sizes(found: Iterable[tuple[str, Size, Size]]) -> tuple[list[str], list[str]]:
+    """Images whose size is not what the dataset states.
+
+    Args:
+        found: of each image its id, the stated size and that of the upright picture.
+
+    Returns:
+        turned: height and width are exchanged, as before EXIF orientation is applied.
+        other: any other difference, as `a.jpg (stated 30 x 40, is 60 x 80)`.
+    """
+    turned, other = [], []
+    for image_id, stated, real in found:
+        if None in (*stated, *real) or stated == real:
+            continue
+        if stated == real[::-1]:
+            turned.append(image_id)
+        else:
+            other.append(f"{image_id} (stated {stated[0]} x {stated[1]}, is {real[0]} x {real[1]})")
+    return turned, other
+
+
+def warn_of_sizes(where: str, found: Iterable[tuple[str, Size, Size]]) -> None:
+    """Logs `differing_sizes` with counts and what to do; silent when all agree."""
+    turned, other = differing_sizes(found)
+    problem = (
+        "images lie turned by a quarter against the size that the dataset states: boxes drawn on unturned pictures are "
+        "wrong here, orientation: stored of the index step turns them"
+    )
+    warn_of(where, problem, turned)
+    problem = "images (height x width) have another size than the dataset states: are its boxes of other pictures?"
+    warn_of(where, problem, other)

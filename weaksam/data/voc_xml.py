@@ -1,0 +1,43 @@
+"""Numbers and outlines of an object in a VOC XML file.
+
+Coordinates are VOC's: 1-based, with inclusive corners.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import xml.etree.ElementTree as ET
+
+from weaksam.errors import DataError
+
+
+def number(element: ET.Element, path: str, where: str, above: str = "", *, default: float | None = None) -> float:
+    """The number at a path below `element`; `above` is the path of `element` itself, for messages."""
+    text = (element.findtext(path) or "").strip()
+    if not text and default is not None:
+        return default
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        path = f"{above}/{path}".strip("/.")
+        raise DataError(f"{where}: <{path}> is {text!r}: a number was expected")
+    return value
+
+
+def outline(element: ET.Element, where: str) -> list[float]:
+    """VOC's corners around the rotated box or the polygon of an object without <bndbox>; no area without either."""
+    if (turned := element.find("robndbox")) is not None:
+        numbers = [number(turned, key, where, "robndbox") for key in ("cx", "cy", "w", "h", "angle")]
+        x, y, width, height, angle = numbers
+        cos, sin = abs(math.cos(angle)), abs(math.sin(angle))
+        reach_x, reach_y = (width * cos + height * sin) / 2, (width * sin + height * cos) / 2
+        return [x - reach_x + 1, y - reach_y + 1, x + reach_x, y + reach_y]
+    if (polygon := element.find("polygon")) is not None:  # <x1>, <y1>, <x2>, ... or <pt><x>, <y></pt> ...
+        points = [one for one in polygon.iter() if re.fullmatch(r"[xy]\d*", one.tag)]
+        places = [[number(one, ".", where, f"polygon/{one.tag}") for one in points if one.tag[0] == a] for a in "xy"]
+        if all(places):
+            return [*map(min, places), *map(max, places)]
+    return [1.0, 1.0, 0.0, 0.0]

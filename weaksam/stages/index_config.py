@@ -1,0 +1,84 @@
+"""Settings of the stage `index`, and the dataset and the places that they name."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from weaksam import storage
+from weaksam.config import OutsideFolder, Place, StageConfig
+from weaksam.data.coco import read_coco
+from weaksam.data.datasets import Dataset
+from weaksam.data.folder import read_folder, read_voc_xml_folder
+from weaksam.data.voc import read_voc
+
+
+class IndexConfig(StageConfig):
+    """Lists a dataset: one row per image with its image-level labels, its ground truth in a folder beside it.
+
+    Formats: `voc` (a devkit: ImageSets, Annotations, JPEGImages), `coco` (instances json and image folders),
+    `folder` (images and a labels.csv) and `voc_folder` (images with VOC XML files beside them).
+    """
+
+    format: Literal["voc", "coco", "folder", "voc_folder"]
+    """How the dataset is laid out."""
+    root: Annotated[str, OutsideFolder(), Place()]
+    """URI of the dataset's folder. It may move: what lies there counts, by paths below it, sizes and times."""
+    splits: list[str] | None = Field(default=None, min_length=1)
+    """Splits to list; required for voc and coco, for folders all that are there when left out."""
+    labels_file: Annotated[str, Place()] = "labels.csv"
+    """Format folder: the CSV file with the columns file and labels, below root or a URI."""
+    annotations: Annotated[dict[str, str], Place()] = Field(default_factory=dict)
+    """Format coco: split -> annotation json, below root or a URI; annotations/instances_<split>.json when left out."""
+    image_folders: Annotated[dict[str, str], Place()] = Field(default_factory=dict)
+    """Format coco: split -> folder of its images, below root or a URI; the split's name when left out."""
+    classes: list[str] | None = Field(default=None, min_length=1)
+    """Class names in the order wanted; what the dataset holds, when left out."""
+    difficult_makes_label: bool = False
+    """VOC: whether an object flagged difficult makes an image-level label."""
+    crowd_makes_label: bool = False
+    """COCO: whether a crowd region makes an image-level label."""
+    orientation: Literal["upright", "stored"] = "upright"
+    """Which pictures the dataset's sizes, boxes and masks are of: those that EXIF orientation has turned upright, as
+    viewers show them and everything here sees them, or those that the files store. Stored ones are turned."""
+    masks: bool = True
+    """Whether to read the masks of the ground truth where the dataset has some."""
+    sample: int | None = Field(default=None, ge=1)
+    """Only so many images of each split, to try things out, with one of each class as far as that goes; all when left
+    out."""
+
+    @model_validator(mode="after")
+    def _splits_are_named(self) -> IndexConfig:
+        if self.format in ("voc", "coco") and self.splits is None:
+            raise ValueError(
+                f"splits is required for format {self.format}, e.g. [trainval, test] or [train2017, val2017]"
+            )
+        return self
+
+
+def read_dataset(config: IndexConfig) -> Dataset:
+    """The dataset as its files say."""
+    root, splits, classes, difficult = config.root, config.splits, config.classes, config.difficult_makes_label
+    if config.format == "voc":
+        return read_voc(root, splits or [], classes=classes, difficult_makes_label=difficult, masks=config.masks)
+    if config.format == "coco":
+        places = {split: coco_split(config, split) for split in splits or []}
+        crowd = config.crowd_makes_label
+        return read_coco(root, places, classes=classes, crowd_makes_label=crowd, masks=config.masks)
+    if config.format == "folder":
+        return read_folder(root, splits, table=below(root, config.labels_file), classes=classes)
+    return read_voc_xml_folder(root, splits, classes=classes, difficult_makes_label=difficult)
+
+
+def coco_split(config: IndexConfig, split: str) -> tuple[str, str]:
+    """URIs of a split's annotations and of its image folder."""
+    annotations = config.annotations.get(split, f"annotations/instances_{split}.json")
+    return below(config.root, annotations), below(config.root, config.image_folders.get(split, split))
+
+
+def below(root: str, path: str) -> str:
+    """`path` below `root`, or itself when it is a URI or absolute."""
+    return storage.absolute(
+        path if storage.is_uri(path) or path.startswith("/") else storage.join(storage.absolute(root), path)
+    )

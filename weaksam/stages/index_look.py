@@ -1,0 +1,95 @@
+"""What `weaksam check` sees of a dataset: lists and tables whole, annotation files as far as that is quick."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from weaksam import storage
+from weaksam.data import voc
+from weaksam.data.datasets import by_stem, class_list, map_in_threads
+from weaksam.data.folder import find_pairs
+from weaksam.data.images import EXTENSIONS
+from weaksam.data.voc import VocAnnotation, VocFiles
+from weaksam.errors import DataError
+from weaksam.stage import Look
+from weaksam.stages.index_config import IndexConfig, below, coco_split, read_dataset
+
+_MOST_BYTES = 32 * 1024**2  # of a json that is read whole: a second or two
+_MOST_XML = 200
+_HEAD = 4096
+
+
+def look(config: IndexConfig) -> Look:
+    """A look at the dataset that a step is to index; every image file stays unread.
+
+    Raises:
+        StorageError: the storage is at fault.
+    """
+    looks = {"folder": _at_folder, "coco": _at_coco, "voc": _at_voc, "voc_folder": _at_voc_folder}
+    try:
+        return looks[config.format](config)
+    except DataError as error:
+        return Look("its lists", "what they name", error.faults)
+
+
+def _at_folder(config: IndexConfig) -> Look:
+    table = below(config.root, config.labels_file)
+    try:
+        count = read_dataset(config).images.num_rows
+    except DataError as error:
+        return Look(table, "the images", error.faults)
+    return Look(f"{table} and the names of {count} images", "the images themselves")
+
+
+def _at_coco(config: IndexConfig) -> Look:
+    uris = [coco_split(config, split)[0] for split in config.splits or []]
+    if sum(storage.size(uri) for uri in uris) <= _MOST_BYTES:
+        try:
+            count = read_dataset(config).images.num_rows
+        except DataError as error:
+            return Look(", ".join(uris), "the images", error.faults)
+        return Look(f"{', '.join(uris)} and the names of {count} images", "the images themselves")
+    faults = []
+    for uri in uris:
+        head = storage.read_bytes(uri, length=_HEAD).removeprefix(b"\xef\xbb\xbf").lstrip()
+        if not head.startswith(b"{"):
+            faults.append(f"{uri}: not in COCO's form: it begins with {head[:20]!r}, not with an object")
+    return Look(f"the beginning of {', '.join(uris)}", "the rest of what is larger than 32 MB, and the images", faults)
+
+
+def _at_voc(config: IndexConfig) -> Look:
+    root = voc.find_devkit(storage.absolute(config.root))
+    pictures = by_stem(storage.list_files(storage.join(root, "JPEGImages"), recursive=False), EXTENSIONS)
+    ids = [i for some in voc.read_splits(root, config.splits or [], pictures).values() for i in some]
+    xmls = by_stem(storage.list_files(storage.join(root, "Annotations"), recursive=False), (".xml",))
+    seen, unseen, faults = _some_xml([xmls[i].uri for i in ids if i in xmls], config)
+    return Look(f"the lists of {len(ids)} images and {seen}", f"{unseen}the images themselves", faults)
+
+
+def _at_voc_folder(config: IndexConfig) -> Look:
+    pictures, xmls = find_pairs(storage.absolute(config.root), config.splits)
+    seen, unseen, faults = _some_xml([xmls[stem].uri for stem in pictures if stem in xmls], config)
+    return Look(f"the names of {len(pictures)} images and {seen}", f"{unseen}the images themselves", faults)
+
+
+def _some_xml(uris: Sequence[str], config: IndexConfig) -> tuple[str, str, list[str]]:
+    """What was read of XML files, what was not, and their faults."""
+    some = uris[:: -(-len(uris) // _MOST_XML) or 1]
+    faults, found = [], []
+    for one in map_in_threads(_read_xml, some):
+        (found if isinstance(one, VocAnnotation) else faults).append(one)
+    if config.classes is not None:
+        classes = class_list(config.classes)
+        strange = {name: one.uri for one in found for name in one.names if name not in classes}
+        faults += [f"{uri}: class {name!r} is not among the classes {classes}" for name, uri in strange.items()]
+    if len(faults) > 20:
+        faults[20:] = [f"{len(faults) - 20} more files have faults"]
+    unseen = f"{len(uris) - len(some)} other XML files and " if len(some) < len(uris) else ""
+    return f"{len(some)} of {len(uris)} XML files", unseen, faults
+
+
+def _read_xml(uri: str) -> VocAnnotation | str:
+    try:
+        return voc.read_annotation(VocFiles(uri))
+    except (DataError, FileNotFoundError) as error:
+        return str(error)
