@@ -7,7 +7,7 @@ from typing import Any, cast
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from weaksam.ops.masks import decode_rle
+from weaksam.ops.rle import decode_rle
 from weaksam.sam.engine import Proposals
 
 FEW_PIXELS = 1e-5  # share of mask pixels that may differ in fp32: logits within rounding of 0

@@ -85,5 +85,6 @@ def keep_config(step: Step) -> None:
     except DamagedError as error:
         found = None
         log.warning("%s: %s: it is written again", step.name, error)
-    if not isinstance(found, dict) or found.get("fingerprint") != step.fingerprint:
+    # settings of a finished step may name places that are no more
+    if not isinstance(found, dict) or found.get("fingerprint") != step.fingerprint or step.places:
         storage.write_json(uri, describe(step))

@@ -28,7 +28,7 @@ from weaksam.data.annotation_checks import (
 )
 from weaksam.data.coco import read_objects
 from weaksam.errors import DataError
-from weaksam.ops.masks import encode_rle, rle_to_runs
+from weaksam.ops.rle import encode_rle, rle_to_runs
 
 SIZE = (48, 64)
 

@@ -13,7 +13,7 @@ import pytest
 from weaksam.data.annotation_checks import NO_AREA, OUTSIDE
 from weaksam.data.coco_results import read_results
 from weaksam.errors import DataError
-from weaksam.ops.masks import decode_rle
+from weaksam.ops.rle import decode_rle
 
 SIZES = {"a": (48, 64), "b": None}
 

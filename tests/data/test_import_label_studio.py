@@ -18,7 +18,7 @@ from weaksam.data.export_label_studio import LabelStudioTasks
 from weaksam.data.exports import ExportImage
 from weaksam.data.import_label_studio import Review, read_reviews
 from weaksam.errors import DataError
-from weaksam.ops.masks import decode_rle
+from weaksam.ops.rle import decode_rle
 
 
 def annotation(result: Sequence[dict], *, updated: str = "2026-03-01T10:00:00.250000Z", **changes: object) -> dict:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from weaksam.ops.coco_metrics import coco_metrics, voc_mask_metrics
-from weaksam.ops.masks import encode_rle
+from weaksam.ops.rle import encode_rle
 
 HW = (16, 20)
 CLASSES = ["cat", "dog", "owl"]

@@ -18,8 +18,8 @@ from weaksam.ops.mask_metrics import (
     objects_with_masks,
     pairwise_mask_iou,
 )
-from weaksam.ops.masks import encode_rle
 from weaksam.ops.pgt_metrics import pgt_metrics
+from weaksam.ops.rle import encode_rle
 
 HW = (16, 20)
 RULES = DetectionRules()

@@ -10,15 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from pycocotools import mask as coco
 
-from weaksam.ops.masks import (
-    decode_rle,
-    encode_rle,
-    masks_to_boxes,
-    rle_area,
-    rle_to_runs,
-    runs_to_rle,
-    stability_score,
-)
+from weaksam.ops.masks import masks_to_boxes, stability_score
+from weaksam.ops.rle import decode_rle, encode_rle, rle_area, rle_to_runs, runs_to_rle
 
 MASKS = hnp.arrays(bool, hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=14))
 

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from weaksam.ops.masks import decode_rle, encode_rle
 from weaksam.ops.peak_metrics import PeakRecords, concat_records, locate_peaks, peak_metrics
+from weaksam.ops.rle import decode_rle, encode_rle
 
 HW = (6, 8)
 COARSE, FINE, CROSS = 1, 2, 3  # indices into SOURCES

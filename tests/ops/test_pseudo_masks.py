@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from weaksam.ops.masks import decode_rle, encode_rle
 from weaksam.ops.pseudo_masks import EMPTY, EXPLODING, FITS, MaskRules, box_mask, choose_masks, tight_boxes
+from weaksam.ops.rle import decode_rle, encode_rle
 
 HW = (20, 30)
 BOX = np.array([4, 2, 14, 12], np.float32)

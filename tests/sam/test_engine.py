@@ -9,7 +9,7 @@ from segment_anything import SamAutomaticMaskGenerator, SamPredictor
 from segment_anything.modeling import Sam
 
 from weaksam.errors import ImageError
-from weaksam.ops.masks import decode_rle
+from weaksam.ops.rle import decode_rle
 from weaksam.sam.calibrate import noise_image
 from weaksam.sam.encoder import FastEncoder
 from weaksam.sam.engine import EngineSettings, Proposals, SamEngine

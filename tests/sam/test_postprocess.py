@@ -10,7 +10,7 @@ from segment_anything.utils.transforms import ResizeLongestSide
 from torch.nn import functional as F
 
 from tests.sam.tiny import IMAGE_SIDE, build_tiny_sam
-from weaksam.ops.masks import decode_rle
+from weaksam.ops.rle import decode_rle
 from weaksam.sam.frame import Frame, make_frame, resize_image
 from weaksam.sam.postprocess import encode_masks, encode_masks_together, measure_masks
 from weaksam.sam.upsample import Upsampler

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks import sam_engine
 from benchmarks.mask_agreement import compare, matched
-from weaksam.ops.masks import encode_rle
+from weaksam.ops.rle import encode_rle
 from weaksam.sam.engine import Proposals
 
 HW = (20, 30)

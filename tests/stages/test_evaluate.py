@@ -17,7 +17,7 @@ from weaksam.config import StageConfig
 from weaksam.data.coco_results import read_results
 from weaksam.errors import DataError
 from weaksam.ops.coco_metrics import NAMES
-from weaksam.ops.masks import encode_rle
+from weaksam.ops.rle import encode_rle
 from weaksam.stage import Outcome, Stage, Step
 from weaksam.stages import evaluate
 from weaksam.stages.index import IndexConfig

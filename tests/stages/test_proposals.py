@@ -16,7 +16,7 @@ from weaksam import schemas, storage, tables
 from weaksam.config import StageConfig, parse_settings
 from weaksam.errors import ConfigError
 from weaksam.models.weaktr_weights import build_weaktr
-from weaksam.ops.masks import decode_rle
+from weaksam.ops.rle import decode_rle
 from weaksam.stage import Outcome, Stage, Step
 from weaksam.stages import proposals
 from weaksam.stages.proposals import ProposalsConfig, ProposeBoxes, TrainedClassifier

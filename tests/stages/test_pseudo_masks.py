@@ -16,7 +16,7 @@ from weaksam import runtime, schemas, storage, tables
 from weaksam.config import parse_settings
 from weaksam.data.images import decode_image
 from weaksam.errors import DataError
-from weaksam.ops.masks import decode_rle, encode_rle
+from weaksam.ops.rle import decode_rle, encode_rle
 from weaksam.sam.checkpoints import load_sam
 from weaksam.stage import Outcome, Step
 from weaksam.stages import pseudo_masks

@@ -16,7 +16,7 @@ from tests.stages.test_train_wsod import finished
 from weaksam import schemas, storage, tables
 from weaksam.config import parse_settings
 from weaksam.errors import DataError
-from weaksam.ops.masks import decode_rle
+from weaksam.ops.rle import decode_rle
 from weaksam.stage import Step, resolve
 from weaksam.stages import STAGES, export, pgt
 from weaksam.stages.export import ExportConfig
@@ -246,7 +246,8 @@ def test_detections_made_elsewhere_may_be_reviewed_too(tmp_path: Path, inputs: d
     results.write_text(json.dumps([{"image_id": "b", "category_id": 2, "bbox": [50, 0, 40, 40], "score": 0.3}]))
     tasks, _ = run_export(tmp_path, inputs, "out", detections="found", most_uncertain=2)
     review = write_review(tmp_path / "review.json", as_exported(tasks))
-    images = {"images": inputs["images"]}
+    sized = finished(tmp_path, "sized", [row | {"height": 60, "width": 100} for row in IMAGES], schemas.IMAGES, {})
+    images = {"images": replace(sized, config=inputs["images"].config)}
     _, rows, _ = run_pgt(tmp_path, images, detections=None, results=str(results), reviewed=review)
     assert np.allclose(rows["c"]["boxes"], [BOX], atol=0.01)
     assert (rows["c"]["height"], rows["c"]["width"]) == (60, 100)  # as Label Studio says

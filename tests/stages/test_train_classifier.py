@@ -88,7 +88,7 @@ def test_a_batch_is_a_pure_function_of_its_seeds(images: LabelledImages) -> None
     halves = [task.load_batch(indices[part], seeds[part], POOL) for part in (slice(0, 3), slice(3, 8))]
     for key, value in whole.items():
         assert torch.equal(value, torch.cat([half[key] for half in halves])), key
-    assert set(whole) == {"image", "labels", "weight", "keep"}
+    assert set(whole) == {"image", "labels", "weight", "keep", "left_out"}
     assert 0 < (whole["keep"][:, 1] == 0).float().mean() < 1
     assert (whole["keep"][:, 0] == 1).all()  # the first layer never drops
 
@@ -261,7 +261,7 @@ def test_the_progress_line_says_how_long() -> None:
 
 @pytest.mark.parametrize("settings", [{"weights": "a.pth"}, {"gated": True}])
 def test_what_efficientnet_cannot_take_is_refused(settings: dict) -> None:
-    with pytest.raises(ValueError, match="weights and gated are for ViTs"):
+    with pytest.raises(ValueError, match="weights, gated and fine_of are for ViTs"):
         TrainClassifierConfig.model_validate({"images": "i", "split": "s", "backbone": "efficientnet_lite0"} | settings)
 
 

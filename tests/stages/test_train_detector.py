@@ -23,7 +23,8 @@ from weaksam.errors import ConfigError, DataError, WeightsError
 from weaksam.models.detecting import DetectRules, detect_in_views
 from weaksam.models.detector import Detector, Found
 from weaksam.models.detector_build import LEARN_MASKS, DetectorSpec, load_detector
-from weaksam.ops.masks import decode_rle, encode_rle, masks_to_boxes
+from weaksam.ops.masks import masks_to_boxes
+from weaksam.ops.rle import decode_rle, encode_rle
 from weaksam.schemas import FAILED_STATUSES
 from weaksam.stage import Step
 from weaksam.stages import detect, train_detector

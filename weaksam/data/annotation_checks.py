@@ -21,6 +21,7 @@ from pycocotools import mask as coco_mask
 from weaksam.data.datasets import warn_of
 from weaksam.errors import DataError
 from weaksam.ops.box_areas import has_area
+from weaksam.ops.rle import rle_to_runs, runs_to_rle
 
 Size = tuple[int, int]  # height, width
 
@@ -277,8 +278,6 @@ def _listed_runs(counts: list[Any], where: str) -> np.ndarray:
 
 def _written_runs(counts: str | bytes, where: str) -> np.ndarray:
     """(R,) int64 of compressed counts; what cocoapi would read past the end of is refused."""
-    from weaksam.ops.masks import rle_to_runs  # late: it imports torch
-
     written = counts.encode("utf-8", "surrogatepass") if isinstance(counts, str) else counts
     if written[:2] in (b"b'", b'b"'):
         raise DataError(
@@ -301,8 +300,6 @@ def _checked(runs: np.ndarray, counts: Any, where: str) -> np.ndarray:
 
 def _compress(runs: np.ndarray) -> bytes:
     """Compressed counts without empty runs inside: at two of those pycocotools ends an overlap too early."""
-    from weaksam.ops.masks import runs_to_rle  # late: it imports torch
-
     there = np.flatnonzero(runs)
     values, runs = there % 2, runs[there]
     starts = np.flatnonzero(np.diff(values, prepend=2))

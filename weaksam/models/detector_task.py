@@ -22,7 +22,7 @@ from weaksam.models.detector import Detector, Targets
 from weaksam.models.targets import TargetError
 from weaksam.ops.box_areas import has_area
 from weaksam.ops.choices import check_choices
-from weaksam.ops.masks import decode_rle
+from weaksam.ops.rle import decode_rle
 from weaksam.sam.training_optimizer import MuonAdamW
 
 # Not decayed. Of embeddings so published for Mask2Former; DINO decays them, by a ten-thousandth.

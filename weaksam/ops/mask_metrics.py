@@ -19,9 +19,9 @@ from pycocotools import mask as coco_mask
 
 from weaksam.ops import detection_metrics
 from weaksam.ops.detection_metrics import IGNORED, DetectionRecords, DetectionRules, match_image
-from weaksam.ops.masks import rle_area, rle_to_runs
 from weaksam.ops.metrics import pairwise_iou
 from weaksam.ops.pgt_metrics import pgt_metrics, pgt_table
+from weaksam.ops.rle import rle_area, rle_to_runs
 from weaksam.schemas import OK
 
 

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from weaksam.ops.masks import rle_to_runs
+from weaksam.ops.rle import rle_to_runs
 from weaksam.schemas import OK, SOURCES
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from weaksam.ops.choices import check_choices
-from weaksam.ops.masks import decode_rle, encode_rle
+from weaksam.ops.rle import decode_rle, encode_rle
 
 STATES = ("fits", "empty", "exploding")  # of a mask as it was drawn; the value of `mask_state`
 FITS, EMPTY, EXPLODING = range(3)

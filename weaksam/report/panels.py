@@ -18,7 +18,7 @@ from PIL import Image
 
 from weaksam import schemas
 from weaksam.data.export_polygons import outlines, simplify
-from weaksam.ops.masks import decode_rle
+from weaksam.ops.rle import decode_rle
 
 # What prompted a box, by `schemas.SOURCES`: the grid steps back behind what a classifier pointed at.
 SOURCE_COLOURS = {"grid": "#969696", "coarse": "#ffaa00", "fine": "#00dc5a", "cross": "#3ca0ff"}

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from weaksam.ops.masks import edges_to_rle, flags_to_boxes
+from weaksam.ops.masks import flags_to_boxes
+from weaksam.ops.rle import edges_to_rle
 from weaksam.sam.upsample import Upsampler
 
 

@@ -65,5 +65,7 @@ def keep_areas(row: Mapping[str, Any], remarks: Remarks) -> dict[str, Any]:
     stays = has_area(boxes)
     for _ in range(np.count_nonzero(~stays)):
         remarks.add(NO_AREA, f"image {row['image_id']}")
-    objects = {key: [row[key][i] for i in np.flatnonzero(stays)] for key in _PER_OBJECT if row.get(key)}
+    if stays.all():
+        return dict(row)
+    objects = {key: [row[key][i] for i in np.flatnonzero(stays)] for key in _PER_OBJECT if row.get(key) is not None}
     return {**row, **objects}

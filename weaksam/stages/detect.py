@@ -172,7 +172,7 @@ class DetectObjects:
 
 
 def _columns(found: Found) -> dict[str, Any]:
-    from weaksam.ops.masks import encode_rle
+    from weaksam.ops.rle import encode_rle
 
     row: dict[str, Any] = {key: getattr(found, key).cpu().numpy() for key in ("boxes", "classes", "scores")}
     return row | ({} if found.masks is None else {"masks": [encode_rle(one) for one in found.masks.cpu().numpy()]})

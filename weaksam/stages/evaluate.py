@@ -273,7 +273,7 @@ def _pairs(step: Step, key: str, truth: pa.Table, found: pa.Table) -> Iterator[P
         if len(areas):
             row["areas"] = areas
         elif len(row["masks"]) and all(mask is not None for mask in row["masks"]):
-            from weaksam.ops.masks import rle_area
+            from weaksam.ops.rle import rle_area
 
             row["areas"] = np.array([rle_area(mask) for mask in row["masks"]], np.float64)
         yield row, tables.row_at(found, where[image_id])

@@ -194,7 +194,7 @@ def to_image(row: Mapping[str, Any], place: Place, config: ExportConfig, left_ou
 def _check_masks(image: ExportImage) -> int:
     """Takes away masks without pixels and says how many; DataError when one does not fit into the image."""
     from weaksam.ops.mask_metrics import cover
-    from weaksam.ops.masks import rle_area
+    from weaksam.ops.rle import rle_area
 
     empty = 0
     for position, mask in enumerate(image.masks):

@@ -115,8 +115,8 @@ class DrawMasks:
 
     def _complete(self, image: np.ndarray, given: dict[str, Any], watched: Watched | None) -> dict[str, Any]:
         """A reviewed row with the masks that it lacks; ImageError when those it has are of another image's size."""
-        from weaksam.ops.masks import rle_to_runs
         from weaksam.ops.pseudo_masks import FITS, choose_masks
+        from weaksam.ops.rle import rle_to_runs
 
         boxes, hw = np.array(given["boxes"], np.float32).reshape(-1, 4), image.shape[:2]
         masks: list[bytes | None] = list(given["masks"] or [None] * len(boxes))

@@ -12,7 +12,7 @@ from segment_anything.modeling import Sam
 from tests.sam.kernels.conftest import HALVES
 from tests.sam.test_postprocess import cut, make
 from tests.sam.tiny import IMAGE_SIDE, build_tiny_sam, shake
-from weaksam.ops.masks import decode_rle
+from weaksam.ops.rle import decode_rle
 from weaksam.sam import attention
 from weaksam.sam.backend import PLAIN, Backend
 from weaksam.sam.calibrate import calibrate, noise_image
