@@ -119,4 +119,4 @@ def test_files_that_are_no_results_are_refused(tmp_path: Path, content: str) -> 
     with pytest.raises(
         DataError, match=r"results\.json: (cannot be read as|a COCO results json is a list|entry 0 is no)"
     ):
-        read_results(str(tmp_path / "results.json"), ["a"], ["cat"])
+        read_results(str(tmp_path / "results.json"), ["a"], ["cat"], category_ids=None)

@@ -139,7 +139,7 @@ def test_a_tolerance_leaves_corners_out_and_little_else() -> None:
 @pytest.mark.parametrize("polygons", [None, 0.0])
 def test_coco_is_read_by_pycocotools_and_scores_itself(images: list[ExportImage], polygons: float | None) -> None:
     to = f"memory://coco/{polygons}"
-    exporter = CocoDataset(to, NAMES, polygons=polygons, image_root="s3://b/i")
+    exporter = CocoDataset(to, NAMES, polygons=polygons, image_root="s3://b/i", category_ids=None)
     tally = round_trip(exporter, images)
     assert tally.masks == 6
     assert (tally.worst_iou == 1.0) == (polygons is None or not exporter.lost["holes_filled"])
@@ -187,7 +187,7 @@ def test_both_forms_have_the_datasets_own_category_ids(images: list[ExportImage]
 @pytest.mark.parametrize("number_images", [True, False])
 def test_coco_results_keep_ids_and_every_digit(images: list[ExportImage], number_images: bool) -> None:
     to = f"memory://results/{number_images}"
-    exporter = CocoResults(to, NAMES, number_images=number_images)
+    exporter = CocoResults(to, NAMES, number_images=number_images, category_ids=None)
     assert round_trip(exporter, images).worst_iou == 1.0
     entries = json.loads(storage.read_bytes(f"{to}/results.json"))
     assert {entry["image_id"] for entry in entries} == ({1, 2, 4} if number_images else {"a", "ä b", "d"})
@@ -338,7 +338,7 @@ def test_label_studio_tasks(images: list[ExportImage]) -> None:
 )
 def test_a_difference_names_the_image(images: list[ExportImage], change: dict, what: str) -> None:
     image = images[0]
-    exporter = CocoDataset("memory://x", NAMES, polygons=None, image_root="")
+    exporter = CocoDataset("memory://x", NAMES, polygons=None, image_root="", category_ids=None)
     right = {"boxes": image.boxes, "classes": image.classes.tolist(), "scores": image.scores, "masks": image.masks}
     compare(image, Found(**right), exporter, Tally())
     with pytest.raises(DataError, match=f"image a: read back, its {what}"):
@@ -346,7 +346,7 @@ def test_a_difference_names_the_image(images: list[ExportImage], change: dict, w
 
 
 def test_more_in_a_file_than_was_written_is_noticed(images: list[ExportImage]) -> None:
-    exporter = CocoResults("memory://more", NAMES, number_images=False)
+    exporter = CocoResults("memory://more", NAMES, number_images=False, category_ids=None)
     exporter.write(images)
     exporter.finish()
     list(exporter.read(images[:3]))

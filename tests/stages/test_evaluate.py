@@ -285,20 +285,22 @@ def test_results_of_other_images_or_classes_are_refused(tmp_path: Path) -> None:
     with pytest.raises(
         DataError, match=r"none of its 1 entries is of an image to be judged \(image_id 7 there, 'a' here"
     ):
-        read_results(str(path), ["a"], ["cat"])
-    assert read_results(str(path), ["7"], ["cat"]).column("boxes").to_pylist() == [[[0, 0, 5, 5]]]
+        read_results(str(path), ["a"], ["cat"], category_ids=None)
+    assert read_results(str(path), ["7"], ["cat"], category_ids=None).column("boxes").to_pylist() == [[[0, 0, 5, 5]]]
     path.write_text(json.dumps([entry | {"category_id": 3}]))
     with pytest.raises(
         DataError, match=r"entry 0: its category_id 3 is none .* results have 3, the dataset has 1 cat: give"
     ):
-        read_results(str(path), ["7"], ["cat"])
+        read_results(str(path), ["7"], ["cat"], category_ids=None)
     path.write_text(json.dumps([{key: value for key, value in entry.items() if key != "score"}]))
     with pytest.raises(
         DataError,
         match=r"entry 0 is no detection \(it has no score\).* must have image_id, category_id, score and a bbox or",
     ):
-        read_results(str(path), ["7"], ["cat"])
-    assert read_results(str(path), ["7"], ["cat"], default_score=0.25).column("scores").to_pylist() == [[0.25]]
+        read_results(str(path), ["7"], ["cat"], category_ids=None)
+    assert read_results(str(path), ["7"], ["cat"], default_score=0.25, category_ids=None).column(
+        "scores"
+    ).to_pylist() == [[0.25]]
 
 
 @pytest.mark.parametrize("protocol", ["voc", "coco"])

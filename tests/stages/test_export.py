@@ -125,7 +125,7 @@ def test_what_polygons_lose_is_told(tmp_path: Path, inputs: dict[str, Step]) -> 
 def test_results_are_accepted_by_the_reader_of_results(tmp_path: Path, inputs: dict[str, Step]) -> None:
     step = make_step(tmp_path, inputs, format="coco_results", max_per_image=2)
     export.run(step)
-    table = read_results(f"{step.folder}/export/results.json", ["a", "b", "c"], ["red", "blue"])
+    table = read_results(f"{step.folder}/export/results.json", ["a", "b", "c"], ["red", "blue"], category_ids=None)
     rows = table.to_pylist()
     assert [row["boxes"] for row in rows] == [[[20.5, 20.25, 100, 50], [10, 10, 40, 40]], [], [[0, 0, 9, 9]]]
     assert np.allclose(rows[0]["scores"], [0.9, 0.5])

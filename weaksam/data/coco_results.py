@@ -29,7 +29,7 @@ def read_results(
     image_ids: Sequence[str],
     class_names: Sequence[str],
     *,
-    category_ids: Sequence[int] | None = None,
+    category_ids: Sequence[int] | None,
     sizes: Mapping[str, Size | None] | None = None,
     default_score: float | None = None,
 ) -> pa.Table:

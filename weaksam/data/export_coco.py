@@ -108,7 +108,7 @@ class CocoDataset:
         *,
         polygons: float | None,
         image_root: str,
-        category_ids: Sequence[int] | None = None,
+        category_ids: Sequence[int] | None,
     ) -> None:
         self.to, self.class_names, self.polygons, self.image_root = to, list(class_names), polygons, image_root
         ids = category_ids or default_category_ids(class_names)
@@ -235,7 +235,7 @@ class CocoResults:
     verified = "boxes, classes, scores and masks, read by weaksam.data.coco_results"
 
     def __init__(
-        self, to: str, class_names: Sequence[str], *, number_images: bool, category_ids: Sequence[int] | None = None
+        self, to: str, class_names: Sequence[str], *, number_images: bool, category_ids: Sequence[int] | None
     ) -> None:
         self.uri, self.class_names, self.number_images = storage.join(to, "results.json"), class_names, number_images
         self.lost: Counter[str] = Counter()
