@@ -235,6 +235,14 @@ def test_what_another_export_wrote_stays(call: Call, run: str, tmp_path: Path) -
     told(call(run, "--step", "pgt", "--format", "yolo", "--to", to))  # beside it, another format may lie
 
 
+def test_an_export_into_the_dataset_is_refused(call: Call, run: str) -> None:
+    [config] = [storage.read_json(str(path)) for path in Path(run).glob("images-*/config.json")]
+    to = f"{config['settings']['root']}/VOC2007/Annotations/out"
+    result = call(run, "--step", "pgt", "--format", "coco", "--to", to)
+    assert result.exit_code == 2
+    assert f"error: --to {to} lies inside the dataset's folder" in result.stderr
+
+
 def test_a_finished_export_whose_files_are_gone_is_not_called_finished(call: Call, run: str, tmp_path: Path) -> None:
     command = (run, "--step", "pgt", "--format", "coco", "--to", str(tmp_path / "out"))
     told(call(*command))

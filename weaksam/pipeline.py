@@ -141,7 +141,6 @@ def resolve_steps(run: str, parsed: Parsed) -> list[Step]:
             continue  # its input has a fault, which is reported
         inputs = {key: steps[target] for key, (target, _) in references[name].items()}
         try:
-            _check_outside(run, stage.listed(config))
             steps[name] = resolve(run, name, stage, config, inputs)
         except WeakSamError as error:
             faults[name] = error
@@ -154,19 +153,9 @@ def resolve_steps(run: str, parsed: Parsed) -> list[Step]:
 
 def _joined(faults: Mapping[str, WeakSamError]) -> WeakSamError:
     """One error for several; only if storage alone is at fault can the same command help later."""
-    texts = [f"{where}: {error}" for where, error in faults.items()]
+    texts = [f"{where}: {fault}" for where, error in faults.items() for fault in error.faults]
     by_storage = all(isinstance(error, StorageError) for error in faults.values())
-    return StorageError("\n".join(texts)) if by_storage else ConfigError(*texts)
-
-
-def _check_outside(run: str, listed: Sequence[str]) -> None:
-    """Raises ConfigError when the run lies inside a folder whose listing is part of a fingerprint."""
-    for folder in listed:
-        if storage.relative_to(folder, run) is not None:
-            raise ConfigError(
-                f"the run {run} lies inside the dataset's folder {folder}: every command would see other files there "
-                "and begin anew: give `run` a place outside of it"
-            )
+    return (StorageError if by_storage else ConfigError)(*texts)
 
 
 def select(steps: Sequence[Step], only: Sequence[str]) -> list[Step]:

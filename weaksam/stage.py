@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from weaksam import storage
 from weaksam.config import OutsideFile, Place, Reads, StageConfig, result_settings
-from weaksam.errors import DamagedError
+from weaksam.errors import ConfigError, DamagedError
 from weaksam.masking import masked_values
 
 
@@ -158,9 +158,17 @@ def read_manifest(folder: str) -> dict[str, Any]:
 
 
 def resolve(run: str, name: str, stage: Stage, config: StageConfig, inputs: Mapping[str, Step]) -> Step:
-    """A step with its fingerprint and folder; reads the identity of outside files."""
+    """A step with its fingerprint and folder; reads the identity of outside files.
+
+    Raises:
+        ConfigError: the run, or a place that the step writes to, lies inside a dataset's folder.
+    """
+    check_outside({"the run": run}, stage.listed(config))
+    if written := {f"{key}:": uri for key, uri in _written_places(config).items()}:
+        read = [step for step in inputs.values() if isinstance(step.config, StageConfig)]
+        check_outside(written, [folder for step in read for folder in step.stage.listed(step.config)])
     files = {name: storage.identity(uri) for name, uri in outside_files(config).items()}
-    outside = {**files, **stage.outside(config), **_written_places(run, config)}
+    outside = {**files, **stage.outside(config), **_relative_places(run, config)}
     # A step is known by what its inputs and files *are*, not by how this run file names them or where they lie.
     settings = result_settings(config)
     for key in (*files, *stage.reads):
@@ -177,14 +185,38 @@ def resolve(run: str, name: str, stage: Stage, config: StageConfig, inputs: Mapp
     return Step(name, stage, config, dict(inputs), outside, fingerprint, folder, stage.places(config))
 
 
-def _written_places(run: str, config: StageConfig) -> dict[str, str]:
-    """Places that a step writes to, in one spelling: relative to the run where they are inside."""
+def check_outside(written: Mapping[str, str], listed: Sequence[str]) -> None:
+    """Raises ConfigError when something is written into a folder whose listing is part of a fingerprint.
+
+    Args:
+        written: URIs by what they are called in the message.
+        listed: URIs of folders.
+    """
+    for name, uri in written.items():
+        for folder in listed:
+            if storage.relative_to(folder, uri) is not None:
+                raise ConfigError(
+                    f"{name} {uri} lies inside the dataset's folder {folder}: every command would see other files "
+                    "there and begin anew: name a place outside of it"
+                )
+
+
+def _written_places(config: StageConfig) -> dict[str, str]:
+    """Places that a step writes to, by setting."""
+    return {
+        name: getattr(config, name)
+        for name, info in type(config).model_fields.items()
+        if getattr(config, name) is not None
+        and any(isinstance(mark, Place) and mark.is_written for mark in info.metadata)
+    }
+
+
+def _relative_places(run: str, config: StageConfig) -> dict[str, str]:
+    """`_written_places` in one spelling: relative to the run where they are inside."""
     found = {}
-    for name, info in type(config).model_fields.items():
-        value = getattr(config, name)
-        if value is not None and any(isinstance(mark, Place) and mark.is_written for mark in info.metadata):
-            inside = storage.relative_to(run, value)
-            found[name] = storage.absolute(value) if inside is None else f"<run>/{inside}"
+    for name, uri in _written_places(config).items():
+        inside = storage.relative_to(run, uri)
+        found[name] = storage.absolute(uri) if inside is None else f"<run>/{inside}"
     return found
 
 

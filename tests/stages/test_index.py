@@ -252,6 +252,27 @@ def test_a_run_inside_the_folder_that_is_listed_is_refused(tmp_path: Path, forma
         resolved(inside, format=format, root=str(tmp_path), splits=["train"], image_folders={"train": "link"})
 
 
+def test_an_export_into_the_folder_that_is_listed_is_refused(tmp_path: Path) -> None:
+    make_folder(tmp_path / "data")
+    steps = {
+        "images": {"stage": "index", "format": "folder", "root": str(tmp_path / "data")},
+        "pgt": {"stage": "pgt", "images": "images", "results": str(tmp_path / "results.json"), "split": "train"},
+        "out": {
+            "stage": "export",
+            "images": "images",
+            "pgt": "pgt",
+            "format": "coco",
+            "to": str(tmp_path / "data/out"),
+        },
+    }
+    (tmp_path / "results.json").write_text("[]")
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump({"run": str(tmp_path / "run"), "steps": steps}))
+    with pytest.raises(ConfigError, match=rf"^steps\.out: to: {tmp_path}/data/out lies inside the dataset's folder"):
+        pipeline.load(str(path))
+    pipeline.load(str(path), [f"steps.out.to={tmp_path}/out"])
+
+
 def resolved(folder: Path, **settings: object) -> pipeline.Step:
     """The step of a run file in `folder`, not run."""
     path = folder / "check.yaml"

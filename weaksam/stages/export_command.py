@@ -15,7 +15,7 @@ import yaml
 from weaksam import storage
 from weaksam.config import parse_settings, read_value
 from weaksam.errors import ConfigError, DamagedError
-from weaksam.stage import Step, resolve
+from weaksam.stage import Step, check_outside, resolve
 from weaksam.stages.export import STAGE, ExportConfig, folder_of, marker_uri
 from weaksam.stages.started_steps import Started, read_started
 
@@ -142,6 +142,9 @@ def make_export(source: Started, format: str, to: str | None, settings: Sequence
     config, more = parse_settings(ExportConfig, given | fixed, where="export")
     if faults or config is None:
         raise ConfigError(*faults, *more)
+    if to is not None:
+        listed, _ = parse_settings(images.stage.config, images.told["settings"], where="")
+        check_outside({"--to": to}, images.stage.listed(listed) if listed is not None else [])
     inputs = {"images": images.to_step({})}
     inputs[key] = source.to_step(inputs)
     name = f"export_{source.name}_{format}"
