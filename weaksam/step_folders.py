@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -85,6 +86,9 @@ def keep_config(step: Step) -> None:
     except DamagedError as error:
         found = None
         log.warning("%s: %s: it is written again", step.name, error)
+    wanted = json.loads(json.dumps(describe(step)))
+    found = found if isinstance(found, dict) else {}
     # settings of a finished step may name places that are no more
-    if not isinstance(found, dict) or found.get("fingerprint") != step.fingerprint or step.places:
-        storage.write_json(uri, describe(step))
+    moved = bool(step.places) and found.get("settings") != wanted["settings"]
+    if moved or found.get("fingerprint") != step.fingerprint:
+        storage.write_json(uri, wanted)
