@@ -88,4 +88,4 @@ def test_workers_of_a_cluster_are_told_the_endpoint_once(job: dict | None, told:
     environment = {"AWS_ENDPOINT_URL_S3": "http://store", "AWS_SECRET_ACCESS_KEY": "secret"}
     if job is not None:
         environment["RAY_JOB_CONFIG_JSON_ENV_VAR"] = json.dumps(job)
-    assert connection._told_to_workers(environment) == told
+    assert connection._variables_of_workers(environment) == told

@@ -16,7 +16,18 @@ PACKAGE = ROOT / "weaksam"
 LAYERS = [
     {"errors", "masking"},
     {
-        *("config", "schemas", "memory", "uris", "proxies", "object_stores", "storage_faults", "cache", "storage"),
+        *(
+            "config",
+            "schemas",
+            "memory",
+            "uris",
+            "proxies",
+            "fsspec_stores",
+            "object_stores",
+            "storage_faults",
+            "cache",
+            "storage",
+        ),
         *("parquet_files", "tables"),
     },
     {"ops"},
@@ -38,6 +49,7 @@ LAYERS = [
         "training",
         "training_checkpoints",
         "training_failures",
+        "training_log",
         "training_reading",
         "training_state",
         "training_watch",

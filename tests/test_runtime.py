@@ -200,17 +200,19 @@ def test_rows_of_unknown_images_are_refused(tmp_path: Path) -> None:
         run(tmp_path, source)
 
 
-class SlowServer(ThreadingHTTPServer):
-    """Serves any path as its own name, each after a quarter of a second; knows which were asked for."""
+class HoldingServer(ThreadingHTTPServer):
+    """Serves any path as its own name, but after the first 90 paths holds its answers until `go_on` is set."""
 
-    def __init__(self) -> None:
-        self.served: set[str] = set()
-        served = self.served
+    def __init__(self, go_on: threading.Event) -> None:
+        self.waited_in_vain = False
+        asked, server = set[str](), self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                served.add(self.path)
-                time.sleep(0.25)
+                asked.add(self.path)
+                if len(asked) > 90 and not go_on.wait(90):
+                    server.waited_in_vain = True
+                    go_on.set()
                 self.do_HEAD()
                 self.wfile.write(self.path.encode())
 
@@ -227,25 +229,23 @@ class SlowServer(ThreadingHTTPServer):
 @pytest.mark.ray
 def test_rows_are_written_while_others_are_fetched(tmp_path: Path) -> None:
     """Ray Data would keep so much of what this pool leaves for fetching that none is written before all are there."""
-    folder, seen = a_step(tmp_path).folder, []
-    with SlowServer() as server:
+    folder, written = a_step(tmp_path).folder, threading.Event()
+
+    def look() -> None:
+        while not tables.list_parts(folder):
+            time.sleep(0.02)
+        written.set()
+
+    with HoldingServer(written) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=look, daemon=True).start()
         ids = [f"{index:03}" for index in range(120)]
         uris = [f"http://127.0.0.1:{server.server_address[1]}/{image_id}" for image_id in ids]
         source = pa.table({"image_id": ids, "uri": uris})
-
-        def look() -> None:
-            while not tables.list_parts(folder):
-                time.sleep(0.02)
-            seen.append(len(server.served))
-
-        watch = threading.Thread(target=look, daemon=True)
-        watch.start()
         outcome, rows = run(tmp_path, source, resources=RESOURCES.model_copy(update={"actor_cpus": 3.25}))
-        watch.join(5)
         server.shutdown()
     assert (outcome.rows, {row["size"] for row in rows}) == (120, {4})
-    assert seen[0] < 100
+    assert not server.waited_in_vain
 
 
 def test_a_pool_that_would_take_every_cpu_is_refused_with_both_numbers() -> None:

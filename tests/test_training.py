@@ -24,11 +24,12 @@ from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.record_writer import RecordWriter
 from torch import Tensor, nn
 
-from weaksam import storage, training, training_state
+from weaksam import storage, training, training_log
 from weaksam.errors import ConfigError
 from weaksam.training import TrainResources, TrainSettings, check_workers, share_of, train
+from weaksam.training_log import Journal
 from weaksam.training_settings import cpus_of_worker
-from weaksam.training_state import Journal, Trainee, draw_batch, lr_factor, usable_precision
+from weaksam.training_state import Trainee, draw_batch, lr_factor, usable_precision
 
 POOL = ThreadPoolExecutor(2)
 
@@ -239,7 +240,7 @@ def test_a_row_tells_what_its_steps_took_without_the_writing_of_rows(tmp_path: P
         now[0] += 5
         write(uri, data)
 
-    monkeypatch.setattr(training_state, "time", SimpleNamespace(monotonic=lambda: now[0], time=time.time))
+    monkeypatch.setattr(training_log, "time", SimpleNamespace(monotonic=lambda: now[0], time=time.time))
     monkeypatch.setattr(storage, "write_bytes", write_slowly)
     journal = Journal(str(tmp_path), _settings(), 0)
     for step in (4, 8):

@@ -40,11 +40,12 @@ from weaksam.ops.classification import mean_average_precision
 from weaksam.stage import Step
 from weaksam.stages import STAGES
 from weaksam.stages.training_run import outcome_of, seen_in
-from weaksam.training import TrainResources, progress_line, train
+from weaksam.training import TrainResources, train
 from weaksam.training_checkpoints import BrokenCheckpointError, drop_broken_list, list_checkpoints, load_state
 from weaksam.training_failures import TrainingPolicy, explain, is_lasting
+from weaksam.training_log import Journal, progress_line
 from weaksam.training_reading import LeftOut, read_left_out
-from weaksam.training_state import Journal, Trainee
+from weaksam.training_state import Trainee
 from weaksam.training_watch import Watch, check_finite
 
 CPU = torch.device("cpu")

@@ -31,7 +31,7 @@ import ray
 import ray.exceptions
 
 from weaksam import own_cluster
-from weaksam.lost_cluster import end_when_lost, stop_watching
+from weaksam.lost_cluster import end_when_lost, host_and_port, stop_watching
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ def connect() -> None:
         if not address.startswith("ray://"):  # whose driver is a process of the cluster
             end_when_lost()
 
-    # Ray's own handler ends the process with a dump; this way the reservation is given back and the user is told.
+    # Ray's own handler ends the process with a dump; this way the reservation is given back.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
@@ -101,20 +101,12 @@ def cluster_address(environment: Mapping[str, str]) -> str:
             f"RAY_ADDRESS={address}: the URL of a dashboard is for `weaksam submit --address`: name the head as "
             "host:6379, or unset RAY_ADDRESS to run on this machine"
         )
-    if address not in (_LOCAL, "auto") and _host_and_port(address) is None:
+    if address not in (_LOCAL, "auto") and host_and_port(address) is None:
         raise ConfigError(
             f"RAY_ADDRESS={address}: no address of a cluster: host:6379, auto or local were expected: correct it, or "
             "unset it to run on this machine"
         )
     return address
-
-
-def _host_and_port(address: str) -> tuple[str, int] | None:
-    host, separator, port = address.removeprefix("ray://").rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
-    if not separator or not host or not port.isdecimal() or "/" in host or not 0 < int(port) < 2**16:
-        return None
-    return host, int(port)
 
 
 def check_reachable(address: str, *, seconds: float = _REACH_SECONDS) -> None:
@@ -123,7 +115,7 @@ def check_reachable(address: str, *, seconds: float = _REACH_SECONDS) -> None:
     Raises:
         ClusterError: nothing does.
     """
-    there = _host_and_port(address)
+    there = host_and_port(address)
     end, said = time.monotonic() + seconds, False
     while there is not None:
         try:
@@ -144,16 +136,16 @@ def check_reachable(address: str, *, seconds: float = _REACH_SECONDS) -> None:
 def _join(address: str) -> None:
     check_reachable(address)
     try:
-        ray.init(address=address, runtime_env={"env_vars": _told_to_workers(os.environ)}, **_QUIET)
+        ray.init(address=address, runtime_env={"env_vars": _variables_of_workers(os.environ)}, **_QUIET)
     except (ConnectionError, ray.exceptions.AuthenticationError) as error:
-        told = str(error).strip().splitlines() or ["?"]
+        reason = (str(error).strip().splitlines() or ["?"])[0]
         raise ClusterError(
-            f"the cluster at {address} cannot be joined ({told[0]}): check RAY_ADDRESS and RAY_AUTH_TOKEN"
+            f"the cluster at {address} cannot be joined ({reason}): check RAY_ADDRESS and RAY_AUTH_TOKEN"
         ) from error
 
 
-def _told_to_workers(environment: Mapping[str, str]) -> dict[str, str]:
-    """What processes of a running cluster must know of this one's environment, unless their job was told already."""
+def _variables_of_workers(environment: Mapping[str, str]) -> dict[str, str]:
+    """What processes of a running cluster must know of this one's environment, unless their job has it."""
     job = json.loads(environment.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}")
-    told = (job.get("runtime_env") or {}).get("env_vars") or {}
-    return {name: environment[name] for name in VARIABLES if name in environment and name not in told}
+    of_job = (job.get("runtime_env") or {}).get("env_vars") or {}
+    return {name: environment[name] for name in VARIABLES if name in environment and name not in of_job}

@@ -12,6 +12,9 @@ def look_at(steps: Sequence[Step]) -> tuple[list[str], list[str]]:
     """What `weaksam check` sees of the files outside the run: lines of what was looked at and what was not, and faults.
 
     Only of steps that are not finished: the files of others have been read. Starts nothing and writes nothing.
+
+    Raises:
+        StorageError: the storage is at fault; names the step.
     """
     lines, unseen, faults = [], [], []
     for step in steps:
@@ -22,8 +25,7 @@ def look_at(steps: Sequence[Step]) -> tuple[list[str], list[str]]:
         except DamagedError:
             continue  # `check` reports it
         except StorageError as error:
-            faults.append(f"steps.{step.name}: {error}")
-            continue
+            raise StorageError(f"steps.{step.name}: {error}") from error
         if found is not None:
             lines.append(f"{step.name}: looked at {found.seen}; not at {found.unseen}")
             faults += [f"steps.{step.name}: {fault}" for fault in found.faults]

@@ -53,8 +53,8 @@ def watch(head: str, raylet: str, lost: Callable[[str], None], *, seconds: float
         lost: gets a sentence.
         seconds: how long the head may be silent.
     """
-    host, _, port = head.rpartition(":")
-    place = (host.removeprefix("[").removesuffix("]"), int(port))
+    place = host_and_port(head)
+    assert place is not None, head  # Ray's own
     poll, connection = select.poll(), _connect_local(raylet)
     if connection is not None:
         poll.register(connection, select.POLLHUP)
@@ -88,6 +88,15 @@ def _connect_local(path: str) -> socket.socket | None:
     return connection
 
 
+def host_and_port(address: str) -> tuple[str, int] | None:
+    """The parts of `host:port`, with `ray://` before it or not; None if it is no such address."""
+    host, separator, port = address.removeprefix("ray://").rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not separator or not host or not port.isdecimal() or "/" in host or not 0 < int(port) < 2**16:
+        return None
+    return host, int(port)
+
+
 def _answers(place: tuple[str, int]) -> bool:
     try:
         socket.create_connection(place, timeout=_LOOK_SECONDS).close()
@@ -96,11 +105,11 @@ def _answers(place: tuple[str, int]) -> bool:
     return True
 
 
-def _end(told: str) -> Any:
+def _end(what: str) -> Any:
     if _stop.is_set() or not ray.is_initialized():
         return
     print(
-        f"error: {told}: ended from outside, out of memory, or its node is gone; its log is in /tmp/ray/session_latest"
+        f"error: {what}: ended from outside, out of memory, or its node is gone; its log is in /tmp/ray/session_latest"
         "/logs (or RAY_TMPDIR) of that node: the same command goes on",
         file=sys.stderr,
         flush=True,

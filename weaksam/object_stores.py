@@ -12,10 +12,7 @@ import logging
 import os
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 from weaksam.proxies import proxy_for, proxy_options
@@ -24,6 +21,8 @@ from weaksam.proxies import proxy_for, proxy_options
 os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
 
 from pyarrow import fs as pafs
+
+from weaksam.fsspec_stores import Entry, FreshHandler
 
 log = logging.getLogger(__name__)
 
@@ -34,27 +33,6 @@ VARIABLES = (ENDPOINT_VARIABLE, ADDRESSING_VARIABLE)  # what a run file sets, an
 _ATTEMPTS = 10  # within the client; the standard strategy shares its attempts between all requests and runs out
 _CONNECT_TIMEOUT = 10.0  # seconds
 _EXTRAS = {"gs": "gcs", "gcs": "gcs", "abfs": "azure", "abfss": "azure", "az": "azure", "adl": "azure"}
-_MODIFIED = (
-    "mtime",
-    "last_modified",
-    "LastModified",
-    "updated",
-    "modified",
-    "Last-Modified",
-)  # keys of fsspec's stores
-_ETAG = ("etag", "ETag", "generation", "content_md5", "Content-MD5", "md5Hash", "checksum")
-
-
-@dataclass(frozen=True)
-class Entry:
-    """What a listing has of a path: `modified` in seconds since 1970, `etag` where there is no such time."""
-
-    path: str
-    is_file: bool
-    is_folder: bool
-    size: int
-    modified: float | None
-    etag: str | None = None
 
 
 def object_store(scheme: str, bucket: str) -> pafs.FileSystem:
@@ -77,7 +55,7 @@ def list_entries(files: pafs.FileSystem, path: str, *, recursive: bool) -> list[
         NotADirectoryError: it is a file.
     """
     handler = files.handler if isinstance(files, pafs.PyFileSystem) else None
-    if isinstance(handler, _Fresh):
+    if isinstance(handler, FreshHandler):
         return list(handler.entries(path, recursive=recursive))
     found, unreadable = [], []
     for info in files.get_file_info(pafs.FileSelector(path, allow_not_found=True, recursive=recursive)):
@@ -149,109 +127,10 @@ def _object_store(scheme: str, bucket: str, endpoint: str | None, virtual: bool,
         options = {"client_kwargs": {"trust_env": True}} if scheme in ("http", "https") else options
         options = {"session_kwargs": {"trust_env": True}} if scheme in ("gs", "gcs") else options
     try:
-        return pafs.PyFileSystem(_Fresh(fsspec.filesystem(scheme, use_listings_cache=False, **options)))
+        return pafs.PyFileSystem(FreshHandler(fsspec.filesystem(scheme, use_listings_cache=False, **options)))
     except ImportError as error:
         extra = f": pip install 'weaksam[{_EXTRAS[scheme]}]'" if scheme in _EXTRAS else ""
         raise ImportError(f"{error}{extra}") from error
-
-
-class _Fresh(pafs.FSSpecHandler):
-    """A store of fsspec of which each look is a new one, and in which a fault is no missing object.
-
-    Stores of fsspec remember listings for as long as the process lives, and pyarrow's own handler asks them questions
-    (`isfile`, `isdir`, `exists`, a tolerant `find`) whose answer is no when the store is down or does not let us in.
-    """
-
-    def get_file_info(self, paths: list[str]) -> list[pafs.FileInfo]:
-        found = []
-        for path in paths:
-            try:
-                info = self._info(path)
-            except FileNotFoundError:
-                found.append(pafs.FileInfo(path, pafs.FileType.NotFound))
-                continue
-            entry = _entry(path, info)
-            kind = pafs.FileType.File if entry.is_file else pafs.FileType.Directory
-            size = info.get("size") if entry.is_file else None
-            found.append(pafs.FileInfo(path, kind, size=size, mtime=entry.modified))
-        return found
-
-    def get_file_info_selector(self, selector: pafs.FileSelector) -> list[pafs.FileInfo]:
-        return [
-            pafs.FileInfo(
-                entry.path,
-                pafs.FileType.File if entry.is_file else pafs.FileType.Directory,
-                size=entry.size if entry.is_file else None,
-                mtime=entry.modified,
-            )
-            for entry in self.entries(selector.base_dir, recursive=selector.recursive)
-        ]
-
-    def entries(self, base: str, *, recursive: bool) -> Iterator[Entry]:
-        """What lies below `base`; see `list_entries`."""
-        self.fs.invalidate_cache()
-        try:
-            found = self._find(base) if recursive else {info["name"]: info for info in self.fs.ls(base, detail=True)}
-        except FileNotFoundError as error:
-            _raise_fault(error)
-            return
-        for path, info in found.items():
-            if path.strip("/") != base.strip("/"):
-                yield _entry(path, info)
-            elif info["type"] == "file" and not path.endswith("/"):
-                raise NotADirectoryError(base)
-
-    def open_input_stream(self, path: str) -> Any:
-        return self.open_input_file(path)
-
-    def open_input_file(self, path: str) -> Any:
-        from pyarrow import PythonFile
-
-        if self._info(path)["type"] != "file":
-            raise FileNotFoundError(path)
-        return PythonFile(self.fs.open(path, mode="rb"), mode="r")
-
-    def _info(self, path: str) -> dict[str, Any]:
-        self.fs.invalidate_cache()
-        try:
-            return self.fs.info(path)
-        except FileNotFoundError as error:
-            _raise_fault(error)
-            raise
-
-    def _find(self, base: str) -> dict[str, Any]:
-        from fsspec import AbstractFileSystem
-        from fsspec.asyn import AsyncFileSystem
-
-        kind = type(self.fs)
-        walks = (
-            kind._find is AsyncFileSystem._find
-            if issubclass(kind, AsyncFileSystem)
-            else kind.find is AbstractFileSystem.find
-        )
-        # The walk of fsspec passes over folders that it cannot list; stores with a listing of their own do not.
-        return self.fs.find(base, withdirs=True, detail=True, **({"on_error": "raise"} if walks else {}))
-
-
-def _raise_fault(error: FileNotFoundError) -> None:
-    """Raises what a client of fsspec made a missing object of, if that was another fault."""
-    cause = error.__cause__
-    status = getattr(cause, "status", None)
-    if cause is None or isinstance(cause, (FileNotFoundError, KeyError)) or status in (404, 410):
-        return
-    if status in (401, 403):
-        raise PermissionError(f"HTTP status {status}") from error
-    raise OSError(f"{type(cause).__name__}: {cause}") from error
-
-
-def _entry(path: str, info: dict[str, Any]) -> Entry:
-    modified = next((info[key] for key in _MODIFIED if info.get(key) is not None), None)
-    seconds = modified.timestamp() if isinstance(modified, datetime) else modified
-    etag = next((str(info[key]) for key in _ETAG if info.get(key)), None)
-    if not isinstance(seconds, (int, float)):
-        seconds, etag = None, etag if modified is None else f"{etag or ''} {modified}"
-    is_file = info["type"] == "file" and not path.endswith("/")  # an object of that name only marks a folder
-    return Entry(path, is_file, info["type"] == "directory", int(info.get("size") or 0), seconds, etag)
 
 
 class _S3(pafs.S3FileSystem):

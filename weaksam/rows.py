@@ -140,8 +140,10 @@ class Fetch:
             return storage.read_bytes(uri), schemas.OK, ""
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
             if self.folder is not None and is_gone(self.folder):
-                told = "the folder of the images is gone or empty: the same command goes on once it is back"
-                raise StorageError(f"{self.folder}: {told}") from None
+                raise StorageError(
+                    f"{self.folder}: the folder of the images is gone or empty: the same command goes on once it is "
+                    "back"
+                ) from None
             return None, schemas.NOT_FOUND, masked(f"{uri}: no such object")
 
 

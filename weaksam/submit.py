@@ -29,7 +29,7 @@ from weaksam.errors import ClusterError, ConfigError
 from weaksam.masking import holds_secret, masked, masked_values
 from weaksam.object_stores import ADDRESSING_VARIABLE, ENDPOINT_VARIABLE
 from weaksam.pools import DRIVER_CPUS_VARIABLE
-from weaksam.proxies import spare_loopback
+from weaksam.proxies import is_loopback, spare_loopback
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,6 @@ PACKAGES = ("weaksam", "jobs")
 _EXCLUDES = ("__pycache__", "*.pyc")
 _POLL_SECONDS = 2.0
 _LOST_SECONDS = 300.0  # a cluster that does not answer for so long is given up; the job may go on
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 class NoJobError(ConfigError):
@@ -99,7 +98,7 @@ def plan_job(
     used += places
     if storage.is_local(run):
         used = [*(text for text in used if not text.startswith("run=")), f"run={run}"]  # the job works elsewhere
-    if urlsplit(cluster.address).hostname not in _LOOPBACK:
+    if not is_loopback(urlsplit(cluster.address).hostname or ""):
         for place in [*([f"run={run}"] if storage.is_local(run) else []), *places]:
             log.warning("%s: every node of the cluster must see this folder: usually an s3:// URI is meant", place)
     shutil.copy(config, folder)

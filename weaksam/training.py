@@ -14,14 +14,12 @@ A loss, gradient or weight that is not finite ends the training; nothing of it i
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import AbstractContextManager
 from itertools import islice
 from typing import Any
 
@@ -36,14 +34,14 @@ from safetensors.torch import save
 from torch import Tensor
 
 from weaksam import storage
-from weaksam.errors import ConfigError, StageError, WeakSamError
+from weaksam.errors import ConfigError, StageError
 from weaksam.nodes import alive_nodes
-from weaksam.progress import duration, repeatedly
 from weaksam.training_checkpoints import BrokenCheckpointError, drop_broken_list, list_checkpoints
 from weaksam.training_failures import TrainingPolicy, explain
+from weaksam.training_log import Journal, WarningsToFile, follow
 from weaksam.training_reading import LeftOut
 from weaksam.training_settings import TrainResources, TrainSettings, count_fitting, cpus_of_worker
-from weaksam.training_state import Journal, Trainee, TrainTask, draw_batch, task_code
+from weaksam.training_state import Trainee, TrainTask, draw_batch, task_code
 from weaksam.training_watch import diverged
 from weaksam.turns import turn
 
@@ -59,35 +57,6 @@ _PREFETCH = 2  # micro-batches prepared ahead of the one in use
 # Threads that read and decode, where a worker has fewer CPUs: a read from an object store takes tens of milliseconds in
 # which nothing is computed.
 _LEAST_LOADING = 4
-
-# For the C library of a worker: memory that is freed is kept for what is allocated next. Each step allocates the same
-# hundreds of megabytes; given back to the system and taken again, they cost a processor a third of the step.
-_KEEP_MEMORY = {
-    "MALLOC_ARENA_MAX": "1",
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": str(2**40),
-    "MALLOC_TOP_PAD_": str(2**27),
-}
-
-_WARNINGS, _MOST_WARNINGS = "warnings.jsonl", 20
-
-
-class _WarningsToFile(logging.Handler):
-    """Writes the first warnings of a worker where its driver reads them: what workers log stays on their nodes."""
-
-    def __init__(self, folder: str) -> None:
-        super().__init__(logging.WARNING)
-        self._uri, self._messages = storage.join(folder, _WARNINGS), list[str]()
-
-    def emit(self, record: logging.LogRecord) -> None:
-        message = record.getMessage()
-        if message in self._messages or len(self._messages) == _MOST_WARNINGS:
-            return
-        self._messages.append(message)
-        try:
-            storage.write_bytes(self._uri, "".join(json.dumps(one) + "\n" for one in self._messages).encode())
-        except (WeakSamError, OSError):  # a warning must never stop the work
-            self.handleError(record)
 
 
 class _Trainer(TorchTrainer):
@@ -128,7 +97,7 @@ def train(task: TrainTask[Any], settings: TrainSettings, folder: str) -> str:
     drop_broken_list(folder, version=ray.__version__)
     trainer = _make_trainer(task, settings, folder, cpus=cpus_of_worker(settings.resources, nodes))
     try:
-        with turn(folder.rsplit("/", 1)[-1]), _progress(folder, settings):
+        with turn(folder.rsplit("/", 1)[-1]), follow(folder, settings):
             trainer.fit()
     except ray.train.TrainingFailedError as error:
         if (cause := explain(folder, error)) is error:
@@ -151,44 +120,6 @@ def check_workers(resources: TrainResources, nodes: Sequence[Mapping[str, float]
         )
 
 
-def _progress(folder: str, settings: TrainSettings) -> AbstractContextManager[None]:
-    """Logs new rows of metrics and new warnings; workers may be anywhere, so both are read off the run folder."""
-
-    def read_rows(name: str) -> list[Any]:
-        try:
-            return [json.loads(line) for line in storage.read_replaceable(storage.join(folder, name)).splitlines()]
-        except (WeakSamError, OSError, ValueError):  # not there yet; progress must never stop the work
-            return []
-
-    last = max((row["step"] for row in read_rows("metrics.jsonl")), default=0)
-    known = set(read_rows(_WARNINGS))
-
-    def report() -> None:
-        nonlocal last
-        for message in read_rows(_WARNINGS):
-            if message not in known:
-                log.warning("%s", message)
-                known.add(message)
-        for row in read_rows("metrics.jsonl"):
-            if row["step"] > last:
-                log.info("%s", progress_line(row, settings))
-                last = row["step"]
-
-    return repeatedly(report, seconds=2.0)
-
-
-def progress_line(row: Mapping[str, Any], settings: TrainSettings) -> str:
-    """A row of metrics for people."""
-    left = (settings.steps - row["step"]) * settings.batch_size / max(row["images_per_second"], 1e-9)
-    others = ("step", "lr", "images_per_second", "seconds", "at")
-    shown = {key: value for key, value in row.items() if key not in others and value is not None}
-    told = "  ".join(f"{key} {value:.3g}" for key, value in shown.items())
-    return (
-        f"step {row['step']}/{settings.steps}  {told}  lr {row['lr']:.2g}  {row['images_per_second']:.0f} images/s  "
-        f"eta {duration(left)}"
-    )
-
-
 def _make_trainer(task: TrainTask[Any], settings: TrainSettings, folder: str, *, cpus: float) -> _Trainer:
     files, path = storage.filesystem(folder)
     files.create_dir(path, recursive=True)
@@ -207,7 +138,6 @@ def _make_trainer(task: TrainTask[Any], settings: TrainSettings, folder: str, *,
             num_workers=resources.workers, use_gpu=resources.gpus_per_worker > 0, resources_per_worker=per_worker
         ),
         run_config=RunConfig(
-            worker_runtime_env={"env_vars": _KEEP_MEMORY},
             name="checkpoint",  # a fixed name and place: the same call finds its own checkpoints again
             storage_path=path,
             storage_filesystem=files,
@@ -316,7 +246,7 @@ def _train_worker(config: dict) -> None:
     threads = _make_threads(config["cpus"])
     context = ray.train.get_context()
     if context.get_world_rank() == 0:  # one is enough: all workers do the same
-        logging.getLogger("weaksam").addHandler(_WarningsToFile(folder))
+        logging.getLogger("weaksam").addHandler(WarningsToFile(folder))
     trainee = Trainee(task, settings, get_device())
     _restore(trainee, folder, ray.train.get_checkpoint())
     share = share_of(settings, context.get_world_rank())

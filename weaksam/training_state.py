@@ -1,4 +1,4 @@
-"""What the training loop carries from step to step: model, optimiser and running mean; and the rows of metrics.
+"""What the training loop carries from step to step: model, optimiser and running mean.
 
 Knows no Ray: the loop around it, which does, is `training.py`.
 """
@@ -6,10 +6,7 @@ Knows no Ray: the loop around it, which does, is `training.py`.
 from __future__ import annotations
 
 import copy
-import json
 import math
-import struct
-import time
 from collections.abc import Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager, nullcontext
@@ -18,13 +15,9 @@ from typing import Any, Protocol, TypeVar, cast
 
 import numpy as np
 import torch
-from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]  (made when imported)
-from tensorboardX.record_writer import masked_crc32c
-from tensorboardX.summary import scalar
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from weaksam import storage
 from weaksam.errors import TaskError, WeakSamError
 from weaksam.ops.precision import computes_bf16
 from weaksam.training_checkpoints import STATE, load_state
@@ -291,55 +284,3 @@ class Trainee:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.step, self.mean, self.skipped = state["step"], state["mean"], state.get("skipped", 0)
-
-
-class Journal:
-    """The metrics of a run: `metrics.jsonl`, each step once whatever was interrupted, and the same for TensorBoard.
-
-    Both files are small and written whole each time, because an object store knows no other way.
-    """
-
-    def __init__(self, folder: str, settings: TrainSettings, step: int) -> None:
-        """Keeps the rows up to `step`, from which training goes on."""
-        self._folder, self._settings = folder, settings
-        self._uri = storage.join(folder, "metrics.jsonl")
-        self._events = bytearray(_record(Event(wall_time=time.time(), file_version="brain.Event:2")))
-        self._rows: list[dict[str, Any]] = []
-        lines = storage.read_replaceable(self._uri).decode().splitlines() if storage.exists(self._uri) else []
-        for row in map(json.loads, lines):
-            if row["step"] <= step:
-                self._add(row)
-        self._began = self._then = time.monotonic()
-        self._step = step
-
-    def write(self, step: int, means: dict[str, float], *, lr: float) -> None:
-        """One more row: `seconds` is what the steps since the last one took, `at` when it was, since the loop began."""
-        now = time.monotonic()
-        seconds, at = now - self._then, now - self._began
-        speed = (step - self._step) * self._settings.batch_size / seconds
-        row = {"step": step, **_as_json(means), "lr": lr, "images_per_second": round(speed, 2)}
-        self._add(row | {"seconds": round(seconds, 4), "at": round(at, 4)})
-        lines = (json.dumps(row, allow_nan=False) + "\n" for row in self._rows)
-        storage.write_bytes(self._uri, "".join(lines).encode())
-        events = storage.join(self._folder, "tensorboard", "events.out.tfevents.0.run")
-        storage.write_bytes(events, bytes(self._events))
-        self._then, self._step = time.monotonic(), step  # to write the row is no part of the work
-
-    def _add(self, row: dict[str, Any]) -> None:
-        self._rows.append(row)
-        for key, value in row.items():
-            if key != "step" and value is not None:
-                event = Event(wall_time=time.time(), step=int(row["step"]), summary=scalar(key, value))
-                self._events += _record(event)
-
-
-def _as_json(means: dict[str, float]) -> dict[str, float | None]:
-    """Null for what is no number: JSON has no NaN."""
-    return {key: value if math.isfinite(value) else None for key, value in means.items()}
-
-
-def _record(event: Event) -> bytes:
-    """An event as TensorBoard reads it from a file: length, its checksum, the event, its checksum."""
-    content = event.SerializeToString()
-    length = struct.pack("<Q", len(content))
-    return length + struct.pack("<I", masked_crc32c(length)) + content + struct.pack("<I", masked_crc32c(content))

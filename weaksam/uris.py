@@ -13,14 +13,12 @@ from weaksam.errors import ConfigError
 from weaksam.masking import has_credentials, masked
 
 _FILE = "file:"
+_LONGEST_PART = 255  # bytes of a name, on every file system in use
 
 
 def is_uri(text: str) -> bool:
     """Whether `text` has a scheme; a plain path has none."""
     return "://" in text or text.startswith(_FILE)
-
-
-_LONGEST_PART = 255  # bytes of a name, on every file system in use
 
 
 def is_local(uri: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import logging
 from pathlib import Path
@@ -66,7 +67,8 @@ def test_a_dataset_of_stored_pictures_becomes_one_of_upright_pictures(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     sizes = {"1.jpg": (30, 40), "3.jpg": (30, 40), "6.jpg": (30, 40), "8.jpg": None, "6up.jpg": (40, 30), "x": (30, 40)}
-    turned = turn_dataset(dataset(tmp_path, sizes), "d")
+    turned = turn_dataset(dataclasses.replace(dataset(tmp_path, sizes), category_ids=[7]), "d")
+    assert turned.category_ids == [7]
     rows = {row["image_id"]: row for row in turned.images.to_pylist()}
     assert turned.ground_truth is not None
     boxes = {row["image_id"]: row["boxes"][0] for row in turned.ground_truth.to_pylist()}

@@ -22,7 +22,8 @@ from weaksam.models.weaktr import WeakTrSize
 from weaksam.stage import Outcome, Stage, Step
 from weaksam.stages import train_classifier
 from weaksam.stages.train_classifier import TrainClassifierConfig, train_settings
-from weaksam.training import TrainResources, TrainSettings, check_workers, progress_line, share_of
+from weaksam.training import TrainResources, TrainSettings, check_workers, share_of
+from weaksam.training_log import progress_line
 from weaksam.training_state import Trainee, draw_batch
 
 POOL = ThreadPoolExecutor(2)

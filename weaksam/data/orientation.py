@@ -7,6 +7,8 @@ Axis legend: N boxes of an image, H W pixels.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from pycocotools import mask as coco_mask
 
@@ -68,7 +70,7 @@ def turn_dataset(dataset: Dataset, where: str) -> Dataset:
     warn_of(where, "images state the size of the upright picture: their annotations are left as they are", upright)
     warn_of(where, "images cannot be read: their annotations are left as they are", unreadable)
     truth = schemas.to_table(list(truths.values()), schemas.GROUND_TRUTH) if truths else None
-    return Dataset(dataset.class_names, schemas.to_table(images, schemas.IMAGES), truth)
+    return replace(dataset, images=schemas.to_table(images, schemas.IMAGES), ground_truth=truth)
 
 
 def _turn(image: dict, truth: dict | None, size: tuple[int, int], orientation: int) -> None:

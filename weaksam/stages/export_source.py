@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from weaksam.stages.export import ExportConfig
 
 _BATCH = 1024  # images
-_LEAST_SIDE = 1e-4  # pixels; formats round to that, and what has no side after it is no box to their readers
 _COLUMNS = ["status", "height", "width", "boxes", "classes", "scores", "masks"]
 
 
@@ -175,7 +174,6 @@ def to_image(row: Mapping[str, Any], place: Place, config: ExportConfig, left_ou
     left_out["boxes_below_min_score"] += int((~kept).sum())
     finite = np.where(np.isfinite(boxes).all(1, keepdims=True), boxes, 0)
     cut, has_area, _ = fit_boxes(finite.astype(np.float64), (height, width) if height else None)
-    has_area &= (cut[:, 2:] - cut[:, :2] > _LEAST_SIDE).all(1)
     left_out["boxes_without_area"] += int((kept & ~has_area).sum())
     kept &= has_area
     left_out["boxes_cut_at_border"] += int((kept & (cut != boxes).any(1)).sum())

@@ -5,7 +5,6 @@ Nothing is selected: the weights of the last step are handed on. The only boxes 
 
 from __future__ import annotations
 
-import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
@@ -32,8 +31,6 @@ from weaksam.training_settings import (
 if TYPE_CHECKING:
     from weaksam.models.detector_build import DetectorSpec
     from weaksam.models.detector_task import DetectorTask, PseudoObjects
-
-log = logging.getLogger(__name__)
 
 _TWO_STAGES = ("faster_rcnn", "mask_rcnn")
 
