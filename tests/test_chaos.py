@@ -1,4 +1,4 @@
-"""Two runs of `benchmarks.chaos`, with fewer images: every kind of kill hits, and nothing is lost, doubled or stale."""
+"""A run of `benchmarks.chaos` with fewer images: every kind of kill hits, and nothing is lost, doubled or stale."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def test_a_plan_is_that_of_its_seed_and_has_every_kind() -> None:
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_two_runs_of_which_everything_is_killed_end_like_one_left_alone(
+def test_a_run_of_which_everything_is_killed_ends_like_one_left_alone(
     bucket: str, s3_server: CephServer, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     site = chaos.open_site(tmp_path, s3_server, bucket, images=48)
     try:
-        good = chaos.try_seeds(site, [0, 1])
+        good = chaos.try_seeds(site, [0])
     finally:
         site.close()
     assert good, capsys.readouterr().out

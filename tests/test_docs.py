@@ -150,7 +150,7 @@ def test_the_way_from_labels_to_masks_is_as_it_is_written(tmp_path: Path, monkey
         lines.append(f"beach/{index}.jpg,{';'.join(['cat', 'dog'][index % 2 :])}")
     (data / "labels.csv").write_text("\n".join(lines) + "\n")
     short = ["steps.classifier.epochs=2", "steps.classifier.warmup_epochs=0", "steps.proposals.grid.points_per_side=6"]
-    short += [f"steps.{step}.steps=6" for step in ("mist", "mask_rcnn")]
+    short += ["steps.mask_rcnn.square=96", *(f"steps.{step}.steps=4" for step in ("mist", "mask_rcnn"))]
     short += [f"steps.{step}.warmup=0" for step in ("mist", "mask_rcnn")]
     short += [f"steps.{step}.scales=[96]" for step in ("mist", "mist_boxes", "mask_rcnn", "found")]
     told = {}

@@ -11,6 +11,8 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -116,75 +118,61 @@ def test_neither_boxes_nor_labels_of_the_test_split_reach_training_or_proposals(
         assert all(np.array_equal(value, again[key]) for key, value in before.items())
 
 
-NEEDED = {
-    "classifier": ["images", "classifier"],
-    "mist": ["images", "classifier", "proposals", "mist"],
-    "net": ["images", "classifier", "proposals", "mist", "found", "pgt", "net"],
-}
+TRAINED = ("classifier", "mist", "net")
+STEPS = ("images", "classifier", "proposals", "mist", "found", "pgt", "net")
 
 
-def command(config: str, run: Path, step: str) -> list[str]:
-    """The command line that runs a step and those it needs."""
-    only = [part for one in NEEDED[step] for part in ("--only", one)]
-    return [sys.executable, "-c", "from weaksam.cli import main; main()", "run", config, f"run={run}", *only]
-
-
-@pytest.fixture(scope="module")
-def calm(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
-    """The run file, and the folder of a run that nothing disturbs."""
-    base = tmp_path_factory.mktemp("calm")
-    config, ray_folder = write_run(base, epochs=12, steps=45), tempfile.mkdtemp(prefix="ws", dir="/tmp")
-    environment = {**os.environ, "RAY_TMPDIR": ray_folder}
+@contextmanager
+def driver_of(config: str, run: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A driver of the steps up to `net`, on a Ray of its own; what is left of both ends with the block."""
+    only = [part for step in STEPS for part in ("--only", step)]
+    command = [sys.executable, "-c", "from weaksam.cli import main; main()", "run", config, f"run={run}", *only]
+    ray_folder = tempfile.mkdtemp(prefix="ws", dir="/tmp")  # short: sockets live there
+    with open(log, "wb") as lines:
+        driver = subprocess.Popen(
+            command, cwd=ROOT, env={**os.environ, "RAY_TMPDIR": ray_folder}, stderr=lines, start_new_session=True
+        )
     try:
-        subprocess.run(command(config, base / "run", "net"), cwd=ROOT, env=environment, check=True, timeout=500)
+        yield driver
     finally:
+        driver.kill()
+        driver.wait()
         clear_up(ray_folder)
-    return config, base / "run"
 
 
-def start_training(config: str, run: Path, step: str, ray_folder: str) -> subprocess.Popen:
-    """A driver, when its training has a checkpoint that was not there before."""
+def wait_for_checkpoint(run: Path, step: str, driver: subprocess.Popen[bytes], log: Path) -> None:
+    """Returns when the training has a checkpoint that was not there before."""
 
     def checkpoints() -> set[Path]:
         return set(run.glob(f"{step}-*/checkpoint/checkpoint_2*/state.pt"))
 
-    with open(log := run.parent / "log", "wb") as told:
-        environment = {**os.environ, "RAY_TMPDIR": ray_folder}
-        driver = subprocess.Popen(
-            command(config, run, step), cwd=ROOT, env=environment, stderr=told, start_new_session=True
-        )
-    wait_for(lambda: actors_of(driver.pid, "RayTrainWorker"), driver, log)
     before = checkpoints()
     wait_for(lambda: checkpoints() - before, driver, log)
-    return driver
+
+
+def check_unfinished(run: Path, step: str) -> None:
+    assert not list(run.glob(f"{step}-*/manifest.json")), "the training ended before it was hit"
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("step", ["classifier", "mist", "net"])
-def test_training_that_is_killed_ends_as_if_nothing_had_happened(
-    tmp_path: Path, calm: tuple[str, Path], step: str
-) -> None:
-    config, undisturbed = calm
-    run, ray_folder = tmp_path / "run", tempfile.mkdtemp(prefix="ws", dir="/tmp")  # short: sockets live there
-    for before in NEEDED[step][:-1]:
-        (folder,) = undisturbed.glob(f"{before}-*")
-        shutil.copytree(folder, run / folder.name)
-    environment = {**os.environ, "RAY_TMPDIR": ray_folder}
-    try:
-        driver = start_training(config, run, step, ray_folder)
-        driver.send_signal(signal.SIGKILL)
-        driver.wait()
-        assert not list(run.glob(f"{step}-*/manifest.json")), "the run ended before it was hit"
-        clear_up(ray_folder)  # what a killed driver leaves behind ends within seconds, but not at once
-        Path(ray_folder).mkdir()
-        if step == "mist":
-            driver = start_training(config, run, step, ray_folder)
-            os.kill(actors_of(driver.pid, "RayTrainWorker")[0], signal.SIGKILL)
-            assert not list(run.glob(f"{step}-*/manifest.json")), "the run ended before it was hit"
-            assert driver.wait(240) == 0
-        else:
-            subprocess.run(command(config, run, step), cwd=ROOT, env=environment, check=True, timeout=240)
-    finally:
-        clear_up(ray_folder)
-    found = [load_file(next(where.glob(f"{step}-*/checkpoint/model.safetensors"))) for where in (undisturbed, run)]
-    assert all(np.array_equal(value, found[1][key]) for key, value in found[0].items())
+def test_trainings_that_are_killed_end_as_if_nothing_had_happened(tmp_path: Path) -> None:
+    """Each training's driver is killed once, and a worker of one."""
+    config = write_run(tmp_path, epochs=12, steps=45)
+    calm, rough, log = (tmp_path / name for name in ("calm", "rough", "log"))
+    with driver_of(config, calm, log) as driver:
+        assert driver.wait(500) == 0, log.read_text()
+    for step in TRAINED:
+        with driver_of(config, rough, log) as driver:
+            if step == "net":  # which goes on where the driver of `mist` was killed
+                wait_for_checkpoint(rough, "mist", driver, log)
+                os.kill(actors_of(driver.pid, "RayTrainWorker")[0], signal.SIGKILL)
+                check_unfinished(rough, "mist")
+            wait_for_checkpoint(rough, step, driver, log)
+            driver.send_signal(signal.SIGKILL)
+            driver.wait()
+            check_unfinished(rough, step)
+    with driver_of(config, rough, log) as driver:
+        assert driver.wait(240) == 0, log.read_text()
+    for step in TRAINED:
+        found = [load_file(next(run.glob(f"{step}-*/checkpoint/model.safetensors"))) for run in (calm, rough)]
+        assert all(np.array_equal(value, found[1][key]) for key, value in found[0].items())
