@@ -24,14 +24,15 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.local_cluster import LocalCluster
-from benchmarks.processes import actors_of
-from tests.s3.proxy import Faults, FaultyProxy
-from tests.s3.server import CephServer
-from tests.s3.world import make_bucket, write_scenes_small
-from weaksam import pipeline, storage, tables
+from testing.local_cluster import LocalCluster
+from testing.processes import actors_of
+from testing.s3.proxy import Faults, FaultyProxy
+from testing.s3.server import CephServer
+from testing.s3.world import make_bucket, write_scenes_small
+from weaksam import pipeline
+from weaksam.core import storage, tables
+from weaksam.core.step import Step
 from weaksam.errors import WeakSamError
-from weaksam.stage import Step
 
 ROOT = Path(__file__).parents[1]
 KINDS = ("driver", "driver", "actor", "node", "s3")

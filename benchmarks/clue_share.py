@@ -22,8 +22,8 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from weaksam import schemas
-from weaksam.data.scenes import draw_dataset_scene
+from weaksam.core import schemas
+from weaksam.demo.scenes import draw_dataset_scene
 from weaksam.models.weaktr_weights import build_weaktr
 from weaksam.stages.proposals import ProposalsConfig, ProposeBoxes, TrainedClassifier
 

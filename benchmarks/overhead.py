@@ -18,11 +18,13 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from weaksam import pipeline, runtime, storage, tables
+from weaksam import pipeline
+from weaksam.cli.terminal import set_up_logging
+from weaksam.core import storage, tables
 from weaksam.data.images import decode_image
-from weaksam.data.scenes import write_scenes
+from weaksam.demo.scenes import write_scenes
+from weaksam.execution import runtime
 from weaksam.stages.proposal_settings import GridSettings
-from weaksam.terminal import set_up_logging
 
 CONFIG = """
 run: {folder}/run

@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from jobs.demo import CONFIGS, prepare
-from weaksam import pipeline, storage
+from weaksam import pipeline
+from weaksam.core import storage
 
 ALLOWED = 0.2
-_WEAKSAM = [sys.executable, "-c", "from weaksam.cli import main; main()"]
+_WEAKSAM = [sys.executable, "-c", "from weaksam.cli.main import main; main()"]
 
 
 def main() -> int:

@@ -34,7 +34,7 @@ from segment_anything.modeling import Sam
 
 from benchmarks.clock import Clock, peak_memory, seconds_of
 from benchmarks.mask_agreement import compare, matched
-from weaksam.data.scene_drawing import draw_scene
+from weaksam.demo.scene_drawing import draw_scene
 from weaksam.sam import SHIPPED
 from weaksam.sam import engine as engine_module
 from weaksam.sam.backend import Backend

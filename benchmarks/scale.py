@@ -30,10 +30,11 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.overhead import bare_loop
-from benchmarks.processes import actors_of, resident_bytes
-from weaksam import pipeline, tables
-from weaksam.data.scenes import draw_scene
-from weaksam.stage import Step
+from testing.processes import actors_of, resident_bytes
+from weaksam import pipeline
+from weaksam.core import tables
+from weaksam.core.step import Step
+from weaksam.demo.scenes import draw_scene
 from weaksam.stages.proposal_settings import GridSettings
 
 CONFIG = """

@@ -32,9 +32,9 @@ from weaksam.data.proposal_boxes import ProposalBoxes
 from weaksam.models.noise import SampleNoise
 from weaksam.models.roi_backbones import DilatedVgg16
 from weaksam.models.wsod import METHODS, WsodNet, wsod_losses
-from weaksam.models.wsod_task import WsodRecipe, WsodTask
 from weaksam.ops import mil
 from weaksam.ops.boxes import box_iou, to_inclusive
+from weaksam.training.wsod_task import WsodRecipe, WsodTask
 
 SIZES = (213, 2000)
 HEIGHT, WIDTH, CLASSES = 600, 800, 20

@@ -14,10 +14,10 @@ from typing import Any
 
 from jobs.demo import PROMPTS, STUDENTS, TEACHERS, detector_table, pgt_table, prepare, read_report
 from weaksam import pipeline
-from weaksam.cli import metrics, run_pipeline
-from weaksam.stage import Step
+from weaksam.cli.main import metrics, run_pipeline
+from weaksam.cli.terminal import set_up_logging
+from weaksam.core.step import Step
 from weaksam.stages.evaluate import mean_and_std
-from weaksam.terminal import set_up_logging
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 RETRAINED = ("faster_rcnn_top1", "faster_rcnn", "faster_rcnn_drop")

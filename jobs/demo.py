@@ -10,12 +10,13 @@ import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from weaksam import pipeline, schemas, storage
-from weaksam.cli import run_pipeline
-from weaksam.data.scenes import write_scenes
+from weaksam import pipeline
+from weaksam.cli.main import run_pipeline
+from weaksam.cli.terminal import set_up_logging
+from weaksam.core import schemas, storage
+from weaksam.core.step import Step
+from weaksam.demo.scenes import write_scenes
 from weaksam.report.page import write_report
-from weaksam.stage import Step
-from weaksam.terminal import set_up_logging
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 TEACHERS = {"oicr": "OICR", "mist": "MIST"}

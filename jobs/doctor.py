@@ -4,8 +4,8 @@ import sys
 
 import typer
 
-from weaksam.doctor import run_doctor
-from weaksam.terminal import guarded
+from weaksam.cli.terminal import guarded
+from weaksam.cluster.doctor import run_doctor
 
 if __name__ == "__main__":
     given = [text for text in sys.argv[1:] if text != "--json"]

@@ -14,14 +14,14 @@ from typing import Annotated
 import typer
 from safetensors.torch import load_file
 
-from weaksam import runtime
-from weaksam.data.scene_cache import cache_scenes
+from weaksam.cli.terminal import set_up_logging
+from weaksam.demo.sam_training import SegmenterTask, export_weights, sam_weights
+from weaksam.demo.sam_training_loss import DICE_WEIGHT
+from weaksam.demo.sam_training_scores import score_segmenter
+from weaksam.demo.scene_cache import cache_scenes
+from weaksam.execution import runtime
 from weaksam.sam.build import build_sam
-from weaksam.sam.training import SegmenterTask, export_weights, sam_weights
-from weaksam.sam.training_loss import DICE_WEIGHT
-from weaksam.sam.training_scores import score_segmenter
-from weaksam.terminal import set_up_logging
-from weaksam.training import TrainResources, TrainSettings, train
+from weaksam.training.loop import TrainResources, TrainSettings, train
 
 log = logging.getLogger("weaksam.jobs")
 BATCH = 24  # pictures a step
@@ -70,7 +70,7 @@ def finish(weights: str, held_out: Path, folder: Path, settings: TrainSettings) 
     about = {
         "model": "vit_xs",
         "licence": "Apache-2.0",
-        "trained_by": "jobs/train_demo_sam.py on scenes drawn by weaksam.data.scene_drawing, family varied",
+        "trained_by": "jobs/train_demo_sam.py on scenes drawn by weaksam.demo.scene_drawing, family varied",
         "settings": settings.model_dump_json(exclude={"resources"}),
         "scores": json.dumps(scores),
         "scored_on": "300 drawn scenes of family demo, none of whose shapes was trained on",

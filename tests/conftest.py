@@ -17,13 +17,14 @@ from hypothesis import settings
 if not torch.cuda.is_available():  # before anything imports Triton, which asks then
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-from tests.s3.server import CephServer
-from tests.s3.world import make_bucket
+from testing.s3.server import CephServer
+from testing.s3.world import make_bucket
 
 settings.register_profile("weaksam", deadline=None)  # no test is timed: the first call loads code, machines are busy
 settings.load_profile("weaksam")
 
-SHARED_DATA = Path(os.environ.get("WEAKSAM_SHARED_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
+ROOT = Path(__file__).resolve().parents[1]
+SHARED_DATA = Path(os.environ.get("WEAKSAM_SHARED_DATA", ROOT.parent / "shared" / "data"))
 
 
 @pytest.fixture(scope="session")
@@ -50,7 +51,7 @@ def ray_cluster() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[CephServer]:
-    installed = subprocess.run([str(Path(__file__).parent / "s3" / "install.sh")], capture_output=True, text=True)
+    installed = subprocess.run([str(ROOT / "testing" / "s3" / "install.sh")], capture_output=True, text=True)
     if installed.returncode:
         pytest.skip(f"no S3 server: {(installed.stdout + installed.stderr)[-300:]}")
     folder = Path(tempfile.mkdtemp(prefix="wss3", dir="/tmp"))  # short: sockets live there

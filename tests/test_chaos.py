@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import chaos
-from tests.s3.server import CephServer
+from testing.s3.server import CephServer
 
 
 def test_a_plan_is_that_of_its_seed_and_has_every_kind() -> None:

@@ -14,10 +14,11 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from tests.stages.test_proposals import jpeg
-from weaksam import pipeline, tables
-from weaksam.cli import app
-from weaksam.data.scenes import draw_scene, write_scenes
-from weaksam.reference import reference
+from weaksam import pipeline
+from weaksam.cli.main import app
+from weaksam.cli.reference import reference
+from weaksam.core import tables
+from weaksam.demo.scenes import draw_scene, write_scenes
 from weaksam.stages import STAGES
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -19,12 +19,13 @@ from typing import Annotated, Any
 import pytest
 from pydantic import TypeAdapter
 
-from weaksam import doctor, errors
-from weaksam.config import read_value
-from weaksam.schemas import FAILED_STATUSES
+from weaksam import errors
+from weaksam.cluster import doctor
+from weaksam.core.config import read_value
+from weaksam.core.schemas import FAILED_STATUSES
 from weaksam.stages import STAGES
 from weaksam.stages.proposal_settings import ProposalResources
-from weaksam.training_settings import TrainResources
+from weaksam.training.settings import TrainResources
 
 ROOT = Path(__file__).resolve().parents[1]
 DEPARTURES = (ROOT / "docs" / "departures.md").read_text()

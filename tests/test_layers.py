@@ -135,9 +135,9 @@ def test_ground_truth_is_read_by_evaluate_and_report_alone(path: Path) -> None:
 @pytest.mark.parametrize(
     ("code", "absent"),
     [
-        ("import weaksam.cli, weaksam.pipeline, weaksam.stages", ["torch", "ray", "torchvision"]),
+        ("import weaksam.cli.main, weaksam.pipeline, weaksam.stages", ["torch", "ray", "torchvision"]),
         ("import weaksam.sam.engine, weaksam.sam.checkpoints, weaksam.ops.metrics", ["ray", "pydantic"]),
-        ("import weaksam.data.images, weaksam.data.scenes", ["ray", "torch"]),
+        ("import weaksam.data.images, weaksam.demo.scenes", ["ray", "torch"]),
     ],
 )
 def test_what_starts_without_what(code: str, absent: list[str]) -> None:

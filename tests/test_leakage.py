@@ -22,11 +22,12 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file
 
-from benchmarks.processes import actors_of
-from tests.test_nodes import wait_for
-from tests.test_resume import ROOT, clear_up
-from weaksam import pipeline, tables
-from weaksam.stage import Step
+from testing.processes import actors_of
+from tests.execution.test_nodes import wait_for
+from tests.execution.test_resume import ROOT, clear_up
+from weaksam import pipeline
+from weaksam.core import tables
+from weaksam.core.step import Step
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -126,7 +127,7 @@ STEPS = ("images", "classifier", "proposals", "mist", "found", "pgt", "net")
 def driver_of(config: str, run: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A driver of the steps up to `net`, on a Ray of its own; what is left of both ends with the block."""
     only = [part for step in STEPS for part in ("--only", step)]
-    command = [sys.executable, "-c", "from weaksam.cli import main; main()", "run", config, f"run={run}", *only]
+    command = [sys.executable, "-c", "from weaksam.cli.main import main; main()", "run", config, f"run={run}", *only]
     ray_folder = tempfile.mkdtemp(prefix="ws", dir="/tmp")  # short: sockets live there
     with open(log, "wb") as lines:
         driver = subprocess.Popen(

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.s3.small import small_s3
-from weaksam import storage
+from testing.s3.small import small_s3
+from weaksam.cli.terminal import set_up_logging
+from weaksam.core import storage
 from weaksam.errors import ConfigError, ImageError, StorageError
 from weaksam.masking import is_secret, masked, masked_values, without_secrets
-from weaksam.terminal import set_up_logging
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load
 
-from tests.s3.proxy import Faults, FaultyProxy
-from tests.s3.server import CephServer
-from tests.s3.world import write_scenes_small
-from tests.test_resume import ROOT, clear_up
-from weaksam import pipeline, storage, tables
+from testing.s3.proxy import Faults, FaultyProxy
+from testing.s3.server import CephServer
+from testing.s3.world import write_scenes_small
+from tests.execution.test_resume import ROOT, clear_up
+from weaksam import pipeline
+from weaksam.core import storage, tables
 
 IMAGES = 24
 CONFIG = """
@@ -32,7 +33,7 @@ steps:
 
 def weaksam(*arguments: str, environment: dict[str, str]) -> str:
     """What a command says; it must succeed."""
-    command = [sys.executable, "-c", "from weaksam.cli import main; main()", *arguments]
+    command = [sys.executable, "-c", "from weaksam.cli.main import main; main()", *arguments]
     ray_folder = tempfile.mkdtemp(prefix="ws", dir="/tmp")  # short: sockets live there
     try:
         done = subprocess.run(

@@ -26,7 +26,7 @@ from weaksam.data.annotation_checks import (
     read_size,
     read_xywh,
 )
-from weaksam.data.coco import read_objects
+from weaksam.data.readers.coco import read_objects
 from weaksam.errors import DataError
 from weaksam.ops.rle import encode_rle, rle_to_runs
 

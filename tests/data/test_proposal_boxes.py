@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from weaksam import schemas
+from weaksam.core import schemas
 from weaksam.data.proposal_boxes import clean_boxes, keep_sources, pack_proposals
 
 

@@ -22,10 +22,10 @@ from weaksam.models.pyramids import SamPyramid
 from weaksam.models.roi_backbones import CropNet, DilatedVgg16, ResNet50C5, RoiNet, load_imagenet
 from weaksam.models.wsod import METHODS, WsodNet, forward_losses, wsod_losses
 from weaksam.models.wsod_build import WsodSpec
-from weaksam.models.wsod_task import WsodRecipe, WsodTask
 from weaksam.ops import mil
 from weaksam.ops.box_coding import decode_boxes
 from weaksam.ops.boxes import box_iou, clip_boxes
+from weaksam.training.wsod_task import WsodRecipe, WsodTask
 
 POOL = ThreadPoolExecutor(2)
 CPU = torch.device("cpu")

@@ -10,15 +10,15 @@ import torch
 
 from weaksam.models.clues import PeakRule
 from weaksam.models.detector_build import DetectorSpec
-from weaksam.models.detector_task import DetectorRecipe
 from weaksam.models.faster_rcnn import FasterRcnn
 from weaksam.models.pyramids import ResNet50
 from weaksam.models.wsod import METHODS, WsodRules
 from weaksam.models.wsod_build import WsodSpec
-from weaksam.models.wsod_task import WsodRecipe
 from weaksam.ops.pgt import PgtRules, normalise_scores
 from weaksam.ops.pseudo_masks import MaskRules
 from weaksam.ops.roi_drop import RoiDropRules
+from weaksam.training.detector_task import DetectorRecipe
+from weaksam.training.wsod_task import WsodRecipe
 
 UNKNOWN: list[tuple[Callable[[Any], Any], str]] = [
     (lambda name: DetectorSpec(name, "resnet50", 2), "model must be one of 'faster_rcnn', 'dino', .*'mask2former'"),

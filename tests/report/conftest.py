@@ -10,10 +10,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from weaksam import pipeline, schemas, storage, tables
-from weaksam.data.scenes import write_scenes
+from weaksam import pipeline
+from weaksam.core import schemas, storage, tables
+from weaksam.core.step import Outcome, Step
+from weaksam.demo.scenes import write_scenes
 from weaksam.report.page import write_report
-from weaksam.stage import Outcome, Step
 from weaksam.stages import hygiene
 
 CONFIG = """

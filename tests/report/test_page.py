@@ -12,8 +12,8 @@ import pytest
 from typer.testing import CliRunner
 
 from tests.report.conftest import BROKEN, COPIES, STRANGE
-from weaksam import storage
-from weaksam.cli import app
+from weaksam.cli.main import app
+from weaksam.core import storage
 from weaksam.errors import ConfigError
 from weaksam.report.page import features_of, render, step_row, total_row
 from weaksam.report.run_files import read_run

@@ -12,13 +12,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.conftest import SHARED_DATA
-from weaksam import pipeline, schemas, storage, tables
-from weaksam.config import StageConfig
-from weaksam.data.coco_results import read_results
+from weaksam import pipeline
+from weaksam.core import schemas, storage, tables
+from weaksam.core.config import StageConfig
+from weaksam.core.step import Outcome, Stage, Step
+from weaksam.data.readers.coco_results import read_results
 from weaksam.errors import DataError
 from weaksam.ops.coco_metrics import NAMES
 from weaksam.ops.rle import encode_rle
-from weaksam.stage import Outcome, Stage, Step
 from weaksam.stages import evaluate
 from weaksam.stages.index import IndexConfig
 

@@ -10,11 +10,11 @@ import pytest
 from pycocotools import mask as coco_mask
 
 from tests.stages.test_train_wsod import finished
-from weaksam import schemas, storage, tables
-from weaksam.data import export_yolo
-from weaksam.data.coco_results import read_results
+from weaksam.core import schemas, storage, tables
+from weaksam.core.step import Step
+from weaksam.data.readers.coco_results import read_results
+from weaksam.data.writers import yolo
 from weaksam.errors import ConfigError, DataError
-from weaksam.stage import Step
 from weaksam.stages import export, export_source
 from weaksam.stages.export import ExportConfig
 
@@ -188,11 +188,11 @@ def test_what_another_program_spoils_is_noticed(
     tmp_path: Path, inputs: dict[str, Step], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     step = make_step(tmp_path, inputs, format="yolo")
-    right = export_yolo.to_lines
-    monkeypatch.setattr(export_yolo, "to_lines", lambda classes, shapes: right(classes, [s * 0.9 for s in shapes]))
+    right = yolo.to_lines
+    monkeypatch.setattr(yolo, "to_lines", lambda classes, shapes: right(classes, [s * 0.9 for s in shapes]))
     with pytest.raises(DataError, match="image a: read back, its boxes are"):
         export.run(step)
-    monkeypatch.setattr(export_yolo, "to_lines", lambda classes, shapes: b"red 1 2 3 4\n")
+    monkeypatch.setattr(yolo, "to_lines", lambda classes, shapes: b"red 1 2 3 4\n")
     with pytest.raises(DataError, match=r"what was written for images a to c cannot be read back \(ValueError"):
         export.run(step)
     monkeypatch.undo()

@@ -15,11 +15,12 @@ import pytest
 from PIL import Image, ImageEnhance
 
 from tests.stages.test_proposals import batch
-from weaksam import pipeline, schemas, tables
+from weaksam import pipeline
+from weaksam.core import schemas, tables
 from weaksam.data.likeness import perceptual_hash, thumbnail
-from weaksam.data.scenes import draw_dataset_scene
+from weaksam.demo.scenes import draw_dataset_scene
+from weaksam.execution.pools import fit_pool
 from weaksam.ops.duplicates import DuplicateRules, group_duplicates
-from weaksam.pools import fit_pool
 from weaksam.stages import hygiene
 from weaksam.stages.hygiene import HygieneConfig, LookAtImages
 

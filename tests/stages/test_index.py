@@ -12,15 +12,17 @@ import yaml
 from PIL import Image
 
 from tests.conftest import SHARED_DATA
-from weaksam import pipeline, schemas, storage, tables
+from weaksam import pipeline
+from weaksam.core import schemas, storage, tables
+from weaksam.core.step import Step
 from weaksam.errors import ConfigError
-from weaksam.looking import look_at
+from weaksam.pipeline.looking import look_at
 from weaksam.stages import index_look
 
 
 @pytest.fixture
-def index(tmp_path: Path) -> Callable[..., pipeline.Step]:
-    def run(**settings: object) -> pipeline.Step:
+def index(tmp_path: Path) -> Callable[..., Step]:
+    def run(**settings: object) -> Step:
         path = tmp_path / "run.yaml"
         content = {"run": str(tmp_path / "run"), "steps": {"images": {"stage": "index", **settings}}}
         path.write_text(yaml.safe_dump(content))
@@ -273,7 +275,7 @@ def test_an_export_into_the_folder_that_is_listed_is_refused(tmp_path: Path) -> 
     pipeline.load(str(path), [f"steps.out.to={tmp_path}/out"])
 
 
-def resolved(folder: Path, **settings: object) -> pipeline.Step:
+def resolved(folder: Path, **settings: object) -> Step:
     """The step of a run file in `folder`, not run."""
     path = folder / "check.yaml"
     content = {"run": str(folder / "run"), "steps": {"images": {"stage": "index", **settings}}}

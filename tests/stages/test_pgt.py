@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from tests.stages.test_train_wsod import finished
-from weaksam import schemas, storage, tables
+from weaksam.core import schemas, storage, tables
+from weaksam.core.step import Step
 from weaksam.errors import ConfigError, DataError
-from weaksam.stage import Step
 from weaksam.stages import pgt
 from weaksam.stages.pgt import PgtConfig
 

@@ -12,12 +12,12 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from weaksam import schemas, storage, tables
-from weaksam.config import StageConfig, parse_settings
+from weaksam.core import schemas, storage, tables
+from weaksam.core.config import StageConfig, parse_settings
+from weaksam.core.step import Outcome, Stage, Step
 from weaksam.errors import ConfigError
 from weaksam.models.weaktr_weights import build_weaktr
 from weaksam.ops.rle import decode_rle
-from weaksam.stage import Outcome, Stage, Step
 from weaksam.stages import proposals
 from weaksam.stages.proposals import ProposalsConfig, ProposeBoxes, TrainedClassifier
 from weaksam.stages.train_classifier import TrainClassifierConfig
@@ -235,7 +235,7 @@ def test_precision_and_amounts_reach_the_engine(weights: Path) -> None:
 
 
 def test_precision_is_part_of_what_a_step_is_known_by(weights: Path) -> None:
-    from weaksam.config import result_settings
+    from weaksam.core.config import result_settings
 
     def known_by(**sam: str) -> object:
         config = make_config(weights, sam={"model": "vit_xs", "checkpoint": str(weights), **sam})

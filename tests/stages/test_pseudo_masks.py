@@ -12,13 +12,14 @@ from segment_anything import SamPredictor
 
 from tests.stages.test_proposals import batch, jpeg
 from tests.stages.test_train_wsod import finished
-from weaksam import runtime, schemas, storage, tables
-from weaksam.config import parse_settings
+from weaksam.core import schemas, storage, tables
+from weaksam.core.config import parse_settings
+from weaksam.core.step import Outcome, Step
 from weaksam.data.images import decode_image
 from weaksam.errors import DataError
+from weaksam.execution import runtime
 from weaksam.ops.rle import decode_rle, encode_rle
 from weaksam.sam.checkpoints import load_sam
-from weaksam.stage import Outcome, Step
 from weaksam.stages import pseudo_masks
 from weaksam.stages.pseudo_masks import DrawMasks, PseudoMasksConfig
 

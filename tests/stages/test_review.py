@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.data.test_import_label_studio import annotation, as_exported
+from tests.data.readers.test_import_label_studio import annotation, as_exported
 from tests.stages.test_train_wsod import finished
-from weaksam import schemas, storage, tables
-from weaksam.config import parse_settings
+from weaksam.core import schemas, storage, tables
+from weaksam.core.config import parse_settings
+from weaksam.core.step import Step, resolve
 from weaksam.errors import DataError
 from weaksam.ops.rle import decode_rle
-from weaksam.stage import Step, resolve
 from weaksam.stages import STAGES, export, pgt
 from weaksam.stages.export import ExportConfig
 from weaksam.stages.index import IndexConfig

@@ -13,18 +13,19 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from weaksam import pipeline, schemas, storage, tables
-from weaksam.config import StageConfig
+from weaksam import pipeline
+from weaksam.core import schemas, storage, tables
+from weaksam.core.config import StageConfig
+from weaksam.core.step import Outcome, Stage, Step
 from weaksam.errors import ConfigError, DataError, StageError
 from weaksam.models import weaktr_weights
-from weaksam.models.classifier_task import ClassifierTask, LabelledImages, Recipe
 from weaksam.models.weaktr import WeakTrSize
-from weaksam.stage import Outcome, Stage, Step
 from weaksam.stages import train_classifier
 from weaksam.stages.train_classifier import TrainClassifierConfig, train_settings
-from weaksam.training import TrainResources, TrainSettings, check_workers, share_of
-from weaksam.training_log import progress_line
-from weaksam.training_state import Trainee, draw_batch
+from weaksam.training.classifier_task import ClassifierTask, LabelledImages, Recipe
+from weaksam.training.log import progress_line
+from weaksam.training.loop import TrainResources, TrainSettings, check_workers, share_of
+from weaksam.training.state import Trainee, draw_batch
 
 POOL = ThreadPoolExecutor(2)
 RECIPE = Recipe(image_size=32, min_scale=0.5, rand_augment=0.0, erase=0.0, drop_path=0.0)

@@ -18,20 +18,20 @@ from torchvision.models import resnet50
 
 from tests.models.pictures import masked_pictures
 from tests.stages.test_train_wsod import finished
-from weaksam import schemas, tables
+from weaksam.core import schemas, tables
+from weaksam.core.schemas import FAILED_STATUSES
+from weaksam.core.step import Step
 from weaksam.errors import ConfigError, DataError, WeightsError
 from weaksam.models.detecting import DetectRules, detect_in_views
 from weaksam.models.detector import Detector, Found
 from weaksam.models.detector_build import LEARN_MASKS, DetectorSpec, load_detector
 from weaksam.ops.masks import masks_to_boxes
 from weaksam.ops.rle import decode_rle, encode_rle
-from weaksam.schemas import FAILED_STATUSES
-from weaksam.stage import Step
 from weaksam.stages import detect, train_detector
 from weaksam.stages.detect import DetectConfig, DetectObjects, DetectorFinder
 from weaksam.stages.train_detector import TrainDetectorConfig, make_task, read_objects, train_settings
-from weaksam.training import TrainResources
-from weaksam.training_state import Trainee, draw_batch
+from weaksam.training.loop import TrainResources
+from weaksam.training.state import Trainee, draw_batch
 
 POOL = ThreadPoolExecutor(2)
 MODELS = ("faster_rcnn", "dino", "rt_detr_v2", "mask_rcnn", "mask2former")

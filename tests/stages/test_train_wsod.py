@@ -13,16 +13,16 @@ from PIL import Image
 from safetensors.torch import load_file
 from torchvision.models import vgg16
 
-from weaksam import schemas, storage, tables
-from weaksam.config import StageConfig, parse_settings
+from weaksam.core import schemas, storage, tables
+from weaksam.core.config import StageConfig, parse_settings
+from weaksam.core.step import Outcome, Stage, Step
 from weaksam.errors import ConfigError, DataError, WeightsError
 from weaksam.models.wsod import METHODS
 from weaksam.models.wsod_build import WsodSpec
-from weaksam.stage import Outcome, Stage, Step
 from weaksam.stages import train_wsod
 from weaksam.stages.detect import DetectConfig, DetectObjects, WsodFinder
 from weaksam.stages.train_wsod import TrainWsodConfig, make_task, train_settings
-from weaksam.training import TrainResources
+from weaksam.training.loop import TrainResources
 
 
 def finished(

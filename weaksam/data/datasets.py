@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from weaksam import schemas
+from weaksam.core import schemas
+from weaksam.core.storage import FileInfo
 from weaksam.data.images import read_sizes
 from weaksam.errors import DataError
-from weaksam.storage import FileInfo
 
 logger = logging.getLogger(__name__)
 

@@ -30,9 +30,9 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from weaksam import storage
+from weaksam.core import storage
+from weaksam.core.schemas import FAILED_STATUSES
 from weaksam.errors import ImageError
-from weaksam.schemas import FAILED_STATUSES
 
 T = TypeVar("T")
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from weaksam import schemas
+from weaksam.core import schemas
 from weaksam.data.datasets import Dataset, warn_of
 from weaksam.data.images import read_stored_sizes, turn_upright
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from safetensors.torch import load_file
 from torch import Tensor
 
-from weaksam import storage
+from weaksam.core import storage
 from weaksam.errors import WeightsError
 from weaksam.models.cut_out_mask_rcnn import CutOutMaskRcnn, CutOutMaskRcnnSize
 from weaksam.models.cut_out_rcnn import CutOutRcnn, CutOutRcnnSize

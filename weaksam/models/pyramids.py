@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchvision.models import ResNet50_Weights, resnet50
 from torchvision.ops import FrozenBatchNorm2d
 
-from weaksam import storage
+from weaksam.core import storage
 from weaksam.errors import WeightsError
 from weaksam.models.lite0 import CHANNELS, MEAN, STD, STRIDES, Lite0
 from weaksam.models.sam_stem import FrozenSam

@@ -14,7 +14,7 @@ from weakref import WeakSet
 
 from torch import Tensor
 
-from weaksam.memory import available_memory
+from weaksam.core.memory import available_memory
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torchvision.models import ResNet50_Weights, VGG16_Weights
 
-from weaksam import storage
+from weaksam.core import storage
 from weaksam.errors import WeightsError
 from weaksam.models.roi_backbones import CropNet, DilatedVgg16, Pixels, ResNet50C5, RoiNet, load_imagenet
 from weaksam.models.wsod import WsodNet, WsodRules

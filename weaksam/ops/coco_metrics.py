@@ -15,9 +15,9 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from weaksam.core.schemas import OK
 from weaksam.ops.detection_metrics import ap_name
 from weaksam.ops.mask_metrics import check_cover
-from weaksam.schemas import OK
 
 NAMES: tuple[str, ...] = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large",
          "AR@1", "AR@10", "AR@100", "AR_small", "AR_medium", "AR_large")  # fmt: skip

@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from weaksam.core.schemas import OK
 from weaksam.ops.metrics import pairwise_iou
-from weaksam.schemas import OK
 
 HIT, MISS, IGNORED = 1, 0, -1
 # The levels as the published evaluators in Python compute them: three are one rounding step above 0.3, 0.6 and 0.7, so

@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from weaksam.core.schemas import OK
 from weaksam.ops import detection_metrics
 from weaksam.ops.detection_metrics import IGNORED, DetectionRecords, DetectionRules, match_image
 from weaksam.ops.metrics import pairwise_iou
 from weaksam.ops.pgt_metrics import pgt_metrics, pgt_table
 from weaksam.ops.rle import rle_area, rle_to_runs
-from weaksam.schemas import OK
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from weaksam.schemas import OK, SOURCES
+from weaksam.core.schemas import OK, SOURCES
 
 THRESHOLDS = (0.5, 0.75, 0.9)
 AR_THRESHOLDS = tuple(t / 100 for t in range(50, 100, 5))  # COCO's 0.5:0.05:0.95

@@ -22,8 +22,8 @@ from typing import Any
 
 import numpy as np
 
+from weaksam.core.schemas import OK, SOURCES
 from weaksam.ops.rle import rle_to_runs
-from weaksam.schemas import OK, SOURCES
 
 
 @dataclass(frozen=True)

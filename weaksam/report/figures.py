@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from weaksam import tables
-from weaksam.listings import figure
+from weaksam.core import tables
 from weaksam.ops.metrics import RecallRules
+from weaksam.pipeline.listings import figure
 from weaksam.report import charts
 from weaksam.report.run_files import RunStep
 from weaksam.stages.evaluate import HEADLINES

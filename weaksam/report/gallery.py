@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from weaksam import schemas, storage, tables
+from weaksam.core import schemas, storage, tables
 from weaksam.data.images import decode_image
 from weaksam.errors import ImageError, StorageError
 from weaksam.masking import masked

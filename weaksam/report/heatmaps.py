@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from weaksam import storage
-from weaksam.config import parse_settings
+from weaksam.core import storage
+from weaksam.core.config import parse_settings
 from weaksam.errors import WeakSamError
 from weaksam.report.panels import Panel, heatmap_panel
 from weaksam.report.run_files import RunStep

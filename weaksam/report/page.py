@@ -15,8 +15,9 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
-from weaksam import __version__, storage
-from weaksam.progress import duration
+from weaksam import __version__
+from weaksam.core import storage
+from weaksam.execution.progress import duration
 from weaksam.report import choose, figures
 from weaksam.report.gallery import Gallery, make_gallery
 from weaksam.report.panels import SOURCE_COLOURS

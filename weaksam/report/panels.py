@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from weaksam import schemas
-from weaksam.data.export_polygons import outlines, simplify
+from weaksam.core import schemas
+from weaksam.data.writers.polygons import outlines, simplify
 from weaksam.ops.rle import decode_rle
 
 # What prompted a box, by `schemas.SOURCES`: the grid steps back behind what a classifier pointed at.

@@ -14,11 +14,11 @@ from functools import cached_property
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
-from weaksam import schemas, storage, tables
+from weaksam.core import schemas, storage, tables
+from weaksam.core.parquet_files import read_parquet
+from weaksam.core.step import Step
 from weaksam.errors import ConfigError, DamagedError
-from weaksam.listings import read_states
-from weaksam.parquet_files import read_parquet
-from weaksam.stage import Step
+from weaksam.pipeline.listings import read_states
 from weaksam.stages.started_steps import Started, read_started
 
 log = logging.getLogger(__name__)

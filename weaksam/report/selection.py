@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from weaksam import schemas, storage, tables
+from weaksam.core import schemas, storage, tables
 from weaksam.ops.uncertainty import best_scores, image_uncertainty, most_uncertain
 from weaksam.report import choose
 from weaksam.report.run_files import RunStep

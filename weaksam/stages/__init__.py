@@ -1,6 +1,6 @@
 """The catalogue: every stage, by name, in the order of the pipeline."""
 
-from weaksam.stage import Stage
+from weaksam.core.step import Stage
 from weaksam.stages import (
     detect,
     evaluate,

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from weaksam import schemas, tables
+from weaksam.core import schemas, tables
+from weaksam.core.step import Step
 from weaksam.errors import ConfigError, DataError
 from weaksam.ops.box_areas import has_area
-from weaksam.stage import Step
 
 if TYPE_CHECKING:
     from weaksam.data.annotation_checks import Remarks

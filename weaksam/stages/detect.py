@@ -11,11 +11,12 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field, model_validator
 
-from weaksam import metrics, schemas, storage, tables
-from weaksam.config import Reads, StageConfig
+from weaksam.core import schemas, storage, tables
+from weaksam.core.config import Reads, StageConfig
+from weaksam.core.step import Outcome, Stage, Step
 from weaksam.errors import ImageError
-from weaksam.pools import PoolResources
-from weaksam.stage import Outcome, Stage, Step
+from weaksam.execution import metrics
+from weaksam.execution.pools import PoolResources
 from weaksam.stages.checks import check_rows, check_same_classes
 from weaksam.stages.train_detector import TrainDetectorConfig
 from weaksam.stages.train_wsod import TrainWsodConfig
@@ -155,7 +156,7 @@ class DetectObjects:
         self.find, self.config, self.schema = make_finder(self.device), config, schema
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        from weaksam.rows import make_rows
+        from weaksam.execution.rows import make_rows
 
         return schemas.to_table(make_rows(batch, self.config.max_pixels, self._find), self.schema)
 
@@ -180,7 +181,7 @@ def _columns(found: Found) -> dict[str, Any]:
 
 def run(step: Step) -> Outcome:
     """Maps the images of the `images` step to detections."""
-    from weaksam import runtime
+    from weaksam.execution import runtime
 
     config: DetectConfig = step.config
     images = tables.read_step(step.inputs["images"], columns=["uri", "split"])

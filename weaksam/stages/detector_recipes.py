@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from weaksam.config import Settings
+from weaksam.core.config import Settings
 
 # What a model is trained with where the step does not say: DINO's are those for VOC07, those with masks for VOC12.
 RECIPES: dict[str, dict[str, Any]] = {

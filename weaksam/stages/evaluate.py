@@ -13,11 +13,11 @@ import numpy as np
 import pyarrow as pa
 from pydantic import model_validator
 
-from weaksam import schemas, storage, tables
-from weaksam.config import OutsideFile, Reads, StageConfig
+from weaksam.core import schemas, storage, tables
+from weaksam.core.config import OutsideFile, Reads, StageConfig
+from weaksam.core.parquet_files import write_parquet
+from weaksam.core.step import Outcome, Stage, Step
 from weaksam.errors import DataError
-from weaksam.parquet_files import write_parquet
-from weaksam.stage import Outcome, Stage, Step
 from weaksam.stages.checks import check_same_images
 from weaksam.stages.evaluate_masks import Pair, mask_figures, pairs_with_masks
 from weaksam.stages.results import read_step_results

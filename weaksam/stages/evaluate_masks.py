@@ -6,9 +6,9 @@ import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from weaksam import schemas
+from weaksam.core import schemas
+from weaksam.core.step import Step
 from weaksam.errors import DataError
-from weaksam.stage import Step
 
 if TYPE_CHECKING:
     from weaksam.stages.evaluate import EvaluateConfig

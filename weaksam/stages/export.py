@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from weaksam import storage
-from weaksam.config import OutsideFolder, Place, Reads, StageConfig
+from weaksam.core import storage
+from weaksam.core.config import OutsideFolder, Place, Reads, StageConfig
+from weaksam.core.step import Outcome, Stage, Step
 from weaksam.errors import ConfigError, DataError, StageError
-from weaksam.progress import repeatedly
-from weaksam.stage import Outcome, Stage, Step
+from weaksam.execution.progress import repeatedly
 from weaksam.stages.export_source import Source, read_source
 
 if TYPE_CHECKING:
-    from weaksam.data.exports import Exporter, ExportImage, Tally
+    from weaksam.data.writers.common import Exporter, ExportImage, Tally
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ class ExportConfig(StageConfig):
 def run(step: Step) -> Outcome:
     """Writes all images, then reads all back."""
     from weaksam.data.datasets import first_ten
-    from weaksam.data.exports import Tally, compare
+    from weaksam.data.writers.common import Tally, compare
 
     config: ExportConfig = step.config
     source = read_source(step)
@@ -140,10 +140,10 @@ def folder_of(step: Step) -> str:
 
 def make_exporter(step: Step, source: Source, to: str) -> Exporter:
     """What writes the format, into the folder `to`."""
-    from weaksam.data.export_coco import CocoDataset, CocoResults
-    from weaksam.data.export_label_studio import LabelStudioTasks
-    from weaksam.data.export_voc import VocDevkit
-    from weaksam.data.export_yolo import YoloLabels
+    from weaksam.data.writers.coco import CocoDataset, CocoResults
+    from weaksam.data.writers.label_studio import LabelStudioTasks
+    from weaksam.data.writers.voc import VocDevkit
+    from weaksam.data.writers.yolo import YoloLabels
 
     config, names, ids = source.config, source.class_names, source.category_ids
     tolerance = config.polygon_tolerance or 0.0

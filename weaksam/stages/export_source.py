@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from weaksam import schemas, tables
+from weaksam.core import schemas, tables
+from weaksam.core.step import Step
 from weaksam.data.images import read_sizes
 from weaksam.errors import DataError, StageError
-from weaksam.stage import Step
 from weaksam.stages.export_uncertain import keep_most_uncertain
 
 if TYPE_CHECKING:
-    from weaksam.data.exports import ExportImage, Place
+    from weaksam.data.writers.common import ExportImage, Place
     from weaksam.stages.export import ExportConfig
 
 _BATCH = 1024  # images
@@ -86,7 +86,7 @@ def read_source(step: Step) -> Source:
     Raises:
         DataError: an image has no row, or is of another dataset; there is nothing to export.
     """
-    from weaksam.data.exports import place_images
+    from weaksam.data.writers.common import place_images
 
     config: ExportConfig = step.config
     images = tables.read_step(step.inputs["images"], columns=["uri", "height", "width", "split", "labels"])
@@ -164,7 +164,7 @@ def to_image(row: Mapping[str, Any], place: Place, config: ExportConfig, left_ou
         DataError: nobody knows the image's size, or a mask is of another.
     """
     from weaksam.data.annotation_checks import fit_boxes
-    from weaksam.data.exports import ExportImage
+    from weaksam.data.writers.common import ExportImage
 
     boxes, scores = np.array(row["boxes"], np.float32).reshape(-1, 4), np.array(row["scores"], np.float32)
     masks = row["masks"] if config.masks and row["masks"] else [None] * len(boxes)

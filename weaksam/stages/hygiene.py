@@ -16,11 +16,11 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from weaksam import schemas, storage, tables
-from weaksam.config import NotInFingerprint, Reads, StageConfig
-from weaksam.parquet_files import write_parquet
-from weaksam.pools import CpuPoolResources
-from weaksam.stage import Outcome, Stage, Step
+from weaksam.core import schemas, storage, tables
+from weaksam.core.config import NotInFingerprint, Reads, StageConfig
+from weaksam.core.parquet_files import write_parquet
+from weaksam.core.step import Outcome, Stage, Step
+from weaksam.execution.pools import CpuPoolResources
 from weaksam.stages.labels import describe_everywhere
 
 log = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ class LookAtImages:
         self.config, self.schema = config, schema
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        from weaksam.rows import make_rows
+        from weaksam.execution.rows import make_rows
 
         digests = [_sha256(data) for data in batch.column("data")]
         batch = batch.append_column("sha256", pa.array(digests, pa.string()))
@@ -92,7 +92,7 @@ def _look(image: np.ndarray, given: dict[str, Any], _: object) -> dict[str, Any]
 
 def run(step: Step) -> Outcome:
     """Maps all images to rows and tells what they have in common."""
-    from weaksam import runtime
+    from weaksam.execution import runtime
 
     config: HygieneConfig = step.config
     images = tables.read_step(step.inputs["images"], columns=["uri", "split", "labels", "height", "width"])

@@ -9,14 +9,14 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
-from weaksam import schemas, storage, tables
+from weaksam.core import schemas, storage, tables
+from weaksam.core.step import Outcome, Stage, Step
 from weaksam.data.datasets import sample_dataset
 from weaksam.data.images import read_sizes
 from weaksam.data.orientation import turn_dataset
+from weaksam.data.readers.voc import find_devkit
 from weaksam.data.stated_sizes import warn_of_sizes
-from weaksam.data.voc import find_devkit
 from weaksam.errors import ConfigError
-from weaksam.stage import Outcome, Stage, Step
 from weaksam.stages.index_config import IndexConfig, below, coco_split, read_dataset
 from weaksam.stages.index_look import look
 

@@ -6,12 +6,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from weaksam import storage
-from weaksam.config import OutsideFolder, Place, StageConfig
-from weaksam.data.coco import read_coco
+from weaksam.core import storage
+from weaksam.core.config import OutsideFolder, Place, StageConfig
 from weaksam.data.datasets import Dataset
-from weaksam.data.folder import read_folder, read_voc_xml_folder
-from weaksam.data.voc import read_voc
+from weaksam.data.readers.coco import read_coco
+from weaksam.data.readers.folder import read_folder, read_voc_xml_folder
+from weaksam.data.readers.voc import read_voc
 
 
 class IndexConfig(StageConfig):

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from weaksam import storage
-from weaksam.data import voc
+from weaksam.core import storage
+from weaksam.core.step import Look
 from weaksam.data.datasets import by_stem, class_list, map_in_threads
-from weaksam.data.folder import find_pairs
 from weaksam.data.images import EXTENSIONS
-from weaksam.data.voc import VocAnnotation, VocFiles
+from weaksam.data.readers import voc
+from weaksam.data.readers.folder import find_pairs
+from weaksam.data.readers.voc import VocAnnotation, VocFiles
 from weaksam.errors import DataError
-from weaksam.stage import Look
 from weaksam.stages.index_config import IndexConfig, below, coco_split, read_dataset
 
 _MOST_BYTES = 32 * 1024**2  # of a json that is read whole: a second or two

@@ -7,9 +7,9 @@ from collections.abc import Collection, Mapping, Sequence
 import numpy as np
 import pyarrow as pa
 
-from weaksam import schemas, tables
+from weaksam.core import schemas, tables
+from weaksam.core.step import Step
 from weaksam.errors import DataError
-from weaksam.stage import Step
 
 _EVERYWHERE = 0.95  # share of the images from which on a class is said to be in all of them
 

@@ -14,16 +14,16 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field, model_validator
 
-from weaksam import schemas, storage, tables
-from weaksam.config import Added, OutsideFile, Reads, StageConfig
+from weaksam.core import schemas, storage, tables
+from weaksam.core.config import Added, OutsideFile, Reads, StageConfig
+from weaksam.core.step import Outcome, Stage, Step
 from weaksam.errors import ConfigError
-from weaksam.stage import Outcome, Stage, Step
 from weaksam.stages.checks import check_rows, check_same_images, keep_areas
 from weaksam.stages.labels import labelled_images
 from weaksam.stages.results import read_step_results
 
 if TYPE_CHECKING:
-    from weaksam.data.import_label_studio import Review, Size
+    from weaksam.data.readers.label_studio import Review, Size
 
 log = logging.getLogger(__name__)
 
@@ -132,7 +132,7 @@ def _read_reviews(step: Step) -> dict[str, Review]:
     """What people say, by image id, of all splits."""
     if step.config.reviewed is None:
         return {}
-    from weaksam.data.import_label_studio import read_reviews
+    from weaksam.data.readers.label_studio import read_reviews
 
     images = tables.read_step(step.inputs["images"], columns=["height", "width"])
     sizes: dict[str, Size | None] = dict.fromkeys(images.column("image_id").to_pylist())

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from weaksam.config import NotInFingerprint, OutsideFile, Reads, Settings, StageConfig
-from weaksam.pools import PoolResources
+from weaksam.core.config import NotInFingerprint, OutsideFile, Reads, Settings, StageConfig
+from weaksam.execution.pools import PoolResources
 
 if TYPE_CHECKING:
     from weaksam.models.clues import ClueRules, PeakRule

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 
-from weaksam import metrics, schemas, storage, tables
+from weaksam.core import schemas, storage, tables
+from weaksam.core.step import Outcome, Stage, Step
 from weaksam.errors import ConfigError, ImageError
-from weaksam.stage import Outcome, Stage, Step
+from weaksam.execution import metrics
 from weaksam.stages.proposal_settings import GridSettings, PeakSettings, ProposalsConfig, SamSettings
 from weaksam.stages.sam_actor import SamWatch, Watched, identify_shipped, load_engine
 
@@ -53,7 +54,7 @@ class ProposeBoxes:
         self.watch = SamWatch(self.engine)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        from weaksam.rows import make_rows
+        from weaksam.execution.rows import make_rows
 
         return schemas.to_table(
             make_rows(batch, self.config.max_pixels, self._columns, prepare=self._encode), self.schema
@@ -153,7 +154,7 @@ def _point_rows(clues: Clues) -> list[dict[str, Any]]:
 
 def run(step: Step) -> Outcome:
     """Maps the images of the `images` step to proposals."""
-    from weaksam import runtime
+    from weaksam.execution import runtime
 
     config: ProposalsConfig = step.config
     images = tables.read_step(step.inputs["images"], columns=["uri", "split", "labels"])

@@ -12,10 +12,11 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field, model_validator
 
-from weaksam import metrics, schemas, storage, tables
-from weaksam.config import OutsideFile, Reads, StageConfig
+from weaksam.core import schemas, storage, tables
+from weaksam.core.config import OutsideFile, Reads, StageConfig
+from weaksam.core.step import Outcome, Stage, Step
 from weaksam.errors import DataError, ImageError
-from weaksam.stage import Outcome, Stage, Step
+from weaksam.execution import metrics
 from weaksam.stages.checks import check_same_images
 from weaksam.stages.proposal_settings import ProposalResources, SamSettings
 from weaksam.stages.results import read_step_results
@@ -83,7 +84,7 @@ class DrawMasks:
         self.watch = SamWatch(self.engine)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        from weaksam.rows import make_rows
+        from weaksam.execution.rows import make_rows
 
         return schemas.to_table(make_rows(batch, self.config.max_pixels, self._draw, prepare=self._encode), self.schema)
 
@@ -152,7 +153,7 @@ def _missing(given: dict[str, Any]) -> list[int]:
 
 def run(step: Step) -> Outcome:
     """Maps the images that have boxes to rows with masks."""
-    from weaksam import runtime
+    from weaksam.execution import runtime
 
     config: PseudoMasksConfig = step.config
     source, names = read_prompts(step)
@@ -236,7 +237,7 @@ def _shipped_weights(config: PseudoMasksConfig) -> dict[str, str]:
 
 def _warn_of_the_demo_sam(step: Step) -> list[str]:
     """Of the shipped weights on anything but drawn scenes; of other weights nothing is known."""
-    from weaksam.data.scenes import are_scenes
+    from weaksam.data.drawn import are_scenes
 
     config, root = step.config, step.inputs["images"].config.root
     if config.sam.model != "vit_xs" or config.sam.checkpoint is not None or are_scenes(root):

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-from weaksam import schemas, tables
-from weaksam.stage import Step
+from weaksam.core import schemas, tables
+from weaksam.core.step import Step
 
 
 def read_step_results(step: Step, image_ids: Sequence[str], *, default_score: float | None = None) -> pa.Table:
@@ -19,8 +19,8 @@ def read_step_results(step: Step, image_ids: Sequence[str], *, default_score: fl
         DataError: names the file and the entry that is at fault.
         StorageError: the storage is at fault.
     """
-    from weaksam.data.coco_results import read_results
     from weaksam.data.datasets import fill_sizes
+    from weaksam.data.readers.coco_results import read_results
 
     images = tables.read_step(step.inputs["images"], columns=["uri", "height", "width"])
     wanted = set(image_ids)

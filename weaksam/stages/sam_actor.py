@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from weaksam import metrics, storage
+from weaksam.core import storage
+from weaksam.execution import metrics
 from weaksam.sam import SHIPPED
 from weaksam.stages.proposal_settings import ProposalResources, SamSettings
 

@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from weaksam import storage
+from weaksam.core import storage
+from weaksam.core.step import Stage, Step
 from weaksam.errors import ConfigError, DamagedError
 from weaksam.masking import masked_values
-from weaksam.stage import Stage, Step
 from weaksam.stages import STAGES
 
 _TOLD = {"stage", "settings", "inputs", "outside", "fingerprint"}  # keys of config.json that are used here

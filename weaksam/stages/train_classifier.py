@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from weaksam import storage
-from weaksam.config import Added, NotInFingerprint, OutsideFile, Reads, changed
+from weaksam.core import storage
+from weaksam.core.config import Added, NotInFingerprint, OutsideFile, Reads, changed
+from weaksam.core.step import Outcome, Stage, Step
 from weaksam.errors import DataError
-from weaksam.stage import Outcome, Stage, Step
 from weaksam.stages.labels import labelled_images
 from weaksam.stages.training_run import identify_shipped, loop_settings, make_course, outcome_of, train_task
-from weaksam.training_settings import Course, Precision, TrainingConfig, TrainResources, TrainSettings, pilot_steps
+from weaksam.training.settings import Course, Precision, TrainingConfig, TrainResources, TrainSettings, pilot_steps
 
 if TYPE_CHECKING:
-    from weaksam.models.classifier_task import ClassifierTask, LabelledImages
+    from weaksam.training.classifier_task import ClassifierTask, LabelledImages
 
 
 _PILOT_HELD_OUT = 0.25
@@ -158,7 +158,7 @@ def train_settings(config: TrainClassifierConfig, num_images: int) -> TrainSetti
 
 
 def _make_task(step: Step) -> ClassifierTask:
-    from weaksam.models.classifier_task import ClassifierTask, Recipe
+    from weaksam.training.classifier_task import ClassifierTask, Recipe
 
     config: TrainClassifierConfig = step.config
     train, held_out = _split(step)
@@ -178,7 +178,7 @@ def _make_task(step: Step) -> ClassifierTask:
 
 def _split(step: Step) -> tuple[LabelledImages, LabelledImages]:
     """Images to train on and held-out ones, told apart by a hash of their ids: the same ones in every run."""
-    from weaksam.models.classifier_task import LabelledImages
+    from weaksam.training.classifier_task import LabelledImages
 
     config: TrainClassifierConfig = step.config
     images, labels = labelled_images(step)

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from weaksam import schemas, storage, tables
-from weaksam.config import NotInFingerprint, OutsideFile, Reads, changed
+from weaksam.core import schemas, storage, tables
+from weaksam.core.config import NotInFingerprint, OutsideFile, Reads, changed
+from weaksam.core.step import Outcome, Stage, Step
 from weaksam.errors import ConfigError, DataError
-from weaksam.stage import Outcome, Stage, Step
 from weaksam.stages.checks import check_same_classes, check_same_images, keep_areas
 from weaksam.stages.detector_recipes import RECIPES, RoiDropSettings
 from weaksam.stages.training_run import identify_shipped, loop_settings, make_course, outcome_of, train_task
-from weaksam.training_settings import (
+from weaksam.training.settings import (
     Course,
     Precision,
     TrainingConfig,
@@ -30,7 +30,7 @@ from weaksam.training_settings import (
 
 if TYPE_CHECKING:
     from weaksam.models.detector_build import DetectorSpec
-    from weaksam.models.detector_task import DetectorTask, PseudoObjects
+    from weaksam.training.detector_task import DetectorTask, PseudoObjects
 
 _TWO_STAGES = ("faster_rcnn", "mask_rcnn")
 
@@ -193,7 +193,7 @@ def make_task(step: Step) -> DetectorTask:
     Raises:
         DataError: none has a box, or the boxes are of other images.
     """
-    from weaksam.models.detector_task import DetectorRecipe, DetectorTask
+    from weaksam.training.detector_task import DetectorRecipe, DetectorTask
 
     config: TrainDetectorConfig = step.config
     uris, objects, num_classes = read_objects(step)
@@ -230,7 +230,7 @@ def read_objects(step: Step) -> tuple[list[str], PseudoObjects, int]:
     """URIs of the images to train on, their objects, and the number of classes."""
     from weaksam.data.annotation_checks import Remarks
     from weaksam.models.detector_build import LEARN_MASKS
-    from weaksam.models.detector_task import PseudoObjects
+    from weaksam.training.detector_task import PseudoObjects
 
     check_same_images(step, "pgt")
     source = step.inputs["pgt"]

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from weaksam import schemas, tables
-from weaksam.config import Added, NotInFingerprint, OutsideFile, Reads, changed
+from weaksam.core import schemas, tables
+from weaksam.core.config import Added, NotInFingerprint, OutsideFile, Reads, changed
+from weaksam.core.step import Outcome, Stage, Step
 from weaksam.errors import ConfigError
-from weaksam.stage import Outcome, Stage, Step
 from weaksam.stages.checks import check_rows
 from weaksam.stages.labels import count_labels, describe_everywhere, labelled_images, warn_of_classes_everywhere
 from weaksam.stages.training_run import identify_shipped, is_frozen, loop_settings, make_course, outcome_of, train_task
-from weaksam.training_settings import (
+from weaksam.training.settings import (
     Course,
     Precision,
     TrainingConfig,
@@ -31,7 +31,7 @@ from weaksam.training_settings import (
 if TYPE_CHECKING:
     from weaksam.data.proposal_boxes import ProposalBoxes
     from weaksam.models.wsod_build import WsodSpec
-    from weaksam.models.wsod_task import WsodTask
+    from weaksam.training.wsod_task import WsodTask
 
 log = logging.getLogger(__name__)
 
@@ -194,7 +194,7 @@ def make_task(step: Step) -> WsodTask:
         DataError: there are none, or an image has no row of proposals.
         ConfigError: the method learns nothing from these labels.
     """
-    from weaksam.models.wsod_task import WsodRecipe, WsodTask
+    from weaksam.training.wsod_task import WsodRecipe, WsodTask
 
     config: TrainWsodConfig = step.config
     images, labels = labelled_images(step)

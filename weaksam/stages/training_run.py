@@ -6,15 +6,15 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from weaksam import storage
-from weaksam.config import StageConfig
-from weaksam.progress import Seen, tell_progress
+from weaksam.core import storage
+from weaksam.core.config import StageConfig
+from weaksam.core.step import Outcome, Step
+from weaksam.execution.progress import Seen, tell_progress
 from weaksam.sam import SHIPPED
-from weaksam.stage import Outcome, Step
-from weaksam.training_settings import Course, TrainSettings
+from weaksam.training.settings import Course, TrainSettings
 
 if TYPE_CHECKING:
-    from weaksam.training_state import TrainTask
+    from weaksam.training.state import TrainTask
 
 _FROZEN = {"small", "efficientnet_lite0"}
 
@@ -52,21 +52,22 @@ def make_course(
 
 def train_task(step: Step, task: TrainTask[Any], settings: TrainSettings) -> dict[str, float]:
     """Trains, from where an earlier call stopped; gives the last row of metrics."""
-    from weaksam import runtime, training
-    from weaksam.connection import check_cluster
+    from weaksam.execution import runtime
+    from weaksam.execution.connection import check_cluster
+    from weaksam.training import loop
 
     check_cluster()
     task.build_model()  # a fault of the weights is told here, at once, and not by every worker in turn
     # the loop logs each row of metrics itself
     with tell_progress(step, total=settings.steps, unit="steps", look=lambda: _look(step, settings), in_log=False):
         runtime.connect()
-        training.train(task, settings, step.folder)
+        loop.train(task, settings, step.folder)
     return _last_metrics(step.folder)
 
 
 def outcome_of(step: Step, rows: int, summary: str) -> Outcome:
     """Of a finished training: images that it could not read are rows that failed."""
-    from weaksam.training_reading import read_left_out
+    from weaksam.training.reading import read_left_out
 
     left_out = read_left_out(step.folder)
     failures = [f"{row['name']}: {row['status']}: left out of training" for row in left_out[:10]]

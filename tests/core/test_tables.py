@@ -1,0 +1,108 @@
+"""Schemas keep their types, parts keep their promises, readers refuse what they do not know."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from weaksam.core import schemas, storage, tables
+from weaksam.errors import DamagedError, DataError, StageError
+
+SCHEMA = schemas.with_metadata(schemas.PROPOSALS, fingerprint="abc", class_names=["cat", "dog"])
+ROW = {
+    "image_id": "1",
+    "status": "ok",
+    "boxes": np.array([[0, 0, 2, 3]], np.float32),
+    "predicted_iou": np.array([0.5], np.float32),
+    "source": np.array([0], np.uint8),
+    "masks": [b"12"],
+    "points": [{"x": 1.0, "y": 2.0, "label": 0, "score": 0.5, "kind": 1}],
+}
+
+
+def test_rows_become_exactly_the_schema_whatever_lists_they_hold() -> None:
+    table = schemas.to_table([ROW, {"image_id": "2", "status": "unreadable", "boxes": np.zeros((0, 4))}], SCHEMA)
+    assert table.schema.equals(SCHEMA, check_metadata=True)
+    first, second = table.to_pylist()
+    assert first["boxes"] == [[0, 0, 2, 3]]
+    assert first["points"][0]["kind"] == 1
+    assert second["boxes"] == []
+    assert second["masks"] is None
+    assert schemas.to_table([], SCHEMA).num_rows == 0
+
+
+def test_a_part_is_read_back_as_it_was(tmp_path: Path) -> None:
+    table = schemas.to_table([ROW], SCHEMA)
+    name = tables.write_part(str(tmp_path), table)
+    (read,) = tables.read_parts(str(tmp_path), [name])
+    assert read.equals(table)
+    assert read.schema.equals(SCHEMA, check_metadata=True)
+    assert schemas.class_names_of(read.schema) == ["cat", "dog"]
+    assert tables.rows_in(name) == 1
+
+
+def test_another_major_version_is_refused(tmp_path: Path) -> None:
+    schema = SCHEMA.with_metadata({"weaksam.schema_version": "2.0"})
+    name = tables.write_part(str(tmp_path), schemas.to_table([ROW], schema))
+    with pytest.raises(DataError, match=rf"{name}: written with table version 2\.0, this weaksam reads 1\.x"):
+        tables.read_parts(str(tmp_path), [name])
+    pq.write_table(pa.table({"image_id": ["1"]}), tmp_path / "part-0-1.parquet")
+    with pytest.raises(DataError, match="table version none"):
+        tables.read_parts(str(tmp_path), ["part-0-1.parquet"])
+
+
+def test_a_damaged_part_is_named(tmp_path: Path) -> None:
+    (tmp_path / "part-0-1.parquet").write_bytes(b"not parquet at all")
+    with pytest.raises(DataError, match=r"part-0-1\.parquet: damaged"):
+        tables.done_ids(str(tmp_path))
+
+
+def test_an_unfinished_step_cannot_be_read() -> None:
+    class Unfinished:
+        name, folder = "a", "memory://nowhere"
+
+        def manifest(self) -> None:
+            return None
+
+    with pytest.raises(StageError, match="step a: not finished"):
+        tables.read_step(Unfinished())
+
+
+def test_parts_written_after_the_manifest_are_not_read(tmp_path: Path) -> None:
+    first = tables.write_part(str(tmp_path), schemas.to_table([ROW], SCHEMA))
+    tables.write_part(str(tmp_path), schemas.to_table([{**ROW, "image_id": "late"}], SCHEMA))
+    table = tables.read_table(str(tmp_path), {"parts": [first], "excluded": {}})
+    assert table.column("image_id").to_pylist() == ["1"]
+
+
+def test_ground_truth_lies_apart(tmp_path: Path) -> None:
+    folder = str(tmp_path)
+    assert tables.read_ground_truth(folder) is None
+    schema = schemas.with_metadata(schemas.GROUND_TRUTH, fingerprint="f", class_names=["cat"])
+    row = {
+        "image_id": "1",
+        "boxes": [[0, 0, 1, 1]],
+        "classes": [0],
+        "difficult": [False],
+        "crowd": [False],
+        "masks": [None],
+        "areas": [0.5],
+    }
+    tables.write_ground_truth(folder, schemas.to_table([row], schema))
+    assert tables.list_parts(folder) == []
+    assert storage.list_folders(folder) == ["ground_truth"]
+    truth = tables.read_ground_truth(folder)
+    assert truth is not None
+    assert truth.to_pylist() == [row]
+
+
+@pytest.mark.parametrize(
+    "part", ["../../etc/passwd", "/etc/passwd", "part-1.parquet/../x", "s3://b/part-00-1.parquet", 3]
+)
+def test_a_manifest_that_names_something_else_than_parts_is_damaged(part: object, tmp_path: Path) -> None:
+    with pytest.raises(DamagedError, match="which is no part of a table"):
+        tables.read_table(str(tmp_path), {"parts": [part], "excluded": {}})

@@ -1,0 +1,387 @@
+"""What ends a training, and with which exit code: values that are not finite, unreadable images, bugs, storage.
+
+And what does not: a damaged checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray.train
+import torch
+from ray.exceptions import ActorDiedError
+from ray.train.v2._internal.execution.failure_handling import FailureDecision
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from tests.training.test_training import LineTask, _run_alone, _settings
+from weaksam.core.step import Step
+from weaksam.data.images import left_out_codes
+from weaksam.errors import (
+    ConfigError,
+    DataError,
+    DivergedError,
+    FailedRowsError,
+    ImageError,
+    StageError,
+    StorageError,
+    TaskError,
+    WeakSamError,
+)
+from weaksam.ops.classification import mean_average_precision
+from weaksam.stages import STAGES
+from weaksam.stages.training_run import outcome_of, seen_in
+from weaksam.training import loop
+from weaksam.training.checkpoints import BrokenCheckpointError, drop_broken_list, list_checkpoints, load_state
+from weaksam.training.failures import TrainingPolicy, explain, is_lasting
+from weaksam.training.log import Journal, progress_line
+from weaksam.training.loop import TrainResources, train
+from weaksam.training.reading import LeftOut, read_left_out
+from weaksam.training.state import Trainee
+from weaksam.training.watch import Watch, check_finite
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class SpoiltTask(LineTask):
+    """LineTask whose loss or gradient is spoilt from the sixth step on; each start of a worker is noted in a file."""
+
+    how: str = "loss"
+    starts: str = ""
+
+    def build_model(self) -> nn.Module:
+        if self.starts:
+            with open(self.starts, "a") as file:
+                file.write("started\n")
+        return super().build_model()
+
+    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        loss, metrics = super().loss(model, batch)
+        if int(batch["step"]) >= 5:
+            if self.how == "raise":
+                raise RuntimeError("matrix contains invalid numeric entries")
+            zero = 0 * loss  # the square root of 0 has an infinite slope, and that times 0 is NaN
+            loss = loss * math.nan if self.how == "loss" else loss + (zero * zero).sqrt()
+        return loss, metrics
+
+
+@pytest.mark.parametrize("clip", [None, 0.5])
+@pytest.mark.parametrize("micro_batch", [None, 2])
+@pytest.mark.parametrize(("how", "said"), [("loss", "the loss is nan"), ("gradient", "the gradient has the norm nan")])
+def test_a_training_stops_at_the_first_step_that_is_not_finite(
+    how: str, said: str, clip: float | None, micro_batch: int | None
+) -> None:
+    settings = _settings(clip=clip, resources=TrainResources(micro_batch_size=micro_batch))
+    task = SpoiltTask(how=how)
+    trainee = Trainee(task, settings, CPU)
+    _run_alone(task, settings, 5, trainee)
+    advice = "set clip, e.g. 1.0" if clip is None else "lower clip \\(now 0.5\\)"
+    with pytest.raises(DivergedError, match=rf"step 6 of 12: {said}.*: lower lr \(now 0.05\), or {advice}") as caught:
+        _run_alone(task, settings, 6, trainee)
+    assert caught.value.exit_code == 2
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+
+
+def test_a_learning_rate_beyond_reason_hands_nothing_on(tmp_path: Path) -> None:
+    trainee = Trainee(LineTask(), _settings(lr=1e30, warmup=0), CPU)
+    with pytest.raises(DivergedError, match=r"step \d of 12: the (loss|gradient) .*lower lr \(now 1e\+30\)"):
+        _run_alone(LineTask(), trainee.settings, 12, trainee)
+    trainee = Trainee(LineTask(), _settings(), CPU)
+    with torch.no_grad():
+        trainee.model.weight[0, 0] = math.inf
+    with pytest.raises(DivergedError, match=r"step 0 of 12: model\.weight, one of 1 tensors"):
+        trainee.save(str(tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_written_is_looked_at_everywhere() -> None:
+    state: dict[str, Any] = {
+        "a": torch.ones(2),
+        "b": {"c": [torch.zeros(0), {"d": torch.tensor([1.0, math.nan])}]},
+        "e": 3,
+    }
+    with pytest.raises(DivergedError, match=r"b\.c\.1\.d, one of 1 tensors"):
+        check_finite(_settings(), 4, state)
+    check_finite(_settings(), 4, {"a": torch.ones(2), "n": torch.tensor([3]), "none": None})
+
+
+def test_the_first_bad_step_is_named_however_late_it_is_looked_for() -> None:
+    watch = Watch(_settings(), CPU)
+    watch.look = lambda *, wait: None  # type: ignore[method-assign]  # as on a GPU, where the answer comes later
+    for step, loss in enumerate([1.0, math.inf, math.nan, 2.0]):
+        watch.note(step, torch.tensor(loss), torch.tensor(1.0))
+    with pytest.raises(DivergedError, match="step 2 of 12: the loss is inf"):
+        Watch.look(watch, wait=True)
+
+
+def test_steps_that_fp16_skips_are_counted_until_no_scale_helps() -> None:
+    task = SpoiltTask(how="gradient")
+    trainee = Trainee(task, _settings(steps=100), CPU)
+    trainee.scaler = torch.amp.GradScaler("cpu", init_scale=4.0, enabled=True)
+    _run_alone(task, trainee.settings, 7, trainee)
+    assert trainee.skipped == 2
+    with pytest.raises(DivergedError, match="step 8 of 100: the gradient, whatever the loss is scaled by"):
+        _run_alone(task, trainee.settings, 100, trainee)
+
+
+def test_an_error_of_a_tasks_own_loss_is_a_bug_and_not_tried_again() -> None:
+    with pytest.raises(TaskError, match="loss: RuntimeError: matrix contains invalid numeric entries"):
+        _run_alone(SpoiltTask(how="raise"), _settings(), 12)
+
+
+def test_an_error_of_the_loss_of_weights_that_exploded_is_no_bug() -> None:
+    task, settings = SpoiltTask(how="raise"), _settings()
+    for weight in (1e30, math.inf):
+        trainee = _run_alone(task, settings, 5)
+        with torch.no_grad():
+            trainee.model.weight[0, 0] = weight
+        with pytest.raises(DivergedError, match=r"step 6 of 12: there is no loss \(loss: RuntimeError: .*: lower lr"):
+            _run_alone(task, settings, 12, trainee)
+
+
+def failed(*causes: BaseException) -> ray.train.WorkerGroupError:
+    return ray.train.WorkerGroupError("", dict(enumerate(causes)))  # type: ignore[arg-type]
+
+
+LOST = RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer")
+ENDS = [
+    ((LOST, DivergedError("step 3: the loss is nan")), DivergedError, 2, False),
+    ((DataError("a.png: row 0"),), DataError, 2, False),
+    ((ConfigError("min_side: no proposal"),), ConfigError, 2, False),
+    ((FailedRowsError("9 of 10 images"),), FailedRowsError, 3, False),
+    ((TaskError("loss: ValueError: x"), LOST), ray.train.WorkerGroupError, 1, False),
+    ((KeyError("x"),), ray.train.WorkerGroupError, 1, False),
+    ((LOST, ActorDiedError()), StageError, 4, True),
+    ((StorageError("s3://b: could not read"),), StageError, 4, True),
+    ((StageError("9 of 10 images are missing"),), StageError, 4, True),
+    ((OSError(28, "No space left on device"),), StageError, 4, True),
+    ((torch.OutOfMemoryError("CUDA out of memory"),), ConfigError, 2, True),
+]
+
+
+@pytest.mark.parametrize(("causes", "kind", "code", "is_tried_again"), ENDS)
+def test_the_cause_decides_exit_code_and_whether_workers_start_again(
+    causes: tuple[BaseException, ...], kind: type[Exception], code: int, is_tried_again: bool
+) -> None:
+    error = failed(*causes)
+    told = explain("/run/net", error)
+    assert type(told) is kind
+    assert (told.exit_code if isinstance(told, WeakSamError) else 1) == code
+    policy = TrainingPolicy(ray.train.FailureConfig(max_failures=1))
+    assert policy.make_decision(error) is (FailureDecision.RETRY if is_tried_again else FailureDecision.RAISE)
+    if code == 4:
+        assert "the same command goes on from its checkpoint" in str(told)
+    if isinstance(told, WeakSamError):
+        assert str(told).startswith("/run/net: ")
+
+
+def test_ray_train_asks_our_policy_whether_to_try_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr(loop.TorchTrainer, "_initialize_and_run_controller", lambda _, **given: asked.update(given))
+    trainer = loop._make_trainer(LineTask(), _settings(), str(tmp_path), cpus=1)
+    trainer._initialize_and_run_controller(failure_policy="Ray Train's own")
+    assert type(asked["failure_policy"]) is TrainingPolicy
+
+
+def test_an_ended_controller_is_the_clusters_fault() -> None:
+    told = explain("/run/net", ray.train.ControllerError(OSError("disk full")))
+    assert isinstance(told, StageError)
+    assert not is_lasting(OSError("disk full"))
+
+
+def left_out(folder: Path, *, max_failed: float = 0.1, in_batch: int = 4, samples: int = 100, step: int = 0) -> LeftOut:
+    return LeftOut(
+        str(folder), num_samples=samples, max_failed=max_failed, in_batch=in_batch, name_of="{}.png".format, step=step
+    )
+
+
+MISSING, DAMAGED = ImageError("not_found", ""), ImageError("unreadable", "")
+
+
+def test_images_that_cannot_be_read_are_counted_named_and_written_down(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    counted = left_out(tmp_path)
+    counted.add(0, np.arange(4), left_out_codes([None, DAMAGED, None, MISSING]))
+    counted.add(1, np.array([1, 5]), left_out_codes([DAMAGED, None]))
+    assert len(counted) == 2
+    with caplog.at_level(logging.WARNING):
+        counted.share(is_writer=True)
+        counted.share(is_writer=True)
+    assert caplog.messages == [
+        "2 of 100 images cannot be read and are left out of training, e.g. 1.png (unreadable), 3.png (not_found)"
+    ]
+    assert [(row["name"], row["step"], row["status"]) for row in read_left_out(str(tmp_path))] == [
+        ("1.png", 0, "unreadable"), ("3.png", 0, "not_found"),
+    ]  # fmt: skip
+    assert len(left_out(tmp_path, step=1)) == 2
+    assert len(left_out(tmp_path)) == 0  # from the start everything is read again
+
+
+def test_what_a_training_left_out_counts_as_failed_rows(tmp_path: Path) -> None:
+    step = Step("net", STAGES["train_detector"], None, {}, {}, "f", str(tmp_path))
+    assert outcome_of(step, 100, "").failed == 0
+    counted = left_out(tmp_path)
+    counted.add(0, np.arange(4), left_out_codes([None, DAMAGED, None, MISSING]))
+    counted.share(is_writer=True)
+    outcome = outcome_of(step, 100, "loss 1")
+    assert (outcome.rows, outcome.failed, outcome.summary) == (100, 2, "loss 1")
+    assert outcome.failures[0] == "1.png: unreadable: left out of training"
+    row = {"step": 4, "loss": None, "images_per_second": 10.0, "lr": 0.1, "left_out": 2}
+    assert seen_in(row, _settings()).failed == 2
+    assert "left_out 2" in progress_line(row, _settings())
+
+
+def test_a_dataset_that_is_gone_stops_the_training_for_another_try(tmp_path: Path) -> None:
+    counted = left_out(tmp_path, max_failed=1.0)
+    counted.add(0, np.arange(4), left_out_codes([None] * 4))
+    counted.add(1, np.arange(4, 8), left_out_codes([MISSING] * 4))
+    with pytest.raises(
+        StageError, match=r"8 of 100 images are missing, e\.g\. 11.png: make the dataset readable"
+    ) as caught:
+        counted.add(2, np.arange(8, 12), left_out_codes([MISSING] * 4))
+    assert caught.value.exit_code == 4
+
+
+def test_too_many_damaged_images_stop_the_training_but_a_few_do_not(tmp_path: Path) -> None:
+    counted = left_out(tmp_path)  # 10 of 100 may be
+    counted.add(0, np.arange(10), left_out_codes([DAMAGED] * 10))
+    counted.add(1, np.arange(10), left_out_codes([DAMAGED] * 10))  # the same once more
+    with pytest.raises(
+        FailedRowsError, match=r"11 of 100 images cannot be read .*; 10 may be: raise max_failed"
+    ) as caught:
+        counted.add(2, np.array([20]), left_out_codes([DAMAGED]))
+    assert caught.value.exit_code == 3
+
+
+def test_metrics_are_json_without_nan(tmp_path: Path) -> None:
+    journal = Journal(str(tmp_path), _settings(), 0)
+    journal.write(4, {"loss": 1.0, "held_out_mAP": math.nan, "peak": math.inf}, lr=0.1)
+    Journal(str(tmp_path), _settings(), 4).write(8, {"loss": 2.0}, lr=0.1)  # an earlier null is read again
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    rows = [json.loads(line, parse_constant=refuse) for line in lines]
+    assert (rows[0]["held_out_mAP"], rows[0]["peak"], rows[1]["loss"]) == (None, None, 2.0)
+    assert "mAP" not in progress_line(rows[0], _settings())
+
+
+def test_the_map_of_scores_that_are_nan_is_no_number() -> None:
+    labels = np.array([[True, False], [False, True]])
+    assert math.isnan(mean_average_precision(np.full((2, 2), np.nan), labels))
+    assert math.isnan(mean_average_precision(np.array([[0.9, np.nan], [0.1, 0.2]]), labels))
+    assert mean_average_precision(np.array([[0.9, 0.1], [0.1, 0.2]]), labels) == 1
+    assert math.isnan(mean_average_precision(np.zeros((2, 2)), np.zeros((2, 2), bool)))
+
+
+def checkpoints(folder: Path, *, newest: str) -> list[str]:
+    """Two checkpoints of LineTask, after 2 and 4 steps, listed as Ray Train does; the newest is spoilt."""
+    below = folder / "checkpoint"
+    names = ["checkpoint_2026-01-01_00-00-00.000001", "checkpoint_2026-01-01_00-00-00.000002"]
+    for name, steps in zip(names, (2, 4), strict=True):
+        (below / name).mkdir(parents=True)
+        _run_alone(LineTask(), _settings(), steps).save(str(below / name))
+    results = [{"checkpoint_dir_name": name} for name in names]
+    listed = {"ray_version": "2.60.0", "checkpoint_results": results, "latest_checkpoint_result": results[-1]}
+    content = json.dumps(listed)
+    (below / "checkpoint_manager_snapshot.json").write_text(content)
+    state = below / names[1] / "state.pt"
+    if newest == "missing":
+        state.unlink()
+        state.parent.rmdir()
+    elif newest == "cut":
+        state.write_bytes(state.read_bytes()[:-200])
+    elif newest == "empty":
+        state.write_bytes(b"")
+    elif newest == "altered":
+        data = bytearray(state.read_bytes())
+        place = data.index(np.float32(_run_alone(LineTask(), _settings(), 4).model.bias.item()).tobytes())
+        data[place] ^= 1
+        state.write_bytes(bytes(data))
+    return names
+
+
+@pytest.mark.parametrize("newest", ["whole", "missing", "cut", "empty", "altered"])
+def test_a_training_goes_on_from_the_newest_checkpoint_that_is_whole(
+    tmp_path: Path, newest: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    names = checkpoints(tmp_path, newest=newest)
+    trainee = Trainee(LineTask(), _settings(), CPU)
+    snapshot = tmp_path / "checkpoint" / "checkpoint_manager_snapshot.json"
+    with caplog.at_level(logging.INFO):
+        drop_broken_list(str(tmp_path), version="2.60.0")
+        loop._restore(trainee, str(tmp_path), None)
+    assert trainee.step == (4 if newest == "whole" else 2)
+    assert snapshot.exists() == (newest != "missing")
+    assert torch.equal(trainee.model.weight, _run_alone(LineTask(), _settings(), trainee.step).model.weight)
+    text = " ".join(caplog.messages)
+    if newest == "missing":
+        assert f"lists {names[1]}, which is gone: made anew" in text
+    elif newest != "whole":
+        assert f"{names[1]}: not whole (" in text
+    assert f"goes on from step {trainee.step}" in text
+
+
+@pytest.mark.parametrize("content", ["", '{"checkpoint_res', "[]", "{}", "\0\0"])
+def test_a_damaged_list_of_checkpoints_is_made_anew(
+    tmp_path: Path, content: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoints(tmp_path, newest="whole")
+    snapshot = tmp_path / "checkpoint" / "checkpoint_manager_snapshot.json"
+    snapshot.write_text(content)
+    drop_broken_list(str(tmp_path), version="2.60.0")
+    assert not snapshot.exists()
+    assert "cannot be read" in caplog.text
+    assert len(list_checkpoints(str(tmp_path))) == 2
+
+
+def test_a_list_of_another_ray_is_made_anew_and_the_latest_checkpoint_of_a_good_one_comes_first(tmp_path: Path) -> None:
+    names = checkpoints(tmp_path, newest="whole")
+    snapshot = tmp_path / "checkpoint" / "checkpoint_manager_snapshot.json"
+    drop_broken_list(str(tmp_path), version="2.60.0")
+    assert snapshot.exists()
+    drop_broken_list(str(tmp_path), version="2.61.0")
+    assert not snapshot.exists()
+    trainee = Trainee(LineTask(), _settings(), CPU)
+    older = tmp_path / "checkpoint" / names[0]  # the clock was put back in between, say
+    loop._restore(trainee, str(tmp_path), ray.train.Checkpoint.from_directory(older))
+    assert trainee.step == 2
+
+
+def test_without_a_whole_checkpoint_a_training_starts_anew(tmp_path: Path) -> None:
+    trainee = Trainee(LineTask(), _settings(), CPU)
+    loop._restore(trainee, str(tmp_path), None)
+    assert trainee.step == 0
+    (tmp_path / "state.pt").write_bytes(b"junk")
+    with pytest.raises(BrokenCheckpointError):
+        load_state(tmp_path / "state.pt", CPU)
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_two_workers_stop_at_once_and_another_task_goes_on_from_their_checkpoint(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    resources, starts, folder = TrainResources(workers=2, max_failures=3), tmp_path / "starts", tmp_path / "run"
+    with pytest.raises(DivergedError, match=r"run: step 6 of 12: the loss is nan"):
+        train(SpoiltTask(starts=str(starts)), _settings(resources=resources), str(folder))
+    assert len(starts.read_text().splitlines()) == 2  # no worker was started again
+    assert not (folder / "checkpoint" / "model.safetensors").exists()
+    assert json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])["step"] == 4
+    snapshot = folder / "checkpoint" / "checkpoint_manager_snapshot.json"
+    snapshot.write_text(snapshot.read_text()[:-9])
+    uri = train(LineTask(), _settings(resources=resources), str(folder))
+    for key, value in load_file(uri).items():
+        torch.testing.assert_close(value, _run_alone(LineTask(), _settings(), 12).weights()[key], rtol=1e-4, atol=1e-5)
+    assert "cannot be read" in caplog.text

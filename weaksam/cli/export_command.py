@@ -1,0 +1,248 @@
+"""An export of one step of a run folder, without the run file: what `weaksam export` is made of.
+
+The export is a step like any other, `export_<step>_<format>`, in the same run folder.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, get_args
+
+import yaml
+
+from weaksam.core import storage
+from weaksam.core.config import parse_settings, read_value
+from weaksam.core.step import Step, check_outside, resolve
+from weaksam.errors import ConfigError, DamagedError
+from weaksam.stages.export import STAGE, ExportConfig, folder_of, marker_uri
+from weaksam.stages.started_steps import Started, read_started
+
+FORMATS: tuple[str, ...] = get_args(ExportConfig.model_fields["format"].annotation)
+KEYS = {noun: key for key, noun in STAGE.reads.items() if key != "images"}  # what a step writes -> the export's key
+
+_GIVEN_ELSEWHERE = {"to": "--to", "format": "--format", **dict.fromkeys(STAGE.reads, "--step")}
+
+
+def plan_export(run: str, wanted: str, *, format: str, to: str | None, settings: Sequence[str]) -> Step:
+    """The step that exports a finished step of a run; nothing is written yet.
+
+    Args:
+        run: URI of the run's folder.
+        wanted: a step's name, or the name of its folder where there are several variants.
+        format: one of `FORMATS`, or labelstudio.
+        to: URI of the folder to write to; None: a folder of the run.
+        settings: `key=value` texts, keys of `ExportConfig`.
+
+    Raises:
+        ConfigError: any of that is wrong.
+    """
+    found = find_format(format)  # first: it needs no look at the run
+    return make_export(choose_step(run, wanted), found, to, settings)
+
+
+# --- which step
+
+
+def find_exportable(run: str) -> list[Started]:
+    """The finished steps of a run that can be exported; damaged ones are passed over."""
+    found = []
+    for title in storage.list_folders(run):
+        try:
+            step = read_started(run, title)
+        except (ConfigError, DamagedError):
+            continue
+        if step is not None and step.stage.writes in KEYS and step.is_finished:
+            found.append(step)
+    return found
+
+
+def choose_step(run: str, wanted: str) -> Started:
+    """The finished step of a run that is to be exported.
+
+    Raises:
+        ConfigError: there is no such step, it cannot be exported, it is not finished, or there are several.
+    """
+    run = storage.absolute(run)
+    titles = storage.list_folders(run)
+    named = [title for title in titles if wanted in (title, title.rpartition("-")[0])]
+    started = [step for title in named if (step := read_started(run, title)) is not None]
+    if not started:
+        raise ConfigError(_no_such_step(run, titles, wanted))
+    exportable = [step for step in started if step.stage.writes in KEYS]
+    if not exportable:
+        stage = started[0].stage
+        raise ConfigError(
+            f"--step {wanted}: is of stage {stage.name}, which writes {stage.writes}: only {' and '.join(KEYS)} can "
+            f"be exported: {_name(find_exportable(run))}"
+        )
+    finished = [step for step in exportable if step.is_finished]
+    if not finished:
+        raise ConfigError(
+            f"--step {wanted}: is not finished ({exportable[0].folder} has no manifest.json): run its run file again, "
+            f"it goes on where it stopped; {_name(find_exportable(run))}"
+        )
+    if len(finished) > 1:
+        listed = "\n  ".join(_tell_variants(finished))
+        raise ConfigError(f"--step {wanted}: is finished in {len(finished)} variants: name one of them:\n  {listed}")
+    return finished[0]
+
+
+def _no_such_step(run: str, titles: Sequence[str], wanted: str) -> str:
+    if not any(storage.exists(storage.join(run, title, "config.json")) for title in titles):
+        return f"{run}: no step has been started there: check the folder, or run a config first"
+    exportable = find_exportable(run)
+    close = difflib.get_close_matches(wanted.partition("-")[0], [step.name for step in exportable], n=1)
+    hint = f"did you mean '{close[0]}'? " if close else ""
+    return f"--step {wanted}: there is no such step in {run}: {hint}{_name(exportable)}"
+
+
+def _name(steps: Iterable[Started]) -> str:
+    names = ", ".join(dict.fromkeys(step.name for step in steps))
+    return f"finished steps that can be exported are {names}" if names else "no step that can be exported is finished"
+
+
+def _tell_variants(steps: Sequence[Started]) -> list[str]:
+    """A line for each: its folder, when it was finished, and what is not the same in all."""
+    settings = [{**step.told["settings"], **step.told["inputs"]} for step in steps]
+    keys = [key for key in settings[0] if key not in ("resources", "max_failed")]
+    keys = [key for key in keys if any(one.get(key) != settings[0][key] for one in settings)]
+    lines = []
+    for step, own in zip(steps, settings, strict=True):
+        told = ", ".join(f"{key}={own.get(key)!r}" for key in keys) or "other files or another weaksam"
+        lines.append(f"{step.title}: {_tell_date(step)}{told}")
+    return lines
+
+
+def _tell_date(step: Started) -> str:
+    """When it was finished, as far as the storage knows."""
+    for file in storage.list_files(step.folder, recursive=False):
+        if file.path == "manifest.json" and file.modified is not None:
+            return f"{datetime.fromtimestamp(file.modified, UTC):%Y-%m-%d %H:%M} UTC, "
+    return ""
+
+
+# --- how it is exported
+
+
+def make_export(source: Started, format: str, to: str | None, settings: Sequence[str]) -> Step:
+    """The export of a finished step as a step of the same run.
+
+    Raises:
+        ConfigError: a setting is wrong, or the images of the step are gone.
+    """
+    given, faults = _read_settings(settings)
+    key, images = KEYS[source.stage.writes], _read_images(source)
+    if (allowed := source.told["settings"].get("max_failed")) is not None:
+        given.setdefault("max_failed", allowed)  # what was good enough for the step is so for its export
+    # The same folder is the same export, from wherever it is named.
+    to = storage.absolute(to) if to is not None else None
+    fixed = {"images": images.name, key: source.name, "format": format, "to": to}
+    config, more = parse_settings(ExportConfig, given | fixed, where="export")
+    if faults or config is None:
+        raise ConfigError(*faults, *more)
+    if to is not None:
+        listed, _ = parse_settings(images.stage.config, images.told["settings"], where="")
+        check_outside({"--to": to}, images.stage.listed(listed) if listed is not None else [])
+    inputs = {"images": images.to_step({})}
+    inputs[key] = source.to_step(inputs)
+    name = f"export_{source.name}_{format}"
+    return resolve(source.run, name, STAGE, config, inputs)  # type: ignore[arg-type]  (parsed as ExportConfig)
+
+
+def find_format(text: str) -> str:
+    """The format that is meant; label_studio may be written labelstudio."""
+    found = {name.replace("_", ""): name for name in FORMATS}.get(text.replace("_", ""))
+    if found is None:
+        raise ConfigError(f"--format {text}: there is no such format: formats are {', '.join(FORMATS)}")
+    return found
+
+
+def _read_images(source: Started) -> Started:
+    """The step with the images that `source` was made from."""
+    title = source.told["inputs"].get("images", "")
+    images = read_started(source.run, title) if title else None
+    if images is None or not images.is_finished:
+        raise ConfigError(
+            f"--step {source.title}: was made from the images of {title or 'no step'}, which is not finished in "
+            f"{source.run}: run its run file again"
+        )
+    return images
+
+
+def _read_settings(texts: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """Settings given as `key=value`, and what is wrong with them."""
+    found: dict[str, Any] = {}
+    faults = []
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            faults.append(f"{text}: a setting has the form <key>=<value>: `weaksam stages export` lists the keys")
+        elif key in _GIVEN_ELSEWHERE:
+            faults.append(f"{text}: say it by {_GIVEN_ELSEWHERE[key]}")
+        elif key in found:
+            faults.append(f"{text}: {key} is given twice")
+        else:
+            try:
+                found[key] = read_value(value)
+            except (yaml.YAMLError, ValueError) as error:
+                faults.append(f"{text}: the value is not YAML: {' '.join(str(error).split())}")
+    return found, faults
+
+
+# --- what came of it
+
+
+def read_report(step: Step) -> dict[str, Any]:
+    """What a finished export told in its export.json, and of which step it is.
+
+    Raises:
+        ConfigError: what it wrote is no longer where it wrote it.
+    """
+    report = storage.read_json(storage.join(step.folder, "export.json"))
+    to = folder_of(step)  # not what it wrote down: the run may have moved since
+    try:
+        mark = storage.read_json(marker_uri(to, report["format"])).get("fingerprint")
+    except FileNotFoundError:
+        mark = None
+    if mark not in (None, step.fingerprint):
+        raise ConfigError(f"{to}: another export was written there since: name another folder by --to")
+    gone = [name for name in report["contents"] if not storage.exists(storage.join(to, name))]
+    if gone or mark is None:
+        what = " and ".join(gone) or "the mark that this export wrote it"
+        raise ConfigError(
+            f"{to}: the export was finished, but {what} is gone from there: remove {step.manifest_uri} and run the "
+            "same command again"
+        )
+    source = step.inputs["pgt" if step.config.pgt is not None else "detections"]
+    return {"step": f"{source.name}-{source.fingerprint}", "folder": step.folder, **report, "to": to}
+
+
+def explain(report: Mapping[str, Any], *, was_finished: bool) -> list[str]:
+    """A report for people, line by line."""
+    counts = ", ".join(f"{report[key]} {key}" for key in ("files", "images", "boxes", "masks"))
+    told = {
+        "written": f"{counts} -> {report['to']}",
+        "contents": ", ".join(report["contents"]),
+        "splits": ", ".join(f"{name} {count}" for name, count in report["splits"].items()),
+        "pictures": f"not copied, they are below {report['image_root']}",
+        "verified": f"everything was read back and compared: {report['verified']}",
+    }
+    if "mask_iou" in report:
+        told["mask IoU"] = _tell_masks(report["mask_iou"])
+    told |= {"left out": _tell_counts(report["left_out"]), "lost": _tell_counts(report["lost"])}
+    end = ", which was finished before: nothing was written" if was_finished else ""
+    head = f"{report['format']} export of {report['step']}{end}"
+    return [head, *(f"  {heading:<10}{text}" for heading, text in told.items())]
+
+
+def _tell_masks(told: Mapping[str, Any]) -> str:
+    """How much of the masks is in the files."""
+    where = f" (image {told['worst_image']})" if told["worst_image"] is not None else ""
+    return f"{told['mean']:.4f} on average, {told['worst']:.4f} at worst{where}"
+
+
+def _tell_counts(counts: Mapping[str, int]) -> str:
+    """Counts in words; nothing is a word too."""
+    return ", ".join(f"{count} {key.replace('_', ' ')}" for key, count in counts.items() if count) or "nothing"

@@ -1,0 +1,177 @@
+"""Commands that talk to a cluster: submit a run, see what became of it, end it, see whether the cluster can run it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from weaksam.cli.terminal import AsJson, ConfigPath, Overrides, console, guarded, set_up_logging
+
+if TYPE_CHECKING:
+    from weaksam.cluster.submit import Cluster
+
+log = logging.getLogger(__name__)
+
+app = typer.Typer()
+
+ClusterFile = Annotated[
+    str | None, typer.Option("--cluster", metavar="FILE", help="Cluster file, such as cluster/local.yaml.")
+]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        "--address",
+        metavar="URL",
+        help="URL of the cluster's dashboard; else RAY_API_SERVER_ADDRESS, else that of the file, else this machine's.",
+    ),
+]
+JobId = Annotated[str, typer.Argument(metavar="JOB", help="What `weaksam submit` printed.")]
+
+
+@app.command()
+@guarded
+def submit(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    *,
+    cluster: ClusterFile = None,
+    address: Address = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Show the log and end with the job's exit code.")] = False,
+    look: Annotated[
+        bool, typer.Option(help="Look at data and weights from here first; --no-look if only the cluster sees them.")
+    ] = True,
+    name: Annotated[str | None, typer.Option(metavar="NAME", help="Beginning of the job's id.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run CONFIG as a job of a cluster. The same command again goes on where an earlier job stopped."""
+    from weaksam import pipeline
+    from weaksam.cluster import submit as submitting
+    from weaksam.cluster.settings import load_cluster
+
+    set_up_logging()
+    with submitting.staged() as folder:
+        job = submitting.plan_job(config, overrides or [], load_cluster(cluster, address), folder, name=name)
+        if look:
+            pipeline.load(config, job.overrides)
+        there = submitting.Cluster(job.address)
+        log.info("%s: sending %s", job.address, job.sent)
+        there.submit(job)
+    if as_json:
+        told = {"job": job.id, "address": job.address, "run": job.run, "entrypoint": job.entrypoint}
+        print(json.dumps(told | {"ray": job.ray_line}), flush=True)
+    else:
+        print(f"{job.id}\n  the same with Ray: {job.ray_line}", flush=True)
+        if not wait:
+            reach = f" --address {job.address}" if address or not cluster else f" --cluster {cluster}"
+            print(f"  weaksam logs {job.id}{reach} --follow\n  weaksam status {job.run}")
+    if wait:
+        _follow(there, job.id, is_known=True)
+
+
+@app.command()
+@guarded
+def jobs(cluster: ClusterFile = None, address: Address = None, as_json: AsJson = False) -> None:
+    """List the jobs of a cluster, newest first."""
+    found = _reach(cluster, address).jobs()
+    if as_json:
+        print(json.dumps(found, indent=2))
+        return
+    table = Table("job", "state", "exit code", "started", "ended", "run", box=None)
+    for one in found:
+        code = "" if one["exit_code"] is None else str(one["exit_code"])
+        table.add_row(one["job"], one["state"], code, one["started"] or "", one["ended"] or "", one["run"] or "")
+    console().print(table)
+
+
+@app.command()
+@guarded
+def logs(
+    job: JobId,
+    *,
+    cluster: ClusterFile = None,
+    address: Address = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends; its exit code.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show what JOB printed."""
+    there = _reach(cluster, address)
+    if follow and not as_json:
+        _follow(there, job)
+        return
+    text, state = there.log(job), there.job(job)
+    if as_json:
+        print(json.dumps(state | {"log": text.splitlines()}, indent=2))
+    else:
+        print(text, end="")
+
+
+@app.command()
+@guarded
+def cancel(job: JobId, cluster: ClusterFile = None, address: Address = None, as_json: AsJson = False) -> None:
+    """End JOB. What it made is kept; submitting the same again goes on from there."""
+    there = _reach(cluster, address)
+    ended = there.cancel(job)
+    if as_json:
+        print(json.dumps({"job": job, "cancelled": ended, "state": there.job(job)["state"]}))
+    else:
+        print(f"{job}: {'ends now' if ended else 'had ended already'}")
+
+
+@app.command()
+@guarded
+def doctor(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    *,
+    cluster: ClusterFile = None,
+    address: Address = None,
+    here: Annotated[bool, typer.Option("--here", help="Examine this machine (or RAY_ADDRESS) instead.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Examine every node of a cluster for what CONFIG needs: versions, storage, weights, memory. It runs as a job."""
+    from weaksam.cluster import submit as submitting
+    from weaksam.cluster.doctor import run_doctor
+    from weaksam.cluster.settings import load_cluster
+
+    set_up_logging()
+    if here:
+        run_doctor(config, overrides or [], as_json=as_json)
+        return
+    with submitting.staged() as folder:
+        job = submitting.plan_job(
+            config,
+            overrides or [],
+            load_cluster(cluster, address),
+            folder,
+            module="jobs.doctor",
+            name="weaksam-doctor",
+            flags=["--json"] if as_json else [],
+        )
+        there = submitting.Cluster(job.address)
+        there.submit(job)
+    _follow(there, job.id, is_known=True)
+
+
+def _reach(cluster: str | None, address: str | None) -> Cluster:
+    from weaksam.cluster import submit as submitting
+    from weaksam.cluster.settings import load_cluster
+
+    return submitting.Cluster(load_cluster(cluster, address).address)
+
+
+def _follow(there: Cluster, job_id: str, *, is_known: bool = False) -> None:
+    from weaksam.cluster import submit as submitting
+
+    def show(text: str) -> None:
+        print(text, end="", flush=True)
+
+    state = there.follow(job_id, show, is_known=is_known)
+    code = submitting.exit_code(state)
+    if code:
+        print(f"{job_id}: {state['state']}, exit code {code}: {state['message']}", file=sys.stderr)
+        raise typer.Exit(code)

@@ -1,0 +1,313 @@
+"""Runs on a cluster: a run file and this code become a job of Ray, its log and its exit code come back.
+
+What is sent is small: the run file, and the packages `weaksam` and `jobs` unless the nodes have them. The job runs
+`python -m jobs.pipeline`, so it resumes as every run does: submit the same again after a cluster was lost.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import secrets
+import shlex
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from weaksam import pipeline
+from weaksam.cluster.settings import ClusterSettings, Entrypoint, resources_here
+from weaksam.core import storage
+from weaksam.core.config import load_run_file, places_of
+from weaksam.core.object_stores import ADDRESSING_VARIABLE, ENDPOINT_VARIABLE
+from weaksam.core.proxies import is_loopback, spare_loopback
+from weaksam.errors import ClusterError, ConfigError
+from weaksam.execution.pools import DRIVER_CPUS_VARIABLE
+from weaksam.masking import holds_secret, masked, masked_values
+
+log = logging.getLogger(__name__)
+
+CODE = Path(__file__).resolve().parents[2]
+PACKAGES = ("weaksam", "jobs")
+
+_EXCLUDES = ("__pycache__", "*.pyc")
+_POLL_SECONDS = 2.0
+_LOST_SECONDS = 300.0  # a cluster that does not answer for so long is given up; the job may go on
+
+
+class NoJobError(ConfigError):
+    """The cluster has no such job."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is submitted."""
+
+    id: str
+    address: str
+    entrypoint: str
+    run: str
+    runtime_env: dict[str, Any]
+    driver: Entrypoint
+    config: str
+    overrides: list[str]
+    sent: str
+
+    @property
+    def ray_line(self) -> str:
+        """The `ray job submit` command that does the same; it sends the whole folder of the run file."""
+        words = ["ray", "job", "submit", "--address", self.address, "--submission-id", self.id]
+        if self.driver.cpus:
+            words += ["--entrypoint-num-cpus", f"{self.driver.cpus:g}"]
+        if self.driver.memory:
+            words += ["--entrypoint-memory", str(self.driver.memory)]
+        if self.driver.resources:
+            words += ["--entrypoint-resources", json.dumps(self.driver.resources)]
+        beside = self.runtime_env | {"working_dir": str(Path(self.config).resolve().parent)}
+        words += ["--runtime-env-json", json.dumps(beside)]
+        return f"{shlex.join(words)} -- {self.entrypoint}"
+
+
+def plan_job(
+    config: str,
+    overrides: Sequence[str],
+    cluster: ClusterSettings,
+    folder: str,
+    *,
+    module: str = "jobs.pipeline",
+    flags: Sequence[str] = (),
+    name: str | None = None,
+) -> Job:
+    """Checks a run file and makes the job of it; `folder` receives what is sent.
+
+    Raises:
+        ConfigError: with every fault of the run file, or a run folder that the cluster cannot reach.
+    """
+    run, parsed = pipeline.parse(config, overrides)
+    used = [*resources_here(cluster, parsed), *overrides]
+    pipeline.parse(config, used)
+    if faults := [_secret_fault(text) for text in used if holds_secret(text)]:
+        raise ConfigError(*faults)
+    places = _places_here(parsed, load_run_file(config, used)["steps"])
+    used += places
+    if storage.is_local(run):
+        used = [*(text for text in used if not text.startswith("run=")), f"run={run}"]  # the job works elsewhere
+    if not is_loopback(urlsplit(cluster.address).hostname or ""):
+        for place in [*([f"run={run}"] if storage.is_local(run) else []), *places]:
+            log.warning("%s: every node of the cluster must see this folder: usually an s3:// URI is meant", place)
+    shutil.copy(config, folder)
+    runtime_env: dict[str, Any] = {"working_dir": folder, "env_vars": _environment(cluster, config, used)}
+    sent = "the run file"
+    if cluster.send_code:
+        code = {"py_modules": [str(CODE / package) for package in PACKAGES]}
+        runtime_env |= code | {"excludes": [*_EXCLUDES, *cluster.excludes]}
+        sent += f" and the code, {_size_of_code() / 2**20:.1f} MiB before compression"
+    words = ["python", "-m", module, Path(config).name, *used, *flags]
+    chosen = name or f"weaksam-{re.sub(r'[^A-Za-z0-9]+', '-', Path(config).stem)}"
+    return Job(
+        id=f"{chosen}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(2)}",
+        address=cluster.address,
+        entrypoint=shlex.join(words),
+        run=run,
+        runtime_env=runtime_env,
+        driver=cluster.entrypoint,
+        config=config,
+        overrides=used,
+        sent=sent,
+    )
+
+
+def _places_here(parsed: pipeline.Parsed, raw_steps: Mapping[str, Any]) -> list[str]:
+    """Relative paths that steps name, as overrides with absolute ones: the job has another working folder."""
+    found = []
+    for name, (_, config) in parsed.items():
+        for key, place in places_of(config):
+            raw: Any = raw_steps[name]
+            for part in key.split("."):
+                raw = raw.get(part) if isinstance(raw, Mapping) else None
+            if isinstance(raw, str) and storage.is_local(raw) and raw != (whole := storage.absolute(place)):
+                found.append(f"steps.{name}.{key}={json.dumps(whole, ensure_ascii=False)}")
+    return found
+
+
+def _secret_fault(override: str) -> str:
+    key = override.partition("=")[0]
+    return (
+        f"{key}: holds a URL with a password or signature, which would be readable in the job's description: put it in "
+        "the run file, or name a place that the nodes can read by their own rights"
+    )
+
+
+def _environment(cluster: ClusterSettings, config: str, overrides: Sequence[str]) -> dict[str, str]:
+    """What the environment of the job and of its workers holds beside that of the nodes."""
+    env = {**cluster.env, **{key: os.environ[key] for key in cluster.pass_env if key in os.environ}}
+    content = load_run_file(config, overrides)
+    for key, variable in (("endpoint", ENDPOINT_VARIABLE), ("addressing", ADDRESSING_VARIABLE)):
+        if (value := content.get(key)) is not None:
+            env[variable] = value
+    if cluster.entrypoint.cpus:
+        env[DRIVER_CPUS_VARIABLE] = f"{cluster.entrypoint.cpus:g}"
+    env.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its complaint about every actor pool is no error
+    if commit := pipeline.git_commit():
+        env.setdefault("WEAKSAM_GIT_COMMIT", commit)
+    return env
+
+
+def _size_of_code() -> int:
+    files = [path for package in PACKAGES for path in (CODE / package).rglob("*") if path.is_file()]
+    return sum(path.stat().st_size for path in files if "__pycache__" not in path.parts)
+
+
+@contextmanager
+def staged() -> Iterator[str]:
+    """A folder for what is sent, for as long as sending takes."""
+    with tempfile.TemporaryDirectory(prefix="weaksam-") as folder:
+        yield folder
+
+
+class Cluster:
+    """The jobs of a cluster; faults of the connection become ClusterError with their mend.
+
+    Args:
+        address: URL of its dashboard.
+    """
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        spare_loopback()  # Ray's client asks the proxy of the environment for every address
+        os.environ.setdefault("RAY_AUTH_MODE", "token" if _has_token() else "disabled")
+        from ray.job_submission import JobSubmissionClient
+
+        for name in ("ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging"):
+            logging.getLogger(name).setLevel(logging.WARNING)  # a line for each package sent
+        self._client = self._asking(lambda: JobSubmissionClient(address))
+
+    def submit(self, job: Job) -> None:
+        """Sends a job; it runs when the cluster has room for its driver."""
+        self._asking(
+            lambda: self._client.submit_job(
+                entrypoint=job.entrypoint,
+                submission_id=job.id,
+                runtime_env=dict(job.runtime_env),  # Ray puts where it was sent to in the place of folders
+                metadata={"run": job.run, "weaksam": "1"},
+                entrypoint_num_cpus=job.driver.cpus or None,
+                entrypoint_memory=job.driver.memory,
+                entrypoint_resources=job.driver.resources or None,
+            )
+        )
+
+    def jobs(self) -> list[dict[str, Any]]:
+        """Every job that was submitted here by this program, newest first."""
+        found = self._asking(self._client.list_jobs)
+        ours = [one for one in found if one.submission_id and (one.metadata or {}).get("weaksam")]
+        return sorted(map(_described, ours), key=lambda one: one["started"] or "", reverse=True)
+
+    def job(self, job_id: str) -> dict[str, Any]:
+        """State of a job: `job`, `state`, `exit_code`, `message`, `run`, `entrypoint`, `started`, `ended`."""
+        return _described(self._asking(lambda: self._client.get_job_info(job_id), job_id))
+
+    def log(self, job_id: str) -> str:
+        """What the job has printed so far."""
+        return self._asking(lambda: self._client.get_job_logs(job_id), job_id)
+
+    def cancel(self, job_id: str) -> bool:
+        """Ends a job; its parts are kept, and submitting the same again goes on. False if it had ended."""
+        if self.job(job_id)["state"] not in ("PENDING", "RUNNING"):
+            return False
+        return bool(self._asking(lambda: self._client.stop_job(job_id), job_id))
+
+    def follow(self, job_id: str, show: Callable[[str], None], *, is_known: bool = False) -> dict[str, Any]:
+        """Shows the log as it grows until the job has ended; gives its last state.
+
+        Args:
+            job_id: of the job.
+            show: gets what is new of the log.
+            is_known: whether the cluster is known to have had this job.
+
+        Raises:
+            ClusterError: the cluster did not answer for minutes, or has lost the job.
+            ConfigError: it never had such a job.
+        """
+        shown, answered = 0, time.monotonic()
+        while True:
+            try:
+                state = self.job(job_id)  # before the log: what it printed last is then in it
+                text = self.log(job_id)
+            except ClusterError:
+                if time.monotonic() - answered > _LOST_SECONDS:
+                    raise
+                time.sleep(_POLL_SECONDS)
+                continue
+            except NoJobError as error:
+                if not is_known:
+                    raise
+                raise ClusterError(
+                    f"{self.address}: the cluster knows job {job_id} no more: its head was replaced, and the job ended "
+                    "with it: submit the same again, which goes on where the job was"
+                ) from error
+            answered, is_known = time.monotonic(), True
+            show(text[shown:])
+            shown = max(shown, len(text))
+            if state["state"] not in ("PENDING", "RUNNING"):
+                return state
+            time.sleep(_POLL_SECONDS if shown < 2**20 else 5 * _POLL_SECONDS)
+
+    def _asking(self, question: Callable[[], Any], job_id: str | None = None) -> Any:
+        import requests
+        from ray.exceptions import AuthenticationError
+
+        try:
+            return question()
+        except AuthenticationError as error:
+            raise ClusterError(
+                f"{self.address}: the cluster does not let us in: put its token in RAY_AUTH_TOKEN, or the file that "
+                "holds it in RAY_AUTH_TOKEN_PATH"
+            ) from error
+        except (ConnectionError, requests.RequestException) as error:
+            raise ClusterError(
+                f"{self.address}: no cluster answers: check the address, or open a way to its dashboard "
+                "(`ray dashboard`, `kubectl port-forward`)"
+            ) from error
+        except RuntimeError as error:
+            if job_id is not None and "does not exist" in str(error):
+                raise NoJobError(f"{self.address}: there is no job {job_id!r}: `weaksam jobs` lists them") from error
+            told = (str(error).strip().splitlines() or ["?"])[-1]
+            if "No available agent" in told:
+                told += ": the head has just started, or its agent did not: see dashboard_agent.log there"
+            raise ClusterError(f"{self.address}: {told}") from error
+
+
+def exit_code(state: Mapping[str, Any]) -> int:
+    """The exit code of an ended job; 4 when it was ended from outside or its node was lost."""
+    if state["state"] == "SUCCEEDED":
+        return 0
+    return state["exit_code"] if state["state"] == "FAILED" and state["exit_code"] in (1, 2, 3, 4) else 4
+
+
+def _described(details: Any) -> dict[str, Any]:
+    return {
+        "job": details.submission_id,
+        "state": str(getattr(details.status, "value", details.status)),
+        "exit_code": details.driver_exit_code,
+        "message": " ".join((details.message or "").split(", last available logs")[0].split()),
+        "run": masked_values((details.metadata or {}).get("run")),
+        "entrypoint": masked(details.entrypoint or ""),
+        "started": _when(details.start_time),
+        "ended": _when(details.end_time),
+    }
+
+
+def _when(milliseconds: int | None) -> str | None:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(milliseconds / 1000)) if milliseconds else None
+
+
+def _has_token() -> bool:
+    named = any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
+    return named or os.path.exists(os.path.expanduser("~/.ray/auth_token"))

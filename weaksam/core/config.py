@@ -1,0 +1,256 @@
+"""Settings classes and the run file: strict, frozen, each field documented by the sentence under it.
+
+A run file is YAML: `run`, the URI where everything of the run lives, and `steps`, a mapping of named steps.
+Reading one collects *every* fault, each named by its key, before anything starts.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import pydantic
+import yaml
+from pydantic import BaseModel, ConfigDict, Field
+
+from weaksam.core import uris
+from weaksam.errors import ConfigError
+
+
+class Settings(BaseModel):
+    """Base of every settings class: unknown keys and wrong types are faults, values never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+
+
+Config = TypeVar("Config", bound=Settings)
+
+
+@dataclass(frozen=True)
+class Reads:
+    """Marks a field that names an earlier step, and what that step must write: `images`, `proposals`, ..."""
+
+    noun: str
+
+
+@dataclass(frozen=True)
+class OutsideFile:
+    """Marks a field that is the URI of a file made elsewhere: its identity is part of the fingerprint."""
+
+
+@dataclass(frozen=True)
+class OutsideFolder:
+    """Marks a field that is the URI of a folder outside the run."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Marks a field that says where something lies: how it is written is not part of the fingerprint.
+
+    What lies there is, if the stage's `outside` says so. A place that is written to is itself part of it, relative to
+    the run's folder where it is inside.
+    """
+
+    is_written: bool = False
+
+
+@dataclass(frozen=True)
+class NotInFingerprint:
+    """Marks a field that decides how a step runs or is judged, never what it computes. `resources` is one by name."""
+
+
+@dataclass(frozen=True)
+class Added:
+    """Marks a field that came later, with a default that keeps the old meaning: the fingerprint has other values only.
+
+    So steps that were finished before there was such a field stay finished.
+    """
+
+
+class StageConfig(Settings):
+    """Keys that every step has."""
+
+    max_failed: Annotated[float, NotInFingerprint()] = Field(default=0.001, ge=0, le=1)
+    """Share of rows, rounded up, that may fail before the step counts as failed."""
+
+
+_MOST_VALUES = 100_000  # a run file has some hundreds
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML, merge keys included, in which `2e-5` is a number and a key given twice is a fault."""
+
+    def __init__(self, stream: Any) -> None:
+        super().__init__(stream)
+        self.values = 0
+        self.sizes: dict[int, int] = {}
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)  # before merge keys are resolved: those may be given again
+        seen = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag.endswith((":null", ":timestamp", ":binary")):
+                raise yaml.MarkedYAMLError(problem="this cannot be a key", problem_mark=key.start_mark)
+            if (key.tag, key.value) in seen:
+                raise yaml.MarkedYAMLError(problem=f"key {key.value!r} is given twice", problem_mark=key.start_mark)
+            seen.add((key.tag, key.value))
+        return node
+
+    def compose_node(self, parent: Any, index: Any) -> yaml.Node | None:
+        """Counts values as they are once every alias is what it stands for: a few lines can stand for billions."""
+        before, event = self.values, self.peek_event()
+        node = super().compose_node(parent, index)
+        if isinstance(event, yaml.AliasEvent):
+            self.values += self.sizes.get(id(node), 1)
+        else:
+            self.values += 1
+            self.sizes[id(node)] = self.values - before
+        if self.values > _MOST_VALUES:
+            problem = f"with its aliases it holds more than {_MOST_VALUES} values"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
+        return node
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+0123456789."),
+)
+
+
+def read_value(text: str) -> Any:
+    """A value as in a run file: YAML, in which 1e-3 is a number; yaml.YAMLError or ValueError when it is none."""
+    return yaml.load(text, Loader=_Loader)
+
+
+def load_run_file(path: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The raw content of a run file with `key.path=value` overrides laid over it; values are read as YAML.
+
+    Raises:
+        ConfigError: the file is missing or not YAML, or an override is not of that form.
+    """
+    try:
+        content = _unshared(yaml.load(Path(path).read_text(), Loader=_Loader))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file") from None
+    # ValueError: a date that is none, or bytes that are no text. RecursionError: an anchor inside itself.
+    except (yaml.YAMLError, ValueError, OSError, RecursionError) as error:
+        raise ConfigError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: must be a mapping with the keys 'run' and 'steps'")
+    faults = [fault for text in overrides if (fault := _apply_override(content, text))]
+    if faults:
+        raise ConfigError(*faults)
+    return content
+
+
+def _unshared(content: Any) -> Any:
+    """A copy in which what was named by an anchor is a thing of its own each time: an override changes one step."""
+    if isinstance(content, dict):
+        return {key: _unshared(value) for key, value in content.items()}
+    return [_unshared(value) for value in content] if isinstance(content, list) else content
+
+
+def _apply_override(content: dict[str, Any], text: str) -> str | None:
+    key, equals, value = text.partition("=")
+    parts = key.split(".")
+    if not equals or not all(parts):
+        return f"{text}: an override has the form steps.<step>.<key>=<value>"
+    target = content
+    for depth, part in enumerate(parts[:-1]):
+        target = target.setdefault(part, {})
+        if not isinstance(target, dict):
+            return f"{text}: '{'.'.join(parts[: depth + 1])}' is not a mapping"
+    if parts[0] == "steps" and len(parts) > 2 and "stage" not in content["steps"][parts[1]]:
+        return f"{text}: there is no step '{parts[1]}'"
+    try:
+        target[parts[-1]] = read_value(value)
+    except (yaml.YAMLError, ValueError) as error:
+        return f"{text}: the value is not YAML: {' '.join(str(error).split())}"
+    return None
+
+
+def parse_settings(config: type[Settings], raw: Any, *, where: str) -> tuple[Settings | None, list[str]]:
+    """`raw` as an instance of `config`, or None and one fault a key, each starting with its full key."""
+    if not isinstance(raw, dict):
+        return None, [f"{where}: must be a mapping of settings, got {raw!r}"]
+    try:
+        # Through JSON: strict about types, yet a YAML list may be a tuple.
+        return config.model_validate_json(json.dumps(raw, default=str)), []
+    except (TypeError, RecursionError) as error:
+        return None, [f"{where}: cannot be read as settings: {error}"]
+    except pydantic.ValidationError as error:
+        return None, [_fault(config, fault, where) for fault in error.errors(include_url=False)]
+
+
+def _fault(config: type[Settings], fault: Any, where: str) -> str:
+    key = ".".join([where, *(str(part) for part in fault["loc"])])
+    if fault["type"] == "extra_forbidden":
+        close = difflib.get_close_matches(str(fault["loc"][-1]), _names_at(config, fault["loc"][:-1]), n=1)
+        return f"{key}: unknown key" + (f": did you mean '{close[0]}'?" if close else "")
+    if fault["type"] == "missing":
+        return f"{key}: required: set it in the file or on the command line as {key}=..."
+    if fault["type"] == "value_error":  # our own validators say what was got
+        return f"{key}: {fault['msg'].removeprefix('Value error, ')}"
+    return f"{key}: {fault['msg'][0].lower()}{fault['msg'][1:]}, got {fault['input']!r}"
+
+
+def _names_at(config: type[BaseModel], location: tuple) -> list[str]:
+    """Field names of the settings class that `location` leads to."""
+    for part in location:
+        field = config.model_fields.get(str(part))
+        annotation = field.annotation if field else None
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return []
+        config = annotation
+    return list(config.model_fields)
+
+
+def changed(config: Config, **updates: Any) -> Config:
+    """A copy with other values, validated like any."""
+    return type(config).model_validate(dict(config) | updates)
+
+
+def places_of(config: BaseModel, prefix: str = "") -> list[tuple[str, str]]:
+    """Key and value of every setting that is the URI of a file or folder outside the run."""
+    found = []
+    for name, info in type(config).model_fields.items():
+        value = getattr(config, name)
+        if isinstance(value, BaseModel):
+            found += places_of(value, f"{prefix}{name}.")
+        elif isinstance(value, str) and any(isinstance(mark, OutsideFile | OutsideFolder) for mark in info.metadata):
+            found.append((prefix + name, value))
+    return found
+
+
+def with_absolute_files(config: Config) -> Config:
+    """A copy in which every `OutsideFile` of this machine is an absolute path: workers have other working folders."""
+    updates: dict[str, Any] = {}
+    for name, info in type(config).model_fields.items():
+        value = getattr(config, name)
+        if isinstance(value, Settings):
+            inner = with_absolute_files(value)
+            updates |= {name: inner} if inner is not value else {}
+        elif isinstance(value, str) and any(isinstance(mark, OutsideFile) for mark in info.metadata):
+            updates |= {name: uris.absolute(value)} if uris.is_local(value) and uris.fault_of(value) is None else {}
+    return config.model_copy(update=updates) if updates else config
+
+
+def result_settings(config: BaseModel) -> dict[str, Any]:
+    """The settings that change what a step computes, as plain JSON values; the stuff of a fingerprint."""
+    kept: dict[str, Any] = {}
+    values = config.model_dump(mode="json")
+    for name, info in type(config).model_fields.items():
+        if name == "resources" or any(isinstance(mark, NotInFingerprint | Place) for mark in info.metadata):
+            continue
+        value = getattr(config, name)
+        is_added = any(isinstance(mark, Added) for mark in info.metadata)
+        if is_added and value == info.get_default(call_default_factory=True):
+            continue
+        kept[name] = result_settings(value) if isinstance(value, BaseModel) else values[name]
+    return kept

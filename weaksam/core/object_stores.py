@@ -1,0 +1,186 @@
+"""Clients of object stores, set for the servers there are: S3 and its kin, Google's, Azure's, what else fsspec knows.
+
+Credentials come from where each store's own tools have them (environment, configuration file, role of the machine) and
+are never part of a run file. An S3 server other than Amazon's is named by `endpoint` in a run file, which goes before
+the environment's `AWS_ENDPOINT_URL_S3` and `AWS_ENDPOINT_URL`.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import urllib.error
+import urllib.request
+from contextlib import suppress
+from typing import Any
+
+from weaksam.core.proxies import proxy_for, proxy_options
+
+# pyarrow's S3 client sends trailing checksums by default, which several S3 servers reject or store as data.
+os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
+
+from pyarrow import fs as pafs
+
+from weaksam.core.fsspec_stores import Entry, FreshHandler
+
+log = logging.getLogger(__name__)
+
+ENDPOINT_VARIABLE = "AWS_ENDPOINT_URL_S3"
+ADDRESSING_VARIABLE = "AWS_S3_ADDRESSING_STYLE"
+VARIABLES = (ENDPOINT_VARIABLE, ADDRESSING_VARIABLE)  # what a run file sets, and every process of a run must have
+
+_ATTEMPTS = 10  # within the client; the standard strategy shares its attempts between all requests and runs out
+_CONNECT_TIMEOUT = 10.0  # seconds
+_EXTRAS = {"gs": "gcs", "gcs": "gcs", "abfs": "azure", "abfss": "azure", "az": "azure", "adl": "azure"}
+
+
+def object_store(scheme: str, bucket: str) -> pafs.FileSystem:
+    """The client of a bucket; the same one each time.
+
+    Raises:
+        ImportError: the package that knows the scheme is not installed.
+        ValueError: nobody knows the scheme.
+        OSError: the store cannot be reached.
+    """
+    return _object_store_at(scheme, bucket, s3_endpoint(), s3_is_virtual())
+
+
+def list_entries(files: pafs.FileSystem, path: str, *, recursive: bool) -> list[Entry]:
+    """Everything below a folder as it is now; nothing when there is no such folder.
+
+    An entry whose name is not UTF-8 has no URI: it is left out with a warning.
+
+    Raises:
+        NotADirectoryError: it is a file.
+    """
+    handler = files.handler if isinstance(files, pafs.PyFileSystem) else None
+    if isinstance(handler, FreshHandler):
+        return list(handler.entries(path, recursive=recursive))
+    found, unreadable = [], []
+    for info in files.get_file_info(pafs.FileSelector(path, allow_not_found=True, recursive=recursive)):
+        modified = info.mtime_ns / 1e9 if info.mtime_ns is not None else None
+        is_file, is_folder = (info.type == kind for kind in (pafs.FileType.File, pafs.FileType.Directory))
+        try:
+            found.append(Entry(info.path, is_file, is_folder, info.size or 0, modified))
+        except UnicodeDecodeError as error:
+            unreadable.append(bytes(error.object))
+    if unreadable:
+        _warn_of_names(path, len(unreadable), ", ".join(ascii(name)[2:-1] for name in sorted(unreadable)[:10]))
+    return found
+
+
+@functools.lru_cache(maxsize=64)  # a folder is listed several times: once is enough
+def _warn_of_names(path: str, count: int, names: str) -> None:
+    log.warning("%s: %d entries are left out, their names are not UTF-8: rename %s", path, count, names)
+
+
+def s3_endpoint() -> str | None:
+    """The S3 server that is named by the environment; None: Amazon's."""
+    return os.environ.get(ENDPOINT_VARIABLE) or os.environ.get("AWS_ENDPOINT_URL") or None
+
+
+def s3_is_virtual() -> bool:
+    """Whether the environment asks for buckets by host name, https://bucket.host/key, also of a named server."""
+    return os.environ.get(ADDRESSING_VARIABLE, "").lower() == "virtual"
+
+
+def use_s3_endpoint(url: Any) -> list[str]:
+    """Names the S3 server for this process and those that it starts; a list of faults if this is no URL of one."""
+    if not isinstance(url, str) or not url.startswith(("http://", "https://")):
+        return [f"endpoint: must be the URL of an S3 server, http://... or https://..., got {url!r}"]
+    if "@" in url:
+        return ["endpoint: holds credentials: leave them to the environment"]
+    os.environ[ENDPOINT_VARIABLE] = url
+    return []
+
+
+def use_s3_addressing(style: Any) -> list[str]:
+    """Sets how buckets are addressed, for this process and those that it starts; a list of faults if that is no way."""
+    if style not in ("path", "virtual"):
+        return [f"addressing: must be path (https://host/bucket) or virtual (https://bucket.host), got {style!r}"]
+    os.environ[ADDRESSING_VARIABLE] = style
+    return []
+
+
+def _object_store_at(scheme: str, bucket: str, endpoint: str | None, virtual: bool) -> pafs.FileSystem:
+    return _object_store(scheme, bucket, endpoint, virtual, proxy_for(_url_of(scheme, bucket, endpoint)))
+
+
+def _url_of(scheme: str, bucket: str, endpoint: str | None) -> str:
+    """Where requests for a bucket go, as far as a proxy depends on it."""
+    if scheme in ("http", "https"):
+        return f"{scheme}://{bucket}"
+    if scheme in ("gs", "gcs"):
+        return os.environ.get("STORAGE_EMULATOR_HOST") or "https://storage.googleapis.com"
+    return endpoint or f"https://{bucket}.s3.amazonaws.com"
+
+
+@functools.lru_cache(maxsize=32)
+def _object_store(scheme: str, bucket: str, endpoint: str | None, virtual: bool, proxy: str | None) -> pafs.FileSystem:
+    if scheme == "s3":
+        return _s3(bucket, endpoint, virtual, proxy)
+    import fsspec
+
+    options: dict[str, Any] = {}
+    if proxy is not None:  # clients on aiohttp read the environment only when asked to
+        options = {"client_kwargs": {"trust_env": True}} if scheme in ("http", "https") else options
+        options = {"session_kwargs": {"trust_env": True}} if scheme in ("gs", "gcs") else options
+    try:
+        return pafs.PyFileSystem(FreshHandler(fsspec.filesystem(scheme, use_listings_cache=False, **options)))
+    except ImportError as error:
+        extra = f": pip install 'weaksam[{_EXTRAS[scheme]}]'" if scheme in _EXTRAS else ""
+        raise ImportError(f"{error}{extra}") from error
+
+
+class _S3(pafs.S3FileSystem):
+    """Is made anew where it is unpickled: pyarrow's own forgets how often it is to try again, and gives up early."""
+
+    def __init__(self, bucket: str, endpoint: str | None, virtual: bool, **options: Any) -> None:
+        super().__init__(force_virtual_addressing=virtual, **options)
+        self._made_of = ("s3", bucket, endpoint, virtual)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _object_store_at, self._made_of  # a proxy may have a password: each machine has its own
+
+
+def _s3(bucket: str, endpoint: str | None, virtual: bool, proxy: str | None) -> pafs.S3FileSystem:
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    where: dict[str, Any] = {}
+    if endpoint is not None:
+        scheme, separator, host = endpoint.rstrip("/").partition("://")
+        if not separator or scheme not in ("http", "https"):
+            raise ValueError(f"the S3 endpoint {endpoint!r} must begin with http:// or https://")
+        where = {"scheme": scheme, "endpoint_override": host}
+    elif region is None:
+        region = _region_of(bucket, proxy)
+    if proxy is not None:
+        where["proxy_options"] = proxy_options(proxy)
+    return _S3(
+        bucket,
+        endpoint,
+        virtual,
+        region=region or "us-east-1",
+        connect_timeout=_CONNECT_TIMEOUT,
+        allow_delayed_open=True,  # a small object is one request instead of three
+        retry_strategy=pafs.AwsDefaultS3RetryStrategy(max_attempts=_ATTEMPTS),
+        **where,
+    )
+
+
+def _region_of(bucket: str, proxy: str | None) -> str | None:
+    """The region of one of Amazon's buckets; None where it is not known: the first request says why."""
+    if proxy is None:
+        with suppress(OSError):  # not allowed, or no such bucket
+            return pafs.resolve_s3_region(bucket)
+        return None
+    # pyarrow's own question does not go through a proxy. Any answer of the store names the region, also a refusal.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({"https": proxy}))
+    request = urllib.request.Request(f"https://s3.amazonaws.com/{bucket}", method="HEAD")
+    try:
+        with opener.open(request, timeout=_CONNECT_TIMEOUT) as answer:
+            return answer.headers.get("x-amz-bucket-region")
+    except urllib.error.HTTPError as error:
+        return error.headers.get("x-amz-bucket-region")
+    except OSError:
+        return None

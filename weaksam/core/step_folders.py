@@ -1,0 +1,94 @@
+"""What the files in a step's folder say of it: finished, cut, or without its config.json."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from weaksam.core import storage, tables
+from weaksam.core.step import Step, describe
+from weaksam.errors import DamagedError
+
+log = logging.getLogger(__name__)
+
+_SHOWN = 3
+_LOOKS = 16  # at a time
+
+
+def whole_manifest(step: Step) -> dict[str, Any] | None:
+    """The manifest of a finished step whose files are all there; None where there is something to do.
+
+    A step that has lost some of its files is made an unfinished one: what is whole is kept, the rest is made again. So
+    is one whose images were missing and are there now.
+    """
+    manifest = step.manifest()
+    if manifest is None:
+        return None
+    if found := _found_again(step, manifest):
+        log.warning(
+            "%s: %d images that were missing are there now, e.g. %s: working on them; trainings that are finished stay "
+            "as they are",
+            *(step.name, len(found), found[0]),
+        )
+        storage.delete(step.manifest_uri)
+        return None
+    lost = tables.lost_files(step.folder, manifest)
+    if not lost:
+        return manifest
+    log.warning("%s: %s in %s: making the missing rows or weights again", step.name, name_lost(lost), step.folder)
+    storage.delete(step.manifest_uri)  # first: without it the step counts as unfinished, whatever happens now
+    for path in lost:
+        storage.delete(storage.join(step.folder, path))
+    return None
+
+
+def _found_again(step: Step, manifest: Mapping[str, Any]) -> list[str]:
+    """Ids of the rows of a finished step that say `not_found` of an image that is there now."""
+    images = step.inputs.get("images")
+    if not manifest["failed"] or not manifest.get("parts") or images is None:
+        return []
+    try:
+        missing = tables.missing_ids(step.folder, manifest["parts"])
+        listed = images.manifest() if missing else None
+        if listed is None:
+            return []
+        table = tables.read_table(images.folder, listed, columns=["uri"])
+    except DamagedError:  # whoever needs those rows reports it
+        return []
+    rows = table.select(["image_id", "uri"]).to_pylist()
+    return are_there({row["image_id"]: row["uri"] for row in rows if row["image_id"] in missing})
+
+
+def are_there(uris: Mapping[str, str]) -> list[str]:
+    """The image ids out of `uris` (by image id) whose object is there, sorted."""
+    with ThreadPoolExecutor(_LOOKS) as pool:
+        found = pool.map(storage.exists, uris.values())
+        return sorted(image_id for image_id, there in zip(uris, found, strict=True) if there)
+
+
+def name_lost(lost: dict[str, str]) -> str:
+    """`2 files are lost: part-1.parquet is gone, ...`."""
+    shown = ", ".join(f"{path} {what}" for path, what in list(lost.items())[:_SHOWN])
+    rest = ", ..." if len(lost) > _SHOWN else ""
+    return f"{len(lost)} file{' is' if len(lost) == 1 else 's are'} lost: {shown}{rest}"
+
+
+def keep_config(step: Step) -> None:
+    """Writes the step's config.json where there is none, or one that does not describe this step."""
+    uri = storage.join(step.folder, "config.json")
+    try:
+        found = storage.read_json(uri)
+    except FileNotFoundError:
+        found = None
+    except DamagedError as error:
+        found = None
+        log.warning("%s: %s: it is written again", step.name, error)
+    wanted = json.loads(json.dumps(describe(step)))
+    found = found if isinstance(found, dict) else {}
+    # settings of a finished step may name places that are no more
+    moved = bool(step.places) and found.get("settings") != wanted["settings"]
+    if moved or found.get("fingerprint") != step.fingerprint:
+        storage.write_json(uri, wanted)

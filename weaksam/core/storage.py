@@ -1,0 +1,347 @@
+"""One way to reach every URI: local paths, `file:`, `s3://`, `gs://`, `memory://` and whatever fsspec knows.
+
+A write is one atomic step (local: temporary file and rename; object store: one PUT), so a reader sees the
+whole object or none. Faults of network and permission raise `StorageError`; a missing object raises
+`FileNotFoundError`, because only the caller knows whether that is a fault; a file that was altered since it was written
+raises `DamagedError`.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from pyarrow import fs as pafs
+
+from weaksam.core.cache import cache_folder
+
+# first: it sets what clients read when they are imported
+from weaksam.core.object_stores import list_entries, object_store
+from weaksam.core.storage_faults import retrying
+from weaksam.core.uris import absolute as absolute
+from weaksam.core.uris import fault_of, is_local, join, local_path
+from weaksam.core.uris import is_uri as is_uri
+from weaksam.errors import ConfigError, DamagedError, MissingFileError, StorageError, WeightsError
+from weaksam.masking import has_credentials, without_secrets
+
+SIZES_ALONE = "(sizes alone)"
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    """One file of a listing: `path` is relative to the listed folder, `modified` is in seconds since 1970.
+
+    `etag` is what a store has that knows no times.
+    """
+
+    uri: str
+    path: str
+    size: int
+    modified: float | None
+    etag: str | None = None
+
+
+def relative_to(folder: str, uri: str) -> str | None:
+    """The path of `uri` below `folder` ("" for the folder itself), symbolic links resolved; None: it is not inside."""
+    folder, uri = (os.path.realpath(local_path(one)) if is_local(one) else one for one in (folder, uri))
+    folder, uri = folder.rstrip("/") + "/", uri.rstrip("/") + "/"
+    return uri[len(folder) :].rstrip("/") if uri.startswith(folder) else None
+
+
+def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
+    """The pyarrow filesystem of `uri` and the path inside it.
+
+    Raises:
+        ConfigError: the URI cannot be used, or holds credentials.
+        StorageError: nobody knows its scheme, or the store cannot be reached.
+    """
+    if is_local(uri):
+        return pafs.LocalFileSystem(), str(local_path(uri))
+    if has_credentials(uri):
+        raise ConfigError(str(fault_of(uri)))
+    scheme, _, rest = uri.partition("://")
+    try:
+        inside = uri if scheme in ("http", "https") else rest.rstrip("/")  # fsspec wants those whole
+        return object_store(scheme, rest.split("/")[0]), inside
+    except (ImportError, ValueError, OSError) as error:
+        raise StorageError(f"{uri}: cannot be reached ({error}): check the URI and its scheme") from error
+
+
+def _retrying(action: Callable[[], T], uri: str, doing: str) -> T:
+    return retrying(action, uri, doing, ask=lambda: _reason(uri))
+
+
+def _reason(uri: str) -> str:
+    """Why a store refuses, by a request whose answer has a text; empty if it does not refuse that one."""
+    if not uri.startswith("s3://"):
+        return ""
+    files, path = filesystem(uri)
+    try:
+        files.get_file_info(pafs.FileSelector(f"{path.split('/')[0]}/.weaksam-no-such-folder", allow_not_found=True))
+    except OSError as error:
+        return str(error)
+    return ""
+
+
+def read_bytes(uri: str, *, offset: int = 0, length: int | None = None) -> bytes:
+    """Content of an object, or `length` bytes of it from `offset`.
+
+    Raises:
+        FileNotFoundError: there is no such object.
+        StorageError: it could not be read.
+    """
+
+    def read() -> bytes:
+        files, path = filesystem(uri)
+        if offset == 0 and length is None:
+            with files.open_input_stream(path, compression=None) as stream:
+                return stream.read()
+        with files.open_input_file(path) as handle:
+            handle.seek(offset)
+            return handle.read(length) if length is not None else handle.read()
+
+    return _retrying(read, uri, "read")
+
+
+def read_replaceable(uri: str) -> bytes:
+    """Content of a small object that may be replaced meanwhile, whole and as one writer wrote it.
+
+    pyarrow reads as many bytes as an object had when it was opened. Of a shorter one that took its place the rest comes
+    back as whatever lay in memory, of a longer one the end is missing: so sizes are compared afterwards.
+
+    Raises:
+        FileNotFoundError: there is no such object.
+        StorageError: it could not be read, or never stayed the same for the time of reading.
+    """
+
+    def read() -> bytes:
+        files, path = filesystem(uri)
+        before = files.get_file_info(path)
+        with files.open_input_stream(path, compression=None) as stream:
+            data = stream.read()
+        after = files.get_file_info(path)
+        if len(data) == after.size and (before.size, before.mtime) == (after.size, after.mtime):
+            return data
+        raise OSError("it was replaced while it was read")
+
+    return read_bytes(uri) if is_local(uri) else _retrying(read, uri, "read")
+
+
+def write_bytes(uri: str, data: bytes) -> None:
+    """Writes an object in one atomic step, replacing what was there."""
+
+    def write() -> None:
+        files, path = filesystem(uri)
+        if is_local(uri):
+            _write_local(Path(path), data)
+        else:
+            with files.open_output_stream(path) as stream:
+                stream.write(data)
+
+    _retrying(write, uri, "write")
+
+
+def _write_local(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary_beside(path)
+    try:
+        with open(temporary, "wb") as handle:
+            handle.write(data)
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _temporary_beside(path: Path) -> Path:
+    """A new name in the folder of `path`, short: `path` may have the longest name that its file system takes.
+
+    The dot keeps a file left by a killed process out of every listing.
+    """
+    return path.with_name(f".{uuid.uuid4().hex}.tmp")
+
+
+def read_json(uri: str) -> dict:
+    """A JSON object; DamagedError when the content is not JSON."""
+    try:
+        return json.loads(read_replaceable(uri))
+    except (ValueError, RecursionError) as error:
+        raise DamagedError(f"{uri}: not valid JSON ({error}): remove the file if it is damaged") from error
+
+
+def write_json(uri: str, value: dict) -> None:
+    """A dict as readable JSON, keys in the given order."""
+    write_bytes(uri, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def delete(uri: str) -> None:
+    """Removes an object; nothing happens if there is none."""
+    files, path = filesystem(uri)
+    with suppress(FileNotFoundError):
+        _retrying(lambda: files.delete_file(path), uri, "delete")
+
+
+def exists(uri: str) -> bool:
+    """Whether a file or folder is there."""
+
+    def look() -> bool:
+        files, path = filesystem(uri)
+        return files.get_file_info(path).type != pafs.FileType.NotFound
+
+    return _retrying(look, uri, "look up")
+
+
+def size(uri: str) -> int:
+    """Bytes of an object; 0 when there is none."""
+
+    def look() -> int:
+        files, path = filesystem(uri)
+        return files.get_file_info(path).size or 0
+
+    return _retrying(look, uri, "look up")
+
+
+def list_files(uri: str, *, recursive: bool = True) -> list[FileInfo]:
+    """Files below a folder, sorted by path; hidden and temporary ones (leading dot) are left out.
+
+    A folder that does not exist is empty. Reads no file. A file whose name is not UTF-8 has no URI: it is left out
+    with a warning.
+    """
+    base = filesystem(uri)[1].rstrip("/") + "/"
+    try:
+        entries = _retrying(lambda: list_entries(*filesystem(uri), recursive=recursive), uri, "list")
+    except NotADirectoryError as error:
+        raise StorageError(f"{uri}: a file, not a folder: check the path") from error
+    found = []
+    for entry in entries:
+        path = (
+            entry.path[len(base) :]
+            if entry.path.startswith(base)
+            else entry.path.lstrip("/").removeprefix(base.lstrip("/"))
+        )
+        if entry.is_file and not any(part.startswith(".") for part in path.split("/")):
+            found.append(FileInfo(join(uri, path), path, entry.size, entry.modified, entry.etag))
+    return sorted(found, key=lambda file: file.path)
+
+
+def list_folders(uri: str) -> list[str]:
+    """Names of the folders directly below `uri`, sorted; empty when there is no such folder.
+
+    Raises:
+        ConfigError: it is a file.
+    """
+    try:
+        found = _retrying(lambda: list_entries(*filesystem(uri), recursive=False), uri, "list")
+    except NotADirectoryError as error:
+        raise ConfigError(f"{uri}: a file, not the folder of a run or of a dataset: name the folder") from error
+    return sorted(entry.path.rstrip("/").rpartition("/")[2] for entry in found if entry.is_folder)
+
+
+def identity(uri: str) -> str:
+    """What changes when the content of a file changes: its size with its SHA-256 (local) or ETag (object store).
+
+    Raises:
+        MissingFileError: there is no such file.
+        StorageError: it cannot be read.
+    """
+    files, path = filesystem(uri)
+    try:
+        info = _retrying(lambda: files.get_file_info(path), uri, "look up")
+        if info.type != pafs.FileType.File:
+            raise FileNotFoundError(uri)
+        if is_local(uri):
+            return f"{info.size}-{_retrying(lambda: _sha256(path, info.size, info.mtime_ns), uri, 'read')}"
+        etag = _retrying(lambda: _etag(files, path), uri, "read")
+    except FileNotFoundError as error:
+        raise MissingFileError(f"{uri}: no such file: check the path") from error
+    if etag is None:  # a store without ETags: the content itself
+        return f"{info.size}-{hashlib.sha256(read_bytes(uri)).hexdigest()}"
+    return f"{info.size}-{etag}"
+
+
+def _etag(files: pafs.FileSystem, path: str) -> str | None:
+    with files.open_input_stream(path, compression=None) as stream:
+        found = {_text(key): _text(value) for key, value in (stream.metadata() or {}).items()}
+    return found["ETag"].strip('"') if "ETag" in found else None
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def listing_identity(files: list[FileInfo]) -> str:
+    """What changes when a file of a listing is added, removed or rewritten. Reads no file.
+
+    Ends with `SIZES_ALONE` where the store knows neither when a file was written nor an ETag of it.
+    """
+    digest = hashlib.sha256()
+    for file in files:
+        version = file.modified if file.modified is not None else file.etag
+        digest.update(f"{file.path}\0{file.size}\0{version}\n".encode())
+    by_size = any(file.modified is None and file.etag is None for file in files)
+    return f"{len(files)} files {digest.hexdigest()[:16]}" + (f" {SIZES_ALONE}" if by_size else "")
+
+
+@functools.lru_cache(maxsize=64)
+def _sha256(path: str, size: int, modified_ns: int) -> str:
+    del size, modified_ns  # part of the key: a file rewritten in place is hashed again
+    digest = hashlib.sha256()
+    with open(path, "rb") as handle:
+        while block := handle.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def fetch(uri: str, *, sha256: str | None = None) -> Path:
+    """A local path with the content of `uri`: itself when local, else a copy in the node's cache.
+
+    The cache is `cache_folder`; a copy is made once per content.
+
+    Raises:
+        WeightsError: the SHA-256 is not the one asked for.
+        MissingFileError: there is no such file.
+        StorageError: it cannot be read.
+    """
+    path = local_path(uri) if is_local(uri) else _cached(uri)
+    if not path.is_file():
+        raise MissingFileError(f"{uri}: no such file: check the path")
+    if sha256 is not None:
+        stat = path.stat()
+        found = _sha256(str(path), stat.st_size, stat.st_mtime_ns)
+        if found != sha256.lower():
+            raise WeightsError(f"{uri}: SHA-256 is {found}, {sha256.lower()} was asked for: download the file again")
+    return path
+
+
+def _cached(uri: str) -> Path:
+    cache = cache_folder()
+    named = without_secrets(uri)  # the same content under a URL that was signed anew is not copied again
+    key = hashlib.sha256(f"{named}\0{identity(uri)}".encode()).hexdigest()[:16]
+    path = cache / key / named.rstrip("/").rsplit("/", 1)[-1]
+    if not path.is_file():
+        _retrying(lambda: _copy(uri, path), uri, "read")
+    return path
+
+
+def _copy(uri: str, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files, remote = filesystem(uri)
+    temporary = _temporary_beside(path)
+    try:
+        with files.open_input_stream(remote, compression=None) as stream, open(temporary, "wb") as copy:
+            while block := stream.read(1 << 22):
+                copy.write(block)
+        os.replace(temporary, path)  # concurrent processes each bring a whole file; the last one stays
+    finally:
+        temporary.unlink(missing_ok=True)

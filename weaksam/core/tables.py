@@ -1,0 +1,263 @@
+"""Tables on storage: a folder of Parquet parts, each written whole, and the rules that make a row count once.
+
+A part is named by the hash of its sorted image ids and their number: the same rows written again replace
+themselves, and progress can be read off a listing.
+A finished table is what its manifest lists; ids that two parts share are read from the first part only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pyarrow as pa
+
+from weaksam.core import schemas, storage
+from weaksam.core.parquet_files import read_parquet, write_parquet
+from weaksam.errors import ConfigError, DamagedError, DataError, StageError
+
+GROUND_TRUTH = "ground_truth"  # subfolder of an index step
+_THREADS = 16
+_AGAIN = "remove manifest.json beside it if there is one, and run the step again"
+_PART = re.compile(r"part-[0-9a-f]+-\d+\.parquet")
+_WEIGHTS = "checkpoint/model.safetensors"
+
+
+def part_name(image_ids: Sequence[str]) -> str:
+    """`part-<hash of the sorted ids>-<number of ids>.parquet`."""
+    digest = hashlib.sha256(json.dumps(sorted(image_ids)).encode()).hexdigest()
+    return f"part-{digest[:16]}-{len(image_ids)}.parquet"
+
+
+def rows_in(part: str) -> int:
+    """Number of rows of a part, read off its name."""
+    return int(part.removesuffix(".parquet").rsplit("-", 1)[1])
+
+
+def write_part(folder: str, table: pa.Table) -> str:
+    """Writes one part in one atomic step and returns its file name; ValueError when it holds an id twice."""
+    ids = table.column("image_id").to_pylist()
+    if len(set(ids)) < len(ids):
+        raise ValueError(f"a part must hold each image id once, got {len(ids) - len(set(ids))} of {len(ids)} again")
+    name = part_name(ids)
+    write_parquet(storage.join(folder, name), table)
+    return name
+
+
+def list_parts(folder: str) -> list[str]:
+    """File names of the parts in a folder, sorted."""
+    files = storage.list_files(folder, recursive=False)
+    return [file.path for file in files if _PART.fullmatch(file.path)]
+
+
+def lasting_files(folder: str) -> dict[str, int]:
+    """Bytes of the files that a finished step cannot do without, by path in its folder: parts and trained weights."""
+    return {file.path: file.size for file in storage.list_files(folder) if is_lasting(file.path)}
+
+
+def is_lasting(path: str) -> bool:
+    """Whether a path in a step's folder is that of a part or of trained weights."""
+    return path == _WEIGHTS or (_PART.fullmatch(path.rpartition("/")[2]) is not None and ".." not in path.split("/"))
+
+
+def lost_files(folder: str, manifest: Mapping[str, Any], there: Mapping[str, int] | None = None) -> dict[str, str]:
+    """The files of a finished step that are gone or cut, each with what is wrong; empty when all are whole.
+
+    Args:
+        folder: the step's folder.
+        manifest: its manifest; one of an older weaksam has no sizes.
+        there: from `lasting_files`; listed here when left out. A part of another size is read.
+    """
+    listed = manifest.get("files") or dict.fromkeys(manifest.get("parts", []))
+    wanted = {path: size for path, size in listed.items() if is_lasting(path)}  # whatever else an edited one names
+    if not wanted:
+        return {}
+    there = lasting_files(folder) if there is None else there
+    lost = {path: "is gone" for path in wanted if path not in there}
+    for path, size in wanted.items():
+        if path in there and size is not None and there[path] != size:
+            if path != _WEIGHTS and _is_whole(storage.join(folder, path)):
+                continue  # the same rows, written again by a task that was thought dead
+            lost[path] = f"has {there[path]} bytes, {size} were written"
+    return lost
+
+
+def _is_whole(uri: str) -> bool:
+    try:
+        read_parquet(uri)
+    except DamagedError:
+        return False
+    return True
+
+
+def read_parts(folder: str, parts: Sequence[str], *, columns: Sequence[str] | None = None) -> list[pa.Table]:
+    """The named parts, in order, read in parallel.
+
+    Raises:
+        DamagedError: a part is gone, or was altered since it was written, or a manifest names something else.
+        DataError: it was written by another major version.
+    """
+    if foreign := [part for part in parts if not isinstance(part, str) or not _PART.fullmatch(part)]:
+        raise DamagedError(f"{folder}: the manifest lists {foreign[0]!r}, which is no part of a table: {_AGAIN}")
+
+    def read(part: str) -> pa.Table:
+        uri = storage.join(folder, part)
+        try:
+            table = read_parquet(uri, columns=columns)
+        except FileNotFoundError as error:
+            raise DamagedError(f"{uri}: the manifest lists it, but it is gone: {_AGAIN}") from error
+        except DamagedError as error:
+            raise DamagedError(f"{error}; {_AGAIN}") from error
+        schemas.check_version(table.schema, where=uri)
+        if _PART.fullmatch(part) and table.num_rows != rows_in(part):
+            raise DamagedError(
+                f"{uri}: damaged ({table.num_rows} rows, {rows_in(part)} were written): remove it; {_AGAIN}"
+            )
+        return table
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return list(pool.map(read, parts))
+
+
+def done_ids(folder: str) -> dict[str, list[str]]:
+    """Image ids of every part, by part name in sorted order."""
+    parts = list_parts(folder)
+    tables = read_parts(folder, parts, columns=["image_id"])
+    return {part: table.column("image_id").to_pylist() for part, table in zip(parts, tables, strict=True)}
+
+
+def missing_ids(folder: str, parts: Sequence[str]) -> set[str]:
+    """Image ids of the rows that say `not_found`."""
+    found: set[str] = set()
+    for table in read_parts(folder, parts, columns=["image_id", "status"]):
+        if "status" in table.column_names:
+            rows = zip(table.column("image_id").to_pylist(), table.column("status").to_pylist(), strict=True)
+            found.update(image_id for image_id, status in rows if status == schemas.NOT_FOUND)
+    return found
+
+
+def drop_rows(folder: str, image_ids: Iterable[str]) -> None:
+    """Removes rows from the parts of an unfinished step: each part is written anew without them before it goes."""
+    dropped = set(image_ids)
+    for part, ids in done_ids(folder).items():
+        if dropped.isdisjoint(ids):
+            continue
+        kept = without_ids(read_parts(folder, [part])[0], dropped)
+        if kept.num_rows:
+            write_part(folder, kept)
+        storage.delete(storage.join(folder, part))
+
+
+def first_wins(ids_by_part: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """Ids to leave out of a part because an earlier one holds them; parts without any are not listed.
+
+    Two parts overlap when a task thought dead finished after another had done its rows in another grouping.
+    """
+    seen: set[str] = set()
+    excluded: dict[str, list[str]] = {}
+    for part, ids in ids_by_part.items():
+        again = [image_id for image_id in ids if image_id in seen]
+        if again:
+            excluded[part] = again
+        seen.update(ids)
+    return excluded
+
+
+def read_table(folder: str, manifest: Mapping[str, Any], *, columns: Sequence[str] | None = None) -> pa.Table:
+    """The finished table of a step, sorted by image id: every id once.
+
+    Args:
+        folder: the step's folder.
+        manifest: its manifest.
+        columns: read only these; `image_id` is added.
+    """
+    wanted = None if columns is None else list(dict.fromkeys(["image_id", *columns]))
+    kept = []
+    for part, table in zip(manifest["parts"], read_parts(folder, manifest["parts"], columns=wanted), strict=True):
+        if again := manifest["excluded"].get(part):
+            table = without_ids(table, again)
+        kept.append(table)
+    if not kept:
+        raise DataError(f"{folder}: the manifest lists no parts: the step has no rows")
+    return pa.concat_tables(kept).sort_by("image_id")
+
+
+def without_ids(table: pa.Table, image_ids: Iterable[str]) -> pa.Table:
+    """The rows of `table` whose image id is not among `image_ids`."""
+    left_out = set(image_ids)
+    return table.filter(
+        pa.array([image_id not in left_out for image_id in table.column("image_id").to_pylist()], pa.bool_())
+    )
+
+
+def of_split(images: pa.Table, split: str, *, where: str) -> pa.Table:
+    """The rows of one split.
+
+    Raises:
+        ConfigError: there are none; `where` is the key that named the split.
+    """
+    splits = images.column("split").to_pylist()
+    if split not in splits:
+        raise ConfigError(f"{where}: no image has split '{split}': splits are {', '.join(sorted(set(splits)))}")
+    return images.filter(pa.array([one == split for one in splits], pa.bool_()))
+
+
+def read_step(step: Any, *, columns: Sequence[str] | None = None) -> pa.Table:
+    """The finished table of a step (anything with `name`, `folder` and `manifest()`).
+
+    Raises:
+        StageError: the step is not finished.
+    """
+    manifest = step.manifest()
+    if manifest is None:
+        raise StageError(f"step {step.name}: not finished ({step.folder} has no manifest): run it first")
+    return read_table(step.folder, manifest, columns=columns)
+
+
+def read_rows(folder: str, manifest: Mapping[str, Any], image_ids: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """The rows of a few images of a finished table, by image id; only parts that hold one of them are read whole."""
+    wanted = set(image_ids)
+    rows: dict[str, dict[str, Any]] = {}
+    listed = read_parts(folder, manifest["parts"], columns=["image_id"])
+    holding = [
+        part
+        for part, table in zip(manifest["parts"], listed, strict=True)
+        if not wanted.isdisjoint(table.column("image_id").to_pylist())
+    ]
+    for table in read_parts(folder, holding):
+        here = [image_id in wanted for image_id in table.column("image_id").to_pylist()]
+        for row in table.filter(pa.array(here, pa.bool_())).to_pylist():
+            rows.setdefault(row["image_id"], row)  # an id that two parts share is that of the first
+    return rows
+
+
+def row_at(table: pa.Table, index: int) -> dict[str, Any]:
+    """One row; lists of numbers as arrays without a Python object each, because there are millions of boxes."""
+    row: dict[str, Any] = {}
+    for name in table.column_names:
+        value = table.column(name)[index]
+        if not pa.types.is_list(value.type) or pa.types.is_large_binary(value.type.value_type):
+            row[name] = value.as_py()
+        elif value.values is None:
+            row[name] = []
+        elif name == "boxes":
+            row[name] = value.values.flatten().to_numpy().reshape(-1, 4)
+        else:
+            row[name] = value.values.to_numpy(zero_copy_only=False)
+    return row
+
+
+def write_ground_truth(folder: str, table: pa.Table) -> None:
+    """Writes the ground truth of an index step beside its images, where no training stage looks."""
+    write_part(storage.join(folder, GROUND_TRUTH), table)
+
+
+def read_ground_truth(folder: str) -> pa.Table | None:
+    """Ground truth of an index step, sorted by image id, or None. For `evaluate` and `report` alone."""
+    below = storage.join(folder, GROUND_TRUTH)
+    tables = read_parts(below, list_parts(below))
+    return pa.concat_tables(tables).sort_by("image_id") if tables else None

@@ -1,0 +1,168 @@
+"""A COCO results json, detections made by whatever program, as rows of the detections table.
+
+Boxes xywh become xyxy and are checked as those of datasets are: cut at the border of their image, left out without
+area. An image that has no result is one in which nothing was found. Images are known by their id, written as the
+dataset's own; categories by the dataset's own ids (`data.categories`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from weaksam.core import schemas, storage
+from weaksam.data.annotation_checks import Remarks, Size, as_number, excerpt, fit_boxes, read_segmentation, read_xywh
+from weaksam.data.categories import default_category_ids
+from weaksam.data.datasets import first_ten
+from weaksam.errors import DataError
+
+_OTHER_IMAGE = "results are of images that are not asked for and are left out"
+
+
+def read_results(
+    uri: str,
+    image_ids: Sequence[str],
+    class_names: Sequence[str],
+    *,
+    category_ids: Sequence[int] | None,
+    sizes: Mapping[str, Size | None] | None = None,
+    default_score: float | None = None,
+) -> pa.Table:
+    """The detections of `image_ids`, best first, in the form of `schemas.DETECTIONS`.
+
+    Args:
+        uri: of the file.
+        image_ids: of the images that get a row.
+        class_names: of the dataset.
+        category_ids: of its classes; None: those of `default_category_ids`.
+        sizes: (height, width) by image id; without one boxes are cut at the left and top border alone.
+        default_score: of an entry that has none; None: each must have one.
+
+    Raises:
+        DataError: names the file and the entry that is at fault.
+    """
+    entries = _load(uri)
+    ids = list(category_ids or default_category_ids(class_names))
+    reader = _Reader(uri, {category: label for label, category in enumerate(ids)}, default_score)
+    found: dict[str, list[_Entry]] = {image_id: [] for image_id in image_ids}
+    remarks = Remarks(uri)
+    for position, entry in enumerate(entries):
+        reader.check_keys(position, entry)
+        image_id = str(entry["image_id"])
+        if image_id in found:
+            size = (sizes or {}).get(image_id)
+            found[image_id].append(reader.read(position, entry, size, remarks))
+        else:
+            remarks.add(_OTHER_IMAGE, f"entry {position} ({image_id})")
+    _check_categories(uri, entries, dict(zip(ids, class_names, strict=True)))
+    if entries and not any(found.values()):
+        there, here = entries[0]["image_id"], image_ids[0]
+        raise DataError(
+            f"{uri}: none of its {len(entries)} entries is of an image to be judged (image_id {there!r} there, "
+            f"{here!r} here): give the results of this dataset and split"
+        )
+    rows = [_row(image_id, some, (sizes or {}).get(image_id), remarks) for image_id, some in found.items()]
+    remarks.log()
+    return schemas.to_table(rows, schemas.DETECTIONS)
+
+
+def _load(uri: str) -> list[Any]:
+    try:
+        entries = json.loads(storage.read_bytes(uri))
+    except (ValueError, RecursionError, FileNotFoundError) as error:
+        raise DataError(f"{uri}: cannot be read as a COCO results json: {error}") from error
+    if not isinstance(entries, list):
+        raise DataError(f"{uri}: a COCO results json is a list, this holds {type(entries).__name__}")
+    return entries
+
+
+def _check_categories(uri: str, entries: Sequence[Mapping[str, Any]], names: Mapping[int, str]) -> None:
+    """Raises DataError when results have other category ids than the dataset, naming those of both."""
+    used = {repr(_category(entry)): position for position, entry in reversed(list(enumerate(entries)))}
+    known = {repr(number) for number in names}
+    if strange := sorted((number for number in used if number not in known), key=used.__getitem__):
+        own = first_ten([f"{number} {name}" for number, name in names.items()])
+        raise DataError(
+            f"{uri}: entry {used[strange[0]]}: its category_id {strange[0]} is none of the dataset's: the results have "
+            f"{first_ten(sorted(used, key=lambda one: (len(one), one)))}, the dataset has {own}: give results with the "
+            "dataset's own category ids"
+        )
+
+
+def _category(entry: Mapping[str, Any]) -> Any:
+    """The category id; one with decimals, as pandas writes it, is whole again."""
+    number = entry["category_id"]
+    return int(number) if isinstance(number, float) and number.is_integer() else number
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """One detection; `size` is that of its mask."""
+
+    name: str
+    corners: list[float]
+    label: int
+    score: float
+    mask: bytes | None
+    size: Size | None
+
+
+@dataclass(frozen=True)
+class _Reader:
+    uri: str
+    labels: Mapping[Any, int]
+    default_score: float | None
+
+    def check_keys(self, position: int, entry: Any) -> None:
+        """Raises DataError when an entry is no detection of a class of an image."""
+        needed = ["image_id", "category_id", *(["score"] if self.default_score is None else [])]
+        missing = [key for key in needed if not isinstance(entry, dict) or entry.get(key) is None]
+        if missing or not (entry.get("bbox") or entry.get("segmentation")):
+            raise DataError(
+                f"{self.uri}: entry {position} is no detection (it has no "
+                f"{', '.join(missing) or 'bbox or segmentation'}): {excerpt(entry)}: it must have "
+                f"{', '.join(needed)} and a bbox or an RLE segmentation"
+            )
+
+    def read(self, position: int, entry: dict[str, Any], size: Size | None, remarks: Remarks) -> _Entry:
+        """One entry; its class is checked later, with that of all others."""
+        where, name = f"{self.uri}: entry {position}", f"entry {position}"
+        around, mask, own = read_segmentation(entry.get("segmentation"), size, where, remarks, name)
+        corners = read_xywh(entry["bbox"], where) if entry.get("bbox") else around
+        if corners is None or (entry.get("segmentation") and mask is None):
+            raise DataError(f"{where}: its segmentation is no RLE, and polygons need an image of known size")
+        score = as_number(entry.get("score", self.default_score))
+        if score is None or isinstance(entry.get("score"), str):
+            raise DataError(f"{where}: its score must be a finite number, got {excerpt(entry.get('score'))}")
+        try:
+            label = self.labels.get(_category(entry), -1)
+        except TypeError:  # a list or an object
+            label = -1
+        return _Entry(name, corners, label, score, mask, own)
+
+
+def _row(image_id: str, entries: Sequence[_Entry], size: Size | None, remarks: Remarks) -> dict[str, Any]:
+    entries = sorted(entries, key=lambda entry: -entry.score)
+    for entry in entries:
+        size = size or entry.size
+        if entry.size not in (None, size):
+            raise DataError(
+                f"{remarks.where}: {entry.name}: its RLE is of size {list(entry.size or ())}, that of another entry of "
+                f"image {image_id} of {list(size or ())}"
+            )
+    boxes, has_area, is_outside = fit_boxes(np.array([e.corners for e in entries], np.float64).reshape(-1, 4), size)
+    remarks.add_boxes([entry.name for entry in entries], has_area, is_outside)
+    kept = [entries[i] for i in np.flatnonzero(has_area).tolist()]
+    height, width = size or (None, None)
+    row = {"image_id": image_id, "status": schemas.OK, "message": "", "height": height, "width": width}
+    row |= {"boxes": boxes[has_area], "classes": [entry.label for entry in kept]}
+    masks = [entry.mask for entry in kept]
+    return row | {
+        "scores": [entry.score for entry in kept],
+        "masks": masks if any(mask is not None for mask in masks) else None,
+    }

@@ -1,0 +1,254 @@
+"""Label Studio's full JSON export of a project back into boxes and masks: what people made of exported tasks.
+
+Tasks know their image by `image_id`, as `export_label_studio` wrote it. Places are in percent of the image. A rectangle
+may be turned: its x and y are a corner, around which it turns clockwise; the upright box around it is taken.
+Axis legend: N boxes of an image.
+Boxes are xyxy, absolute pixels, float32, right and bottom exclusive. Masks are COCO compressed counts.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from weaksam.core import storage
+from weaksam.data.annotation_checks import (
+    FEW_CORNERS,
+    Remarks,
+    Size,
+    check_polygon,
+    excerpt,
+    fill_polygons,
+    fit_boxes,
+    read_size,
+)
+from weaksam.errors import DataError
+
+_SAME_SHAPE = 0.02  # sides of a reduced copy are rounded; an image that lies on its side differs by more
+_BOX, _POLYGON = "rectanglelabels", "polygonlabels"
+_DRAWN = {"x", "points", "rle"}  # keys of the value of a region that has a place in the image
+
+_OTHER_IMAGE = "tasks are of images that are not in the dataset and are left out"
+_NO_PLACE = "regions have no place (choices, texts) and are left out"
+_UNDER_NO_BOX = "polygons are under no box and are left out"
+
+
+@dataclass(frozen=True)
+class Review:
+    """What people say is in an image: N objects, perhaps none.
+
+    Attributes:
+        boxes: (N, 4) float32.
+        classes: (N,) int32.
+        masks: N; None: no polygon is under the box.
+        size: of the image; None: nobody knows it, which only happens when there are no objects.
+    """
+
+    boxes: np.ndarray
+    classes: np.ndarray
+    masks: list[bytes | None]
+    size: Size | None
+
+
+def read_reviews(
+    uri: str, sizes: Mapping[str, Size | None], class_names: Sequence[str], *, is_sample: bool = False
+) -> dict[str, Review]:
+    """The reviewed images by id; tasks that nobody annotated, or that were skipped, are none.
+
+    Of several annotations of a task those marked as ground truth count before others, then the one last updated; of
+    several tasks of an image the annotation last updated. Left out and counted in the log are tasks of images that the
+    dataset does not have, regions without a place (choices, texts) and polygons that are under no box.
+
+    Args:
+        uri: of the file.
+        sizes: of all images of the dataset; None where it is not known: then Label Studio says it.
+        class_names: of the dataset.
+        is_sample: whether `sizes` has only some of the images: then it may be that none of them was reviewed.
+
+    Raises:
+        DataError: names the file, the task and what is wrong with it.
+    """
+    newest: dict[str, tuple[datetime, dict[str, Any], dict[str, Any]]] = {}
+    named = [(_image_id(uri, task), task) for task in _read_tasks(uri)]
+    known = [(image_id, task) for image_id, task in named if image_id in sizes]
+    if named and not known and not is_sample:
+        image_id, task = named[0]
+        raise DataError(
+            f"{uri}: task {task.get('id')} is of image {image_id!r}, which is not in the dataset, nor is that of any "
+            "other task: give the review of this dataset"
+        )
+    for image_id, task in known:
+        try:
+            annotation = _choose(task["annotations"])
+            when = _time(annotation) if annotation else None
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise DataError(f"{uri}: task {task.get('id')}: its annotations cannot be read ({error!r})") from error
+        if annotation and when and (image_id not in newest or when >= newest[image_id][0]):
+            newest[image_id] = when, task, annotation
+    remarks = Remarks(uri)
+    for image_id, task in named:
+        if image_id not in sizes:
+            remarks.add(_OTHER_IMAGE, f"task {task.get('id')} ({image_id})")
+    reviews = {}
+    for image_id, (_, task, annotation) in newest.items():
+        name = f"task {task.get('id')}"
+        try:
+            reviews[image_id] = _review(annotation.get("result") or [], sizes[image_id], class_names, remarks, name)
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            told = error if isinstance(error, _TaskError) else f"its regions cannot be read ({error!r})"
+            raise DataError(f"{uri}: {name} (image {image_id}): {told}") from error
+    remarks.log()
+    return reviews
+
+
+class _TaskError(ValueError):
+    """What is wrong with a task, for the person who exported it."""
+
+
+def _read_tasks(uri: str) -> list[dict[str, Any]]:
+    again = "in Label Studio export the project as JSON, not JSON-MIN or another format"
+    try:
+        tasks = json.loads(storage.read_bytes(uri))
+    except (ValueError, RecursionError, FileNotFoundError) as error:
+        raise DataError(f"{uri}: cannot be read as a Label Studio export ({error}): {again}") from error
+    if not isinstance(tasks, list):
+        raise DataError(f"{uri}: a Label Studio export is a list of tasks, this holds {type(tasks).__name__}: {again}")
+    for position, task in enumerate(tasks):
+        if not isinstance(task, dict) or not isinstance(task.get("data"), dict) or "annotations" not in task:
+            raise DataError(f"{uri}: entry {position} is no task with data and annotations: {again}")
+    return tasks
+
+
+def _image_id(uri: str, task: dict[str, Any]) -> str:
+    image_id = task["data"].get("image_id")
+    if image_id is None:
+        raise DataError(
+            f"{uri}: task {task.get('id')} has no image_id in its data: import the tasks.json that `weaksam export` "
+            "writes, so that it is known whose boxes these are"
+        )
+    return str(image_id)
+
+
+def _choose(annotations: Sequence[dict[str, Any]] | None) -> dict[str, Any] | None:
+    """The annotation that counts; of equal ones the last."""
+    done = [one for one in annotations or () if not one.get("was_cancelled")]
+    ranked = sorted(done, key=lambda one: (bool(one.get("ground_truth")), _time(one)))
+    return ranked[-1] if ranked else None
+
+
+def _time(annotation: dict[str, Any]) -> datetime:
+    """When it was last updated, as far as it says so."""
+    told = annotation.get("updated_at") or annotation.get("created_at")
+    when = datetime.fromisoformat(told) if told else datetime.min
+    return when if when.tzinfo else when.replace(tzinfo=UTC)
+
+
+# --- regions
+
+
+def _review(
+    regions: Sequence[dict[str, Any]], size: Size | None, class_names: Sequence[str], remarks: Remarks, task: str
+) -> Review:
+    boxes, polygons = list(_of_type(regions, _BOX)), list(_of_type(regions, _POLYGON))
+    for region in regions:
+        if region["type"] in (_BOX, _POLYGON):
+            size = _check_size(region, size, f"{remarks.where}: {_entry(task, region)}")
+        elif _DRAWN & (region.get("value") or {}).keys():
+            raise _TaskError(
+                f"region {region.get('id')} is of type {region['type']}: boxes (RectangleLabels) and polygons under "
+                "them are read: label with the label_config.xml that was exported"
+            )
+        else:
+            remarks.add(_NO_PLACE, _entry(task, region))
+    if not boxes and polygons:
+        raise _TaskError(
+            f"there are {len(polygons)} polygons but no box: draw a box around each object, or remove them"
+        )
+    if not boxes or size is None:
+        return Review(np.zeros((0, 4), np.float32), np.zeros(0, np.int32), [], size)
+    classes = [_class_of(region, class_names) for region in boxes]
+    cut, has_area, is_outside = fit_boxes(np.stack([_to_box(region["value"], size) for region in boxes]), size)
+    remarks.add_boxes([_entry(task, region) for region in boxes], has_area, is_outside)
+    known = {region["id"] for region in boxes}
+    under: dict[str | None, list[np.ndarray]] = {}
+    for region in polygons:
+        parent, points = region.get("parentID"), _to_points(region["value"], size)
+        check_polygon(points, size, f"{remarks.where}: {_entry(task, region)}")
+        if parent not in known or len(points) < 3:
+            remarks.add(FEW_CORNERS if parent in known else _UNDER_NO_BOX, _entry(task, region))
+            continue
+        under.setdefault(parent, []).append(points)
+    kept = np.flatnonzero(has_area)
+    masks = [_fill(under.get(boxes[index]["id"]), size) for index in kept.tolist()]
+    return Review(cut[kept], np.array(classes, np.int32)[kept], masks, size)
+
+
+def _entry(task: str, region: dict[str, Any]) -> str:
+    return f"{task} region {region.get('id')}"
+
+
+def _of_type(regions: Sequence[dict[str, Any]], kind: str) -> Iterator[dict[str, Any]]:
+    return (region for region in regions if region["type"] == kind)
+
+
+def _check_size(region: dict[str, Any], size: Size | None, where: str) -> Size:
+    """The size of the image, after a look at the one it had when the region was drawn."""
+    if region.get("image_rotation"):
+        raise _TaskError(f"region {region.get('id')} was drawn on a turned image: turn it back in Label Studio")
+    height, width = region.get("original_height"), region.get("original_width")
+    if size is None:
+        if (found := read_size(height, width, where)) is None:
+            raise _TaskError("nobody knows the size of its image: original_height and original_width are missing")
+        return found
+    if height and width and abs(height * size[1] / (width * size[0]) - 1) > _SAME_SHAPE:
+        raise _TaskError(
+            f"region {region.get('id')} was drawn on an image of {height} x {width} pixels, in the dataset it has "
+            f"{size[0]} x {size[1]}: let the URLs of the tasks lead to the images of the dataset"
+        )
+    return size
+
+
+def _class_of(region: dict[str, Any], class_names: Sequence[str]) -> int:
+    names = region["value"].get(_BOX) or []
+    if len(names) != 1:
+        raise _TaskError(f"box {region.get('id')} has {len(names)} labels: give it one")
+    name = names[0].strip()
+    if name not in class_names:
+        raise _TaskError(f"box {region.get('id')} has label {name!r}: classes are {', '.join(class_names)}")
+    return list(class_names).index(name)
+
+
+def _to_box(value: dict[str, Any], size: Size) -> np.ndarray:
+    """(4,) float64 xyxy, the upright box around a rectangle."""
+    to_pixels = np.array([size[1], size[0]]) / 100
+    first, (width, height) = _numbers([[value["x"], value["y"]], [value["width"], value["height"]]]) * to_pixels
+    turn = np.deg2rad(_numbers([[value.get("rotation") or 0, 0]])[0, 0])
+    right = width * np.array([np.cos(turn), np.sin(turn)])
+    down = height * np.array([-np.sin(turn), np.cos(turn)])
+    corners = first + np.stack([np.zeros(2), right, down, right + down])
+    return np.concatenate([corners.min(0), corners.max(0)])
+
+
+def _numbers(pairs: Any) -> np.ndarray:
+    """(K, 2) float64; ValueError when there is something else than numbers."""
+    found = np.array(pairs, np.float64).reshape(-1, 2)
+    if not np.isfinite(found).all():
+        raise ValueError(f"{excerpt(pairs)} are no places in percent")
+    return found
+
+
+def _to_points(value: dict[str, Any], size: Size) -> np.ndarray:
+    """(K, 2) float64, the corners of a polygon in pixels."""
+    return _numbers(value["points"]) * np.array([size[1], size[0]]) / 100
+
+
+def _fill(parts: Sequence[np.ndarray] | None, size: Size) -> bytes | None:
+    """The mask of the parts; None when no pixel is in it."""
+    mask = fill_polygons(parts, size) if parts else None
+    return mask if mask and coco_mask.area({"size": list(size), "counts": mask}) else None

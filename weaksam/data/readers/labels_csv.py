@@ -1,0 +1,140 @@
+"""The table of a labelled folder: a CSV file that says what is in each image.
+
+UTF-8 with a header: columns `file` and `labels`, and `split` if wanted; others are ignored, and so are empty cells
+behind the last column. Labels are separated by ';' or '|', or stand on several lines of one file. An empty cell says
+that the image shows none of the classes. Without a split column the images are split `train`.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import posixpath
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from weaksam.core import storage
+from weaksam.errors import DataError
+
+DEFAULT_SPLIT = "train"
+_COLUMNS = ("file", "labels", "split")
+_MOST_FAULTS = 20  # of one table, in words
+
+
+@dataclass
+class Listed:
+    """What the table says of one file; `line` is where it is first named."""
+
+    line: int
+    split: str
+    labels: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One line: its cells by column name, or what is wrong with it."""
+
+    line: int
+    cells: dict[str, str] = field(default_factory=dict)
+    fault: str = ""
+
+
+def read_labels(uri: str, classes: Sequence[str] | None) -> tuple[dict[str, Listed], list[str]]:
+    """What the table says of each file, by its path below the folder, and what is wrong with it.
+
+    Args:
+        uri: of the CSV file.
+        classes: the names that labels may have; None: any.
+
+    Returns:
+        listed: the files of all lines without a fault.
+        faults: of each line at most one, the first twenty and how many more there are; empty when the table is right.
+
+    Raises:
+        DataError: there is no such file, or it is no text.
+        StorageError: the storage is at fault.
+    """
+    listed: dict[str, Listed] = {}
+    faults: list[str] = []
+    for row in _rows(uri):
+        if fault := row.fault or _add(listed, row, classes):
+            faults.append(f"{uri}, line {row.line}: {fault}")
+    if not listed and not faults:
+        faults.append(f"{uri}: lists no image")
+    if len(faults) > _MOST_FAULTS:
+        faults[_MOST_FAULTS:] = [f"{uri}: {len(faults) - _MOST_FAULTS} more lines have faults"]
+    return listed, faults
+
+
+def _add(listed: dict[str, Listed], row: _Row, classes: Sequence[str] | None) -> str | None:
+    """Adds a line to what is listed; what is wrong with it, if anything is: then nothing is added."""
+    file = row.cells["file"]
+    path = posixpath.normpath(file.replace("\\", "/")) if file else ""
+    if not path or path.startswith(("/", "../")):
+        return f"the file is {file!r}: a path below the folder was expected"
+    split = row.cells.get("split", DEFAULT_SPLIT)
+    if not split:
+        return f"the split of {path} is empty"
+    one = listed.get(path, Listed(row.line, split))
+    if one.split != split:
+        return f"{path} is in split {split!r}, line {one.line} says {one.split!r}"
+    labels = [label.strip() for label in re.split("[;|]", row.cells["labels"]) if label.strip()]
+    for position, label in enumerate(labels):
+        if classes is not None and label not in classes:
+            return f"class {label!r} is not among the classes {list(classes)}"
+        if label in one.labels or label in labels[:position]:
+            return f"{path} has label {label!r} already: remove the line or the label"
+    if not labels and path in listed:
+        return f"{path} has label '' already: remove the line or the label"
+    one.labels += labels
+    listed[path] = one
+    return None
+
+
+def _rows(uri: str) -> Iterator[_Row]:
+    """The lines below the header; blank ones are left out. Nothing follows a line that is no CSV, or a bad header."""
+    try:
+        text = storage.read_bytes(uri).decode("utf-8-sig")
+    except FileNotFoundError as error:
+        raise DataError(f"{uri}: no such file: a CSV file with columns file and labels was expected") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{uri}: not UTF-8 text ({error}): save it as CSV UTF-8") from error
+    reader = csv.reader(io.StringIO(text, newline=""), skipinitialspace=True, strict=True)
+    header: list[str] = []
+    while True:
+        try:
+            cells = next(reader, None)
+        except csv.Error as error:
+            yield _Row(reader.line_num, fault=f"not valid CSV ({error})")
+            return
+        if cells is None:
+            return
+        cells = _without_empty_end([cell.strip() for cell in cells], least=len(header))
+        if not cells or not any(cells):
+            continue
+        if header:
+            yield _to_row(reader.line_num, cells, header)
+            continue
+        header = [cell.lower() for cell in cells]
+        counts = [header.count(name) for name in _COLUMNS]
+        if counts[0] != 1 or counts[1] != 1 or counts[2] > 1:
+            got = repr(",".join(cells))
+            expected = "a header with the columns file, labels (and split) between commas was expected"
+            yield _Row(reader.line_num, fault=f"{expected}, got {got}")
+            return
+
+
+def _without_empty_end(cells: list[str], *, least: int) -> list[str]:
+    """`cells` without empty ones at the end, which spreadsheets write; `least` stay, as far as there are so many."""
+    count = len(cells)
+    while count > least and not cells[count - 1]:
+        count -= 1
+    return cells[:count]
+
+
+def _to_row(line: int, cells: list[str], header: list[str]) -> _Row:
+    if len(cells) != len(header):
+        return _Row(line, fault=f"{len(cells)} cells, the header has {len(header)}: separate labels with ';'")
+    named = dict(zip(header, cells, strict=True))
+    return _Row(line, {name: named[name] for name in _COLUMNS if name in named})

@@ -1,0 +1,290 @@
+"""COCO dataset json and COCO results json.
+
+Dataset: one instances_<split>.json a split, in the form of COCO's own: every annotation has area and iscrowd, ids
+start at 1 (id 0 means "unmatched" to pycocotools), masks are compressed RLE or polygons. Results: one list.
+Categories have the dataset's own ids, or those of `default_category_ids`, as `coco_results` reads.
+A file is made in memory as text, about 150 bytes a box; it is read back a few images at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import itertools
+import json
+import re
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+
+from weaksam.core import storage
+from weaksam.data.categories import default_category_ids
+from weaksam.data.readers.coco_results import read_results
+from weaksam.data.writers.common import ExportImage, Found
+from weaksam.data.writers.polygons import draw_polygons, to_polygons
+
+_SPACE = re.compile(r"\s*")
+
+
+def to_xywh(boxes: np.ndarray) -> list[list[float]]:
+    """(N, 4) xyxy as COCO writes boxes, to a ten-thousandth of a pixel."""
+    boxes = boxes.astype(np.float64)
+    return np.round(np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1), 4).tolist()
+
+
+def to_numbers(scores: np.ndarray) -> list[float]:
+    """Float32 scores in the fewest digits that give them back; never to fixed decimals: some are tiny."""
+    return [float(str(score)) for score in scores.astype(np.float32)]
+
+
+def append_json(stream: io.BytesIO, value: Any) -> None:
+    """Adds an element to the inside of a JSON array."""
+    if stream.tell():
+        stream.write(b",\n")
+    stream.write(json.dumps(value).encode())
+
+
+def elements(text: str, key: str | None = None) -> Iterator[Any]:
+    """The elements of a JSON array, decoded one at a time.
+
+    Args:
+        text: an array, or an object that holds one.
+        key: of the array in the object.
+    """
+    decoder = json.JSONDecoder()
+
+    def skip(at: int) -> int:
+        return _SPACE.match(text, at).end()  # type: ignore[union-attr]  (it matches nothing too)
+
+    at = skip(0)
+    while key is not None:
+        name, at = decoder.raw_decode(text, skip(at + 1))  # behind { or ,
+        at = skip(skip(at) + 1)  # behind :
+        if name == key:
+            break
+        at = skip(decoder.raw_decode(text, at)[1])
+    if text[at] != "[":
+        raise ValueError(f"an array was expected, got {text[at : at + 20]!r}")
+    at = skip(at + 1)
+    while text[at] != "]":
+        value, at = decoder.raw_decode(text, at)
+        yield value
+        at = skip(at)
+        if text[at] == ",":
+            at = skip(at + 1)
+
+
+def expect_end(rest: Iterator[Any], where: str) -> None:
+    """Raises ValueError when there is another element."""
+    if (more := next(rest, None)) is not None:
+        raise ValueError(f"{where} holds more than was written: {str(more)[:120]}")
+
+
+class CocoDataset:
+    """Writes annotations/instances_<split>.json.
+
+    Args:
+        to: URI of the folder.
+        class_names: by 0-based class.
+        polygons: whether masks become polygons; None: RLE. A number is their tolerance in pixels.
+        image_root: URI of the folder the file names are below.
+        category_ids: the dataset's own, by class; None: those of `default_category_ids`.
+    """
+
+    targets = ("annotations",)
+    box_tolerance = 0.01
+    verified = "boxes, classes, scores and masks, read by pycocotools' COCO"
+
+    def __init__(
+        self,
+        to: str,
+        class_names: Sequence[str],
+        *,
+        polygons: float | None,
+        image_root: str,
+        category_ids: Sequence[int] | None,
+    ) -> None:
+        self.to, self.class_names, self.polygons, self.image_root = to, list(class_names), polygons, image_root
+        ids = category_ids or default_category_ids(class_names)
+        self.categories = [{"id": number, "name": name} for number, name in zip(ids, class_names, strict=True)]
+        self.lost: Counter[str] = Counter()
+        self.files = 0
+        self._arrays: dict[str, tuple[io.BytesIO, io.BytesIO]] = {}
+        self._counts: Counter[str] = Counter()
+        self._rest: dict[str, tuple[Iterator[Any], Iterator[Any]]] = {}
+
+    def uri(self, split: str) -> str:
+        """Of a split's file."""
+        return storage.join(self.to, "annotations", f"instances_{split.replace('/', '_')}.json")
+
+    def write(self, images: Sequence[ExportImage]) -> None:
+        """Keeps the images as text."""
+        for image in images:
+            split = image.place.split
+            entries, annotations = self._arrays.setdefault(split, (io.BytesIO(), io.BytesIO()))
+            append_json(entries, image_entry(image))
+            for annotation in self.annotations(image):
+                self._counts[split] += 1
+                append_json(annotations, {"id": self._counts[split], **annotation})
+
+    def annotations(self, image: ExportImage) -> Iterator[dict[str, Any]]:
+        """Of one image, without ids of their own."""
+        columns = (to_xywh(image.boxes), image.classes.tolist(), to_numbers(image.scores), image.masks)
+        for box, label, score, mask in zip(*columns, strict=True):
+            entry = {"image_id": image.place.number, "category_id": self.categories[label]["id"], "bbox": box}
+            entry |= {"area": round(box[2] * box[3], 4), "iscrowd": 0, "score": score}
+            if mask is not None:
+                entry |= {"area": int(coco_mask.area(image.rle(mask))), "segmentation": self._segmentation(image, mask)}
+            yield entry
+
+    def _segmentation(self, image: ExportImage, mask: bytes) -> Any:
+        if self.polygons is None:
+            return {"size": [image.height, image.width], "counts": mask.decode()}
+        parts, holes = to_polygons(image, mask, self.polygons)
+        self.lost["holes_filled"] += holes
+        return [part.reshape(-1).tolist() for part in parts]
+
+    def finish(self) -> None:
+        """Writes the files."""
+        for split in list(self._arrays):
+            entries, annotations = self._arrays.pop(split)
+            info = json.dumps({"description": f"split {split}, exported by weaksam", "image_root": self.image_root})
+            pieces = [f'{{"info": {info},\n"licenses": [],\n"categories": {json.dumps(self.categories)},\n"images": [']
+            content = [pieces[0].encode(), entries.getvalue(), b'],\n"annotations": [', annotations.getvalue(), b"]}\n"]
+            del entries, annotations
+            storage.write_bytes(self.uri(split), b"".join(content))
+            self.files += 1
+
+    def read(self, images: Sequence[ExportImage]) -> Iterable[Found]:
+        """Gives the next images and annotations of each file to pycocotools."""
+        of_split: dict[str, list[ExportImage]] = {}
+        for image in images:
+            of_split.setdefault(image.place.split, []).append(image)
+        indexes = {split: self._index(split, some) for split, some in of_split.items()}
+        return [self._found(indexes[image.place.split], image) for image in images]
+
+    def _index(self, split: str, images: Sequence[ExportImage]) -> Any:
+        if split not in self._rest:
+            text = storage.read_bytes(self.uri(split)).decode()
+            if list(elements(text, "categories")) != self.categories:
+                raise ValueError(f"{self.uri(split)} has other categories than were written")
+            self._rest[split] = elements(text, "images"), elements(text, "annotations")
+        entries, annotations = self._rest[split]
+        coco: Any = COCO()
+        coco.dataset = {
+            "images": list(itertools.islice(entries, len(images))),
+            "annotations": list(itertools.islice(annotations, sum(len(image.boxes) for image in images))),
+            "categories": self.categories,
+        }
+        with contextlib.redirect_stdout(io.StringIO()):  # it tells its progress
+            coco.createIndex()
+        return coco
+
+    def _found(self, coco: Any, image: ExportImage) -> Found:
+        [entry] = coco.loadImgs([image.place.number])
+        annotations = coco.loadAnns(coco.getAnnIds([image.place.number]))
+        if entry["file_name"] != image.place.file_name:
+            raise ValueError(f"image {image.image_id} is called {entry['file_name']!r} in {self.to}")
+        boxes = np.array([a["bbox"] for a in annotations], np.float64).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        classes = [self.class_names.index(coco.cats[a["category_id"]]["name"]) for a in annotations]
+        masks = [coco.annToRLE(a)["counts"] if "segmentation" in a else None for a in annotations]
+        masks = [mask.encode() if isinstance(mask, str) else mask for mask in masks]
+        scores = np.array([a["score"] for a in annotations])
+        return Found(boxes, classes, scores, masks, (entry["height"], entry["width"]))
+
+    def expected_masks(self, image: ExportImage) -> list[bytes | None]:
+        """The masks, or what polygons hold of them."""
+        tolerance = self.polygons
+        if tolerance is None:
+            return image.masks
+        return [mask and draw_polygons(image, to_polygons(image, mask, tolerance)[0]) for mask in image.masks]
+
+    def check_rest(self) -> None:
+        """Raises ValueError when a file holds more."""
+        for split, arrays in self._rest.items():
+            for rest in arrays:
+                expect_end(rest, self.uri(split))
+
+
+def image_entry(image: ExportImage) -> dict[str, Any]:
+    """An image as a COCO dataset lists it; `original_id` is there when the id is not the dataset's own."""
+    place = image.place
+    entry = {"id": place.number, "file_name": place.file_name, "width": image.width, "height": image.height}
+    return entry if str(place.number) == image.image_id else entry | {"original_id": image.image_id}
+
+
+class CocoResults:
+    """Writes results.json, a list of detections.
+
+    Args:
+        to: URI of the folder.
+        class_names: by 0-based class.
+        number_images: whether images have the numbers that `CocoDataset` gives them; else their own ids.
+        category_ids: the dataset's own, by class; None: those of `default_category_ids`.
+    """
+
+    targets = ("results.json",)
+    box_tolerance = 0.01
+    verified = "boxes, classes, scores and masks, read by weaksam.data.readers.coco_results"
+
+    def __init__(
+        self, to: str, class_names: Sequence[str], *, number_images: bool, category_ids: Sequence[int] | None
+    ) -> None:
+        self.uri, self.class_names, self.number_images = storage.join(to, "results.json"), class_names, number_images
+        self.lost: Counter[str] = Counter()
+        self.files = 0
+        self._categories = list(category_ids or default_category_ids(class_names))
+        self._entries = io.BytesIO()
+        self._rest: Iterator[Any] | None = None
+
+    def _id(self, image: ExportImage) -> int | str:
+        number = image.place.number
+        return number if self.number_images or str(number) == image.image_id else image.image_id
+
+    def write(self, images: Sequence[ExportImage]) -> None:
+        """Keeps the images as text."""
+        for image in images:
+            self.lost["images_without_boxes"] += not len(image.boxes)
+            columns = (to_xywh(image.boxes), image.classes.tolist(), to_numbers(image.scores), image.masks)
+            for box, label, score, mask in zip(*columns, strict=True):
+                entry = {"image_id": self._id(image), "category_id": self._categories[label]}
+                entry |= {"bbox": box, "score": score}
+                if mask is not None:
+                    entry["segmentation"] = {"size": [image.height, image.width], "counts": mask.decode()}
+                append_json(self._entries, entry)
+
+    def finish(self) -> None:
+        """Writes the file."""
+        content, self._entries = self._entries.getvalue(), io.BytesIO()
+        storage.write_bytes(self.uri, b"[" + content + b"]\n")
+        self.files = 1
+
+    def read(self, images: Sequence[ExportImage]) -> Iterable[Found]:
+        """Gives the next entries of the file, as a file of their own, to `read_results`."""
+        if self._rest is None:
+            self._rest = elements(storage.read_bytes(self.uri).decode())
+        entries = list(itertools.islice(self._rest, sum(len(image.boxes) for image in images)))
+        with tempfile.TemporaryDirectory() as scratch:
+            path = Path(scratch, "results.json")
+            path.write_text(json.dumps(entries))
+            ids = [str(self._id(image)) for image in images]
+            rows = read_results(str(path), ids, self.class_names, category_ids=self._categories)
+        for row in rows.to_pylist():
+            boxes = np.array(row["boxes"], np.float64).reshape(-1, 4)
+            masks: list[bytes | None] = row["masks"] or [None] * len(boxes)
+            yield Found(boxes, row["classes"], np.array(row["scores"]), masks)
+
+    def expected_masks(self, image: ExportImage) -> list[bytes | None]:
+        """The masks."""
+        return image.masks
+
+    def check_rest(self) -> None:
+        """Raises ValueError when the file holds more."""
+        expect_end(self._rest if self._rest is not None else iter(()), self.uri)

@@ -1,0 +1,166 @@
+"""Masks as polygons, and back.
+
+Polygons run along the sides of pixels: their corners are corners of pixels, so that pycocotools draws the same pixels
+again, holes apart. (Its `rleFrPoly` takes a pixel when its centre is inside.)
+Axis legend: K corners of a polygon, H W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from weaksam.data.annotation_checks import fill_polygons
+from weaksam.data.writers.common import ExportImage
+
+
+def outlines(mask: np.ndarray) -> list[np.ndarray]:
+    """Closed lines along the sides of pixels that part a mask from the rest.
+
+    Pixels that share a side belong to one part; those that only touch at a corner do not.
+
+    Args:
+        mask: (H, W) bool.
+
+    Returns:
+        (K, 2) int64 each, x then y, the corners in order; around a part they run clockwise as seen on the screen,
+        so that `signed_area` is positive, around a hole the other way.
+    """
+    padded = np.pad(mask, 1)
+    stride = mask.shape[1] + 1  # corners of pixels in a row
+    # A side of a set pixel whose neighbour is not set, walked with the mask on the right. Its direction is 0 east
+    # (the top side), 1 south (right), 2 west (bottom), 3 north (left); (row, column) is where it starts.
+    neighbours = (padded[:-2, 1:-1], padded[1:-1, 2:], padded[2:, 1:-1], padded[1:-1, :-2])
+    starts = ((0, 0), (0, 1), (1, 1), (1, 0))
+    sides = []
+    for direction, (neighbour, (down, right)) in enumerate(zip(neighbours, starts, strict=True)):
+        pixels = np.flatnonzero(mask & ~neighbour)
+        # Pixel p of a row r is at corner p + r: a row has a corner more than it has pixels.
+        sides.append((pixels + pixels // mask.shape[1] + down * stride + right) * 4 + direction)
+    keys = np.sort(np.concatenate(sides))
+    direction = keys % 4
+    ends = keys // 4 + np.array([1, stride, -1, -stride])[direction]
+    following = np.zeros(len(keys), np.int64)
+    for turn in (3, 0, 1):  # left, straight on, right: the last that is there, so that pixels at a corner stay apart
+        wanted = ends * 4 + (direction + turn) % 4
+        at = np.minimum(np.searchsorted(keys, wanted), max(len(keys) - 1, 0))
+        following = np.where(keys[at] == wanted, at, following)
+    is_corner = direction[following] != direction
+    return [_corners(ends[ring][is_corner[ring]], stride) for ring in _cycles(following.tolist())]
+
+
+def _cycles(following: list[int]) -> list[list[int]]:
+    seen = bytearray(len(following))
+    cycles = []
+    for first in range(len(following)):
+        cycle, at = [], first
+        while not seen[at]:
+            seen[at] = 1
+            cycle.append(at)
+            at = following[at]
+        if cycle:
+            cycles.append(cycle)
+    return cycles
+
+
+def _corners(keys: np.ndarray, stride: int) -> np.ndarray:
+    return np.stack([keys % stride, keys // stride], axis=1)
+
+
+def signed_area(polygon: np.ndarray) -> float:
+    """Area of a (K, 2) polygon, negative when it runs counterclockwise as seen on the screen."""
+    x, y = polygon.astype(np.float64).T
+    return float(x[:-1] @ y[1:] - x[1:] @ y[:-1] + x[-1] * y[0] - x[0] * y[-1]) / 2
+
+
+def simplify(polygon: np.ndarray, tolerance: float) -> np.ndarray:
+    """The polygon with fewer corners, none of those left out farther than `tolerance` pixels from it (Douglas-Peucker).
+
+    One that would lose its area stays as it is.
+    """
+    if tolerance <= 0:
+        return polygon
+    closed = np.concatenate([polygon, polygon[:1]]).astype(np.float64)
+    keep = np.zeros(len(closed), bool)
+    keep[[0, int(np.square(closed - closed[0]).sum(1).argmax()), -1]] = True
+    while True:  # all stretches between kept corners at once: each gains the corner farthest from its chord
+        ends = np.flatnonzero(keep)
+        stretch = np.minimum(np.searchsorted(ends, np.arange(len(closed)), side="right") - 1, len(ends) - 2)
+        distances = _distances(closed, closed[ends[stretch]], closed[ends[stretch + 1]])
+        farthest = np.maximum.reduceat(distances, ends[:-1])
+        at = np.flatnonzero((distances == farthest[stretch]) & (distances > tolerance))
+        if not len(at):
+            break
+        keep[at[np.unique(stretch[at], return_index=True)[1]]] = True
+    kept = polygon[keep[:-1]]
+    return kept if len(kept) >= 3 and signed_area(kept) > 0 else polygon
+
+
+def _distances(points: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """Of (K, 2) points, each to its own line from start to end."""
+    along = ends - starts
+    share = np.clip(((points - starts) * along).sum(1) / np.maximum(np.square(along).sum(1), 1e-12), 0, 1)
+    return np.sqrt(np.square(points - starts - share[:, None] * along).sum(1))
+
+
+def to_polygons(image: ExportImage, counts: bytes, tolerance: float = 0.0) -> tuple[list[np.ndarray], int]:
+    """The parts of a mask as polygons, the largest first, and how many holes they cannot tell of.
+
+    A part in a hole of another is not listed: the hole is filled.
+
+    Args:
+        image: that the mask is of.
+        counts: COCO compressed counts.
+        tolerance: pixels; 0 = every corner of every pixel on the way.
+    """
+    left, top, width, height = (int(value) for value in coco_mask.toBbox(image.rle(counts)))
+    window = image.decode(counts)[top : top + height, left : left + width]
+    rings = [ring + np.array([left, top]) for ring in outlines(window)]
+    areas = np.array([signed_area(ring) for ring in rings])
+    parts = [rings[i] for i in np.argsort(-areas, kind="stable") if areas[i] > 0]
+    holes = len(rings) - len(parts)
+    if holes:
+        parts = _outermost(parts)
+    return [simplify(part, tolerance) for part in parts], holes
+
+
+def _outermost(parts: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """The parts that do not lie in a hole of another; largest first."""
+    first = np.array([part.min(0) for part in parts]).reshape(-1, 2)
+    end = np.array([part.max(0) for part in parts]).reshape(-1, 2)
+    kept = []
+    for i, part in enumerate(parts):
+        x, y = part[np.lexsort((part[:, 0], part[:, 1]))[0]] + 0.5  # middle of its first pixel
+        around = np.flatnonzero(((first[:i] < [x, y]) & (end[:i] > [x, y])).all(1)).tolist()
+        if not any(_holds(parts[other], x, y) for other in around):
+            kept.append(part)
+    return kept
+
+
+def _holds(polygon: np.ndarray, x: float, y: float) -> bool:
+    """Whether the middle of a pixel is inside a (K, 2) polygon of sides of pixels."""
+    (x1, y1), (x2, y2) = polygon.T, np.roll(polygon, -1, axis=0).T
+    crossed = (x1 == x2) & (x1 < x) & ((y1 > y) != (y2 > y))  # upright sides that a line to the left goes through
+    return bool(crossed.sum() % 2)
+
+
+def join_polygons(polygons: Sequence[np.ndarray]) -> np.ndarray:
+    """One polygon out of several, by short lines walked there and back between their corners."""
+    joined = polygons[0]
+    for other in polygons[1:]:
+        here = _nearest(joined, other.mean(0))
+        there = _nearest(other, joined[here])
+        round_trip = np.concatenate([other[there:], other[: there + 1]])
+        joined = np.concatenate([joined[: here + 1], round_trip, joined[here:]])
+    return joined
+
+
+def _nearest(points: np.ndarray, point: np.ndarray) -> int:
+    return int(np.square(points - point).sum(1).argmin())
+
+
+def draw_polygons(image: ExportImage, polygons: Sequence[np.ndarray]) -> bytes:
+    """COCO compressed counts of the pixels of an image inside any of the polygons."""
+    return fill_polygons(polygons, (image.height, image.width))

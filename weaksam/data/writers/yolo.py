@@ -1,0 +1,163 @@
+"""YOLO's labels: a text file an image, a line an object, and data.yaml.
+
+Detection: `class cx cy w h`; segmentation: `class x1 y1 x2 y2 ...`; in shares of width and height, six decimals. A line
+holds one polygon: the parts of a mask are joined by lines walked there and back, its holes are filled. Boxes of
+segmentation labels are those of the polygons; an object without a mask is its box, as a polygon.
+Trainers look for labels/x/name.txt beside images/x/name.jpg: images.csv lists which image file belongs where.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import yaml
+
+from weaksam.core import storage
+from weaksam.data.datasets import map_in_threads
+from weaksam.data.writers.common import ExportImage, Found, picture_list
+from weaksam.data.writers.polygons import draw_polygons, join_polygons, to_polygons
+
+
+def to_lines(classes: np.ndarray, shapes: Sequence[np.ndarray]) -> bytes:
+    """The label file of an image: a class and its numbers a line."""
+    lines = [
+        " ".join([str(label), *(f"{value:.6f}" for value in shape)])
+        for label, shape in zip(classes.tolist(), shapes, strict=True)
+    ]
+    return "".join(f"{line}\n" for line in lines).encode()
+
+
+def parse_lines(data: bytes) -> list[tuple[int, np.ndarray]]:
+    """Class and numbers of each line of a label file."""
+    lines = (line.split() for line in data.decode().splitlines())
+    return [(int(words[0]), np.array([float(word) for word in words[1:]])) for words in lines if words]
+
+
+def box_polygon(box: np.ndarray) -> np.ndarray:
+    """(4, 2) corners of a box."""
+    left, top, right, bottom = box
+    return np.array([[left, top], [right, top], [right, bottom], [left, bottom]])
+
+
+def name_splits(splits: Sequence[str]) -> dict[str, list[str]]:
+    """Which splits are `train`, `val` and `test` of data.yaml: by what they start with, any other is for `val`.
+
+    Trainers want both train and val: one that is missing is the other.
+    """
+    train = [split for split in splits if split.startswith("train")]
+    test = [split for split in splits if split.startswith("test")]
+    val = [split for split in splits if split not in (*train, *test)]
+    named = {"train": train or val or test, "val": val or test or train}
+    return named | {"test": test} if test else named
+
+
+class YoloLabels:
+    """Writes labels/<split>/<name>.txt, data.yaml and images.csv.
+
+    Args:
+        to: URI of the folder.
+        class_names: by 0-based class.
+        polygons: None: boxes. A number: polygons, of that tolerance in pixels.
+    """
+
+    targets = ("labels", "data.yaml", "images.csv")
+    box_tolerance = 0.01
+
+    def __init__(self, to: str, class_names: Sequence[str], *, polygons: float | None) -> None:
+        self.to, self.class_names, self.polygons = to, list(class_names), polygons
+        what = "classes and boxes" if polygons is None else "classes and polygons, drawn by pycocotools"
+        self.verified = f"{what}, read line by line"
+        self.files = 0
+        self.lost: Counter[str] = Counter()
+        self._splits: set[str] = set()
+        self._pictures: list[tuple[str, str]] = []
+
+    def _uri(self, image: ExportImage) -> str:
+        return storage.join(self.to, "labels", _folder(image), f"{image.place.name}.txt")
+
+    def write(self, images: Sequence[ExportImage]) -> None:
+        """Writes a file for each image, an empty one where there is nothing."""
+        for lost in map_in_threads(self._write_image, images):
+            self.lost += lost
+        self.files += len(images)
+        for image in images:
+            self._splits.add(_folder(image))
+            self._pictures.append((f"images/{_folder(image)}/{image.place.picture}", image.place.uri))
+
+    def _write_image(self, image: ExportImage) -> Counter[str]:
+        lost = Counter(scores=len(image.scores))
+        if self.polygons is None:
+            boxes = image.boxes.astype(np.float64) / np.tile([image.width, image.height], 2)
+            middle, size = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
+            shapes = list(np.concatenate([middle, size], axis=1))
+            lost["masks"] = sum(mask is not None for mask in image.masks)
+        else:
+            shapes = []
+            for position, mask in enumerate(image.masks):
+                polygon = box_polygon(image.boxes[position])
+                if mask is None:
+                    lost["boxes_as_polygons"] += 1
+                else:
+                    parts, holes = to_polygons(image, mask, self.polygons)
+                    polygon = join_polygons(parts)
+                    lost += Counter(holes_filled=holes, further_parts_joined=len(parts) - 1)
+                shapes.append((polygon / [image.width, image.height]).reshape(-1))
+        storage.write_bytes(self._uri(image), to_lines(image.classes, shapes))
+        return lost
+
+    def finish(self) -> None:
+        """Writes data.yaml and images.csv."""
+        named = name_splits(sorted(self._splits))
+        paths = {key: [f"images/{split}" for split in splits] for key, splits in named.items()}
+        content = {key: found[0] if len(found) == 1 else found for key, found in paths.items()}
+        content |= {"names": dict(enumerate(self.class_names))}
+        text = "# Paths are below the folder of this file; images.csv says which image belongs where.\n"
+        text += yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+        storage.write_bytes(storage.join(self.to, "data.yaml"), text.encode())
+        storage.write_bytes(storage.join(self.to, "images.csv"), picture_list(sorted(self._pictures)))
+        self.files += 2
+
+    def read(self, images: Sequence[ExportImage]) -> Iterable[Found]:
+        """Reads each image's file."""
+        return list(map_in_threads(self._read_image, images))
+
+    def _read_image(self, image: ExportImage) -> Found:
+        lines = parse_lines(storage.read_bytes(self._uri(image)))
+        classes = [label for label, _ in lines]
+        scale = np.array([image.width, image.height])
+        if self.polygons is None:
+            shapes = np.array([shape for _, shape in lines]).reshape(-1, 2, 2) * scale
+            middle, half = shapes[:, 0], shapes[:, 1] / 2
+            return Found(np.concatenate([middle - half, middle + half], axis=1), classes)
+        shapes = [shape.reshape(-1, 2) * scale for _, shape in lines]
+        boxes = np.array([[*shape.min(0), *shape.max(0)] for shape in shapes]).reshape(-1, 4)
+        masks: list[bytes | None] = [draw_polygons(image, [shape]) for shape in shapes]
+        for position, mask in enumerate(image.masks[: len(masks)]):
+            if mask is None:
+                masks[position] = None
+            else:
+                boxes[position] = np.nan  # a mask's own box, not the one that was exported
+        return Found(boxes, classes, None, masks)
+
+    def expected_masks(self, image: ExportImage) -> list[bytes | None]:
+        """What joined polygons hold of the masks."""
+        tolerance = self.polygons or 0.0
+        return [
+            None if mask is None else draw_polygons(image, [join_polygons(to_polygons(image, mask, tolerance)[0])])
+            for mask in image.masks
+        ]
+
+    def check_rest(self) -> None:
+        """Raises ValueError when there are other files or names than were written."""
+        uri = storage.join(self.to, "data.yaml")
+        if yaml.safe_load(storage.read_bytes(uri))["names"] != dict(enumerate(self.class_names)):
+            raise ValueError(f"{uri} has other names than were written")
+        found = storage.list_files(storage.join(self.to, "labels"))
+        if len(found) != len(self._pictures):
+            raise ValueError(f"{self.to}/labels has {len(found)} files, {len(self._pictures)} were written")
+
+
+def _folder(image: ExportImage) -> str:
+    return image.place.split.replace("/", "_")

@@ -1,0 +1,198 @@
+"""Tables for people: the state of a run and its figures, read off its files; the stages and their settings."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.table import Table
+
+from weaksam.core import storage, tables
+from weaksam.core.step import Step, read_manifest
+from weaksam.core.step_folders import name_lost
+from weaksam.errors import ConfigError, DamagedError
+from weaksam.execution.progress import duration, read_progress, state_of, words_of
+
+_STEP_FOLDER = re.compile(r".+-[0-9a-f]{8}")
+
+
+def read_states(run: str) -> list[dict[str, Any]]:
+    """What is done in a run folder, one step folder an entry, as its files say.
+
+    `state` is finished, running, stopped, damaged, or unfinished where nothing tells which of them. `rows` and what
+    follows are None where unknown; `progress` is that of a step that is not finished, with its age in seconds; `damage`
+    is what is wrong and what to do.
+
+    Raises:
+        ConfigError: no step has been started there.
+        StorageError: the folder cannot be read, which says nothing of what is in it.
+    """
+    states = []
+    for name in storage.list_folders(run):
+        folder = storage.join(run, name)
+        # by its name, where config.json was lost; another folder may hold whole runs, which are not listed
+        if _STEP_FOLDER.fullmatch(name) or storage.exists(storage.join(folder, "config.json")):
+            files = {file.path: file.size for file in storage.list_files(folder)}
+            if "config.json" in files or "manifest.json" in files or any(map(tables.is_lasting, files)):
+                states.append(_read_state(name.rsplit("-", 1)[0], folder, files))
+    if not states:
+        raise ConfigError(f"{run}: no step has been started there: check the folder, or run a config first")
+    return states
+
+
+def _read_state(step: str, folder: str, files: Mapping[str, int]) -> dict[str, Any]:
+    counts = dict.fromkeys(("rows", "failed", "seconds", "rows_per_second"))
+    state = {"step": step, "stage": None, "state": "damaged", **counts, "folder": folder, "progress": None}
+    state["damage"] = None
+    try:
+        done = read_manifest(folder) if "manifest.json" in files else None
+        if done is None:
+            return state | _unfinished_state(folder, files)
+        state |= {"stage": done.get("stage"), **{key: done.get(key) for key in counts}}
+        if lost := tables.lost_files(folder, done, files):
+            return state | {"damage": f"{name_lost(lost)}: the same command makes the missing again"}
+    except (DamagedError, FileNotFoundError) as error:  # missing: removed since it was listed
+        return state | {"damage": str(error)}
+    return state | {"state": "finished"}
+
+
+def _unfinished_state(folder: str, files: Mapping[str, int]) -> dict[str, Any]:
+    progress = read_progress(folder)
+    rows = sum(tables.rows_in(path) for path in files if "/" not in path and tables.is_lasting(path))
+    state = {"stage": _read_stage(folder), "state": "unfinished", "rows": rows}
+    if progress is not None:
+        state |= {"state": state_of(progress), "failed": progress["failed"], "progress": progress}
+    return state
+
+
+def _read_stage(folder: str) -> str | None:
+    try:
+        return storage.read_json(storage.join(folder, "config.json")).get("stage")
+    except (FileNotFoundError, DamagedError, AttributeError):
+        return None  # the next run writes it again
+
+
+def describe_state(step: Step) -> tuple[str, DamagedError | None]:
+    """What `check` says of a step: `finished` or `to do`, and why; a fault where a run could not go on from there."""
+    try:
+        manifest = step.manifest()
+    except DamagedError as error:
+        return "damaged", error
+    if manifest is None:
+        return "to do", None
+    lost = tables.lost_files(step.folder, manifest)
+    return (f"to do: {name_lost(lost)}" if lost else "finished"), None
+
+
+def states_of_steps(states: Sequence[Mapping[str, Any]]) -> Table:
+    """What `read_states` found, for people, a line a step."""
+    table = Table("step", "state", "rows", "failed", "seconds", "rows/s", "folder", box=None)
+    for one in states:
+        counts = [one[key] for key in ("rows", "failed", "seconds", "rows_per_second")]
+        table.add_row(
+            one["step"], _describe(one), *("" if count is None else f"{count:g}" for count in counts), one["folder"]
+        )
+    return table
+
+
+def _describe(state: Mapping[str, Any]) -> str:
+    progress = state["progress"]
+    if state["state"] == "damaged":
+        return f"damaged: {state['damage']}"
+    if state["state"] == "running":
+        return " ".join(["running", *words_of(progress)])
+    if state["state"] == "stopped":
+        at, ago = f"{progress['done']}/{progress['total']}", duration(progress["seconds_ago"])
+        return f"stopped at {at} (last sign {ago} ago): the same command goes on"
+    return state["state"]
+
+
+def figures_of_steps(run: str) -> list[Table]:
+    """The figures of every finished evaluate step of a run folder: a table a task, a step a line.
+
+    Figures that no step has are left out.
+
+    Raises:
+        ConfigError: no evaluate step is finished there.
+    """
+    from weaksam.stages.evaluate import HEADLINES
+
+    reports = []
+    for name in storage.list_folders(run):
+        try:
+            reports.append((name, storage.read_json(storage.join(run, name, "metrics.json"))))
+        except FileNotFoundError:
+            continue
+    if not reports:
+        raise ConfigError(f"{run}: no evaluate step is finished there: check the folder, or run a config first")
+    listed = []
+    for task in dict.fromkeys(report["task"] for _, report in reports):
+        of_task = [(name, report) for name, report in reports if report["task"] == task]
+        keys = [key for key in HEADLINES[task] if any(key in report["metrics"] for _, report in of_task)]
+        table = Table("step", "split", "images", *keys, box=None)
+        for name, report in of_task:
+            figures = [figure(key, report["metrics"]) for key in keys]
+            table.add_row(name, report["split"] or "all", str(report["num_images"]), *figures)
+        listed.append(table)
+    return listed
+
+
+def figure(name: str, figures: Mapping[str, Any]) -> str:
+    """A fraction as percent, a count as it is, nothing for none; with its deviation where there were several runs."""
+    value = figures.get(name)
+    if value is None or isinstance(value, int):
+        return "" if value is None else str(value)
+    if "_per_image" in name:
+        return f"{value:.1f}"
+    spread = figures.get(f"{name}_std")
+    return f"{100 * value:.1f}" + ("%" if spread is None else f" ± {100 * spread:.1f}%")
+
+
+def all_stages() -> Table:
+    """The stages and what they do."""
+    from weaksam.stages import STAGES
+
+    table = Table("stage", "reads", "writes", "what it does", box=None)
+    for stage in STAGES.values():
+        table.add_row(stage.name, ", ".join(dict.fromkeys(stage.reads.values())), stage.writes, stage.summary)
+    return table
+
+
+def settings_of_stage(name: str) -> tuple[str, Table]:
+    """What a stage is, and every key of it with type, default and meaning.
+
+    Raises:
+        ConfigError: there is no such stage.
+    """
+    from weaksam.stages import STAGES
+
+    if name not in STAGES:
+        raise ConfigError(f"there is no stage '{name}': stages are {', '.join(STAGES)}")
+    stage = STAGES[name]
+    table = Table("key", "type", "default", "meaning", box=None)
+    for row in settings_rows(stage.config):
+        table.add_row(*row)
+    return f"{name} -> {stage.writes}\n{inspect.cleandoc(stage.config.__doc__ or '')}\n", table
+
+
+def settings_rows(config: Any, prefix: str = "") -> list[tuple[str, str, str, str]]:
+    """(key, type, default, sentence) of every setting, nested ones as `outer.inner`."""
+    rows = []
+    for name, info in config.model_fields.items():
+        inner = info.annotation
+        if isinstance(inner, type) and hasattr(inner, "model_fields"):
+            rows += settings_rows(inner, f"{prefix}{name}.")
+            continue
+        kind = inner.__name__ if isinstance(inner, type) else str(inner).replace("typing.", "")
+        default = "required" if info.is_required() else _shortly(info.get_default(call_default_factory=True))
+        rows.append((prefix + name, kind, default, " ".join((info.description or "").split())))
+    return rows
+
+
+def _shortly(value: Any) -> str:
+    """`repr`, of a long list its beginning and its end."""
+    if isinstance(value, list) and len(value) > 8:
+        return f"[{', '.join(map(repr, value[:2]))}, ..., {value[-1]!r}]"
+    return repr(value)

@@ -1,0 +1,35 @@
+"""A look at the files outside a run that its steps will read, before anything runs, for `weaksam check`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from weaksam.core.step import Step, outside_files
+from weaksam.errors import DamagedError, StorageError
+
+
+def look_at(steps: Sequence[Step]) -> tuple[list[str], list[str]]:
+    """What `weaksam check` sees of the files outside the run: lines of what was looked at and what was not, and faults.
+
+    Only of steps that are not finished: the files of others have been read. Starts nothing and writes nothing.
+
+    Raises:
+        StorageError: the storage is at fault; names the step.
+    """
+    lines, unseen, faults = [], [], []
+    for step in steps:
+        try:
+            if step.manifest() is not None:
+                continue
+            found = step.stage.look(step) if step.stage.look is not None else None
+        except DamagedError:
+            continue  # `check` reports it
+        except StorageError as error:
+            raise StorageError(f"steps.{step.name}: {error}") from error
+        if found is not None:
+            lines.append(f"{step.name}: looked at {found.seen}; not at {found.unseen}")
+            faults += [f"steps.{step.name}: {fault}" for fault in found.faults]
+        unseen += [f"steps.{step.name}.{key}" for key in outside_files(step.config)]
+    if unseen:
+        lines.append(f"not looked into: {', '.join(unseen)}")
+    return lines, faults

@@ -1,0 +1,74 @@
+"""The manifest of a step that ended: counts, time, versions, cluster."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from weaksam.core import tables
+from weaksam.core.step import Outcome, Step
+
+_VERSIONED = ("weaksam", "ray", "torch", "torchvision", "segment-anything", "pyarrow", "numpy", "pillow")
+
+
+def manifest_of(step: Step, outcome: Outcome, seconds: float) -> dict[str, Any]:
+    computed = outcome.rows if outcome.computed is None else outcome.computed
+    return {
+        "step": step.name,
+        "stage": step.stage.name,
+        "fingerprint": step.fingerprint,
+        "inputs": {key: other.fingerprint for key, other in step.inputs.items()},
+        "rows": outcome.rows,
+        "ok": outcome.rows - outcome.failed,
+        "failed": outcome.failed,
+        "failures": outcome.failures,
+        "seconds": round(seconds, 2),
+        "rows_computed": computed,  # by the run that finished it; earlier ones did the rest
+        "rows_per_second": round(computed / max(seconds, 1e-9), 2),
+        "versions": _versions(),
+        "git_commit": git_commit(),
+        "cluster": _cluster(),
+        "parts": outcome.parts,
+        "excluded": outcome.excluded,
+        "files": tables.lasting_files(step.folder),
+        **({"places": dict(step.places)} if step.places else {}),
+    }
+
+
+def _cluster() -> dict[str, float] | None:
+    """What the cluster had when the step ended: its price does not ask what was idle. None: none had been joined."""
+    ray = sys.modules.get("ray")
+    if ray is None or not ray.is_initialized():
+        return None
+    held = ray.cluster_resources()
+    return {
+        "nodes": sum(node["Alive"] for node in ray.nodes()),
+        **{kind: held.get(kind, 0.0) for kind in ("CPU", "GPU")},
+    }
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in _VERSIONED:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def git_commit() -> str | None:
+    """The commit this code is at; `WEAKSAM_GIT_COMMIT` says it where the code travels without its repository."""
+    if told := os.environ.get("WEAKSAM_GIT_COMMIT"):
+        return told
+    try:
+        here = Path(__file__).parent
+        told = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return told.stdout.strip() or None if told.returncode == 0 else None

@@ -1,0 +1,189 @@
+"""A run file becomes steps: parsing, references between steps, faults of all of them at once."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from collections.abc import Mapping, Sequence
+from graphlib import CycleError, TopologicalSorter
+from typing import Any
+
+from weaksam.core import storage
+from weaksam.core.config import StageConfig, load_run_file, parse_settings, with_absolute_files
+from weaksam.core.object_stores import use_s3_addressing, use_s3_endpoint
+from weaksam.core.step import Stage, Step, resolve
+from weaksam.core.uris import fault_of, fault_of_folder, is_uri
+from weaksam.errors import ConfigError, DamagedError, MissingFileError, StorageError, WeakSamError
+from weaksam.stages import STAGES
+
+log = logging.getLogger(__name__)
+
+_KEYS = ("run", "endpoint", "addressing", "steps")
+
+_LONGEST_NAME = 200  # of 255 bytes for a folder's, which has the fingerprint behind it
+
+Parsed = dict[str, tuple[Stage, Any]]  # step name -> stage and settings
+
+
+def load(path: str, overrides: Sequence[str] = ()) -> list[Step]:
+    """The steps of a run file, in an order in which they can run.
+
+    Reads outside files as far as fingerprints need them; starts nothing and writes nothing.
+
+    Raises:
+        ConfigError: with every fault of the file and the overrides, each named by its key.
+    """
+    run, parsed = parse(path, overrides)
+    return resolve_steps(run, parsed)
+
+
+def parse(path: str, overrides: Sequence[str] = ()) -> tuple[str, Parsed]:
+    """The run folder and the checked settings of every step, as `load` but without a look at outside files."""
+    content = load_run_file(path, overrides)
+    faults = [f"{key}: unknown key: a run file has {', '.join(_KEYS)}" for key in content if key not in _KEYS]
+    run, endpoint, addressing, raw_steps = (content.get(key) for key in _KEYS)
+    if not isinstance(run, str) or not run:
+        faults.append("run: required: the URI where everything of this run lives")
+    elif (fault := fault_of(run) or fault_of_folder(run)) is not None:
+        faults.append(f"run: {fault}")
+    if endpoint is not None:
+        faults += use_s3_endpoint(endpoint)
+    if addressing is not None:
+        faults += use_s3_addressing(addressing)
+    if not isinstance(raw_steps, dict) or not raw_steps:
+        raise ConfigError(*faults, "steps: required: a mapping of step names to settings")
+    raw_steps = {str(name): raw for name, raw in raw_steps.items()}
+    parsed: Parsed = {}
+    for name, raw in raw_steps.items():
+        stage, config, step_faults = _parse_step(name, raw)
+        faults += step_faults
+        if stage is not None:
+            parsed[name] = (stage, config)
+            faults += _uri_faults(raw, f"steps.{name}")
+    faults += _reference_faults(parsed, raw_steps)
+    if faults:
+        raise ConfigError(*faults)
+    return storage.absolute(str(run)), parsed
+
+
+def _parse_step(name: str, raw: Any) -> tuple[Stage | None, StageConfig | None, list[str]]:
+    where = f"steps.{name}"
+    if not name.replace("_", "").isalnum() or not name.isascii():
+        return None, None, [f"{where}: a step's name has letters, digits and '_' only"]
+    if len(name) > _LONGEST_NAME:
+        return None, None, [f"{where}: a step's name has {_LONGEST_NAME} letters at most, it is the name of a folder"]
+    if not isinstance(raw, dict) or "stage" not in raw:
+        return None, None, [f"{where}.stage: required: one of {', '.join(STAGES)}"]
+    stage = STAGES.get(str(raw["stage"]))
+    if stage is None:
+        close = difflib.get_close_matches(str(raw["stage"]), STAGES, n=1)
+        hint = f"did you mean '{close[0]}'?" if close else f"one of {', '.join(STAGES)}"
+        return None, None, [f"{where}.stage: there is no stage '{raw['stage']}': {hint}"]
+    settings = {key: value for key, value in raw.items() if key != "stage"}
+    config, faults = parse_settings(stage.config, settings, where=where)
+    config = config and with_absolute_files(config)
+    return stage, config, faults  # type: ignore[return-value]  (parse_settings returns what it was asked for)
+
+
+def _uri_faults(raw: Any, where: str) -> list[str]:
+    """Faults of every text of raw settings that is a URI."""
+    if isinstance(raw, Mapping):
+        return [fault for key, value in raw.items() for fault in _uri_faults(value, f"{where}.{key}")]
+    if isinstance(raw, str) and is_uri(raw) and (fault := fault_of(raw)) is not None:
+        return [f"{where}: {fault}"]
+    return []
+
+
+def _reference_faults(
+    parsed: Mapping[str, tuple[Stage, StageConfig | None]], raw_steps: Mapping[str, Any]
+) -> list[str]:
+    """Faults of references between steps: to nothing, to a step that writes something else, in a circle."""
+    faults, graph = [], {}
+    for name, (stage, _) in parsed.items():
+        graph[name] = []
+        for key, (target, noun) in stage.references(raw_steps[name]).items():
+            if target not in raw_steps:
+                close = difflib.get_close_matches(target, raw_steps, n=1)
+                hint = f": did you mean '{close[0]}'?" if close else f": steps are {', '.join(raw_steps)}"
+                faults.append(f"steps.{name}.{key}: there is no step '{target}'{hint}")
+            elif target in parsed:
+                graph[name].append(target)
+                if (found := parsed[target][0].writes) != noun:
+                    faults.append(f"steps.{name}.{key}: needs a step that writes {noun}, '{target}' writes {found}")
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        faults.append(f"steps: {' -> '.join(error.args[1])}: the steps wait for each other")
+    return faults
+
+
+def resolve_steps(run: str, parsed: Parsed) -> list[Step]:
+    """The steps in an order in which they can run, with folders below `run`; looks at outside files."""
+    references = {name: stage.references(dict(config)) for name, (stage, config) in parsed.items()}
+    graph = {name: [target for target, _ in named.values()] for name, named in references.items()}
+    steps: dict[str, Step] = {}
+    faults: dict[str, WeakSamError] = {}
+    for name in TopologicalSorter(graph).static_order():
+        stage, config = parsed[name]
+        if any(target not in steps for target in graph[name]):
+            continue  # its input has a fault, which is reported
+        inputs = {key: steps[target] for key, (target, _) in references[name].items()}
+        try:
+            steps[name] = resolve(run, name, stage, config, inputs)
+        except WeakSamError as error:
+            faults[name] = error
+            if isinstance(error, StorageError):
+                break  # the same store would keep every other step waiting as long
+    if faults:
+        raise _joined({f"steps.{name}": error for name, error in faults.items()})
+    return list(steps.values())
+
+
+def _joined(faults: Mapping[str, WeakSamError]) -> WeakSamError:
+    """One error for several; only if storage alone is at fault can the same command help later."""
+    texts = [f"{where}: {fault}" for where, error in faults.items() for fault in error.faults]
+    by_storage = all(isinstance(error, StorageError) for error in faults.values())
+    return (StorageError if by_storage else ConfigError)(*texts)
+
+
+def select(steps: Sequence[Step], only: Sequence[str]) -> list[Step]:
+    """The steps named in `only` (all when empty), in order.
+
+    Raises:
+        ConfigError: a name is unknown, or a step left out is needed and not finished.
+    """
+    names = [step.name for step in steps]
+    faults = [
+        f"--only {name}: there is no step '{name}': steps are {', '.join(names)}" for name in only if name not in names
+    ]
+    chosen = [step for step in steps if not only or step.name in only]
+    for step in chosen:
+        for key, needed in step.inputs.items():
+            if needed not in chosen and needed.manifest() is None:
+                faults.append(
+                    f"steps.{step.name}.{key}: step '{needed.name}' is not finished: run it first or name it too"
+                )
+    if faults:
+        raise ConfigError(*faults)
+    return chosen
+
+
+def warnings_of(steps: Sequence[Step]) -> list[str]:
+    """What `Stage.warnings` gives for each step, in order; starts nothing and writes nothing."""
+    texts = []
+    for step in steps:
+        texts += _unnoticed(step)
+        try:
+            texts += step.stage.warnings(step)
+        except (StorageError, DamagedError, MissingFileError):
+            continue  # nothing is known, so nothing is wrong yet; a step that needs the file reports the fault
+    return texts
+
+
+def _unnoticed(step: Step) -> list[str]:
+    return [
+        f"steps.{step.name}: {where}: the store knows neither when a file was written nor an ETag of it: a file "
+        "replaced by one of the same size is not noticed. Write changed files under new names"
+        for where, identity in step.outside.items()
+        if str(identity).endswith(storage.SIZES_ALONE)
+    ]

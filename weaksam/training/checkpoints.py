@@ -1,0 +1,79 @@
+"""The checkpoints of a training, on whichever of them it can go on from. Knows no Ray.
+
+Ray Train writes a folder a checkpoint and `checkpoint_manager_snapshot.json`, which lists them. It starts only if that
+file is whole and every checkpoint it lists is there. Neither is certain after a disk was full or a node lost: so the
+folders themselves decide, the newest whole one first, and a list that does not fit them is made anew.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import pickle
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from weaksam.core import storage
+
+log = logging.getLogger(__name__)
+
+STATE = "state.pt"  # the one file of a checkpoint
+_SNAPSHOT, _PREFIX = "checkpoint_manager_snapshot.json", "checkpoint_"
+
+
+class BrokenCheckpointError(Exception):
+    """A checkpoint is missing, cut or altered."""
+
+
+def list_checkpoints(folder: str) -> list[str]:
+    """URIs of the checkpoints below `<folder>/checkpoint`, the newest first; none of them has been opened."""
+    below = storage.join(folder, "checkpoint")
+    names = [name for name in storage.list_folders(below) if name.startswith(_PREFIX)]
+    return [storage.join(below, name) for name in sorted(names, reverse=True)]  # a name is the time it was made
+
+
+def drop_broken_list(folder: str, *, version: str) -> None:
+    """Removes Ray Train's list of the checkpoints of `folder` where this `version` of Ray would not start from it.
+
+    That is where it is damaged, lists some that are gone, or was written by another version.
+
+    It holds nothing that the checkpoints do not.
+    """
+    uri = storage.join(folder, "checkpoint", _SNAPSHOT)
+    try:
+        listed = json.loads(storage.read_replaceable(uri))
+        names = {one["checkpoint_dir_name"] for one in listed["checkpoint_results"]}
+        latest = listed["latest_checkpoint_result"]
+        names |= {latest["checkpoint_dir_name"]} if latest else set()
+        problem = None if listed["ray_version"] == version else f"was written by Ray {listed['ray_version']}"
+    except FileNotFoundError:
+        return
+    except (ValueError, KeyError, TypeError) as error:
+        names, problem = set(), f"cannot be read ({type(error).__name__}: {error})"
+    if gone := sorted(names - {one.rsplit("/", 1)[-1] for one in list_checkpoints(folder)}):
+        problem = f"lists {gone[-1]}, which is gone"
+    if problem is not None:
+        log.warning("warning: %s %s: made anew from the checkpoints that are there", uri, problem)
+        storage.delete(uri)
+
+
+def load_state(path: Path, device: torch.device) -> dict[str, Any]:
+    """What `torch.save` wrote.
+
+    Raises:
+        BrokenCheckpointError: the file is missing, cut or altered.
+    """
+    try:
+        # of a cut file the end is missing; an altered one is found by checksums, which torch does not look at
+        with zipfile.ZipFile(path) as records:
+            if (altered := records.testzip()) is not None:
+                raise BrokenCheckpointError(f"{altered} is altered")
+        return torch.load(path, map_location=device, weights_only=True)
+    except (torch.OutOfMemoryError, torch.AcceleratorError):
+        raise
+    except (zipfile.BadZipFile, zlib.error, FileNotFoundError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+        raise BrokenCheckpointError(str(error)) from error

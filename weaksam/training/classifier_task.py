@@ -1,0 +1,216 @@
+"""Training WeakTr from image-level labels: the task the training loop runs. Knows no cluster.
+
+In: URIs of images and their labels. Out: what `TrainTask` asks for. Source of the recipe: WeakTr (arXiv 2304.01184).
+
+Axis legend: B images, C classes, L layers, S side of a training picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from weaksam.core import storage
+from weaksam.data.augment import augment_for_classification, resize_for_classification
+from weaksam.data.images import left_out_codes, read_for_training
+from weaksam.errors import ImageError, StageError
+from weaksam.models import weaktr_weights
+from weaksam.models.classifiers import Classifier, build_classifier, depth_of, kind_of, load_pretrained
+from weaksam.models.weaktr import FineOf, WeakTr
+from weaksam.ops.choices import check_choices
+from weaksam.ops.classification import mean_average_precision
+from weaksam.training.optimizers import MuonAdamW
+
+_UNDECAYED = ("cls_token", "pos_embed")
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """Images and which classes each holds.
+
+    Attributes:
+        uris: of N images.
+        labels: (N, C) bool.
+    """
+
+    uris: list[str]
+    labels: np.ndarray
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How pictures are varied and the network is held back. The defaults are the published recipe."""
+
+    image_size: int = 224
+    min_scale: float = 0.08
+    rand_augment: float = 9.0
+    erase: float = 0.25
+    drop_path: float = 0.1
+
+
+@dataclass(frozen=True)
+class ClassifierTask:
+    """Multi-label classification with the losses of WeakTr.
+
+    Attributes:
+        backbone: `efficientnet_lite0`, `vit_xs` or the name of a timm ViT.
+        pretrained: start from the weights the backbone is known with; `weights` takes their place.
+        weights: URI of a file to start from.
+        class_rows: which class of `weights` each class of the dataset is.
+        gated: whether attention is fused by the published gate.
+        train, held_out: images to learn from, and to be judged on.
+        recipe: of augmentation.
+        optimizer: of the matrices inside the network; the rest has AdamW.
+        fine_of: see `WeakTr`.
+    """
+
+    backbone: str
+    pretrained: bool
+    weights: str | None
+    class_rows: tuple[int, ...] | None
+    gated: bool
+    train: LabelledImages
+    held_out: LabelledImages
+    recipe: Recipe = Recipe()
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    fine_of: FineOf = "both"
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+
+    @property
+    def num_samples(self) -> int:
+        """Images to learn from."""
+        return len(self.train.uris)
+
+    @cached_property
+    def _drop_rates(self) -> np.ndarray:
+        """(L,) chance that a residual branch is left out, rising linearly with depth."""
+        return np.linspace(0, self.recipe.drop_path, depth_of(self.backbone))
+
+    def name_of(self, index: int) -> str:
+        """The URI of an image."""
+        return self.train.uris[index]
+
+    def build_model(self) -> Classifier:
+        """The network with its starting weights."""
+        model = build_classifier(self.backbone, self.train.labels.shape[1], gated=self.gated, fine_of=self.fine_of)
+        if self.weights is not None and isinstance(model, WeakTr):
+            weaktr_weights.load_file(model, storage.fetch(self.weights), class_rows=self.class_rows)
+        elif self.pretrained:
+            load_pretrained(model, self.backbone)
+        return model.train()
+
+    def build_optimizer(self, model: nn.Module, *, lr: float, weight_decay: float) -> torch.optim.Optimizer:
+        """What was asked for; vectors, class tokens and positions are not decayed."""
+        if self.optimizer == "muon":
+            linear = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear)}
+            inside, others = _parted(model, lambda name, p: id(p) in linear)
+            return MuonAdamW(inside, others, lr=lr, weight_decay=weight_decay)
+        decayed, others = _parted(model, lambda name, p: p.ndim > 1 and name not in _UNDECAYED)
+        groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+        return torch.optim.AdamW(groups, lr=lr)
+
+    def load_batch(self, indices: np.ndarray, seeds: np.ndarray, pool: Executor) -> dict[str, Tensor]:
+        """Varied pictures (B, 3, S, S), labels (B, C), weights (B,) and kept branches (B, L, 2).
+
+        And `left_out` (B,), why an image could not be read, see `left_out_codes`; its weight is 0.
+        """
+        rows = list(pool.map(self._load, indices.tolist(), seeds))
+        read, keep = zip(*rows, strict=True)
+        left_out = torch.from_numpy(left_out_codes(read))
+        blank = np.zeros((3, self.recipe.image_size, self.recipe.image_size), np.float32)
+        pictures = np.stack([blank if isinstance(one, ImageError) else one for one in read])
+        return {
+            "image": torch.from_numpy(pictures),
+            "weight": (left_out == 0).float(),
+            "left_out": left_out,
+            "keep": torch.from_numpy(np.stack(keep)),
+            "labels": torch.from_numpy(self.train.labels[indices].astype(np.float32)),
+        }
+
+    def _load(self, index: int, seed: np.ndarray) -> tuple[np.ndarray | ImageError, np.ndarray]:
+        rng, recipe = np.random.default_rng(seed), self.recipe
+        rates = self._drop_rates[:, None]
+        keep = ((rng.random((len(rates), 2)) >= rates) / (1 - rates)).astype(np.float32)
+        pixels = read_for_training(self.train.uris[index])
+        if isinstance(pixels, ImageError):
+            return pixels, keep
+        picture = augment_for_classification(
+            pixels,
+            rng,
+            size=recipe.image_size,
+            min_scale=recipe.min_scale,
+            rand_augment=recipe.rand_augment,
+            erase=recipe.erase,
+            mean=kind_of(self.backbone).mean,
+            std=kind_of(self.backbone).std,
+        )
+        return picture, keep
+
+    def loss(self, model: Classifier, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Sum over images of the multi-label losses of class tokens, coarse map and, with a gate, fine map."""
+        keep = batch["keep"] if self.recipe.drop_path else None
+        logits = model(batch["image"], keep)
+        losses = {
+            f"{name}_loss": _label_loss(found, batch)
+            for name, found in (("cls", logits.cls), ("patch", logits.patch), ("fine", logits.fine))
+            if found is not None
+        }
+        return torch.stack(list(losses.values())).sum(), {key: value.detach() for key, value in losses.items()}
+
+    @torch.inference_mode()
+    def validate(self, model: Classifier, pool: Executor) -> dict[str, float]:
+        """Loss and multi-label mAP of the class tokens on the held-out images."""
+        if not self.held_out.uris:
+            return {}
+        device = model.device
+        found, kept = [], []
+        for pictures, rows in self._held_out_batches(pool):
+            found.append(model(pictures.to(device)).cls.float().cpu())
+            kept += rows
+        if not kept:
+            raise StageError(
+                f"none of the {len(self.held_out.uris)} held-out images can be read, e.g. {self.held_out.uris[0]}: "
+                "make the dataset readable again; the same command goes on"
+            )
+        logits, labels = torch.cat(found), self.held_out.labels[kept]
+        loss = F.multilabel_soft_margin_loss(logits, torch.from_numpy(labels.astype(np.float32)))
+        return {"held_out_loss": loss.item(), "held_out_mAP": mean_average_precision(logits.numpy(), labels)}
+
+    def _held_out_batches(self, pool: Executor, size: int = 32) -> Iterator[tuple[Tensor, list[int]]]:
+        """Pictures (B, 3, S, S) and which held-out images they are; unreadable ones are left out."""
+        side, kind = self.recipe.image_size, kind_of(self.backbone)
+        for start in range(0, len(self.held_out.uris), size):
+            uris = self.held_out.uris[start : start + size]
+            read = enumerate(pool.map(read_for_training, uris), start)
+            pixels = {row: one for row, one in read if not isinstance(one, ImageError)}
+            if pixels:
+                seen_as = {"size": side, "mean": kind.mean, "std": kind.std}
+                pictures = np.stack([resize_for_classification(one, **seen_as) for one in pixels.values()])
+                yield torch.from_numpy(pictures), list(pixels)
+
+
+def _parted(
+    model: nn.Module, belongs: Callable[[str, nn.Parameter], bool]
+) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """The parameters that are learnt, those that belong and the others."""
+    parts: tuple[list[nn.Parameter], list[nn.Parameter]] = ([], [])
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            parts[0 if belongs(name, parameter) else 1].append(parameter)
+    return parts
+
+
+def _label_loss(logits: Tensor, batch: dict[str, Tensor]) -> Tensor:
+    """Sum over images of the mean loss of their classes."""
+    losses = F.multilabel_soft_margin_loss(logits.float(), batch["labels"], reduction="none")
+    return (losses * batch["weight"]).sum()

@@ -1,0 +1,137 @@
+"""The log of a training: rows of metrics, the same for TensorBoard, warnings of its workers. Knows no Ray.
+
+Workers write it to the step's folder, wherever they run; the driver reads it there and shows what is new.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import struct
+import time
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from typing import Any
+
+from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]  (made when imported)
+from tensorboardX.record_writer import masked_crc32c
+from tensorboardX.summary import scalar
+
+from weaksam.core import storage
+from weaksam.errors import WeakSamError
+from weaksam.execution.progress import duration, repeatedly
+from weaksam.training.settings import TrainSettings
+
+log = logging.getLogger(__name__)
+
+_METRICS, _WARNINGS = "metrics.jsonl", "warnings.jsonl"
+_MOST_WARNINGS = 20
+
+
+class WarningsToFile(logging.Handler):
+    """Writes the first warnings of a worker where its driver reads them: what workers log stays on their nodes."""
+
+    def __init__(self, folder: str) -> None:
+        super().__init__(logging.WARNING)
+        self._uri, self._messages = storage.join(folder, _WARNINGS), list[str]()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        message = record.getMessage()
+        if message in self._messages or len(self._messages) == _MOST_WARNINGS:
+            return
+        self._messages.append(message)
+        try:
+            storage.write_bytes(self._uri, "".join(json.dumps(one) + "\n" for one in self._messages).encode())
+        except (WeakSamError, OSError):  # a warning must never stop the work
+            self.handleError(record)
+
+
+def follow(folder: str, settings: TrainSettings) -> AbstractContextManager[None]:
+    """Logs new rows of metrics and new warnings; workers may be anywhere, so both are read off the run folder."""
+
+    def read_rows(name: str) -> list[Any]:
+        try:
+            return [json.loads(line) for line in storage.read_replaceable(storage.join(folder, name)).splitlines()]
+        except (WeakSamError, OSError, ValueError):  # not there yet; progress must never stop the work
+            return []
+
+    last = max((row["step"] for row in read_rows(_METRICS)), default=0)
+    known = set(read_rows(_WARNINGS))
+
+    def report() -> None:
+        nonlocal last
+        for message in read_rows(_WARNINGS):
+            if message not in known:
+                log.warning("%s", message)
+                known.add(message)
+        for row in read_rows(_METRICS):
+            if row["step"] > last:
+                log.info("%s", progress_line(row, settings))
+                last = row["step"]
+
+    return repeatedly(report, seconds=2.0)
+
+
+def progress_line(row: Mapping[str, Any], settings: TrainSettings) -> str:
+    """A row of metrics for people."""
+    left = (settings.steps - row["step"]) * settings.batch_size / max(row["images_per_second"], 1e-9)
+    others = ("step", "lr", "images_per_second", "seconds", "at")
+    shown = {key: value for key, value in row.items() if key not in others and value is not None}
+    told = "  ".join(f"{key} {value:.3g}" for key, value in shown.items())
+    return (
+        f"step {row['step']}/{settings.steps}  {told}  lr {row['lr']:.2g}  {row['images_per_second']:.0f} images/s  "
+        f"eta {duration(left)}"
+    )
+
+
+class Journal:
+    """The metrics of a run: `metrics.jsonl`, each step once whatever was interrupted, and the same for TensorBoard.
+
+    Both files are small and written whole each time, because an object store knows no other way.
+    """
+
+    def __init__(self, folder: str, settings: TrainSettings, step: int) -> None:
+        """Keeps the rows up to `step`, from which training goes on."""
+        self._folder, self._settings = folder, settings
+        self._uri = storage.join(folder, _METRICS)
+        self._events = bytearray(_record(Event(wall_time=time.time(), file_version="brain.Event:2")))
+        self._rows: list[dict[str, Any]] = []
+        lines = storage.read_replaceable(self._uri).decode().splitlines() if storage.exists(self._uri) else []
+        for row in map(json.loads, lines):
+            if row["step"] <= step:
+                self._add(row)
+        self._began = self._then = time.monotonic()
+        self._step = step
+
+    def write(self, step: int, means: dict[str, float], *, lr: float) -> None:
+        """One more row: `seconds` is what the steps since the last one took, `at` when it was, since the loop began."""
+        now = time.monotonic()
+        seconds, at = now - self._then, now - self._began
+        speed = (step - self._step) * self._settings.batch_size / seconds
+        row = {"step": step, **_as_json(means), "lr": lr, "images_per_second": round(speed, 2)}
+        self._add(row | {"seconds": round(seconds, 4), "at": round(at, 4)})
+        lines = (json.dumps(row, allow_nan=False) + "\n" for row in self._rows)
+        storage.write_bytes(self._uri, "".join(lines).encode())
+        events = storage.join(self._folder, "tensorboard", "events.out.tfevents.0.run")
+        storage.write_bytes(events, bytes(self._events))
+        self._then, self._step = time.monotonic(), step  # to write the row is no part of the work
+
+    def _add(self, row: dict[str, Any]) -> None:
+        self._rows.append(row)
+        for key, value in row.items():
+            if key != "step" and value is not None:
+                event = Event(wall_time=time.time(), step=int(row["step"]), summary=scalar(key, value))
+                self._events += _record(event)
+
+
+def _as_json(means: dict[str, float]) -> dict[str, float | None]:
+    """Null for what is no number: JSON has no NaN."""
+    return {key: value if math.isfinite(value) else None for key, value in means.items()}
+
+
+def _record(event: Event) -> bytes:
+    """An event as TensorBoard reads it from a file: length, its checksum, the event, its checksum."""
+    content = event.SerializeToString()
+    length = struct.pack("<Q", len(content))
+    return length + struct.pack("<I", masked_crc32c(length)) + content + struct.pack("<I", masked_crc32c(content))

@@ -1,0 +1,285 @@
+"""The one training loop, on Ray Train: any number of workers, the same result, and resume after SIGKILL.
+
+In: a `TrainTask` (what is trained; it knows no cluster) and `TrainSettings`. Out, below the folder given:
+`checkpoint/` (Ray Train's checkpoints while it runs), `checkpoint/model.safetensors` (written once, at the end),
+`metrics.jsonl` (one row every `log_every` steps) and, if there are any, `warnings.jsonl` (the first of one worker) and
+`left_out.jsonl` (samples that could not be read).
+
+What a step sees is a pure function of (seed, step): its global batch is cut over the workers and the gradient is the
+mean over the global batch. So neither the number of workers, nor micro-batches, nor an interruption changes what is
+learnt, except for the order of floating-point sums.
+
+A loss, gradient or weight that is not finite ends the training; nothing of it is written (`training_watch`).
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import ray
+import ray.train
+import torch
+from ray import cloudpickle
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from safetensors.torch import save
+from torch import Tensor
+
+from weaksam.core import storage
+from weaksam.errors import ConfigError, StageError
+from weaksam.execution.nodes import alive_nodes
+from weaksam.execution.turns import turn
+from weaksam.training.checkpoints import BrokenCheckpointError, drop_broken_list, list_checkpoints
+from weaksam.training.failures import TrainingPolicy, explain
+from weaksam.training.log import Journal, WarningsToFile, follow
+from weaksam.training.reading import LeftOut
+from weaksam.training.settings import TrainResources, TrainSettings, count_fitting, cpus_of_worker
+from weaksam.training.state import Trainee, TrainTask, draw_batch, task_code
+from weaksam.training.watch import diverged
+
+__all__ = ["TrainResources", "TrainSettings", "TrainTask", "train"]
+
+log = logging.getLogger(__name__)
+
+# Ray Train looks at its workers every two seconds by default, and twice after the last step: the end of a training, a
+# report and a dead worker are seen that much later.
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+
+_PREFETCH = 2  # micro-batches prepared ahead of the one in use
+# Threads that read and decode, where a worker has fewer CPUs: a read from an object store takes tens of milliseconds in
+# which nothing is computed.
+_LEAST_LOADING = 4
+
+
+class _Trainer(TorchTrainer):
+    """Tries again only what may pass (`TrainingPolicy`), and goes without Ray's placement group cleaner.
+
+    That takes a healthy run for dead: it asks the state API of whichever cluster was started last on the machine (or of
+    none, without a dashboard) whether this run's controller lives, and removes its workers when that one does not know
+    it. A killed driver's workers end with its job anyway.
+    """
+
+    def _create_default_callbacks(self) -> list:
+        callbacks = super()._create_default_callbacks()
+        return [callback for callback in callbacks if type(callback).__name__ != "PlacementGroupCleanerCallback"]
+
+    def _initialize_and_run_controller(self, **options: Any) -> Any:
+        options["failure_policy"] = TrainingPolicy(self.run_config.failure_config or FailureConfig())
+        return super()._initialize_and_run_controller(**options)
+
+
+def train(task: TrainTask[Any], settings: TrainSettings, folder: str) -> str:
+    """Trains to the end, from where an earlier call on `folder` stopped. Ray must be initialised.
+
+    Returns:
+        URI of `<folder>/checkpoint/model.safetensors`.
+
+    Raises:
+        DivergedError: loss, gradient or weights are not finite.
+        StageError: workers failed more often than `max_failures`, or the dataset can no longer be read.
+        FailedRowsError: more samples are unreadable than may be.
+        TrainingFailedError: the code of the task raised, a bug.
+    """
+    folder = storage.absolute(folder)
+    final = storage.join(folder, "checkpoint", "model.safetensors")
+    if storage.exists(final):
+        return final
+    nodes = alive_nodes()
+    check_workers(settings.resources, nodes)
+    drop_broken_list(folder, version=ray.__version__)
+    trainer = _make_trainer(task, settings, folder, cpus=cpus_of_worker(settings.resources, nodes))
+    try:
+        with turn(folder.rsplit("/", 1)[-1]), follow(folder, settings):
+            trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        if (cause := explain(folder, error)) is error:
+            raise
+        raise cause from error
+    if not storage.exists(final):
+        raise StageError(f"{folder}: training ended without {final}: run the same command again")
+    return final
+
+
+def check_workers(resources: TrainResources, nodes: Sequence[Mapping[str, float]]) -> None:
+    """Raises ConfigError when the workers do not fit a cluster of `nodes`: Ray Train would wait for ever."""
+    if resources.grow:
+        return
+    cpus, fits = cpus_of_worker(resources, nodes), count_fitting(resources, nodes)
+    if fits < resources.workers:
+        raise ConfigError(
+            f"resources: {resources.workers} worker(s) of {cpus:g} CPU and {resources.gpus_per_worker:g} GPU do not "
+            f"fit, the cluster has room for {fits}: lower workers, cpus_per_worker or gpus_per_worker, or set grow"
+        )
+
+
+def _make_trainer(task: TrainTask[Any], settings: TrainSettings, folder: str, *, cpus: float) -> _Trainer:
+    files, path = storage.filesystem(folder)
+    files.create_dir(path, recursive=True)
+    resources = settings.resources
+    per_worker = {"CPU": cpus}
+    if resources.gpus_per_worker:
+        per_worker["GPU"] = resources.gpus_per_worker
+    # as bytes: the controller, which unpacks all else, need not import what networks are made of
+    packed = cloudpickle.dumps(task)  # pyright: ignore[reportPrivateImportUsage]
+    config = {"task": packed, "settings": settings, "folder": folder, "cpus": cpus}
+    return _Trainer(
+        _train_worker,
+        train_loop_config=config,
+        torch_config=TorchConfig(backend="nccl" if resources.gpus_per_worker else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=resources.workers, use_gpu=resources.gpus_per_worker > 0, resources_per_worker=per_worker
+        ),
+        run_config=RunConfig(
+            name="checkpoint",  # a fixed name and place: the same call finds its own checkpoints again
+            storage_path=path,
+            storage_filesystem=files,
+            failure_config=FailureConfig(max_failures=resources.max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+        ),
+    )
+
+
+def _mean(sums: dict[str, Tensor], *, count: int) -> dict[str, float]:
+    """Sums of this worker's samples as means over all workers' `count` samples."""
+    values = torch.stack([torch.as_tensor(value, dtype=torch.float32) for value in sums.values()])
+    if torch.distributed.is_initialized():
+        torch.distributed.all_reduce(values)
+    return {key: round(value, 6) for key, value in zip(sums, (values / count).tolist(), strict=True)}
+
+
+def _report(trainee: Trainee, *, is_writer: bool) -> None:
+    """Hands a checkpoint to Ray Train; every worker takes part, one brings the file."""
+    if not is_writer:
+        ray.train.report({"step": trainee.step})
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        trainee.save(folder)
+        ray.train.report({"step": trainee.step}, checkpoint=Checkpoint.from_directory(folder))
+
+
+def _restore(trainee: Trainee, folder: str, latest: Checkpoint | None) -> None:
+    """Goes on from the `latest` checkpoint, else from the newest that is whole; from the start where none is."""
+    there = [Checkpoint(path, files) for files, path in map(storage.filesystem, list_checkpoints(folder))]
+    others = [one for one in there if latest is None or one.path != latest.path]
+    for checkpoint in [latest, *others] if latest else others:
+        try:
+            with checkpoint.as_directory() as local:
+                trainee.restore(local)
+        except (BrokenCheckpointError, FileNotFoundError) as error:
+            log.warning("warning: %s: not whole (%s): an older checkpoint is taken, or none", checkpoint.path, error)
+            continue
+        log.info("goes on from step %d (%s)", trainee.step, checkpoint.path)
+        return
+
+
+def _check_means(trainee: Trainee, means: Mapping[str, float]) -> None:
+    """Raises DivergedError when a step since the last row was not finite: on all workers, whoever saw it."""
+    trainee.watch.look(wait=True)
+    if not math.isfinite(means["loss"]):
+        settings = trainee.settings
+        raise diverged(settings, f"step {trainee.step} of {settings.steps}: the loss of another worker")
+
+
+def share_of(settings: TrainSettings, rank: int) -> list[slice]:
+    """The parts of a global batch that are this worker's micro-batches."""
+    ranks = settings.resources.workers
+    first, last = (settings.batch_size * r // ranks for r in (rank, rank + 1))
+    size = settings.resources.micro_batch_size or last - first
+    return [slice(i, min(i + size, last)) for i in range(first, last, size)]
+
+
+def _load_ahead(
+    task: TrainTask[Any],
+    settings: TrainSettings,
+    first: int,
+    share: list[slice],
+    threads: Executor,
+    left_out: LeftOut,
+) -> Iterator[dict[str, Tensor]]:
+    """This worker's micro-batches from step `first` on, prepared by a thread while earlier ones are computed.
+
+    Raises:
+        StageError, FailedRowsError: too many samples of those up to this micro-batch cannot be read.
+    """
+
+    def load(step: int, part: slice) -> tuple[dict[str, Tensor], tuple[int, np.ndarray, np.ndarray]]:
+        indices, seeds = draw_batch(settings.seed, step, batch_size=settings.batch_size, num_samples=task.num_samples)
+        with task_code("load_batch"):
+            batch = task.load_batch(indices[part], seeds[part], threads)
+        codes = batch.pop("left_out", torch.zeros(len(indices[part]))).numpy()
+        if settings.resources.gpus_per_worker:
+            batch = {key: value.pin_memory() for key, value in batch.items()}
+        return batch, (step, indices[part], codes)
+
+    wanted = ((step, part) for step in range(first, settings.steps) for part in share)
+    with ThreadPoolExecutor(1) as pool:
+        queue = [pool.submit(load, *item) for item in islice(wanted, _PREFETCH)]
+        while queue:
+            ready, read = queue.pop(0).result()
+            queue += [pool.submit(load, *item) for item in islice(wanted, 1)]
+            left_out.add(*read)
+            yield ready
+
+
+def _make_threads(cpus: float) -> ThreadPoolExecutor:
+    """Threads that read and decode, and torch's that compute: as many as the worker has CPUs, of each kind.
+
+    A cluster may count more CPUs than its machine has: more threads that compute would only wait for each other.
+    """
+    processors = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    torch.set_num_threads(max(1, min(int(cpus), processors)))
+    return ThreadPoolExecutor(max(_LEAST_LOADING, int(cpus)), thread_name_prefix="samples")
+
+
+def _train_worker(config: dict) -> None:
+    """The loop of one worker."""
+    task, settings, folder = cloudpickle.loads(config["task"]), config["settings"], config["folder"]
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    threads = _make_threads(config["cpus"])
+    context = ray.train.get_context()
+    if context.get_world_rank() == 0:  # one is enough: all workers do the same
+        logging.getLogger("weaksam").addHandler(WarningsToFile(folder))
+    trainee = Trainee(task, settings, get_device())
+    _restore(trainee, folder, ray.train.get_checkpoint())
+    share = share_of(settings, context.get_world_rank())
+    left_out = LeftOut(
+        folder,
+        num_samples=task.num_samples,
+        max_failed=settings.max_failed,
+        in_batch=sum(part.stop - part.start for part in share),
+        name_of=task.name_of,
+        step=trainee.step,
+    )
+    batches = _load_ahead(task, settings, trainee.step, share, threads, left_out)
+    journal = Journal(folder, settings, trainee.step) if context.get_world_rank() == 0 else None
+    sums, since = {}, trainee.step
+    while trainee.step < settings.steps:
+        torch.manual_seed(hash((settings.seed, trainee.step, context.get_world_rank())))
+        for key, value in trainee.take_step(batches, len(share)).items():
+            sums[key] = sums.get(key, 0) + value
+        if trainee.step % settings.log_every == 0 or trainee.step == settings.steps:
+            means = _mean(sums, count=(trainee.step - since) * settings.batch_size)
+            _check_means(trainee, means)
+            left_out.share(is_writer=journal is not None)
+            means |= {"left_out": len(left_out)} if len(left_out) else {}
+            means |= {"skipped": trainee.skipped} if trainee.skipped else {}
+            if journal:
+                if settings.validates_at(trainee.step):
+                    means |= trainee.validate(task, threads)
+                journal.write(trainee.step, means, lr=max(group["lr"] for group in trainee.optimizer.param_groups))
+            sums, since = {}, trainee.step
+        if trainee.step % settings.checkpoint_every == 0 and trainee.step < settings.steps:
+            left_out.share(is_writer=journal is not None)
+            _report(trainee, is_writer=journal is not None)
+    trainee.check()
+    if journal:
+        storage.write_bytes(storage.join(folder, "checkpoint", "model.safetensors"), save(trainee.weights()))
+    ray.train.report({"step": trainee.step})

@@ -1,0 +1,118 @@
+"""Which samples of a training could not be read: counted, written down, and too many of them stop it. Knows no Ray.
+
+A sample that cannot be read counts for nothing in a step, so that one damaged file does not stop a training of days.
+But a dataset whose disk is gone would be trained on to the end, with loss 0.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch.distributed
+
+from weaksam.core import storage
+from weaksam.core.schemas import FAILED_STATUSES
+from weaksam.errors import FailedRowsError, StageError
+
+log = logging.getLogger(__name__)
+
+_FILE = "left_out.jsonl"
+_MISSING = FAILED_STATUSES.index("not_found") + 1
+_LEAST_RUN = 8  # samples: of fewer in a row that are missing, each may be missing by itself
+
+
+class LeftOut:
+    """The samples that could not be read, as one worker knows them and, after `share`, all workers together.
+
+    Args:
+        folder: of the step.
+        num_samples: to train on.
+        max_failed: share of them, rounded up, that may be unreadable.
+        in_batch: samples of a step that this worker reads.
+        name_of: of a sample.
+        step: from which the training goes on: what was left out later is read again.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        *,
+        num_samples: int,
+        max_failed: float,
+        in_batch: int,
+        name_of: Callable[[int], str],
+        step: int = 0,
+    ) -> None:
+        self._folder, self._num, self._name_of = folder, num_samples, name_of
+        self._allowed = math.ceil(max_failed * num_samples)
+        self._longest = min(max(in_batch, _LEAST_RUN), num_samples)
+        self._found = {row["sample"]: row for row in read_left_out(folder) if row["step"] < step}
+        self._new: dict[int, dict[str, Any]] = {}
+        self._missing_in_a_row = 0
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    def add(self, step: int, indices: np.ndarray, codes: np.ndarray) -> None:
+        """What was read for a step, from 0: samples (B,) and how each went (B,), see `data.images.left_out_codes`.
+
+        Raises:
+            StageError: so many samples are missing that the dataset itself must be gone.
+            FailedRowsError: more samples cannot be read than may.
+        """
+        for index, code in zip(indices.tolist(), codes.tolist(), strict=True):
+            self._missing_in_a_row = self._missing_in_a_row + 1 if code == _MISSING else 0
+            if code and index not in self._found:
+                row = {"sample": index, "step": step, "name": self._name_of(index), "status": FAILED_STATUSES[code - 1]}
+                self._found[index] = self._new[index] = row
+        self._check()
+
+    def share(self, *, is_writer: bool) -> None:
+        """Gives all workers what each has found since the last call; every worker calls it, one writes the file."""
+        new = list(self._new.values())
+        if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+            gathered: list[Any] = [None] * torch.distributed.get_world_size()
+            torch.distributed.all_gather_object(gathered, new)
+            new = [row for rows in gathered for row in rows]
+        self._new = {}
+        for row in new:
+            self._found.setdefault(row["sample"], row)
+        if new and is_writer:
+            rows = sorted(self._found.values(), key=lambda row: (row["step"], row["sample"]))
+            content = "".join(json.dumps(row) + "\n" for row in rows)
+            storage.write_bytes(storage.join(self._folder, _FILE), content.encode())
+            log.warning("%s", describe_left_out(rows, self._num))
+        self._check()
+
+    def _check(self) -> None:
+        rows = list(self._found.values())
+        missing = [row for row in rows if row["status"] == "not_found"]
+        if self._missing_in_a_row >= self._longest or (len(rows) > self._allowed and 2 * len(missing) >= len(rows)):
+            raise StageError(
+                f"{len(missing)} of {self._num} images are missing, e.g. {missing[-1]['name']}: make the dataset "
+                "readable again, or raise max_failed if they are gone for good"
+            )
+        if len(rows) > self._allowed:
+            raise FailedRowsError(
+                f"{describe_left_out(rows, self._num)}; {self._allowed} may be: raise max_failed to train without them"
+            )
+
+
+def describe_left_out(rows: Sequence[dict[str, Any]], num_samples: int) -> str:
+    """One line about the samples that could not be read; there is one at least."""
+    listed = ", ".join(f"{row['name']} ({row['status']})" for row in rows[:3])
+    return f"{len(rows)} of {num_samples} images cannot be read and are left out of training, e.g. {listed}"
+
+
+def read_left_out(folder: str) -> list[dict[str, Any]]:
+    """What the training of a step's folder left out: `sample`, first `step`, `name` and `status` of each."""
+    try:
+        content = storage.read_replaceable(storage.join(folder, _FILE))
+    except FileNotFoundError:
+        return []
+    return [json.loads(line) for line in content.decode().splitlines()]

@@ -1,0 +1,194 @@
+"""Settings of the one training loop; light, so that a run file is checked without torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from weaksam.core.config import NotInFingerprint, Settings, StageConfig
+
+Precision = Literal["fp32", "bf16", "fp16"]
+
+
+class TrainResources(Settings):
+    """Where the loop runs. Changes nothing that is learnt."""
+
+    workers: int = Field(default=1, ge=1)
+    """Processes that share each batch."""
+    cpus_per_worker: float | None = Field(default=None, gt=0)
+    """CPUs reserved per worker, and its number of threads. Left out: the node's CPUs divided by the workers on it, or,
+    with GPUs, by the workers that the node's GPUs hold; 1 on a cluster that grows and has no such node yet."""
+    gpus_per_worker: float = Field(default=0, ge=0)
+    """GPUs reserved per worker; 0 trains on processors."""
+    grow: bool = False
+    """Whether the cluster starts nodes by itself: workers are asked for also where it does not hold them yet."""
+    micro_batch_size: int | None = Field(default=None, ge=1)
+    """Samples a worker holds at once; the rest of its share is accumulated. Unset = its whole share."""
+    max_failures: int = Field(default=3, ge=-1)
+    """How often lost workers are replaced before the step fails; -1 = always."""
+
+
+def cpus_of_worker(resources: TrainResources, nodes: Sequence[Mapping[str, float]]) -> float:
+    """CPUs of each worker on a cluster of `nodes`, each given by its CPU and GPU counts; the same for all workers.
+
+    Where `cpus_per_worker` is left out: the largest share of a node's CPUs with which all workers fit, a whole number
+    from 1 on. Nodes to come are not known: on a cluster that grows a worker without a GPU has at least 1. Where the
+    workers do not fit at all, it is 1.
+    """
+    if resources.cpus_per_worker is not None:
+        return resources.cpus_per_worker
+    if resources.gpus_per_worker:
+        places = ((node.get("CPU", 0.0), _times(node.get("GPU", 0.0), resources.gpus_per_worker)) for node in nodes)
+        shares = [cpus / count for cpus, count in places if cpus and count]
+        return _reservable(min(shares, default=1.0))  # the smallest: a node's CPUs last for all of its GPUs
+    counts = [node.get("CPU", 0.0) for node in nodes]
+    shares = {cpus / count for cpus in set(counts) for count in range(1, resources.workers + 1) if cpus}
+    fitting = (one for one in shares if sum(_times(cpus, one) for cpus in counts) >= resources.workers)
+    share = _reservable(max(fitting, default=1.0))
+    return max(share, 1.0) if resources.grow else share
+
+
+def _times(whole: float, part: float) -> int:
+    """How often a part fits; sums of fractions are not exact."""
+    return math.floor(whole / part + 1e-6)
+
+
+def _reservable(cpus: float) -> float:
+    """Rounded down to what Ray reserves: whole numbers, or ten-thousandths of one CPU."""
+    return float(math.floor(cpus)) if cpus >= 1 else max(math.floor(cpus * 1e4), 1) / 1e4
+
+
+def count_fitting(resources: TrainResources, nodes: Sequence[Mapping[str, float]]) -> int:
+    """Workers that fit a cluster of `nodes`."""
+    needed = {"CPU": cpus_of_worker(resources, nodes), "GPU": resources.gpus_per_worker}
+    return sum(min(_times(node.get(kind, 0.0), part) for kind, part in needed.items() if part) for node in nodes)
+
+
+def check_loop(batch_size: int, precision: Precision, resources: TrainResources) -> None:
+    """Raises ValueError when the workers cannot do what is asked of them."""
+    if batch_size < resources.workers:
+        raise ValueError(f"batch_size {batch_size} leaves some of {resources.workers} workers without work")
+    if precision == "fp16" and not resources.gpus_per_worker:
+        raise ValueError("precision fp16 needs gpus_per_worker > 0: use bf16 on processors")
+
+
+class TrainSettings(Settings):
+    """How a model is trained."""
+
+    steps: int = Field(ge=1)
+    """Optimiser steps."""
+    batch_size: int = Field(ge=1)
+    """Samples of a step, over all workers together."""
+    lr: float = Field(gt=0)
+    """Learning rate after the warm-up."""
+    warmup: int = Field(default=0, ge=0)
+    """Steps over which the learning rate rises."""
+    warmup_from: float = Field(default=0.0, ge=0, le=1)
+    """Share of `lr` that the warm-up starts from."""
+    milestones: tuple[int, ...] | None = None
+    """Steps after which the learning rate is divided by 10, instead of a cosine."""
+    final_lr: float = Field(default=0.0, ge=0, le=1)
+    """Share of `lr` that the cosine ends with; 1 = no decay."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Weight decay of the optimiser."""
+    clip: float | None = Field(default=None, gt=0)
+    """Largest norm of the gradient; unset = not clipped."""
+    ema: float = Field(default=0.0, ge=0, lt=1)
+    """Memory of the running mean of the weights that is saved instead of the last ones; 0 = off."""
+    precision: Precision = "fp32"
+    """What autocast computes in; fp16 needs a GPU and scales the loss; bf16 is fp32 on processors that lack it."""
+    seed: int = Field(default=0, ge=0)
+    """Decides initial weights, the order of samples and their augmentation."""
+    checkpoint_every: Annotated[int, NotInFingerprint()] = Field(default=500, ge=1)
+    """Steps between checkpoints: what an interruption can cost."""
+    log_every: Annotated[int, NotInFingerprint()] = Field(default=50, ge=1)
+    """Steps between rows of metrics."""
+    validate_every: Annotated[int | None, NotInFingerprint()] = Field(default=None, ge=1)
+    """Steps between validations, a multiple of `log_every`, and one at the end; unset = never."""
+    max_failed: Annotated[float, NotInFingerprint()] = Field(default=0.001, ge=0, le=1)
+    """Share of samples, rounded up, that may be unreadable."""
+    resources: TrainResources = TrainResources()
+    """Where it runs."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> TrainSettings:
+        check_loop(self.batch_size, self.precision, self.resources)
+        if self.validate_every and self.validate_every % self.log_every:
+            raise ValueError(f"validate_every {self.validate_every} is no multiple of log_every {self.log_every}")
+        return self
+
+    def validates_at(self, step: int) -> bool:
+        """Whether held-out data is scored after `step`: every `validate_every` steps and at the end."""
+        return self.validate_every is not None and (step % self.validate_every == 0 or step == self.steps)
+
+
+@dataclass(frozen=True)
+class Course:
+    """What a training does, as far as that decides how long it takes.
+
+    Attributes:
+        images: to learn from.
+        steps, batch_size, seed: of the loop.
+        workers: that share each batch.
+        phases: steps at which another part of the network begins to learn, the first is 0.
+        views: in how many ways an image is shown, where what something frozen saw of each is remembered; else None.
+        held_out: images that are scored at each validation.
+        validate_every, checkpoint_every: steps from one to the next.
+    """
+
+    images: int
+    steps: int
+    batch_size: int
+    seed: int = 0
+    workers: int = 1
+    phases: tuple[int, ...] = (0,)
+    views: int | None = None
+    held_out: int = 0
+    validate_every: int | None = None
+    checkpoint_every: int = 500
+
+
+PILOT_ROUNDS = 3  # times a pilot sees each image: what is remembered is first used in the second
+PILOT_STEPS = 16  # of a phase at least, for a rate
+_PILOT_ROWS = 48  # of metrics, each of them one measurement
+
+
+class TrainingConfig(StageConfig):
+    """What the settings of every stage that trains know of its course."""
+
+    @model_validator(mode="after")
+    def _fits_its_workers(self) -> Self:
+        given: Any = self  # the fields are those of the stages
+        check_loop(given.batch_size, given.precision, given.resources)
+        return self
+
+    def course(self, images: int) -> Course:
+        """What the training does with so many images."""
+        raise NotImplementedError
+
+    def shortened(self, images: int) -> Self:
+        """The same for a pilot with so many images: in each phase they are seen a few times."""
+        raise NotImplementedError
+
+
+def pilot_steps(steps: int, images: int, batch_size: int, shortest_phase: float = 1.0) -> int:
+    """Steps of a pilot; `shortest_phase` is the share of the steps that the shortest phase has."""
+    wanted = max(PILOT_STEPS, math.ceil(PILOT_ROUNDS * images / batch_size))
+    return min(steps, math.ceil(wanted / shortest_phase))
+
+
+def shorten(config: Any, steps: int) -> dict[str, Any]:
+    """Settings of a training of `config.steps` steps for one of `steps`: what names a step moves along with the end."""
+    share = steps / config.steps
+    milestones = config.milestones and [round(share * one) for one in config.milestones]
+    return {
+        "steps": steps,
+        "warmup": round(share * config.warmup),
+        "milestones": milestones,
+        "checkpoint_every": max(1, steps - 1),  # one, late: what it still has to write slows down the steps after it
+        "log_every": max(1, steps // _PILOT_ROWS),
+    }

@@ -1,0 +1,201 @@
+"""Training a weakly supervised detector from image-level labels and proposals: the task the training loop runs.
+
+In: URIs of images, their labels and their proposals. Out: what `TrainTask` asks for. Knows no cluster.
+Every image is seen at a size of its own, so images of a batch go through the backbone one by one and their proposals
+through everything above it together.
+
+Axis legend: B images, N proposals of an image, H W pixels.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from weaksam.data.images import left_out_codes, read_for_training
+from weaksam.data.proposal_boxes import ProposalBoxes
+from weaksam.data.views import View, flip_view, resize_view, view_size
+from weaksam.errors import ConfigError, ImageError
+from weaksam.models.noise import SampleNoise
+from weaksam.models.wsod import WsodNet, forward_losses
+from weaksam.ops.choices import check_choices
+from weaksam.training.optimizers import MuonAdamW
+
+log = logging.getLogger(__name__)
+
+_LEAST_RATING = 0.01  # SAM's ratings are not bounded
+
+
+@dataclass(frozen=True)
+class WsodRecipe:
+    """How images are varied and weights learn.
+
+    Attributes:
+        scales: lengths of the shorter side, one is drawn for each image; pixels.
+        max_side: the longer side is at most this.
+        flip: whether images are mirrored half of the time.
+        min_side: smaller proposals are left out; pixels of the original image.
+        rating_power: of a proposal's rating in the competition for the image's label.
+        optimizer: `adam` has weight decay as a part of the gradient, as published; `adamw` apart from it; `muon` is for
+            the matrices of a `small` backbone, with AdamW for the rest.
+        refine_lr: learning rate of the refinement heads, times the others'.
+        dropblock_lr: learning rate of the dropblock, times the others'.
+        second_pass: whether the dropblock learns in a pass of its own.
+    """
+
+    scales: tuple[int, ...] = (480, 576, 688, 864, 1000, 1200)
+    max_side: int = 2000
+    flip: bool = True
+    min_side: float = 20.0
+    rating_power: float = 0.0
+    optimizer: Literal["adam", "adamw", "sgd", "muon"] = "adam"
+    refine_lr: float = 1.0
+    dropblock_lr: float = 1.0
+    second_pass: bool = True
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+
+
+@dataclass(frozen=True)
+class WsodTask:
+    """OICR or MIST.
+
+    Attributes:
+        make_net: builds the network with its starting weights; picklable.
+        uris: of the images.
+        labels: (images, C) bool.
+        read_boxes: gives the proposals of the images, in their order; picklable, called once on each worker.
+        recipe: of augmentation and optimisation.
+    """
+
+    make_net: Callable[[], WsodNet]
+    uris: list[str]
+    labels: np.ndarray
+    read_boxes: Callable[[], ProposalBoxes]
+    recipe: WsodRecipe = WsodRecipe()
+
+    @cached_property
+    def _boxes(self) -> ProposalBoxes:
+        boxes, min_side = self.read_boxes(), self.recipe.min_side
+        without = boxes.images_without(min_side=min_side)
+        if len(without) == len(self.uris):
+            raise ConfigError(
+                f"min_side: no proposal of any of the {len(without)} images has sides of {min_side:g} pixels or more: "
+                "lower min_side, or name other sources"
+            )
+        if without:
+            log.warning(
+                "warning: %d of %d images are not learnt from, e.g. %s: no proposal with sides of %g pixels (min_side)",
+                *(len(without), len(self.uris), self.uris[without[0]], min_side),
+            )
+        return boxes
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != "_boxes"}
+
+    @property
+    def num_samples(self) -> int:
+        """Images to learn from."""
+        return len(self.uris)
+
+    def name_of(self, index: int) -> str:
+        """The URI of an image."""
+        return self.uris[index]
+
+    def build_model(self) -> WsodNet:
+        """The network with its starting weights."""
+        return self.make_net().train()
+
+    def build_optimizer(self, model: WsodNet, *, lr: float, weight_decay: float) -> torch.optim.Optimizer:
+        """Biases learn twice as fast and are not decayed, as in every published recipe; Muon's are like the rest."""
+        if self.recipe.optimizer == "muon":
+            inside = [p for p in model.roi_net.parameters() if p.requires_grad and p.ndim == 2]
+            matrices = {id(p) for p in inside}
+            others = [p for p in model.parameters() if p.requires_grad and id(p) not in matrices]
+            return MuonAdamW(inside, others, lr=lr, weight_decay=weight_decay)
+        groups = []
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                factor = 2.0 if name.endswith("bias") else 1.0
+                factor *= self.recipe.refine_lr if name.startswith("ref") else 1.0
+                factor *= self.recipe.dropblock_lr if name.startswith("dropblock") else 1.0
+                decay = 0.0 if name.endswith("bias") else weight_decay
+                groups.append({"params": [parameter], "lr": lr * factor, "weight_decay": decay})
+        if self.recipe.optimizer == "sgd":
+            return torch.optim.SGD(groups, lr=lr, momentum=0.9)
+        return (torch.optim.Adam if self.recipe.optimizer == "adam" else torch.optim.AdamW)(groups, lr=lr)
+
+    def load_batch(self, indices: np.ndarray, seeds: np.ndarray, pool: Executor) -> dict[str, Tensor]:
+        """What `loss` wants.
+
+        Returns:
+            `seed` (B,) int64, `weight` (B,) and `left_out` (B,), why an image could not be read, see
+            `left_out_codes`; for image i `image/i` (3, H, W) uint8, `boxes/i` (N, 4) xyxy on it,
+            `prior/i` (N,) logarithms, and `present/i` (P,) int64.
+        """
+        _ = self._boxes  # read before the threads ask for them, each for itself
+        read = list(pool.map(self._load, indices.tolist(), seeds))
+        rows = [_nothing() if one is None or isinstance(one, ImageError) else one for one in read]
+        batch = {f"{key}/{i}": value for i, row in enumerate(rows) for key, value in row.items()}
+        weights = [batch.pop(f"weight/{i}") for i in range(len(rows))]
+        noise = np.array([np.random.default_rng([*seed, 1]).integers(2**62) for seed in seeds])
+        left_out = torch.from_numpy(left_out_codes(read))
+        return batch | {"weight": torch.stack(weights), "left_out": left_out, "seed": torch.from_numpy(noise)}
+
+    def _load(self, index: int, seed: np.ndarray) -> dict[str, Tensor] | ImageError | None:
+        """A view with its proposals; None of an image that has none."""
+        rng, recipe = np.random.default_rng(seed), self.recipe
+        boxes, ratings = self._boxes.of(index, min_side=recipe.min_side)
+        if not len(boxes):
+            return None
+        pixels = read_for_training(self.uris[index])
+        if isinstance(pixels, ImageError):
+            return pixels
+        view = View(pixels, boxes)
+        view = resize_view(view, *view_size(*view.size, int(rng.choice(recipe.scales)), recipe.max_side))
+        if recipe.flip and rng.random() < 0.5:
+            view = flip_view(view)
+        return {
+            "image": torch.from_numpy(np.ascontiguousarray(view.pixels.transpose(2, 0, 1))),
+            "boxes": torch.from_numpy(view.boxes),
+            "prior": recipe.rating_power * torch.from_numpy(ratings).clamp(_LEAST_RATING, 1).log(),
+            "present": torch.from_numpy(np.flatnonzero(self.labels[index])),
+            "weight": torch.tensor(1.0),
+        }
+
+    def loss(self, model: WsodNet, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Sum over images of all losses; an image that counts for nothing has weight 0."""
+        count = len(batch["weight"])
+        keys = ("image", "boxes", "present", "prior")
+        images, boxes, present, priors = ([batch[f"{key}/{i}"] for i in range(count)] for key in keys)
+        noise = SampleNoise(batch["seed"].tolist(), [len(one) for one in boxes], images[0].device)
+        losses, adverse = forward_losses(
+            model, images, boxes, present, noise, priors, second_pass=self.recipe.second_pass
+        )
+        sums = {
+            key: torch.stack([row[key] * weight for row, weight in zip(losses, batch["weight"], strict=True)]).sum()
+            for key in losses[0]
+        }
+        total = torch.stack(list(sums.values())).sum()
+        return total + (adverse - adverse.detach()), {key: value.detach() for key, value in sums.items()}
+
+    def validate(self, model: WsodNet, pool: Executor) -> dict[str, float]:
+        """Nothing: without boxes there is nothing to measure, and labels are learnt by heart."""
+        return {}
+
+
+def _nothing() -> dict[str, Tensor]:
+    """A sample that counts for nothing: every weight takes part in every step."""
+    nothing = torch.tensor([[0.0, 0.0, 32.0, 32.0]])
+    blank = torch.zeros(3, 64, 64, dtype=torch.uint8)
+    none = {"prior": torch.zeros(1), "present": torch.zeros(0).long(), "weight": torch.tensor(0.0)}
+    return {"image": blank, "boxes": nothing} | none
