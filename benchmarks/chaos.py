@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from testing.local_cluster import LocalCluster
+from testing.places import ROOT
 from testing.processes import actors_of
 from testing.s3.proxy import Faults, FaultyProxy
 from testing.s3.server import CephServer
@@ -34,7 +35,6 @@ from weaksam.core import storage, tables
 from weaksam.core.step import Step
 from weaksam.errors import WeakSamError
 
-ROOT = Path(__file__).parents[1]
 KINDS = ("driver", "driver", "actor", "node", "s3")
 FAULTS = Faults(slow_down=50, error=20, drop=15, stall=5, lost=10)
 MOST_RUNS = 12

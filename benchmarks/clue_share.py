@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 
 from weaksam.core import schemas
 from weaksam.demo.scenes import draw_dataset_scene
-from weaksam.models.weaktr_weights import build_weaktr
+from weaksam.models.classifiers.weaktr_weights import build_weaktr
 from weaksam.stages.proposals import ProposalsConfig, ProposeBoxes, TrainedClassifier
 
 CLASSES = 8

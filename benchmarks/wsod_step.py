@@ -29,9 +29,9 @@ from torch import Tensor
 from torchvision.ops import roi_pool
 
 from weaksam.data.proposal_boxes import ProposalBoxes
+from weaksam.models.backbones.roi_backbones import DilatedVgg16
 from weaksam.models.noise import SampleNoise
-from weaksam.models.roi_backbones import DilatedVgg16
-from weaksam.models.wsod import METHODS, WsodNet, wsod_losses
+from weaksam.models.wsod.network import METHODS, WsodNet, wsod_losses
 from weaksam.ops import mil
 from weaksam.ops.boxes import box_iou, to_inclusive
 from weaksam.training.wsod_task import WsodRecipe, WsodTask

@@ -9,7 +9,7 @@ import jsonschema
 import pytest
 import yaml
 
-from tests.conftest import SHARED_DATA
+from testing.places import SHARED_DATA
 
 
 def strict(schema: Any, *, is_root: bool = False) -> Any:

@@ -17,14 +17,12 @@ from hypothesis import settings
 if not torch.cuda.is_available():  # before anything imports Triton, which asks then
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+from testing.places import ROOT
 from testing.s3.server import CephServer
 from testing.s3.world import make_bucket
 
 settings.register_profile("weaksam", deadline=None)  # no test is timed: the first call loads code, machines are busy
 settings.load_profile("weaksam")
-
-ROOT = Path(__file__).resolve().parents[1]
-SHARED_DATA = Path(os.environ.get("WEAKSAM_SHARED_DATA", ROOT.parent / "shared" / "data"))
 
 
 @pytest.fixture(scope="session")

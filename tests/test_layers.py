@@ -1,10 +1,12 @@
-"""Imports go one way, Ray stays in its layer, ground truth with evaluate and report, light commands stay light."""
+"""Imports go one way, Ray stays in its layers, ground truth with evaluate and report, light commands stay light."""
 
 from __future__ import annotations
 
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -12,122 +14,86 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "weaksam"
 
-# From left to right; a module may import from its own layer and from those before it.
-LAYERS = [
-    {"errors", "masking"},
-    {
-        *(
-            "config",
-            "schemas",
-            "memory",
-            "uris",
-            "proxies",
-            "fsspec_stores",
-            "object_stores",
-            "storage_faults",
-            "cache",
-            "storage",
-        ),
-        *("parquet_files", "tables"),
-    },
-    {"ops"},
-    {"models", "sam", "data"},
-    {
-        "stage",
-        "step_folders",
-        "own_cluster",
-        "lost_cluster",
-        "connection",
-        "pools",
-        "nodes",
-        "metrics",
-        "progress",
-        "rows",
-        "isolation",
-        "runtime",
-        "turns",
-        "training",
-        "training_checkpoints",
-        "training_failures",
-        "training_log",
-        "training_reading",
-        "training_state",
-        "training_watch",
-        "training_settings",
-        "times",
-        "training_projection",
-        "projection",
-    },
-    {"stages"},
-    {"pipeline", "listings", "looking", "pilot", "planning"},
-    {"cluster_settings", "doctor", "submit", "terminal", "job_commands", "cli", "report", "reference"},
-]
-WITH_RAY = {
-    "metrics",
-    "own_cluster",
-    "lost_cluster",
-    "connection",
-    "nodes",
-    "turns",
-    "rows",
-    "isolation",
-    "runtime",
-    "training",
-    "training_failures",
-    "stages",
-    "pipeline",
-    "doctor",
-    "submit",
+# A module may import from folders to the left of its own; those between two signs do not know each other. Modules
+# outside folders are the leftmost.
+ORDER = "core < ops < data < sam, execution < models < training < stages, demo < pipeline < report, plan, cluster < cli"
+RANK = {name.strip(): rank for rank, names in enumerate(ORDER.split("<")) for name in names.split(",")}
+WITH_RAY = {"execution", "training", "stages", "pipeline", "plan", "cluster"}
+WITH_GROUND_TRUTH = {"weaksam.stages.evaluate", "weaksam.report", "weaksam.core.tables"}
+
+
+def module_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {module_of(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+AROUND = {
+    module_of(path): path for name in ("testing", "benchmarks", "jobs", "tests") for path in (ROOT / name).rglob("*.py")
 }
-WITH_GROUND_TRUTH = {"stages/evaluate.py", "report", "tables.py"}
 
 
-def layer_of(name: str) -> int:
-    found = [index for index, names in enumerate(LAYERS) if name in names]
-    assert found, f"weaksam.{name} has no layer: add it to LAYERS"
-    return found[0]
-
-
-def imports(path: Path) -> list[str]:
-    """Every imported module of a file, `from weaksam import x` as `weaksam.x`, also inside functions."""
-    found = []
+def imports(path: Path) -> Iterator[str]:
+    """Every imported name of a file, `from a import b` as `a.b`, also inside functions and for types alone."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            found += [alias.name for alias in node.names]
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found += [f"{node.module}.{alias.name}" for alias in node.names]
-    return found
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-MODULES = sorted(PACKAGE.rglob("*.py"))
-
-
-def part(path: Path) -> str:
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-
-
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_no_module_imports_to_its_right(path: Path) -> None:
-    if part(path) == "__init__":
-        return
+def imported_modules(path: Path, known: dict[str, Path]) -> set[str]:
+    """The modules of this project among them."""
+    found = set()
     for name in imports(path):
-        pieces = name.split(".")
-        if pieces[0] == "weaksam" and len(pieces) > 1 and pieces[1] != "__version__":
-            assert layer_of(pieces[1]) <= layer_of(part(path)), f"{path.name} imports {name}"
+        while name and name not in known:
+            name = name.rpartition(".")[0]
+        found.add(name)
+    return found - {""}
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_ray_is_imported_in_its_layers_only(path: Path) -> None:
-    if part(path) not in WITH_RAY:
-        assert not [name for name in imports(path) if name.split(".")[0] == "ray"]
+def folder_of(module: str) -> str | None:
+    folder = module.split(".")[1] if "." in module else ""
+    return folder if (PACKAGE / folder).is_dir() and folder else None
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_ground_truth_is_read_by_evaluate_and_report_alone(path: Path) -> None:
-    where = path.relative_to(PACKAGE).as_posix()
-    if where in WITH_GROUND_TRUTH or where.split("/")[0] in WITH_GROUND_TRUTH:
+@pytest.mark.parametrize("module", MODULES)
+def test_no_module_imports_to_its_right_or_beside_it(module: str) -> None:
+    own = folder_of(module)
+    for name in imported_modules(MODULES[module], MODULES):
+        other = folder_of(name)
+        if other is not None and other != own:
+            assert own is not None, f"{module} imports {name}"
+            assert RANK[other] < RANK[own], f"{module} imports {name}"
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    known = MODULES | AROUND
+    with_packages = {module: imported_modules(path, known) - {module} for module, path in known.items()}
+    try:
+        TopologicalSorter(with_packages).prepare()
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
+
+
+def test_what_is_shared_by_tests_and_benchmarks_knows_neither() -> None:
+    for module, path in AROUND.items():
+        top = module.split(".")[0]
+        barred = {"testing": {"tests", "benchmarks", "jobs"}, "benchmarks": {"tests"}, "jobs": {"tests", "testing"}}
+        seen = {name.split(".")[0] for name in imported_modules(path, AROUND)}
+        assert not seen & barred.get(top, set()), module
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_ray_is_imported_in_its_layers_only(module: str) -> None:
+    if folder_of(module) not in WITH_RAY:
+        assert not [name for name in imports(MODULES[module]) if name.split(".")[0] == "ray"]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_ground_truth_is_read_by_evaluate_and_report_alone(module: str) -> None:
+    if module in WITH_GROUND_TRUTH or module.rpartition(".")[0] in WITH_GROUND_TRUTH:
         return
-    text = path.read_text()
+    text = MODULES[module].read_text()
     assert "read_ground_truth" not in text
     assert "tables.GROUND_TRUTH" not in text
 

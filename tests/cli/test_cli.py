@@ -13,6 +13,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from testing.places import ROOT
 from weaksam import pipeline
 from weaksam.cli import main as cli
 from weaksam.core import storage
@@ -21,7 +22,6 @@ from weaksam.errors import ClusterError, ConfigError, DataError, FailedRowsError
 from weaksam.pipeline import listings
 from weaksam.stages import STAGES
 
-ROOT = Path(__file__).parents[2]
 WEAKSAM = str(Path(sys.executable).parent / "weaksam")
 
 GOOD = """

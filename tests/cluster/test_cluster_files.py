@@ -15,11 +15,11 @@ import jsonschema
 import pytest
 
 from testing.kuberay import manifest_faults
+from testing.places import ROOT
 from weaksam import pipeline
 from weaksam.cluster.settings import ClusterSettings, cluster_faults, resources_here
 from weaksam.core.config import parse_settings, read_value
 
-ROOT = Path(__file__).resolve().parents[2]
 CLUSTER = ROOT / "cluster"
 RAY_FILES = ["aws.yaml", "gcp.yaml"]
 SUBMIT_FILES = ["local.yaml", "gpu.yaml"]

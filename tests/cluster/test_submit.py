@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from testing.places import ROOT
 from testing.ray_head import RayHead
 from testing.s3.server import CephServer, free_port
 from weaksam.cluster import settings, submit
@@ -20,7 +21,6 @@ from weaksam.core import storage
 from weaksam.demo.scenes import write_scenes
 from weaksam.errors import ConfigError
 
-ROOT = Path(__file__).parents[2]
 WEAKSAM = str(Path(sys.executable).parent / "weaksam")
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(300)]
 

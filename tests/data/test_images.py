@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import struct
 import warnings
 import zlib
@@ -15,10 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from testing.places import SHARED_DATA
 from weaksam.data.images import decode_image, image_size, read_sizes
 from weaksam.errors import ImageError
-
-SHARED = Path(os.environ.get("WEAKSAM_SHARED_DATA", Path(__file__).parents[3] / "shared" / "data"))
 
 
 def encode(image: Image.Image, form: str, **options: object) -> bytes:
@@ -109,7 +107,7 @@ def test_jpeg_is_what_pillow_gives(options: dict) -> None:
 
 
 def test_photographs_are_what_pillow_gives() -> None:
-    folder = SHARED / "voc2012_100" / "JPEGImages"
+    folder = SHARED_DATA / "voc2012_100" / "JPEGImages"
     if not folder.is_dir():
         pytest.skip(f"no photographs at {folder}")
     for path in sorted(folder.iterdir())[:40]:

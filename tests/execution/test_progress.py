@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from testing.places import ROOT
 from tests.execution.test_runtime import CountBytes, a_step, images, run
 from weaksam.core import schemas, storage, tables
 from weaksam.execution import progress
@@ -21,8 +22,6 @@ from weaksam.execution.progress import Seen, count_up, is_due, part_counter, rea
 from weaksam.pipeline import listings
 from weaksam.stages.training_run import seen_in
 from weaksam.training.settings import TrainSettings
-
-ROOT = Path(__file__).parents[2]
 
 
 def test_the_file_is_written_every_ten_seconds_and_a_line_logged_after_five_and_then_every_minute() -> None:

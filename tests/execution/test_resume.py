@@ -21,6 +21,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from testing.places import ROOT
 from testing.processes import actors_of
 from tests.execution import resume_child
 from weaksam import pipeline
@@ -30,7 +31,6 @@ from weaksam.execution.rows import Fetch
 from weaksam.pipeline import run_file
 from weaksam.sam.build import build_sam
 
-ROOT = Path(__file__).parents[2]
 IMAGES = 120
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from weaksam.models.detector import Detector, Found, Targets
+from weaksam.models.detectors.base import Detector, Found, Targets
 from weaksam.ops.boxes import box_iou
 
 

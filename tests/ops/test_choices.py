@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from weaksam.models.clues import PeakRule
-from weaksam.models.detector_build import DetectorSpec
-from weaksam.models.faster_rcnn import FasterRcnn
-from weaksam.models.pyramids import ResNet50
-from weaksam.models.wsod import METHODS, WsodRules
-from weaksam.models.wsod_build import WsodSpec
+from weaksam.models.backbones.pyramids import ResNet50
+from weaksam.models.classifiers.clues import PeakRule
+from weaksam.models.detectors.build import DetectorSpec
+from weaksam.models.detectors.faster_rcnn import FasterRcnn
+from weaksam.models.wsod.build import WsodSpec
+from weaksam.models.wsod.network import METHODS, WsodRules
 from weaksam.ops.pgt import PgtRules, normalise_scores
 from weaksam.ops.pseudo_masks import MaskRules
 from weaksam.ops.roi_drop import RoiDropRules

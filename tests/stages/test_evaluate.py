@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from tests.conftest import SHARED_DATA
+from testing.places import SHARED_DATA
 from weaksam import pipeline
 from weaksam.core import schemas, storage, tables
 from weaksam.core.config import StageConfig

@@ -15,8 +15,8 @@ from weaksam.core.step import Step
 from weaksam.data.readers.coco_results import read_results
 from weaksam.data.writers import yolo
 from weaksam.errors import ConfigError, DataError
-from weaksam.stages import export, export_source
-from weaksam.stages.export import ExportConfig
+from weaksam.stages import export, export_rows
+from weaksam.stages.export_config import ExportConfig
 
 
 def encode(*window: int, hole: bool = False) -> bytes:
@@ -205,13 +205,13 @@ def test_what_another_program_spoils_is_noticed(
 def test_sizes_that_no_table_has_are_read_from_the_files_or_named(
     tmp_path: Path, inputs: dict[str, Step], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(export_source, "read_sizes", lambda uris: [None])
+    monkeypatch.setattr(export_rows, "read_sizes", lambda uris: [None])
     rows = [{"image_id": "b", "status": "ok", "boxes": [[0, 0, 5, 5]], "classes": [0], "scores": [0.5]}]
     source = finished(tmp_path, "sizeless", rows, schemas.DETECTIONS, {})
     with pytest.raises(DataError, match=r"image b: neither its row nor .* width, and s3://b/i/train/ö\.jpg cannot be"):
         export.run(make_step(tmp_path, inputs | {"pgt": source}))
     export.run(make_step(tmp_path / "results", inputs | {"pgt": source}, format="coco_results"))  # needs none
-    monkeypatch.setattr(export_source, "read_sizes", lambda uris: [(60, 100)])
+    monkeypatch.setattr(export_rows, "read_sizes", lambda uris: [(60, 100)])
     step = make_step(tmp_path / "sized", inputs | {"pgt": source})
     export.run(step)
     [entry] = json.loads(Path(step.folder, "export", "annotations", "instances_train.json").read_text())["images"]

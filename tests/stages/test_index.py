@@ -11,7 +11,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from tests.conftest import SHARED_DATA
+from testing.places import SHARED_DATA
 from weaksam import pipeline
 from weaksam.core import schemas, storage, tables
 from weaksam.core.step import Step

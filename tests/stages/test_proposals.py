@@ -16,7 +16,7 @@ from weaksam.core import schemas, storage, tables
 from weaksam.core.config import StageConfig, parse_settings
 from weaksam.core.step import Outcome, Stage, Step
 from weaksam.errors import ConfigError
-from weaksam.models.weaktr_weights import build_weaktr
+from weaksam.models.classifiers.weaktr_weights import build_weaktr
 from weaksam.ops.rle import decode_rle
 from weaksam.stages import proposals
 from weaksam.stages.proposals import ProposalsConfig, ProposeBoxes, TrainedClassifier

@@ -19,7 +19,7 @@ from weaksam.core.step import Step, resolve
 from weaksam.errors import DataError
 from weaksam.ops.rle import decode_rle
 from weaksam.stages import STAGES, export, pgt
-from weaksam.stages.export import ExportConfig
+from weaksam.stages.export_config import ExportConfig
 from weaksam.stages.index import IndexConfig
 
 IMAGES = [
@@ -122,9 +122,9 @@ def test_most_uncertain_is_for_label_studio() -> None:
 
 
 def test_many_images_in_many_parts_are_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from weaksam.stages import export_source
+    from weaksam.stages import export_rows
 
-    monkeypatch.setattr(export_source, "_BATCH", 3)
+    monkeypatch.setattr(export_rows, "BATCH", 3)
     ids = [f"i{number:02}" for number in range(20)]
     rows = [{"image_id": one, "uri": f"s3://b/{one}.jpg", "split": "train", "labels": [0]} for one in ids]
     images = finished(tmp_path, "images", rows, schemas.IMAGES, {})

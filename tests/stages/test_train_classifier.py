@@ -18,8 +18,8 @@ from weaksam.core import schemas, storage, tables
 from weaksam.core.config import StageConfig
 from weaksam.core.step import Outcome, Stage, Step
 from weaksam.errors import ConfigError, DataError, StageError
-from weaksam.models import weaktr_weights
-from weaksam.models.weaktr import WeakTrSize
+from weaksam.models.classifiers import weaktr_weights
+from weaksam.models.classifiers.weaktr import WeakTrSize
 from weaksam.stages import train_classifier
 from weaksam.stages.train_classifier import TrainClassifierConfig, train_settings
 from weaksam.training.classifier_task import ClassifierTask, LabelledImages, Recipe

@@ -22,9 +22,9 @@ from weaksam.core import schemas, tables
 from weaksam.core.schemas import FAILED_STATUSES
 from weaksam.core.step import Step
 from weaksam.errors import ConfigError, DataError, WeightsError
-from weaksam.models.detecting import DetectRules, detect_in_views
-from weaksam.models.detector import Detector, Found
-from weaksam.models.detector_build import LEARN_MASKS, DetectorSpec, load_detector
+from weaksam.models.detectors.base import Detector, Found
+from weaksam.models.detectors.build import LEARN_MASKS, DetectorSpec, load_detector
+from weaksam.models.detectors.inference import DetectRules, detect_in_views
 from weaksam.ops.masks import masks_to_boxes
 from weaksam.ops.rle import decode_rle, encode_rle
 from weaksam.stages import detect, train_detector

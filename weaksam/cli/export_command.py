@@ -16,7 +16,8 @@ from weaksam.core import storage
 from weaksam.core.config import parse_settings, read_value
 from weaksam.core.step import Step, check_outside, resolve
 from weaksam.errors import ConfigError, DamagedError
-from weaksam.stages.export import STAGE, ExportConfig, folder_of, marker_uri
+from weaksam.stages.export import STAGE, folder_of, marker_uri
+from weaksam.stages.export_config import ExportConfig
 from weaksam.stages.started_steps import Started, read_started
 
 FORMATS: tuple[str, ...] = get_args(ExportConfig.model_fields["format"].annotation)

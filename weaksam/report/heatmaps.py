@@ -43,8 +43,8 @@ def make_look(proposals: RunStep, names: Sequence[str]) -> Look | None:
     classifier = proposals.step.inputs.get("classifier")
     if classifier is None or proposals.manifest is None:
         return None
-    from weaksam.models.classifiers import load_trained
-    from weaksam.models.clues import KINDS, find_clues, shrink
+    from weaksam.models.classifiers.build import load_trained
+    from weaksam.models.classifiers.clues import KINDS, find_clues, shrink
 
     trained: dict[str, Any] = classifier.config
     config, faults = parse_settings(ProposalsConfig, proposals.step.config, where=proposals.name)

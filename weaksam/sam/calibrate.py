@@ -20,10 +20,11 @@ import torch
 from segment_anything.modeling import Sam
 from torch import Tensor, nn
 
-from weaksam.sam.decoder import Decoded, decode_prompts
+from weaksam.sam.decoder import decode_prompts
 from weaksam.sam.drawing import draw_masks
 from weaksam.sam.frame import make_frame, resize_image
 from weaksam.sam.image_side import ImageSide, make_image_side
+from weaksam.sam.passes import Decoded
 from weaksam.sam.prompts import Prompts, embed_prompts, grid_points
 
 PASS_IOU, IOU_THRESHOLD = 0.68, 0.88

@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from segment_anything.modeling import Sam
@@ -33,24 +32,7 @@ from torch.nn import functional as F
 
 from weaksam.sam.backend import PLAIN, Backend
 from weaksam.sam.image_side import ImageSide
-from weaksam.sam.passes import Gathered, PromptSide, Read, Write
-
-
-@dataclass(frozen=True)
-class Decoded:
-    """Prompts after the transformer: what scores their masks, and what it takes to draw them.
-
-    Attributes:
-        predicted_iou: (B, S) float32, the decoder's own estimate.
-        hyper: (B, S, c) weights that turn an upscaled token into one logit per slot.
-        update: (B, 2R + 1, C) U g2, what a unit of the basis adds to an image token.
-        prompt_side: the basis.
-    """
-
-    predicted_iou: Tensor
-    hyper: Tensor
-    update: Tensor
-    prompt_side: PromptSide
+from weaksam.sam.passes import Decoded, Gathered, Read, Write
 
 
 def decode_prompts(

@@ -12,17 +12,13 @@ prompt, u channels after the first upscaling, c after the second.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from segment_anything.modeling import Sam
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from weaksam.sam.image_side import ImageSide, upscaling_matrix
-
-if TYPE_CHECKING:
-    from weaksam.sam.decoder import Decoded
+from weaksam.sam.passes import Decoded
 
 
 def draw_masks(sam: Sam, image: ImageSide, decoded: Decoded, chosen: Tensor, *, tokens_at_once: int) -> Tensor:

@@ -72,6 +72,23 @@ class Gathered:
     shared: Tensor
 
 
+@dataclass(frozen=True)
+class Decoded:
+    """Prompts after the transformer: what scores their masks, and what it takes to draw them.
+
+    Attributes:
+        predicted_iou: (B, S) float32, the decoder's own estimate.
+        hyper: (B, S, c) weights that turn an upscaled token into one logit per slot.
+        update: (B, 2R + 1, C) U g2, what a unit of the basis adds to an image token.
+        prompt_side: the basis.
+    """
+
+    predicted_iou: Tensor
+    hyper: Tensor
+    update: Tensor
+    prompt_side: PromptSide
+
+
 def first_pass(image: ImageSide, write: Write, read: Read) -> tuple[PromptSide, Gathered]:
     """Layer 0 writes, layer 1 reads."""
     layer, num_rows = image.layers[0], write.gram.shape[1]

@@ -24,8 +24,8 @@ from weaksam.stages.train_wsod import TrainWsodConfig
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from weaksam.models.detecting import DetectRules
-    from weaksam.models.detector import Found
+    from weaksam.models.detectors.base import Found
+    from weaksam.models.detectors.inference import DetectRules
 
 # How each kind of detector is published to be tested, Faster R-CNN on VOC; MIST: `DetectRules` itself.
 _PUBLISHED: dict[str, dict[str, Any]] = {
@@ -89,7 +89,7 @@ class DetectConfig(StageConfig):
 
     def rules(self, kind: str) -> DetectRules:
         """What is wanted of a kind of detector, a key of `_PUBLISHED`."""
-        from weaksam.models.detecting import DetectRules
+        from weaksam.models.detectors.inference import DetectRules
 
         given = {key: value for key in DetectRules.__dataclass_fields__ if (value := getattr(self, key)) is not None}
         given |= {"scales": tuple(given["scales"])} if "scales" in given else {}
@@ -113,7 +113,7 @@ class WsodFinder:
         import torch
 
         from weaksam.data.proposal_boxes import clean_boxes
-        from weaksam.models.detecting import detect_objects
+        from weaksam.models.detectors.inference import detect_objects
 
         net = self.trained.spec(self.num_classes).trained(storage.fetch(self.uri)).to(device)
 
@@ -135,8 +135,8 @@ class DetectorFinder:
 
     def __call__(self, device: str) -> Find:
         """The function, on a device."""
-        from weaksam.models.detecting import detect_in_views
-        from weaksam.models.faster_rcnn import FoundRules
+        from weaksam.models.detectors.faster_rcnn import FoundRules
+        from weaksam.models.detectors.inference import detect_in_views
 
         rules = self.rules
         found = FoundRules(rules.score_threshold, rules.nms_threshold, rules.max_detections)

@@ -215,7 +215,7 @@ def _detection_figures(
 
         return coco_metrics(pairs, names, kind=config.kind)
     if config.kind == "segm":
-        return mask_figures(config, pairs, names, rules)
+        return mask_figures(pairs, names, rules, of_pgt=bool(config.pgt))
     records = voc.concat_records(voc.match_image(one, other, len(names), rules) for one, other in pairs)
     if config.pgt:
         from weaksam.ops.pgt_metrics import pgt_metrics, pgt_table

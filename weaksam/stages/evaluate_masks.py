@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from weaksam.core import schemas
 from weaksam.core.step import Step
 from weaksam.errors import DataError
-
-if TYPE_CHECKING:
-    from weaksam.stages.evaluate import EvaluateConfig
 
 log = logging.getLogger(__name__)
 
@@ -19,12 +16,12 @@ Pair = tuple[dict[str, Any], Mapping[str, Any]]  # an annotated image's row, and
 
 
 def mask_figures(
-    config: EvaluateConfig, pairs: list[Pair], names: list[str], rules: Any
+    pairs: list[Pair], names: list[str], rules: Any, *, of_pgt: bool
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """By name, and a row per class: AP of detections, or how good the masks of pseudo ground truth are."""
     from weaksam.ops import coco_metrics, mask_metrics
 
-    if not config.pgt:
+    if not of_pgt:
         return coco_metrics.voc_mask_metrics(pairs, names)
     records = mask_metrics.concat_records(mask_metrics.match_masks(*pair, len(names), rules) for pair in pairs)
     return mask_metrics.mask_metrics(records, rules), mask_metrics.mask_table(records, names, rules)
@@ -38,9 +35,9 @@ def pairs_with_masks(step: Step, key: str, pairs: list[Pair]) -> list[Pair]:
     """
     from weaksam.ops import mask_metrics as masks
 
-    config: EvaluateConfig = step.config
+    of_pgt, results = bool(step.config.pgt), step.config.results
     where = f"steps.{step.name}: kind segm"
-    what = f"step {step.inputs[key].name}" if key in step.inputs else str(config.results)
+    what = f"step {step.inputs[key].name}" if key in step.inputs else str(results)
     annotated = [truth for truth, _ in pairs if len(truth["boxes"])]
     if bare := [truth["image_id"] for truth in annotated if masks.is_unsegmented(truth)]:
         raise DataError(
@@ -49,7 +46,7 @@ def pairs_with_masks(step: Step, key: str, pairs: list[Pair]) -> list[Pair]:
         )
     usable = [(truth, found) for truth, found in pairs if found["status"] == schemas.OK and len(found["boxes"])]
     if any(not masks.has_mask(found).all() for _, found in usable):
-        makers = "a pseudo_masks step" if config.pgt else "a detector that makes some"
+        makers = "a pseudo_masks step" if of_pgt else "a detector that makes some"
         raise DataError(f"{where}: {what} has no masks: judge {makers}, or use kind bbox")
     for truth, found in usable:
         hw = (found["height"], found["width"])
@@ -60,4 +57,4 @@ def pairs_with_masks(step: Step, key: str, pairs: list[Pair]) -> list[Pair]:
             )
     if unseen := sum(int((~masks.has_mask(truth)).sum()) for truth in annotated):
         log.warning("%s: %d objects without a mask do not count", where, unseen)
-    return pairs if config.pgt else [(masks.objects_with_masks(truth), found) for truth, found in pairs]
+    return pairs if of_pgt else [(masks.objects_with_masks(truth), found) for truth, found in pairs]

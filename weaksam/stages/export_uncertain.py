@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 
 from weaksam.errors import DataError
-
-if TYPE_CHECKING:
-    from weaksam.stages.export_source import Source
+from weaksam.stages.export_rows import Source
 
 
 def keep_most_uncertain(source: Source, images: pa.Table, trusted: Collection[str], limit: int) -> Source:

@@ -14,7 +14,7 @@ from weaksam.core.config import NotInFingerprint, OutsideFile, Reads, Settings, 
 from weaksam.execution.pools import PoolResources
 
 if TYPE_CHECKING:
-    from weaksam.models.clues import ClueRules, PeakRule
+    from weaksam.models.classifiers.clues import ClueRules, PeakRule
 
 
 class SamSettings(Settings):
@@ -122,7 +122,7 @@ class ClueSettings(Settings):
 
     def rules(self, depth: int) -> ClueRules:
         """The same for `models.clues`, for a classifier of `depth` layers."""
-        from weaksam.models.clues import ClueRules
+        from weaksam.models.classifiers.clues import ClueRules
 
         layers = self.cross.layers or list(range(depth * 2 // 3 + 1, depth * 5 // 6 + 1))
         kinds = {"coarse": self.coarse, "fine": self.fine, "cross": self.cross}
@@ -136,7 +136,7 @@ class ClueSettings(Settings):
         )
 
     def _rule(self, peaks: PeakSettings) -> PeakRule:
-        from weaksam.models.clues import PeakRule
+        from weaksam.models.classifiers.clues import PeakRule
 
         rule = PeakRule(peaks.kernel, peaks.threshold, peaks.max_peaks, self.collapse_plateaus)
         if not isinstance(peaks, CrossSettings):

@@ -22,7 +22,7 @@ from weaksam.stages.sam_actor import SamWatch, Watched, identify_shipped, load_e
 if TYPE_CHECKING:
     import numpy as np
 
-    from weaksam.models.clues import Clues
+    from weaksam.models.classifiers.clues import Clues
     from weaksam.sam.engine import EncodedImage, Proposals
     from weaksam.sam.sources import SourceRule
 
@@ -110,8 +110,8 @@ class ProposeBoxes:
 
 def _make_clue_finder(config: ProposalsConfig, classifier: TrainedClassifier, device: Any) -> Any:
     """`find(image, labels or None) -> Clues`."""
-    from weaksam.models.classifiers import load_trained
-    from weaksam.models.clues import find_clues
+    from weaksam.models.classifiers.build import load_trained
+    from weaksam.models.classifiers.clues import find_clues
 
     model = load_trained(
         storage.fetch(classifier.uri),

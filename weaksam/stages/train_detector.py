@@ -29,7 +29,7 @@ from weaksam.training.settings import (
 )
 
 if TYPE_CHECKING:
-    from weaksam.models.detector_build import DetectorSpec
+    from weaksam.models.detectors.build import DetectorSpec
     from weaksam.training.detector_task import DetectorTask, PseudoObjects
 
 _TWO_STAGES = ("faster_rcnn", "mask_rcnn")
@@ -158,7 +158,7 @@ class TrainDetectorConfig(TrainingConfig):
 
     def spec(self, num_classes: int, boxes_per_image: float = 1.0) -> DetectorSpec:
         """The network."""
-        from weaksam.models.detector_build import DetectorSpec
+        from weaksam.models.detectors.build import DetectorSpec
         from weaksam.ops.roi_drop import RoiDropRules
 
         return DetectorSpec(
@@ -229,7 +229,7 @@ def _check_start(step: Step) -> None:
 def read_objects(step: Step) -> tuple[list[str], PseudoObjects, int]:
     """URIs of the images to train on, their objects, and the number of classes."""
     from weaksam.data.annotation_checks import Remarks
-    from weaksam.models.detector_build import LEARN_MASKS
+    from weaksam.models.detectors.build import LEARN_MASKS
     from weaksam.training.detector_task import PseudoObjects
 
     check_same_images(step, "pgt")

@@ -30,7 +30,7 @@ from weaksam.training.settings import (
 
 if TYPE_CHECKING:
     from weaksam.data.proposal_boxes import ProposalBoxes
-    from weaksam.models.wsod_build import WsodSpec
+    from weaksam.models.wsod.build import WsodSpec
     from weaksam.training.wsod_task import WsodTask
 
 log = logging.getLogger(__name__)
@@ -156,8 +156,8 @@ class TrainWsodConfig(TrainingConfig):
 
     def spec(self, num_classes: int) -> WsodSpec:
         """The network."""
-        from weaksam.models.wsod import METHODS
-        from weaksam.models.wsod_build import WsodSpec
+        from weaksam.models.wsod.build import WsodSpec
+        from weaksam.models.wsod.network import METHODS
 
         rules = replace(METHODS[self.method], shared_boxes=self.shared_boxes)
         return WsodSpec(

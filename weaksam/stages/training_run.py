@@ -104,7 +104,7 @@ def identify_shipped(*backbones: str) -> dict[str, str]:
     if parts & {"small", "vit_xs"}:
         found["sam.vit_xs"] = storage.identity(str(SHIPPED["vit_xs"]))
     if "efficientnet_lite0" in parts:
-        from weaksam.models.lite0 import SHA256
+        from weaksam.models.backbones.lite0 import SHA256
 
         found["efficientnet_lite0"] = SHA256
     return found

@@ -22,9 +22,9 @@ from weaksam.core import storage
 from weaksam.data.augment import augment_for_classification, resize_for_classification
 from weaksam.data.images import left_out_codes, read_for_training
 from weaksam.errors import ImageError, StageError
-from weaksam.models import weaktr_weights
-from weaksam.models.classifiers import Classifier, build_classifier, depth_of, kind_of, load_pretrained
-from weaksam.models.weaktr import FineOf, WeakTr
+from weaksam.models.classifiers import weaktr_weights
+from weaksam.models.classifiers.build import Classifier, build_classifier, depth_of, kind_of, load_pretrained
+from weaksam.models.classifiers.weaktr import FineOf, WeakTr
 from weaksam.ops.choices import check_choices
 from weaksam.ops.classification import mean_average_precision
 from weaksam.training.optimizers import MuonAdamW

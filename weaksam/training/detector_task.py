@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from weaksam.data.images import left_out_codes, read_for_training
 from weaksam.data.views import View, crop_view, fill_view, flip_view, resize_view, view_size
 from weaksam.errors import DataError, ImageError
-from weaksam.models.detector import Detector, Targets
-from weaksam.models.targets import TargetError
+from weaksam.models.detectors.base import Detector, Targets
+from weaksam.models.detectors.targets import TargetError
 from weaksam.ops.box_areas import has_area
 from weaksam.ops.choices import check_choices
 from weaksam.ops.rle import decode_rle

@@ -25,7 +25,7 @@ from weaksam.data.proposal_boxes import ProposalBoxes
 from weaksam.data.views import View, flip_view, resize_view, view_size
 from weaksam.errors import ConfigError, ImageError
 from weaksam.models.noise import SampleNoise
-from weaksam.models.wsod import WsodNet, forward_losses
+from weaksam.models.wsod.network import WsodNet, forward_losses
 from weaksam.ops.choices import check_choices
 from weaksam.training.optimizers import MuonAdamW
 

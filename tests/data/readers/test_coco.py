@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +11,18 @@ import pytest
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
+from testing.places import SHARED_DATA
 from weaksam.core import schemas, storage
 from weaksam.data.categories import COCO_IDS, COCO_NAMES
 from weaksam.data.datasets import Dataset, sample_dataset
 from weaksam.data.readers.coco import read_coco
 from weaksam.errors import DataError
 
-SHARED = Path(os.environ.get("WEAKSAM_SHARED_DATA", Path(__file__).parents[4] / "shared" / "data"))
 CATEGORIES = [{"id": 90, "name": "toothbrush"}, {"id": 1, "name": "person"}, {"id": 13, "name": "stop sign"}]
 
 
 def shared(*parts: str) -> Path:
-    path = SHARED.joinpath(*parts)
+    path = SHARED_DATA.joinpath(*parts)
     if not path.exists():
         pytest.skip(f"no data at {path}")
     return path

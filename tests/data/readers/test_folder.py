@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
 
+from testing.places import SHARED_DATA
 from weaksam.core import schemas, storage
 from weaksam.data.datasets import Dataset, fill_sizes
 from weaksam.data.readers.folder import read_folder, read_voc_xml_folder
 from weaksam.errors import DataError
-
-SHARED = Path(os.environ.get("WEAKSAM_SHARED_DATA", Path(__file__).parents[4] / "shared" / "data"))
 
 
 def fill(root: Path, *paths: str, table: str | bytes | None = None) -> str:
@@ -214,7 +212,7 @@ def test_faults_of_an_xml_folder(tmp_path: Path) -> None:
 
 
 def test_real_folder_with_xml() -> None:
-    root = SHARED / "cards"
+    root = SHARED_DATA / "cards"
     if not root.exists():
         pytest.skip(f"no data at {root}")
     dataset = read_voc_xml_folder(str(root), ["train", "test"])

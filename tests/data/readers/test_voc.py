@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from testing.places import SHARED_DATA
 from weaksam.core import schemas, storage
 from weaksam.data import datasets
 from weaksam.data.annotation_checks import fit_boxes
@@ -21,11 +21,9 @@ from weaksam.data.readers import voc
 from weaksam.data.readers.voc import parse_voc_xml, read_voc
 from weaksam.errors import DataError
 
-SHARED = Path(os.environ.get("WEAKSAM_SHARED_DATA", Path(__file__).parents[4] / "shared" / "data"))
-
 
 def shared(*parts: str) -> Path:
-    path = SHARED.joinpath(*parts)
+    path = SHARED_DATA.joinpath(*parts)
     if not path.exists():
         pytest.skip(f"no data at {path}")
     return path

@@ -16,10 +16,11 @@ from weaksam.ops.rle import decode_rle
 from weaksam.sam import attention
 from weaksam.sam.backend import PLAIN, Backend
 from weaksam.sam.calibrate import calibrate, noise_image
-from weaksam.sam.decoder import Decoded, decode_prompts
+from weaksam.sam.decoder import decode_prompts
 from weaksam.sam.engine import EngineSettings, Proposals, SamEngine
 from weaksam.sam.image_side import ImageSide, make_image_side
 from weaksam.sam.kernels import make_backend
+from weaksam.sam.passes import Decoded
 from weaksam.sam.prompts import embed_points
 
 GRID = 16

@@ -20,9 +20,9 @@ from segment_anything.modeling import Sam
 from torch import Tensor
 from torch.nn import functional as F
 
-from weaksam.sam.decoder import Decoded
 from weaksam.sam.image_side import ImageSide, upscaling_matrix
 from weaksam.sam.kernels.layout import Layout
+from weaksam.sam.passes import Decoded
 
 TILE, WARPS = 64, 8  # image tokens of a program
 

@@ -1,0 +1,27 @@
+"""The encoder of a SAM on small pictures."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from weaksam.models.backbones.sam_stem import FrozenSam
+
+
+def test_windows_of_small_pictures_are_cut_and_not_filled_up() -> None:
+    """Attention of a window is the SAM's own, less what it pays to the zeros beyond the picture."""
+    whole, cut = FrozenSam("vit_xs"), FrozenSam("vit_xs", side=64)
+    whole.load_shipped()
+    cut.load_shipped()
+    assert [block.window_size for block in cut.encoder.blocks] == [4, 0, 4, 0, 4, 0]
+    old, new = whole.encoder.blocks[0].attn, cut.encoder.blocks[0].attn
+    x = torch.randn(2, 4, 4, 160, generator=torch.Generator().manual_seed(0))
+    padded = F.pad(x, (0, 0, 0, 4, 0, 4))
+    q, k, v = old.qkv(padded).view(2, 64, 3, 5, 32).permute(2, 0, 3, 1, 4)
+    scores = q @ k.mT * old.scale
+    rows, columns = torch.arange(64) // 8, torch.arange(64) % 8
+    scores += (q[..., :, None, :] * old.rel_pos_h[rows[:, None] - rows + 7]).sum(-1)
+    scores += (q[..., :, None, :] * old.rel_pos_w[columns[:, None] - columns + 7]).sum(-1)
+    scores[..., (rows > 3) | (columns > 3)] = -torch.inf
+    wanted = old.proj((scores.softmax(-1) @ v).transpose(1, 2).reshape(2, 8, 8, 160)[:, :4, :4])
+    torch.testing.assert_close(new(x), wanted, atol=1e-4, rtol=1e-4)

@@ -1,0 +1,259 @@
+"""What turns an image and boxes on it into one feature vector per box.
+
+Each network has two halves, between which a detector may drop blocks: `pool(image, boxes)` gives a small map per box,
+`neck(pooled, noise)` a vector. Images are uint8 RGB; what a network wants instead (order of channels, mean, spread)
+belongs to its weights and is kept with it.
+
+Axis legend: N boxes, H W pixels, S side of a pooled map, D channels.
+Boxes are xyxy, absolute pixels of the image given, right and bottom exclusive.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models import resnet50, vgg16
+from torchvision.ops import FrozenBatchNorm2d, roi_pool
+
+from weaksam.models.backbones.lite0 import NAME, Lite0, normalise
+from weaksam.models.backbones.sam_stem import FrozenSam, cut_out
+from weaksam.models.backbones.seen_views import SeenViews
+from weaksam.models.noise import SampleNoise, dropout
+from weaksam.ops.boxes import to_inclusive
+from weaksam.sam.build import PIXEL_MEAN, PIXEL_STD
+
+Pixels = Literal["torchvision", "caffe"]
+
+_CAFFE_MEAN = (122.7717, 115.9465, 102.9801)  # RGB, of 0..255
+
+
+class RoiNet(nn.Module):
+    """Base of the networks: how pixels are normalised, and how boxes are pooled.
+
+    Attributes:
+        stride: pixels of the image per cell of its feature map.
+        pooled_channels, pooled_size: D and S of a pooled map.
+        dim: length of a box's vector.
+    """
+
+    stride = 16
+    pooled_channels, pooled_size, dim = 0, 7, 0
+
+    def __init__(self, pixels: Pixels = "torchvision") -> None:
+        super().__init__()
+        self.is_bgr = pixels == "caffe"
+        mean, std = (_CAFFE_MEAN, (1.0, 1.0, 1.0)) if pixels == "caffe" else (PIXEL_MEAN, PIXEL_STD)
+        self.register_buffer("pixel_mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(std).view(3, 1, 1), persistent=False)
+
+    def normalise(self, image: Tensor) -> Tensor:
+        """(1, 3, H, W) float of an image (3, H, W) uint8 RGB."""
+        values = (image - self.pixel_mean) / self.pixel_std  # pyright: ignore[reportOperatorIssue]
+        return (values.flip(0) if self.is_bgr else values)[None]
+
+    def features(self, image: Tensor) -> Tensor:
+        """(1, D, h, w) feature map of a normalised image (1, 3, H, W)."""
+        raise NotImplementedError
+
+    def pool(self, image: Tensor, boxes: Tensor) -> Tensor:
+        """(N, D, S, S) of boxes (N, 4) on an image (3, H, W) uint8.
+
+        RoIPool, as everywhere in this literature: RoIAlign is reported to work worse (ppengtang/oicr, issue 14). It
+        counts right and bottom as inside.
+        """
+        maps = self.features(self.normalise(image))
+        rois = [to_inclusive(boxes).to(maps.dtype)]
+        return roi_pool(maps, rois, (self.pooled_size, self.pooled_size), 1 / self.stride)
+
+    def neck(self, pooled: Tensor, noise: SampleNoise | None = None) -> Tensor:
+        """(N, dim) of pooled maps (N, D, S, S); dropout when there is noise."""
+        raise NotImplementedError
+
+
+class DilatedVgg16(RoiNet):
+    """VGG16 without its fourth pooling, conv5 dilated instead: stride 8 (OICR, arXiv 1704.00138).
+
+    Keys are torchvision's.
+
+    Args:
+        pixels: what the weights were trained on.
+        last_relu: whether conv5_3 is rectified before pooling; MIST's code leaves it out.
+        frozen_stages: groups of convolutions that are not trained, from the first.
+    """
+
+    stride, pooled_channels, dim = 8, 512, 4096
+
+    def __init__(self, pixels: Pixels = "torchvision", *, last_relu: bool = True, frozen_stages: int = 2) -> None:
+        super().__init__(pixels)
+        network = vgg16(weights=None)
+        layers = list(network.features.children())[:-1]
+        layers[23] = nn.Identity()  # pool4; keeps the places, so the keys, of what follows
+        for place in (24, 26, 28):
+            layers[place] = nn.Conv2d(512, 512, 3, padding=2, dilation=2)
+        if not last_relu:
+            layers[29] = nn.Identity()
+        self.body = nn.Sequential(OrderedDict(features=nn.Sequential(*layers)))
+        self.classifier = nn.Sequential(*list(network.classifier.children())[:-1])
+        firsts = (0, 5, 10, 17, 24, 30)
+        for layer in layers[: firsts[frozen_stages]]:
+            layer.requires_grad_(False)
+
+    def features(self, image: Tensor) -> Tensor:
+        return self.body(image)
+
+    def neck(self, pooled: Tensor, noise: SampleNoise | None = None) -> Tensor:
+        x = dropout(F.relu(self.classifier[0](pooled.flatten(1))), noise)
+        return dropout(F.relu(self.classifier[3](x)), noise)
+
+
+class ResNet50C5(RoiNet):
+    """ResNet-50: the first three stages per image, at stride 8, the fourth per box. BatchNorm is frozen."""
+
+    stride, pooled_channels, dim = 8, 1024, 2048
+
+    def __init__(self, pixels: Pixels = "torchvision", *, frozen_stages: int = 2) -> None:
+        super().__init__(pixels)
+        network = resnet50(
+            weights=None, norm_layer=FrozenBatchNorm2d, replace_stride_with_dilation=[False, True, False]
+        )
+        stem = nn.Sequential(
+            OrderedDict(conv1=network.conv1, bn1=network.bn1, relu=network.relu, maxpool=network.maxpool)
+        )
+        self.body = nn.Sequential(
+            OrderedDict(stem=stem, layer1=network.layer1, layer2=network.layer2, layer3=network.layer3)
+        )
+        self.layer4 = network.layer4
+        for stage in list(self.body)[:frozen_stages]:
+            stage.requires_grad_(False)
+
+    def features(self, image: Tensor) -> Tensor:
+        return self.body(image)
+
+    def neck(self, pooled: Tensor, noise: SampleNoise | None = None) -> Tensor:
+        return self.layer4(pooled).mean((2, 3))
+
+
+class CropNet(RoiNet):
+    """Every box cut out of the image at one small size, frozen features of the crop, and two trained layers on them.
+
+    For a few hundred images and no GPU: what an object looks like does not depend on its size, and frozen features tell
+    objects apart already, so little data goes a long way. While training, the features of a view are remembered.
+    D counts the channels of all maps; the maps of stride 32 are enlarged to the cells of those of stride 16.
+
+    Args:
+        features: what sees the crops, side by side: `efficientnet_lite0`, which has learnt from ImageNet's photographs,
+            and `small`, the small SAM, which has learnt from drawn scenes.
+        dim: of the two layers.
+        crop: side of a crop, pixels; a multiple of the largest stride, 32 of `efficientnet_lite0` and 16 of `small`.
+        margin: how much a box is enlarged to each side, as a share of its size.
+        drop: rate of the dropout after each trained layer.
+    """
+
+    def __init__(
+        self,
+        features: Sequence[str] = ("small",),
+        dim: int = 256,
+        *,
+        crop: int = 64,
+        margin: float = 0.15,
+        drop: float = 0.2,
+    ) -> None:
+        super().__init__()
+        # Rounding keeps a few hundred photographs in memory; the small SAM's features take little.
+        self._is_rounded = NAME in features
+        self._names = [name for name, key in (("lite0", NAME), ("sam", "small")) if key in features]
+        if NAME in features:
+            self.lite0 = Lite0()
+        if "small" in features:
+            self.sam = FrozenSam("vit_xs", crop)
+        strides = [stride for one in self.frozen for stride in one.crop_strides]
+        self._channels = [channels for one in self.frozen for channels in one.crop_channels]
+        self.stride, self.pooled_channels, self.pooled_size = 1, sum(self._channels), crop // min(strides)
+        self._shrink = [stride // min(strides) for stride in strides]
+        inputs = sum(c * (crop // stride) ** 2 for c, stride in zip(self._channels, strides, strict=True))
+        self.dim, self.crop, self.margin, self.drop = dim, crop, margin, drop
+        self.first = nn.Linear(inputs, dim)
+        self.norm, self.second = nn.LayerNorm(dim), nn.Linear(dim, dim)
+        self.seen = SeenViews()
+
+    @property
+    def frozen(self) -> list[Lite0 | FrozenSam]:
+        """The networks that see the crops."""
+        return [getattr(self, name) for name in self._names]
+
+    def load_shipped(self) -> None:
+        """Takes the weights that the frozen networks are known with."""
+        for one in self.frozen:
+            one.load_shipped()
+
+    @torch.no_grad()
+    def pool(self, image: Tensor, boxes: Tensor) -> Tensor:
+        if not self.training:
+            return self._join(self._see(image, boxes))
+        return self._join(self.seen.recall([image, boxes], lambda: self._rounded(self._see(image, boxes))))
+
+    def _see(self, image: Tensor, boxes: Tensor) -> list[Tensor]:
+        """The maps of all frozen networks, fine and coarse."""
+        maps = []
+        for one in self.frozen:
+            crops = self.cut_out(image, boxes, one)
+            parts = [one.crop_maps(part) for part in crops.split(one.at_once(crops.device))]
+            maps += [torch.cat(levels) for levels in zip(*parts, strict=True)]
+        return maps
+
+    def _rounded(self, maps: list[Tensor]) -> list[Tensor]:
+        return [one.half() for one in maps] if self._is_rounded else maps
+
+    def _join(self, maps: list[Tensor]) -> Tensor:
+        """(N, D, S, S) float32 of maps of several strides."""
+        return torch.cat([_enlarge(one.float(), self.pooled_size) for one in maps], 1)
+
+    def cut_out(self, image: Tensor, boxes: Tensor, network: Lite0 | FrozenSam) -> Tensor:
+        """(N, 3, crop, crop) of boxes (N, 4) on an image (3, H, W) uint8, normalised; zeros beyond the image."""
+        pixels = normalise(image, network.mean, network.std)[None]
+        return cut_out(pixels, [boxes], self.crop, self.margin)
+
+    def neck(self, pooled: Tensor, noise: SampleNoise | None = None) -> Tensor:
+        parts = zip(pooled.split(self._channels, 1), self._shrink, strict=True)
+        cells = torch.cat([F.avg_pool2d(part, factor).flatten(1) for part, factor in parts], 1)
+        x = dropout(F.relu(self.norm(self.first(cells))), noise, rate=self.drop)
+        return dropout(F.relu(self.second(x)), noise, rate=self.drop)
+
+
+def _enlarge(maps: Tensor, side: int) -> Tensor:
+    return maps if maps.shape[-1] == side else F.interpolate(maps, size=(side, side), mode="nearest")
+
+
+def load_imagenet(network: RoiNet, state: Mapping[str, Tensor]) -> list[str]:
+    """Loads a classifier of ImageNet into `network`: each of its own keys from the one that ends alike.
+
+    torchvision's files number fc6 and fc7 classifier.0 and .3, files from Caffe (Johnson's) .1 and .4.
+
+    Returns:
+        keys of the network that `state` has nothing for.
+
+    Raises:
+        ValueError: a key's shape does not fit.
+    """
+    renamed = dict(state)
+    if "classifier.1.weight" in renamed and "classifier.0.weight" not in renamed:
+        moves = {f"classifier.{a}.{kind}": f"classifier.{b}.{kind}" for a, b in ((1, 0), (4, 3)) for kind in _KINDS}
+        renamed = {moves.get(key, key): value for key, value in renamed.items()}
+    for key in list(renamed):
+        renamed[_STEM.get(key.split(".")[0], "") + key] = renamed[key]
+    own = network.state_dict()
+    found = {key: renamed[name] for key in own if (name := key.removeprefix("body.")) in renamed}
+    for key, value in found.items():
+        if own[key].shape != value.shape:
+            raise ValueError(f"{key} must be {tuple(own[key].shape)}, the file has {tuple(value.shape)}")
+    network.load_state_dict(found, strict=False)
+    return sorted(own.keys() - found.keys())
+
+
+_KINDS = ("weight", "bias")
+_STEM = {"conv1": "stem.", "bn1": "stem."}

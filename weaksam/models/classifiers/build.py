@@ -1,0 +1,59 @@
+"""Classifiers by the name of their backbone: WeakTr on a ViT or the small SAM, class activation maps on Lite0."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from weaksam.errors import WeightsError
+from weaksam.models.backbones import lite0
+from weaksam.models.classifiers import weaktr_weights
+from weaksam.models.classifiers.cam_classifier import CamClassifier
+from weaksam.models.classifiers.weaktr import FineOf, WeakTr
+from weaksam.sam.checkpoints import read_state
+
+Classifier = WeakTr | CamClassifier
+
+
+def kind_of(backbone: str) -> type[Classifier]:
+    """What stands on a backbone."""
+    return CamClassifier if backbone == lite0.NAME else WeakTr
+
+
+def build_classifier(backbone: str, num_classes: int, *, gated: bool = False, fine_of: FineOf = "both") -> Classifier:
+    """A classifier with random weights, in train mode, on the CPU; `gated` and `fine_of` are WeakTr's."""
+    if backbone == lite0.NAME:
+        return CamClassifier(num_classes)
+    return weaktr_weights.build_weaktr(backbone, num_classes, gated=gated, fine_of=fine_of)
+
+
+def load_pretrained(model: Classifier, backbone: str) -> None:
+    """Starts `model` from the weights its backbone is known with."""
+    if isinstance(model, CamClassifier):
+        model.load_pretrained()
+    else:
+        weaktr_weights.load_pretrained(model, backbone)
+
+
+def load_trained(
+    path: Path, backbone: str, num_classes: int, *, gated: bool = False, fine_of: FineOf = "both"
+) -> Classifier:
+    """A classifier that `train_classifier` finished, float32, in eval mode, without gradients, on the CPU.
+
+    Raises:
+        WeightsError: the file cannot be read, or does not hold all of it.
+    """
+    if backbone != lite0.NAME:
+        return weaktr_weights.load_trained(path, backbone, num_classes, gated=gated, fine_of=fine_of)
+    model, state = CamClassifier(num_classes), read_state(path)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise WeightsError(
+            f"{path}: no finished classifier of {num_classes} classes: run its step again ({error})"
+        ) from error
+    return model.float().eval().requires_grad_(False)
+
+
+def depth_of(backbone: str) -> int:
+    """Layers of a transformer; 0 where there is none."""
+    return CamClassifier.depth if backbone == lite0.NAME else weaktr_weights.size_of(backbone).depth

@@ -1,0 +1,103 @@
+"""A classifier on the frozen features of EfficientNet-Lite0: class activation maps of its last two stages.
+
+For photographs and no GPU: nothing but two small heads is trained, and the features of a picture are remembered.
+The image-level logit of a class is a soft maximum over its map, so a map need not be high everywhere on an image that
+holds the class: an object is small in most photographs.
+Source: class activation maps, Zhou et al. 2016, arXiv 1512.04150; log-sum-exp pooling, Pinheiro and Collobert 2015,
+arXiv 1411.6228.
+Axis legend: B images, C classes, D channels, h w cells of a map.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from weaksam.models.backbones.lite0 import CHANNELS, MEAN, STD, Lite0
+from weaksam.models.backbones.seen_views import SeenViews
+from weaksam.models.classifiers.weaktr import Logits, Maps
+
+_HIDDEN = 128
+_SHARPNESS = 2.0  # of the soft maximum: 0 would be the mean
+
+
+class CamClassifier(nn.Module):
+    """Which classes an image holds, and where: `coarse` maps have a stride of 32, `fine` maps see both stages at 16.
+
+    Args:
+        num_classes: C.
+    """
+
+    mean, std = ([value / 255 for value in values] for values in (MEAN, STD))  # of pixels in [0, 1]
+    patch = 32  # sides of views are a multiple of this
+    depth = 0  # layers with attention: there are no cross maps
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.lite0 = Lite0()
+        _, _, _, fine, coarse = CHANNELS
+        self.coarse, self.fine = _Head(coarse, num_classes), _Head(fine + coarse, num_classes)
+        self.seen = SeenViews()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.coarse.classes.weight.device
+
+    def load_pretrained(self) -> None:
+        """Takes the weights that the frozen network is known with."""
+        self.lite0.load_shipped()
+
+    def forward(self, images: Tensor, keep: Tensor | None = None) -> Logits:
+        """Image-level logits of the coarse maps (`cls`) and of the fine maps (`patch`).
+
+        Args:
+            images: (B, 3, H, W) float, normalised by `mean` and `std`.
+            keep: not used: there are no residual branches to leave out.
+        """
+        coarse, fine = self._read(self._features(images))
+        return Logits(soft_maximum(coarse), soft_maximum(fine), None)
+
+    @torch.no_grad()
+    def find_maps(self, images: Tensor, *, cross_layers: Sequence[int]) -> Maps:
+        """Maps of every class, and no cross maps, whatever layers are asked for."""
+        coarse, fine = self._read(self.lite0.crop_maps(images))
+        cross = fine.new_zeros(len(fine), 0, *fine.shape[1:])
+        return Maps(soft_maximum(coarse), coarse, fine, cross)
+
+    def _read(self, features: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Coarse and fine class maps of the features of strides 16 and 32."""
+        fine, coarse = features
+        enlarged = F.interpolate(coarse, size=fine.shape[2:], mode="bilinear", align_corners=False)
+        return self.coarse(coarse), self.fine(torch.cat([fine, enlarged], 1))
+
+    def _features(self, images: Tensor) -> list[Tensor]:
+        if not self.training:
+            return self.lite0.crop_maps(images)
+        rows = [self.seen.recall([one], lambda one=one: self._rounded(one)) for one in images]
+        return [torch.stack(maps).float() for maps in zip(*rows, strict=True)]
+
+    def _rounded(self, image: Tensor) -> list[Tensor]:
+        """The features of one image in half precision, which are remembered."""
+        return [maps[0].half() for maps in self.lite0.crop_maps(image[None])]
+
+
+class _Head(nn.Module):
+    """Features (B, D, h, w) to class maps (B, C, h, w), cell by cell."""
+
+    def __init__(self, channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.hidden, self.classes = nn.Linear(channels, _HIDDEN), nn.Linear(_HIDDEN, num_classes)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.classes(self.hidden(features.permute(0, 2, 3, 1)).relu()).permute(0, 3, 1, 2)
+
+
+def soft_maximum(maps: Tensor) -> Tensor:
+    """(B, C) of maps (B, C, h, w): between the mean and the maximum of each."""
+    cells = maps.shape[2] * maps.shape[3]
+    return (torch.logsumexp(_SHARPNESS * maps.flatten(2).float(), 2) - math.log(cells)) / _SHARPNESS

@@ -1,0 +1,179 @@
+"""Sizes and starting weights of WeakTr: any plain timm ViT, a published WeakTr checkpoint, or the demo's own.
+
+A state dict is fitted key by key; what stays at its random start and what was not used is told, what cannot fit is an
+error that names it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from weaksam.errors import ConfigError, WeightsError
+from weaksam.models.backbones.sam_stem import SamStem
+from weaksam.models.classifiers.weaktr import FineOf, WeakTr, WeakTrSize
+from weaksam.sam.checkpoints import read_state
+
+log = logging.getLogger(__name__)
+
+SMALL = "vit_xs"  # the demo's own variant: a few layers on the frozen image encoder of the SAM of that name
+_SMALL_SIZE = WeakTrSize(128, 4, 4, grid=16, sam=SMALL)
+_NAMED = 5
+
+
+def size_of(backbone: str) -> WeakTrSize:
+    """The size of a backbone.
+
+    Args:
+        backbone: `vit_xs`, or the name of a timm ViT that is plain: one class token, no layer scale, no registers.
+
+    Raises:
+        ConfigError: there is no such model, or WeakTr cannot be built on it.
+    """
+    if backbone == SMALL:
+        return _SMALL_SIZE
+    vit = _build_timm(backbone)
+    block = vit.blocks[0]
+    size = WeakTrSize(
+        dim=vit.embed_dim,
+        depth=len(vit.blocks),
+        heads=block.attn.num_heads,
+        patch=vit.patch_embed.patch_size[0],
+        grid=vit.patch_embed.grid_size[0],
+        eps=block.norm1.eps,
+    )
+    own = {key for key in WeakTr(1, size).state_dict() if key.startswith(("blocks.", "patch_embed."))}
+    theirs = {key for key in vit.state_dict() if key.startswith(("blocks.", "patch_embed."))}
+    if own != theirs:
+        raise ConfigError(
+            f"backbone {backbone!r} is no plain ViT: it has {_some(sorted(theirs - own))} and lacks "
+            f"{_some(sorted(own - theirs))}: choose one such as deit_small_patch16_224"
+        )
+    return size
+
+
+def build_weaktr(backbone: str, num_classes: int, *, gated: bool = False, fine_of: FineOf = "both") -> WeakTr:
+    """A WeakTr with random weights, in train mode, on the CPU."""
+    return WeakTr(num_classes, size_of(backbone), gated=gated, fine_of=fine_of)
+
+
+def load_trained(
+    path: Path, backbone: str, num_classes: int, *, gated: bool = False, fine_of: FineOf = "both"
+) -> WeakTr:
+    """A WeakTr that `train_classifier` finished, float32, in eval mode, without gradients, on the CPU.
+
+    Raises:
+        WeightsError: the file cannot be read, or does not hold all of it.
+    """
+    model = build_weaktr(backbone, num_classes, gated=gated, fine_of=fine_of)
+    missing, _ = load_state(model, read_state(path), where=str(path))
+    if missing:
+        raise WeightsError(f"{path}: no finished classifier, it lacks {_some(missing)}: run its step again")
+    return model.float().eval().requires_grad_(False)
+
+
+def load_pretrained(model: WeakTr, backbone: str) -> None:
+    """Starts `model` from the weights its backbone is known with: timm's, or for `vit_xs` those of the shipped SAM."""
+    if isinstance(model.patch_embed, SamStem):
+        model.patch_embed.load_shipped()
+    else:
+        load_state(model, _build_timm(backbone, pretrained=True).state_dict(), where=backbone)
+
+
+def load_file(model: WeakTr, path: Path, *, class_rows: Sequence[int] | None = None) -> None:
+    """Starts `model` from a file: a WeakTr checkpoint or the state dict of a ViT.
+
+    Raises:
+        WeightsError: it cannot be read, or does not fit.
+    """
+    state = read_state(path, wrappers=("model", "state_dict"))  # as DeiT's and WeakTr's training scripts save it
+    load_state(model, state, where=str(path), class_rows=class_rows)
+
+
+def load_state(
+    model: WeakTr, state: dict[str, Tensor], *, where: str, class_rows: Sequence[int] | None = None
+) -> tuple[list[str], list[str]]:
+    """Fits a state dict to `model` and loads it.
+
+    A ViT has one class token: each class starts as a copy of it. A checkpoint with more classes than `class_rows` names
+    gives those rows (published COCO checkpoints have 90 classes, of which the dataset uses 80).
+
+    Returns:
+        missing keys, which keep their random start, and unexpected ones, which are not used; both are logged too.
+
+    Raises:
+        WeightsError: a layer of the transformer is missing, a shape differs, or the classes do not match.
+    """
+    wanted = model.state_dict()
+    fitted = _fit_classes(dict(state), model, where, class_rows)
+    missing = [key for key in wanted if key not in fitted]
+    unexpected = [key for key in fitted if key not in wanted]
+    misshaped = [
+        f"{key} is {tuple(fitted[key].shape)} instead of {tuple(wanted[key].shape)}"
+        for key in wanted
+        if key in fitted and fitted[key].shape != wanted[key].shape
+    ]
+    needed = [key for key in missing if key.startswith(("blocks.", "patch_embed.", "pos_embed", "cls_token"))]
+    if needed or misshaped:
+        faults = [f"missing {_some(needed)}"] * bool(needed) + [_some(misshaped)] * bool(misshaped)
+        raise WeightsError(
+            f"{where}: does not fit the classifier: {'; '.join(faults)}: set the backbone it was made for"
+        )
+    for what, keys in (("not in it, left at their start", missing), ("in it but not used", unexpected)):
+        if keys:
+            log.info("%s: %s: %s", where, what, _some(keys))
+    model.load_state_dict({key: value for key, value in fitted.items() if key in wanted}, strict=False)
+    return missing, unexpected
+
+
+def _fit_classes(
+    state: dict[str, Tensor], model: WeakTr, where: str, class_rows: Sequence[int] | None
+) -> dict[str, Tensor]:
+    """`state` with the class tokens, their positions and the head for the classes of `model`."""
+    classes = model.num_classes
+    if state.get("head.weight", torch.zeros(0)).ndim != 4:  # a ViT's own classifier
+        state = {key: value for key, value in state.items() if not key.startswith(("head.", "head_dist.", "fc_norm."))}
+    tokens = state.get("cls_token")
+    if tokens is None or "pos_embed" not in state:
+        return state
+    found = tokens.shape[1]
+    if found == 1 and classes != 1:
+        rows = [0] * classes
+    else:
+        rows = list(class_rows) if class_rows is not None else list(range(found))
+    if len(rows) != classes or max(rows) >= found:
+        raise WeightsError(
+            f"{where}: has {found} classes, the dataset has {classes}: name the row of each class in class_rows"
+        )
+    positions = state["pos_embed"]
+    state["cls_token"] = tokens[:, rows]
+    state["pos_embed"] = torch.cat([positions[:, rows], positions[:, found:]], 1)
+    return state | {key: state[key][rows] for key in ("head.weight", "head.bias") if key in state}
+
+
+def _build_timm(name: str, *, pretrained: bool = False) -> Any:
+    import timm
+    from timm.models.vision_transformer import VisionTransformer
+
+    try:
+        with torch.device("cpu" if pretrained else "meta"):
+            vit = timm.create_model(name, pretrained=pretrained, num_classes=0)
+    except RuntimeError as error:
+        raise ConfigError(f"backbone {name!r}: timm cannot build it ({error})") from error
+    except OSError as error:
+        raise WeightsError(
+            f"backbone {name!r}: its weights cannot be fetched ({error}): give them as a file in `weights`"
+        ) from error
+    if not isinstance(vit, VisionTransformer) or vit.cls_token is None:
+        raise ConfigError(f"backbone {name!r} is no ViT with a class token: choose one such as deit_small_patch16_224")
+    return vit
+
+
+def _some(names: Sequence[str]) -> str:
+    rest = len(names) - _NAMED
+    return (", ".join(names[:_NAMED]) or "nothing") + (f" and {rest} more" if rest > 0 else "")

@@ -1,0 +1,132 @@
+"""What every detector that learns from boxes is given and gives, and how images become a batch.
+
+Axis legend: B images, H W pixels, G objects of an image, K detections of an image.
+Boxes are xyxy, absolute pixels of the image given, float32, right and bottom exclusive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from weaksam.models.backbones.pyramids import Pyramid, load_from
+from weaksam.models.detectors.targets import Targets, check_targets
+
+__all__ = ["Batch", "Detector", "Found", "Normaliser", "Targets"]
+
+
+class Found(NamedTuple):
+    """Detections of an image, best first: boxes (K, 4) float32, classes (K,) int64, scores (K,) float32 in 0..1.
+
+    And masks (K, H, W) bool, of a detector that makes some.
+    """
+
+    boxes: Tensor
+    classes: Tensor
+    scores: Tensor
+    masks: Tensor | None = None
+
+
+class Batch(NamedTuple):
+    """Images made one tensor: pixels (B, 3, H, W) float32, padded with zeros; sizes, (height, width) of each."""
+
+    pixels: Tensor
+    sizes: list[tuple[int, int]]
+
+    @property
+    def inside(self) -> Tensor:
+        """(B, H, W) bool, where there is image and no padding."""
+        height, width = self.pixels.shape[2:]
+        rows, columns = (torch.arange(n, device=self.pixels.device) for n in (height, width))
+        sizes = torch.tensor(self.sizes, device=self.pixels.device)
+        return (rows[None, :, None] < sizes[:, 0, None, None]) & (columns[None, None, :] < sizes[:, 1, None, None])
+
+
+class Detector(nn.Module):
+    """Base of the detectors.
+
+    Attributes:
+        num_classes: C.
+        learns_masks: whether every object needs a mask to learn from.
+    """
+
+    num_classes: int
+    learns_masks = False
+
+    def losses(self, images: Sequence[Tensor], targets: Sequence[Targets], step: int) -> dict[str, Tensor]:
+        """Every loss of a training step, each the sum over images, differentiable; and what is only to be told.
+
+        The names of losses start with `loss`; whatever has another name is not learnt from. Every trainable weight
+        takes part in every call.
+
+        Args:
+            images: B of (3, H, W) uint8 RGB, of any sizes, on the detector's device.
+            targets: B, there too.
+            step: of the training, from 0.
+
+        Raises:
+            ValueError: a target cannot be learnt from, see `check_targets`.
+        """
+        check_targets(images, targets, self.num_classes, with_masks=self.learns_masks)
+        return self._losses(images, targets, step)
+
+    def _losses(self, images: Sequence[Tensor], targets: Sequence[Targets], step: int) -> dict[str, Tensor]:
+        """`losses` of targets that have been checked."""
+        raise NotImplementedError
+
+    def detect(self, images: Sequence[Tensor], mask_sizes: Sequence[tuple[int, int]] | None = None) -> list[Found]:
+        """The detections of each of B images (3, H, W) RGB of 0..255, in the pixels of that image. In eval mode.
+
+        Masks, of a detector that makes some, are drawn at `mask_sizes`, (height, width) that each image is stretched
+        to, or at its own: an image seen smaller than it is wants no masks that were made smaller first.
+        """
+        raise NotImplementedError
+
+    def load_pretrained(self, weights: str | None) -> None:
+        """Starts the backbone from a file at a URI, or from the weights it is known with.
+
+        Raises:
+            WeightsError: the file lacks weights of the backbone, or they have other shapes.
+        """
+        for module in self.modules():
+            if isinstance(module, Pyramid):
+                load_from(module, weights)
+
+    def early_parameters(self) -> tuple[list[nn.Parameter], int]:
+        """Weights that learn in the first so many steps, and all others after those; as a rule there are none."""
+        return [], 0
+
+    def backbone_parameters(self) -> Iterator[nn.Parameter]:
+        """The weights of the backbone, which start from those of another task."""
+        for module in self.modules():
+            if isinstance(module, Pyramid):
+                yield from module.parameters()
+
+
+class Normaliser(nn.Module):
+    """Images (3, H, W) uint8 RGB as one batch of the mean and standard deviation that a backbone wants.
+
+    Args:
+        pyramid: the backbone.
+        multiple: both sides are padded to a multiple of this.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, pyramid: Pyramid, multiple: int = 32) -> None:
+        super().__init__()
+        self.multiple = multiple
+        self.register_buffer("mean", torch.tensor(pyramid.mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(pyramid.std).view(3, 1, 1), persistent=False)
+
+    def forward(self, images: Sequence[Tensor]) -> Batch:
+        sizes = [(int(image.shape[1]), int(image.shape[2])) for image in images]
+        height, width = (-(-max(side) // self.multiple) * self.multiple for side in zip(*sizes, strict=True))
+        pixels = images[0].new_zeros((len(images), 3, height, width), dtype=torch.float32)
+        for i, image in enumerate(images):
+            pixels[i, :, : image.shape[1], : image.shape[2]] = (image.float() - self.mean) / self.std
+        return Batch(pixels, sizes)

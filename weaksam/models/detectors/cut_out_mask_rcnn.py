@@ -1,0 +1,131 @@
+"""Mask R-CNN for few small images and no GPU: `CutOutRcnn`, and a mask of what it found in each place.
+
+The mask, too, is made of what the frozen SAM sees in a region that is cut out: from coarse to fine, as a feature
+pyramid does, since an outline wants fine maps and what is inside wants coarse ones.
+Source: He et al. 2017, arXiv 1703.06870; Lin et al. 2017, arXiv 1612.03144.
+Axis legend: N regions and G objects of an image, F regions with an object that masks are learnt of, K detections of an
+image, m cells of a side of a mask.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models.detection.roi_heads import project_masks_on_boxes
+
+from weaksam.models.backbones.pyramids import Pyramid
+from weaksam.models.detectors.base import Found, Targets
+from weaksam.models.detectors.cut_out_rcnn import CutOutRcnn, CutOutRcnnSize
+from weaksam.models.detectors.faster_rcnn import PUBLISHED, BoxLoss, FoundRules
+from weaksam.models.detectors.mask_rcnn import mask_loss, paste_masks
+from weaksam.ops.boxes import box_iou, enlarge_boxes
+from weaksam.ops.roi_drop import NO_DROP, RoiDropRules
+
+_OBJECT_IOU = 0.5  # as the second stage tells objects from background
+
+
+@dataclass(frozen=True)
+class CutOutMaskRcnnSize(CutOutRcnnSize):
+    """How large.
+
+    Attributes:
+        mask_dim: channels of the layers that make a mask.
+        mask_samples: F of one image is at most this: more of the same objects take time and teach little.
+    """
+
+    mask_dim: int = 64
+    mask_samples: int = 8
+
+
+class CutOutMaskRcnn(CutOutRcnn):
+    """Images to boxes with classes and masks.
+
+    Args:
+        pyramid, num_classes, size, box_loss, drop, found: see `FasterRcnn`; a mask teaches nothing where its region's
+            class or box does not.
+    """
+
+    learns_masks = True
+
+    def __init__(
+        self,
+        pyramid: Pyramid,
+        num_classes: int,
+        size: CutOutMaskRcnnSize = CutOutMaskRcnnSize(),
+        *,
+        box_loss: BoxLoss = "l1",
+        drop: RoiDropRules = NO_DROP,
+        found: FoundRules = PUBLISHED,
+    ) -> None:
+        super().__init__(pyramid, num_classes, size, box_loss=box_loss, drop=drop, found=found)
+        self.mask_samples = size.mask_samples
+        self.mask_head = _MaskHead(self.cut_outs.channels, size.mask_dim, num_classes + 1)
+
+    def _told(self) -> tuple[str, ...]:
+        return *super()._told(), "loss_mask", *(() if self.roi_heads.drop.gate == "off" else ("dropped_mask",))
+
+    def _second_stage(self, remembered: list[list[Tensor]], targets: Sequence[Targets], step: int) -> dict[str, Tensor]:
+        """Those of `CutOutRcnn` and `loss_mask`."""
+        heads: Any = self.roi_heads
+        samples = self._sample(remembered, targets)
+        by_roi = self._roi_losses(remembered, samples, step)
+        chosen = [one[2] for one in remembered]
+        maps = [torch.cat(level).float() for level in zip(*(one[3:] for one in remembered), strict=True)]
+        logits = self.mask_head(maps)
+        parts = [
+            project_masks_on_boxes(
+                one.known_masks(), enlarge_boxes(boxes, self.cut_outs.margin)[rows], places[rows], logits.shape[-1]
+            )
+            for one, boxes, places, rows in zip(targets, samples.boxes, samples.places, chosen, strict=True)
+        ]
+        drops = (by_roi.drop_cls | by_roi.drop_reg).split([len(one) for one in samples.labels])
+        labels, is_dropped = (
+            [one[rows] for one, rows in zip(many, chosen, strict=True)] for many in (samples.labels, drops)
+        )
+        loss = mask_loss(logits, parts, labels, torch.cat(is_dropped))
+        told = {} if heads.drop.gate == "off" else {"dropped_mask": torch.cat(drops).sum()}
+        return by_roi.sums(heads.drop) | {"loss_mask": loss} | told
+
+    def _keep(self, every: Tensor, boxes: Tensor, maps: list[Tensor]) -> list[Tensor]:
+        """Beyond what `CutOutRcnn` keeps, which of `every` teach masks (F,) and their maps, in half precision."""
+        holds = (box_iou(every, boxes) >= _OBJECT_IOU).any(1).nonzero()[:, 0]
+        chosen = holds[:: max(1, math.ceil(len(holds) / self.mask_samples))]
+        return [maps[-1], chosen, *(level[chosen].half() for level in maps)]
+
+    @torch.no_grad()
+    def detect(self, images: Sequence[Tensor], mask_sizes: Sequence[tuple[int, int]] | None = None) -> list[Found]:
+        drawn = mask_sizes or [(int(image.shape[1]), int(image.shape[2])) for image in images]
+        return [self._detect_masks(image, hw) for image, hw in zip(images, drawn, strict=True)]
+
+    def _detect_masks(self, image: Tensor, drawn_hw: tuple[int, int]) -> Found:
+        (found,) = super().detect([image])
+        logits = self.mask_head(self.cut_outs.pyramid([found.boxes]))
+        chances = logits[torch.arange(len(logits), device=logits.device), found.classes + 1].sigmoid()[:, None]
+        where = enlarge_boxes(found.boxes, self.cut_outs.margin)
+        return found._replace(masks=paste_masks(chances, where, (image.shape[1], image.shape[2]), drawn_hw))
+
+
+class _MaskHead(nn.Module):
+    """Maps of a region, fine to coarse, to logits (F, 1 + C, m, m), m twice the side of the finest."""
+
+    def __init__(self, channels: Sequence[int], dim: int, num_classes: int) -> None:
+        super().__init__()
+        self.laterals = nn.ModuleList(nn.Conv2d(one, dim, 1) for one in channels)
+        self.convs = nn.ModuleList(nn.Conv2d(dim, dim, 3, padding=1) for _ in channels)
+        self.up = nn.ConvTranspose2d(dim, dim, 2, stride=2)
+        self.logits = nn.Conv2d(dim, num_classes, 1)
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        x = self.laterals[-1](maps[-1])
+        for level in reversed(range(len(maps))):
+            x = F.relu(self.convs[level](x))
+            if level:
+                finer = maps[level - 1]
+                x = F.interpolate(x, finer.shape[2:], mode="nearest") + self.laterals[level - 1](finer)
+        return self.logits(F.relu(self.up(x)))

@@ -1,0 +1,239 @@
+"""Faster R-CNN for few small images and no GPU, which a frozen SAM helps twice.
+
+Where: the boxes of the first stage prompt the SAM, and the boxes of its masks are the regions; so the first stage need
+not learn to the pixel where an object ends. What: each region is cut out at one small size and seen by the SAM, because
+what an object looks like does not depend on its size (`CropNet` does so too).
+The stages learn one after the other, as when Faster R-CNN was new (Ren et al. 2015, arXiv 1506.01497, section 3.2):
+once the first is done, the regions of a view stay the same, so what they look like is seen once and remembered, and the
+second learns in a fraction of the time.
+Axis legend: B images, R RoIs of all of them, N regions and G objects of an image, E channels of the SAM, s patches of a
+side of what is cut out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection.image_list import ImageList
+
+from weaksam.models.backbones.pyramids import Pyramid
+from weaksam.models.backbones.sam_stem import FrozenSam, cut_out
+from weaksam.models.backbones.seen_views import SeenViews, view_digest
+from weaksam.models.detectors.base import Found, Targets
+from weaksam.models.detectors.faster_rcnn import (
+    PUBLISHED,
+    BoxLoss,
+    FasterRcnn,
+    FasterRcnnSize,
+    FoundRules,
+    RoiLosses,
+    roi_losses,
+)
+from weaksam.ops.boxes import mirror_boxes
+from weaksam.ops.roi_drop import NO_DROP, RoiDropRules
+from weaksam.sam.build import VARIANTS
+from weaksam.sam.checkpoints import load_sam
+from weaksam.sam.engine import SamEngine
+
+_AT_ONCE = 64  # cut-outs that the SAM sees together: more are no faster and take memory
+_ALL = 10**6  # so many regions are never proposed
+
+
+@dataclass(frozen=True)
+class CutOutRcnnSize(FasterRcnnSize):
+    """How large; every region that is proposed is learnt from, and no RoIAlign is there to be sized.
+
+    Attributes:
+        first_steps: steps that the first stage learns for, before the second one does.
+        patches: s.
+        margin: how much a region is enlarged to each side, as a share of its size.
+        depth: blocks of the SAM that see what is cut out: those halfway tell classes apart better than the last ones,
+            which are all about masks.
+        dropout: rate after each of the two layers above a region.
+        variant: of the SAM.
+    """
+
+    dim: int = 64
+    hidden: int = 256
+    anchors: tuple[int, ...] = (32, 72, 144)
+    roi_samples: int = _ALL
+    proposals: int = 60
+    pre_nms: tuple[int, int] = (300, 300)
+    nms: float = 0.5  # boxes that overlap by more become the same mask's
+    first_steps: int = 300
+    patches: int = 4
+    margin: float = 0.15
+    depth: int | None = 4
+    dropout: float = 0.2
+    variant: str = "vit_xs"
+
+
+class _Samples(NamedTuple):
+    """Regions of each image to learn from, and the boxes to learn: all of them.
+
+    Boxes (N + G, 4), the object each is nearest to (N + G,), its class, 0 = background, (N + G,), and where that lies
+    from it (N + G, 4).
+    """
+
+    boxes: list[Tensor]
+    places: list[Tensor]
+    labels: list[Tensor]
+    wanted: list[Tensor]
+
+
+class CutOutRcnn(FasterRcnn):
+    """Images to boxes with classes.
+
+    Args:
+        pyramid, num_classes, size, box_loss, drop, found: see `FasterRcnn`.
+    """
+
+    def __init__(
+        self,
+        pyramid: Pyramid,
+        num_classes: int,
+        size: CutOutRcnnSize = CutOutRcnnSize(),
+        *,
+        box_loss: BoxLoss = "l1",
+        drop: RoiDropRules = NO_DROP,
+        found: FoundRules = PUBLISHED,
+    ) -> None:
+        super().__init__(pyramid, num_classes, size, box_loss=box_loss, drop=drop, found=found)
+        self.first_steps, self.seen, self.seen_regions = size.first_steps, SeenViews(), SeenViews()
+        self.engine = SamEngine(load_sam(size.variant))  # no part of what is trained or saved
+        self.roi_heads.box_roi_pool = _CutOuts(size)
+        inputs = self.cut_outs.sam.channels * size.patches**2
+        self.roi_heads.box_head = nn.Sequential(
+            nn.Flatten(),
+            *(nn.Linear(inputs, size.hidden), nn.LayerNorm(size.hidden), nn.ReLU(), nn.Dropout(size.dropout)),
+            *(nn.Linear(size.hidden, size.hidden), nn.ReLU(), nn.Dropout(size.dropout)),
+        )
+
+    @property
+    def cut_outs(self) -> _CutOuts:
+        """What sees the regions."""
+        return self.roi_heads.box_roi_pool  # pyright: ignore[reportReturnType]
+
+    def load_pretrained(self, weights: str | None) -> None:
+        super().load_pretrained(weights)
+        self.cut_outs.sam.load_shipped()
+
+    def early_parameters(self) -> tuple[list[nn.Parameter], int]:
+        """The first stage's."""
+        parts = (*self.backbone.parameters(), *self.rpn.parameters())
+        return [p for p in parts if p.requires_grad], self.first_steps
+
+    def _losses(self, images: Sequence[Tensor], targets: Sequence[Targets], step: int) -> dict[str, Tensor]:
+        """See `Detector.losses`; either stage's are 0 while the other learns."""
+        # all weights take part, always; one number of each is enough
+        zero = torch.stack([p.reshape(-1)[0] for p in self.parameters() if p.requires_grad]).sum() * 0
+        nothing = dict.fromkeys(self._told(), zero)
+        if step < self.first_steps:
+            batch, maps = self._see(images)
+            listed = [{"boxes": one.boxes, "labels": one.classes + 1} for one in targets]
+            return nothing | self.rpn(batch, maps, listed)[1]
+        remembered = [
+            self.seen.recall([image, one.boxes], partial(self._look, image, one.boxes))
+            for image, one in zip(images, targets, strict=True)
+        ]
+        return nothing | self._second_stage(remembered, targets, step)
+
+    def _told(self) -> tuple[str, ...]:
+        """Names of all that `losses` tells."""
+        dropped = () if self.roi_heads.drop.gate == "off" else ("dropped_cls", "dropped_reg")
+        return "loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg", *dropped
+
+    def _second_stage(self, remembered: list[list[Tensor]], targets: Sequence[Targets], step: int) -> dict[str, Tensor]:
+        """Losses of what was remembered of each image."""
+        heads: Any = self.roi_heads
+        samples = self._sample(remembered, targets)
+        return self._roi_losses(remembered, samples, step).sums(heads.drop)
+
+    def _sample(self, remembered: list[list[Tensor]], targets: Sequence[Targets]) -> _Samples:
+        """Every region, and the boxes to learn, with what it is to be."""
+        listed = [{"boxes": one.boxes, "labels": one.classes + 1} for one in targets]
+        heads: Any = self.roi_heads
+        return _Samples(*heads.select_training_samples([one[0] for one in remembered], listed))
+
+    def _roi_losses(self, remembered: list[list[Tensor]], samples: _Samples, step: int) -> RoiLosses:
+        heads: Any = self.roi_heads
+        logits, deltas = heads.box_predictor(heads.box_head(torch.cat([one[1] for one in remembered])))
+        return roi_losses(logits, deltas, samples.labels, samples.wanted, heads.beta, heads.drop, step)
+
+    @torch.no_grad()
+    def detect(self, images: Sequence[Tensor], mask_sizes: Sequence[tuple[int, int]] | None = None) -> list[Found]:
+        found = []
+        for image in images:
+            regions, maps, sizes = self._propose(image)
+            (one,), _ = self.roi_heads(maps, [regions], sizes)
+            found.append(Found(one["boxes"], one["labels"] - 1, one["scores"]))
+        return found
+
+    @torch.no_grad()
+    def _look(self, image: Tensor, boxes: Tensor) -> list[Tensor]:
+        """Regions (N, 4); what the SAM sees in them and in the boxes to learn (N + G, E, s, s)."""
+        regions = self._regions(image)
+        self.cut_outs.pixels = self.normaliser([image]).pixels
+        every = torch.cat([regions, boxes])
+        return [regions, *self._keep(every, boxes, self.cut_outs.pyramid([every]))]
+
+    def _regions(self, image: Tensor) -> Tensor:
+        """Regions (N, 4) of an image; a mirrored one has those of the image, mirrored: to draw them takes longest.
+
+        Which of the two they are drawn on does not depend on which was there first, so that a training that was
+        interrupted goes on as it would have.
+        """
+        mirrored = image.flip(2)
+        is_other = view_digest([mirrored]) < view_digest([image])
+        drawn_on = mirrored if is_other else image
+        self.rpn.eval()
+        (regions,) = self.seen_regions.recall([drawn_on], lambda: [self._propose(drawn_on)[0]])
+        self.rpn.train()
+        return mirror_boxes(regions, image.shape[2]) if is_other else regions
+
+    def _keep(self, every: Tensor, boxes: Tensor, maps: list[Tensor]) -> list[Tensor]:
+        """What is worth remembering of what is seen in regions and boxes to learn, `every` (N + G, 4)."""
+        return maps[-1:]
+
+    def _propose(self, image: Tensor) -> tuple[Tensor, dict[str, Tensor], list[tuple[int, int]]]:
+        """Regions (N, 4) of an image (3, H, W), what the first stage saw, and the image's size."""
+        batch, maps = self._see([image])
+        (regions,), _ = self.rpn(batch, maps)
+        if self.engine.sam.device != image.device:
+            self.engine = SamEngine(self.engine.sam.to(image.device))
+        pixels = image.round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).contiguous().cpu().numpy()
+        snapped = self.engine.snap_boxes(pixels, regions.cpu().numpy())
+        return torch.from_numpy(snapped).to(regions), maps, batch.image_sizes
+
+    def _see(self, images: Sequence[Tensor]) -> tuple[ImageList, dict[str, Tensor]]:
+        batch, maps = super()._see(images)
+        self.cut_outs.pixels = batch.tensors
+        return batch, maps
+
+
+class _CutOuts(nn.Module):
+    """In place of RoIAlign: (R, E, s, s) of RoIs, from the pixels it was given last instead of feature maps."""
+
+    pixels: Tensor
+
+    def __init__(self, size: CutOutRcnnSize) -> None:
+        super().__init__()
+        self.side, self.margin = size.patches * VARIANTS[size.variant].patch_size, size.margin
+        self.sam = FrozenSam(size.variant, self.side, depth=size.depth)
+        self.channels = (*(conv.out_channels for conv in self.sam.encoder.patch_embed.convs[:-1]), self.sam.channels)
+
+    def forward(self, maps: Any, rois: list[Tensor], sizes: Any) -> Tensor:
+        return self.pyramid(rois)[-1]
+
+    @torch.no_grad()
+    def pyramid(self, rois: list[Tensor]) -> list[Tensor]:
+        """What is seen in RoIs, fine to coarse: (R, D, h, w) maps of strides 4, 8 and of a patch."""
+        seen = cut_out(self.pixels, rois, self.side, self.margin)
+        if not len(seen):  # the SAM cannot look at nothing
+            return [one[:0] for one in self.sam.pyramid(seen.new_zeros(1, 3, self.side, self.side))]
+        return [torch.cat(maps) for maps in zip(*map(self.sam.pyramid, seen.split(_AT_ONCE)), strict=True)]

@@ -1,0 +1,94 @@
+"""Contrastive denoising: noisy copies of an image's objects as queries whose answer is known beforehand (DINO).
+
+A group holds each object twice: little noise, to be put right, and much noise, to be called background. Groups do not
+see one another, so each is a try of its own. An image's groups depend on no other image of its batch: the function in
+transformers takes their number from the image with most objects and lets objects see the filler of the others.
+
+Axis legend: B images, G objects of an image, N noisy queries of an image (filled up to the most in the batch), Q other
+queries. Boxes are cxcywh in sizes of the image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from torchvision.ops import box_convert
+
+from weaksam.models.detectors.base import Targets
+from weaksam.models.detectors.relative_boxes import inverse_sigmoid
+
+FILLER = -1  # group of a slot that holds nothing
+_OTHERS = -2  # group of the queries that are no noisy copies
+
+
+class Noised(NamedTuple):
+    """Noisy queries.
+
+    Attributes:
+        classes: (B, N) int64, what the query claims to be.
+        references: (B, N, 4) logits of where it claims to be.
+        objects: (B, N) int64, the object it is to become, -1 = background.
+        groups: (B, N) int64 from 0, or FILLER.
+    """
+
+    classes: Tensor
+    references: Tensor
+    objects: Tensor
+    groups: Tensor
+
+    @property
+    def num_groups(self) -> Tensor:
+        """(B,) int64 of each image, at least 1."""
+        return (self.groups.amax(1) + 1).clamp(min=1)
+
+    def visible(self, others: int) -> Tensor:
+        """(B, 1, Q + N, Q + N) bool, what a query (row) may look at, with Q = `others` in front of the noisy ones.
+
+        The others see themselves alone, for at test time there is nothing else; a noisy query sees them and its group.
+        """
+        ids = torch.nn.functional.pad(self.groups, (others, 0), value=_OTHERS)
+        return ((ids[:, None, :] == ids[:, :, None]) | (ids[:, None, :] == _OTHERS))[:, None]
+
+
+def noise_objects(
+    targets: Sequence[Targets], num_classes: int, *, queries: int, label_noise: float, box_noise: float
+) -> Noised | None:
+    """Noisy copies of the objects of B images; None where there is no object at all.
+
+    The noise comes from torch's generator on the CPU, image by image, so it is the same on every device and however
+    images are put in batches.
+
+    Args:
+        targets: B, cxcywh in sizes of the image.
+        queries: noisy copies of one kind per image, about: groups are as many as fit, at least one.
+        label_noise: half of this share of the copies get a class drawn from all.
+        box_noise: how far sides move, in half sizes of the box: less than this, or once to twice this.
+    """
+    if not any(len(one.classes) for one in targets):
+        return None
+    device = targets[0].boxes.device
+    rows = [_noise_one(one, num_classes, queries, label_noise, box_noise) for one in targets]
+    parts = zip(zip(*rows, strict=True), (0, 0, -1, FILLER), strict=True)
+    return Noised(*(pad_sequence(list(part), True, padding_value=fill).to(device) for part, fill in parts))
+
+
+def _noise_one(
+    targets: Targets, num_classes: int, queries: int, label_noise: float, box_noise: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Classes (N,), references (N, 4), objects (N,) and groups (N,) of one image, on the CPU."""
+    num = len(targets.classes)
+    copies = 2 * max(queries // max(num, 1), 1)
+    slots = torch.arange(num * copies)
+    objects, copy = slots % max(num, 1), slots // max(num, 1)
+    is_far = copy % 2
+    classes, boxes = targets.classes.cpu()[objects], targets.boxes.float().cpu()[objects]
+    redrawn = torch.rand(len(slots)) < label_noise / 2
+    classes = torch.where(redrawn, torch.randint(num_classes, (len(slots),)), classes)
+    shift = (torch.rand(len(slots), 4) + is_far[:, None]) * (torch.randint(2, (len(slots), 4)) * 2 - 1)
+    corners = box_convert(boxes, "cxcywh", "xyxy") + shift * box_noise * boxes[:, 2:].repeat(1, 2) / 2
+    references = inverse_sigmoid(box_convert(corners.clamp(0, 1), "xyxy", "cxcywh"))
+    return classes, references, torch.where(is_far == 1, -1, objects), copy // 2

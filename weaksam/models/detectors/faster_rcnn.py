@@ -1,0 +1,273 @@
+"""Faster R-CNN with a feature pyramid, and RoI drop in its second stage.
+
+The parts, their defaults and the keys of a checkpoint are torchvision's (`fasterrcnn_resnet50_fpn`); the losses are our
+own: RoI drop needs them region by region, and every image counts alike however a batch is cut.
+Source: Ren et al. 2015, arXiv 1506.01497; Lin et al. 2017, arXiv 1612.03144; RoI drop: WeakSAM, arXiv 2402.14812.
+Axis legend: B images, R sampled RoIs of all of them, A sampled anchors, C classes, H W pixels.
+Boxes are xyxy, absolute pixels, float32, right and bottom exclusive. Class 0 is background inside, not outside.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.roi_heads import RoIHeads
+from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
+from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
+
+from weaksam.models.backbones.pyramids import Pyramid
+from weaksam.models.detectors.base import Detector, Found, Normaliser, Targets
+from weaksam.ops.roi_drop import NO_DROP, RoiDropRules, select_drops
+
+BoxLoss = Literal["l1", "smooth_l1"]
+_BETA = {"l1": 0.0, "smooth_l1": 1 / 9}  # where smooth L1 turns from square to straight
+
+
+@dataclass(frozen=True)
+class FasterRcnnSize:
+    """The defaults are detectron2's R50-FPN, as published, but for the losses.
+
+    Attributes:
+        dim: channels of the feature pyramid.
+        hidden: of the two layers above a RoI.
+        anchors: side of the anchors of each level, pixels; one more level than the backbone has.
+        rpn_samples, roi_samples: anchors and RoIs of an image that are learnt from.
+        proposals: RoIs the first stage hands on for an image.
+        pre_nms: candidates of a level before NMS, while training and else.
+        nms: IoU above which the first stage holds two candidates of a level to be one.
+        pooled: side of a pooled RoI.
+    """
+
+    dim: int = 256
+    hidden: int = 1024
+    anchors: tuple[int, ...] = (32, 64, 128, 256, 512)
+    rpn_samples: int = 256
+    roi_samples: int = 512
+    proposals: int = 1000
+    pre_nms: tuple[int, int] = (2000, 1000)
+    nms: float = 0.7
+    pooled: int = 7
+
+
+@dataclass(frozen=True)
+class FoundRules:
+    """Which boxes of an image are detections: above a score, after NMS in each class, the best so many."""
+
+    score_threshold: float = 0.05
+    nms_threshold: float = 0.5
+    max_detections: int = 100
+
+
+PUBLISHED = FoundRules()
+
+
+class FasterRcnn(Detector):
+    """Images to boxes with classes.
+
+    Args:
+        pyramid: the backbone.
+        num_classes: C.
+        size: of everything above the backbone.
+        box_loss: of both stages: `l1` as published, which RoI drop's threshold is meant for; `smooth_l1` torchvision's.
+        drop: RoI drop of the second stage.
+        found: what `detect` gives.
+    """
+
+    def __init__(
+        self,
+        pyramid: Pyramid,
+        num_classes: int,
+        size: FasterRcnnSize = FasterRcnnSize(),
+        *,
+        box_loss: BoxLoss = "l1",
+        drop: RoiDropRules = NO_DROP,
+        found: FoundRules = PUBLISHED,
+    ) -> None:
+        super().__init__()
+        if box_loss not in _BETA:
+            raise ValueError(f"box_loss must be one of {', '.join(_BETA)}, got {box_loss!r}")
+        if len(size.anchors) != len(pyramid.channels) + 1:
+            raise ValueError(f"anchors must be {len(pyramid.channels) + 1} sides, a level each, got {size.anchors}")
+        self.num_classes = num_classes
+        self.normaliser = Normaliser(pyramid)
+        self.backbone = _BackboneWithFpn(pyramid, size.dim)
+        ratios = ((0.5, 1.0, 2.0),) * len(size.anchors)
+        generator = AnchorGenerator(tuple((side,) for side in size.anchors), ratios)
+        self.rpn = _Rpn(
+            generator,
+            RPNHead(size.dim, generator.num_anchors_per_location()[0]),
+            fg_iou_thresh=0.7,
+            bg_iou_thresh=0.3,
+            batch_size_per_image=size.rpn_samples,
+            positive_fraction=0.5,
+            pre_nms_top_n=dict(zip(("training", "testing"), size.pre_nms, strict=True)),
+            post_nms_top_n={"training": size.proposals, "testing": size.proposals},
+            nms_thresh=size.nms,
+        )
+        names = [str(level) for level in range(len(pyramid.channels))]
+        self.roi_heads = _RoiHeads(
+            MultiScaleRoIAlign(names, output_size=size.pooled, sampling_ratio=2),
+            TwoMLPHead(size.dim * size.pooled**2, size.hidden),
+            FastRCNNPredictor(size.hidden, num_classes + 1),
+            fg_iou_thresh=0.5,
+            bg_iou_thresh=0.5,
+            batch_size_per_image=size.roi_samples,
+            positive_fraction=0.25,
+            bbox_reg_weights=(10.0, 10.0, 5.0, 5.0),
+            score_thresh=found.score_threshold,
+            nms_thresh=found.nms_threshold,
+            detections_per_img=found.max_detections,
+        )
+        self.rpn.beta = self.roi_heads.beta = _BETA[box_loss]
+        self.roi_heads.drop = drop
+
+    def _losses(self, images: Sequence[Tensor], targets: Sequence[Targets], step: int) -> dict[str, Tensor]:
+        self.roi_heads.step = step
+        listed = [{"boxes": one.boxes, "labels": one.classes + 1} for one in targets]
+        batch, maps = self._see(images)
+        proposals, first = self.rpn(batch, maps, listed)
+        _, second = self.roi_heads(maps, proposals, batch.image_sizes, listed)
+        return {**first, **second}
+
+    @torch.no_grad()
+    def detect(self, images: Sequence[Tensor], mask_sizes: Sequence[tuple[int, int]] | None = None) -> list[Found]:
+        batch, maps = self._see(images)
+        proposals, _ = self.rpn(batch, maps)
+        found, _ = self.roi_heads(maps, proposals, batch.image_sizes)
+        return [Found(one["boxes"], one["labels"] - 1, one["scores"]) for one in found]
+
+    def _see(self, images: Sequence[Tensor]) -> tuple[ImageList, dict[str, Tensor]]:
+        batch = self.normaliser(images)
+        return ImageList(batch.pixels, batch.sizes), self.backbone(batch.pixels)
+
+
+class _BackboneWithFpn(nn.Module):
+    """Maps by level, with torchvision's keys; the last is the one before, thinned out, for the first stage alone."""
+
+    def __init__(self, pyramid: Pyramid, dim: int) -> None:
+        super().__init__()
+        self.body = pyramid
+        self.fpn = FeaturePyramidNetwork(list(pyramid.channels), dim, LastLevelMaxPool())
+
+    def forward(self, pixels: Tensor) -> dict[str, Tensor]:
+        return self.fpn(OrderedDict((str(level), maps) for level, maps in enumerate(self.body(pixels))))
+
+
+class _Rpn(RegionProposalNetwork):
+    beta = 0.0
+
+    def compute_loss(
+        self, objectness: Tensor, pred_bbox_deltas: Tensor, labels: list[Tensor], regression_targets: list[Tensor]
+    ) -> Any:
+        """Sums over images of an image's loss, each divided by the image's own number of samples."""
+        positive, negative = (torch.stack(masks).bool() for masks in self.fg_bg_sampler(labels))
+        chosen = positive | negative
+        shares = (chosen / chosen.sum(1, keepdim=True).clamp(min=1)).flatten()
+        chosen, positive = chosen.flatten(), positive.flatten()
+        targets, wanted = torch.cat(regression_targets), torch.cat(labels)
+        by_anchor = F.binary_cross_entropy_with_logits(objectness.flatten()[chosen], wanted[chosen], reduction="none")
+        moved = _box_losses(pred_bbox_deltas[positive], targets[positive], self.beta)
+        return (by_anchor * shares[chosen]).sum(), (moved * shares[positive]).sum()
+
+
+class _RoiHeads(RoIHeads):
+    beta = 0.0
+    drop = NO_DROP
+    step = 0
+
+    def forward(
+        self,
+        features: dict[str, Tensor],
+        proposals: list[Tensor],
+        image_shapes: list[tuple[int, int]],
+        targets: list[dict[str, Tensor]] | None = None,
+    ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
+        """torchvision's, with our losses."""
+        if not self.training:
+            return super().forward(features, proposals, image_shapes)
+        rois, _, labels, wanted = self.select_training_samples(proposals, targets)
+        return [], self.box_losses(features, rois, labels, wanted, image_shapes).sums(self.drop)
+
+    def box_losses(
+        self,
+        features: dict[str, Tensor],
+        rois: list[Tensor],
+        labels: list[Tensor],
+        wanted: list[Tensor],
+        image_shapes: list[tuple[int, int]],
+    ) -> RoiLosses:
+        """Of sampled RoIs."""
+        logits, deltas = self.box_predictor(self.box_head(self.box_roi_pool(features, rois, image_shapes)))
+        return roi_losses(logits, deltas, labels, wanted, self.beta, self.drop, self.step)
+
+
+class RoiLosses(NamedTuple):
+    """Losses of sampled RoIs, one by one, and which of them count nothing.
+
+    Attributes:
+        cls, reg: (R,) cross-entropy, and smooth L1 summed over the four deltas, 0 of background.
+        drop_cls, drop_reg: (R,) bool.
+        shares: (R,) what each is multiplied by: one over the number of RoIs of its image.
+    """
+
+    cls: Tensor
+    reg: Tensor
+    drop_cls: Tensor
+    drop_reg: Tensor
+    shares: Tensor
+
+    def sums(self, drop: RoiDropRules) -> dict[str, Tensor]:
+        """Sums over images; what is dropped counts 0 and is still divided by.
+
+        Returns:
+            `loss_classifier`, `loss_box_reg`; with RoI drop `dropped_cls`, `dropped_reg`, how many RoIs' losses were.
+        """
+        losses = {
+            "loss_classifier": (self.cls * self.shares).masked_fill(self.drop_cls, 0).sum(),
+            "loss_box_reg": (self.reg * self.shares).masked_fill(self.drop_reg, 0).sum(),
+        }
+        told = {"dropped_cls": self.drop_cls.sum(), "dropped_reg": self.drop_reg.sum()}
+        return losses | (told if drop.gate != "off" else {})
+
+
+def roi_losses(
+    logits: Tensor,
+    deltas: Tensor,
+    labels: Sequence[Tensor],
+    regression_targets: Sequence[Tensor],
+    beta: float,
+    drop: RoiDropRules,
+    step: int,
+) -> RoiLosses:
+    """Losses of the second stage.
+
+    Args:
+        logits: (R, 1 + C), the first is background's.
+        deltas: (R, 4 + 4 C), for each class.
+        labels: B of (R of the image,) int64, 0 = background.
+        regression_targets: B of (R of the image, 4).
+        beta: of smooth L1; 0 = L1.
+        drop: RoI drop.
+        step: of the training.
+    """
+    shares = torch.cat([one.new_full(one.shape, 1 / max(len(one), 1), dtype=torch.float32) for one in labels])
+    classes, wanted = torch.cat(list(labels)), torch.cat(list(regression_targets))
+    own = deltas.view(len(deltas), -1, 4)[torch.arange(len(classes), device=classes.device), classes]
+    cls = F.cross_entropy(logits.float(), classes, reduction="none")
+    reg = torch.where(classes > 0, _box_losses(own, wanted, beta), 0.0)
+    return RoiLosses(cls, reg, *select_drops(cls.detach(), reg.detach(), classes > 0, drop, step), shares)
+
+
+def _box_losses(deltas: Tensor, targets: Tensor, beta: float) -> Tensor:
+    """(N,) smooth L1 of each box, summed over its four deltas."""
+    return F.smooth_l1_loss(deltas.float(), targets, beta=beta, reduction="none").sum(1)

@@ -1,0 +1,136 @@
+"""A detector over several views of an image, and which of its boxes are detections.
+
+A weakly supervised one sees the same proposals in every view, so their scores and boxes are averaged. Any other finds
+boxes of its own in each; those are put together and suppressed.
+
+Axis legend: N proposals, C classes, K detections, H W pixels.
+Boxes are xyxy, absolute pixels of the original image, right and bottom exclusive.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.ops import batched_nms
+
+from weaksam.data.views import view_size
+from weaksam.models.detectors.base import Detector, Found
+from weaksam.models.wsod.network import WsodNet
+from weaksam.ops.boxes import mirror_boxes, to_inclusive
+from weaksam.ops.checks import check_whole
+
+
+@dataclass(frozen=True)
+class DetectRules:
+    """Views, and what stays. The defaults are those of MIST.
+
+    Attributes:
+        scales: lengths of the shorter side of the views, pixels.
+        max_side: the longer side is at most this.
+        flip: whether every view is seen mirrored too.
+        score_threshold: detections score more than this.
+        nms_threshold: of two boxes of a class that overlap by more, the lower-scored goes.
+        max_detections: of an image, the highest-scored.
+    """
+
+    scales: tuple[int, ...] = (800, 480, 576, 688, 864, 1000, 1200)
+    max_side: int = 2000
+    flip: bool = True
+    score_threshold: float = 0.0
+    nms_threshold: float = 0.3
+    max_detections: int = 100
+
+    def __post_init__(self) -> None:
+        check_whole("max_detections", self.max_detections, least=1, or_none=False)
+
+
+@torch.no_grad()
+def detect_objects(net: WsodNet, image: Tensor, boxes: Tensor, rules: DetectRules) -> Found:
+    """The detections among proposals on an image.
+
+    Scores and boxes are means over the views, as published: every view sees the same proposals.
+
+    Args:
+        net: in eval mode.
+        image: (3, H, W) uint8 RGB, on the device of `net`.
+        boxes: (N, 4) float32, there too.
+        rules: what is wanted.
+    """
+    if not len(boxes):
+        return Found(boxes, torch.zeros(0, dtype=torch.int64), boxes.new_zeros(0))
+    seen = [_see(net, image, boxes, scale, rules.max_side, is_mirrored) for scale, is_mirrored in _views(rules)]
+    scores = torch.stack([one for one, _ in seen]).mean(0)
+    return select_detections(scores, torch.stack([moved for _, moved in seen]).mean(0), rules)
+
+
+@torch.no_grad()
+def detect_in_views(net: Detector, image: Tensor, rules: DetectRules) -> Found:
+    """The detections of a detector that needs no proposals, with masks where it makes some.
+
+    One view is taken as the network gives it; of several, boxes of a class that overlap are one object.
+
+    Args:
+        net: in eval mode; its own thresholds come before those of `rules`.
+        image: (3, H, W) uint8 RGB, on the device of `net`.
+        rules: what is wanted.
+    """
+    height, width = image.shape[1:]
+    seen = []
+    for scale, is_mirrored in _views(rules):
+        hw = view_size(height, width, scale, rules.max_side)
+        found = net.detect([_view(image, hw, is_mirrored)], [(height, width)])[0]
+        boxes = mirror_boxes(found.boxes, hw[1]) if is_mirrored else found.boxes
+        masks = found.masks.flip(2) if is_mirrored and found.masks is not None else found.masks
+        seen.append(found._replace(boxes=boxes / boxes.new_tensor([hw[1] / width, hw[0] / height] * 2), masks=masks))
+    boxes, classes, scores = (torch.cat(parts) for parts in zip(*(one[:3] for one in seen), strict=True))
+    drawn = [one.masks for one in seen if one.masks is not None]
+    masks = torch.cat(drawn) if drawn else None
+    keep = scores.argsort(descending=True, stable=True)
+    if len(seen) > 1:
+        keep = batched_nms(boxes.float(), scores, classes, rules.nms_threshold)
+    keep = keep[scores[keep] > rules.score_threshold][: rules.max_detections]
+    return Found(boxes[keep], classes[keep], scores[keep], None if masks is None else masks[keep])
+
+
+def _views(rules: DetectRules) -> list[tuple[int, bool]]:
+    return [
+        (scale, is_mirrored) for scale in rules.scales for is_mirrored in ((False, True) if rules.flip else (False,))
+    ]
+
+
+def _see(
+    net: WsodNet, image: Tensor, boxes: Tensor, scale: int, max_side: int, is_mirrored: bool
+) -> tuple[Tensor, Tensor]:
+    """Scores (N, C) and boxes (N, C, 4) on one view, the boxes back in the frame of the image."""
+    height, width = image.shape[1:]
+    hw = view_size(height, width, scale, max_side)
+    factors = boxes.new_tensor([hw[1] / width, hw[0] / height] * 2)
+    rois = boxes * factors
+    scores, moved = net.detect(_view(image, hw, is_mirrored), mirror_boxes(rois, hw[1]) if is_mirrored else rois)
+    return scores, (mirror_boxes(moved, hw[1]) if is_mirrored else moved) / factors
+
+
+def _view(image: Tensor, hw: tuple[int, int], is_mirrored: bool) -> Tensor:
+    """(3, *hw) float of an image (3, H, W) uint8, in the range of bytes."""
+    view = F.interpolate(image[None].float(), hw, mode="bilinear", antialias=True, align_corners=False)[0]
+    return view.flip(2) if is_mirrored else view
+
+
+def select_detections(scores: Tensor, boxes: Tensor, rules: DetectRules) -> Found:
+    """Threshold, NMS in each class, and the best of an image.
+
+    Overlaps are of boxes from their first to their last pixel, as in the published detectors, whose boxes are inclusive
+    and get no "+1" here.
+
+    Args:
+        scores: (N, C) float.
+        boxes: (N, C, 4) float, xyxy.
+        rules: thresholds.
+    """
+    rows, classes = (scores > rules.score_threshold).nonzero(as_tuple=True)
+    chosen, values = boxes[rows, classes], scores[rows, classes]
+    keep = batched_nms(to_inclusive(chosen.float()), values, classes, rules.nms_threshold)[: rules.max_detections]
+    return Found(chosen[keep], classes[keep], values[keep])

@@ -1,0 +1,228 @@
+"""Mask2Former of transformers (arXiv 2112.01527) on our backbones: queries that each find a class and a mask.
+
+As published, padding is not told from image: features, positions and normalisation see it. So answers to an image
+depend a little on how far it is padded, and only images of one size are answered in a batch as they are alone.
+Axis legend: B images, Q queries, C classes, G objects of an image, K detections, H W pixels, h w cells of a mask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import Mask2FormerConfig
+from transformers.models.mask2former.modeling_mask2former import (
+    Mask2FormerPixelDecoder,
+    Mask2FormerPixelDecoderEncoderMultiscaleDeformableAttention,
+    Mask2FormerTransformerModule,
+)
+
+from weaksam.models.backbones.pyramids import Pyramid
+from weaksam.models.detectors.base import Batch, Detector, Found, Normaliser, Targets
+from weaksam.models.detectors.deformable import start_attention
+from weaksam.models.detectors.mask2former_loss import matched_losses
+from weaksam.ops.masks import masks_to_boxes
+
+_MAPS = 4  # the finest is what masks are made on, the others are attended to
+
+
+@dataclass(frozen=True)
+class Mask2FormerSize:
+    """How large a Mask2Former is; the defaults are the published ones with ResNet-50.
+
+    Attributes:
+        dim: channels, a multiple of 32 and of `heads`.
+        heads: of attention.
+        encoder_layers, encoder_ffn: of the pixel decoder: layers, and width of their inner layer.
+        decoder_layers, decoder_ffn: of queries; before the first layer they answer too.
+        queries: Q.
+        points: of a mask that are learnt from.
+        detections: per image, at most.
+    """
+
+    dim: int = 256
+    heads: int = 8
+    encoder_layers: int = 6
+    encoder_ffn: int = 1024
+    decoder_layers: int = 9
+    decoder_ffn: int = 2048
+    queries: int = 100
+    points: int = 12544
+    detections: int = 100
+
+
+class Answers(NamedTuple):
+    """Before the first layer of the decoder and after each, logits (B, Q, C + 1) and of masks (B, Q, h, w).
+
+    The last class is none.
+    """
+
+    logits: list[Tensor]
+    masks: list[Tensor]
+
+
+class Mask2Former(Detector):
+    """The detector.
+
+    Args:
+        pyramid: the backbone, kept as `pyramid`; its last four maps are used, each half as large as the one before.
+            One of three maps is given a fourth, the last one thinned out.
+        num_classes: C.
+        size: how large.
+        masks_per_image: mean number of objects of a training image: losses are divided by it, see `matched_losses`.
+    """
+
+    learns_masks = True
+
+    def __init__(
+        self,
+        pyramid: Pyramid,
+        num_classes: int,
+        size: Mask2FormerSize = Mask2FormerSize(),
+        *,
+        masks_per_image: float = 1.0,
+    ) -> None:
+        super().__init__()
+        if len(pyramid.channels) < _MAPS - 1:
+            raise ValueError(f"pyramid must have {_MAPS - 1} maps or more, got {len(pyramid.channels)}")
+        self.num_classes, self.size, self.masks_per_image = num_classes, size, masks_per_image
+        self.normaliser, self.pyramid = Normaliser(pyramid), pyramid
+        channels = pyramid.channels[-_MAPS:]
+        channels += channels[-1:] * (_MAPS - len(channels))
+        self.network = _Network(_config(num_classes, size), channels, num_classes)
+
+    def forward(self, batch: Batch) -> Answers:
+        # in float32, for positions are counted in the type of the maps
+        maps = [one.float() for one in self.pyramid(batch.pixels)[-_MAPS:]]
+        if len(maps) < _MAPS:
+            maps.append(F.max_pool2d(maps[-1], 1, stride=2))
+        return self.network(maps)
+
+    def _losses(self, images: Sequence[Tensor], targets: Sequence[Targets], step: int) -> dict[str, Tensor]:
+        """See `Detector.losses`; classes count twice, cross-entropy and dice of masks 5 times each.
+
+        Returns:
+            `loss_class`, `loss_mask`, `loss_dice` of the last layer; `loss_aux` of the others and of the queries
+            before the first.
+        """
+        batch = self.normaliser(images)
+        height, width = batch.pixels.shape[2:]
+        known = [_pad(one, height, width) for one in targets]
+        answers = self(batch)
+        layers = list(zip(answers.logits, answers.masks, strict=True))
+        layers = layers[-1:] + layers[:-1]  # points are drawn for the last first, as transformers does
+        with torch.autocast(batch.pixels.device.type, enabled=False):
+            config = self.network.config
+            parts = [matched_losses(a.float(), b.float(), known, config, self.masks_per_image) for a, b in layers]
+        last, *others = parts
+        aux = torch.stack([part.total for part in others]).sum()
+        return {"loss_class": last.classes, "loss_mask": last.masks, "loss_dice": last.dice, "loss_aux": aux}
+
+    @torch.no_grad()
+    def detect(self, images: Sequence[Tensor], mask_sizes: Sequence[tuple[int, int]] | None = None) -> list[Found]:
+        batch = self.normaliser(images)
+        answers, (height, width) = self(batch), batch.pixels.shape[2:]
+        parts = zip(answers.logits[-1], answers.masks[-1], batch.sizes, mask_sizes or batch.sizes, strict=True)
+        return [
+            found_instances(logits, masks, (height, width), hw, self.size.detections, drawn_hw)
+            for logits, masks, hw, drawn_hw in parts
+        ]
+
+
+class _Network(nn.Module):
+    """What is beyond the backbone. Of transformers' whole model, parts alone: no backbone of its own is built."""
+
+    def __init__(self, config: Mask2FormerConfig, channels: Sequence[int], num_classes: int) -> None:
+        super().__init__()
+        self.config = config
+        self.pixel_decoder = Mask2FormerPixelDecoder(config, list(channels))
+        self.transformer = Mask2FormerTransformerModule(config.feature_size, config)
+        self.class_predictor = nn.Linear(config.hidden_dim, num_classes + 1)
+        _start(self)
+
+    def forward(self, maps: list[Tensor]) -> Answers:
+        seen = self.pixel_decoder(maps)
+        said: Any = self.transformer(seen.multi_scale_features, seen.mask_features)
+        logits = [self.class_predictor(one.transpose(0, 1)) for one in said.intermediate_hidden_states]
+        return Answers(logits, list(said.masks_queries_logits))
+
+
+def found_instances(
+    logits: Tensor,
+    masks: Tensor,
+    padded: tuple[int, int],
+    size: tuple[int, int],
+    limit: int,
+    drawn: tuple[int, int] | None = None,
+) -> Found:
+    """The best pairs of query and class of an image; a query may be found as several classes.
+
+    A score is the probability of the class times the mean probability inside the mask. Boxes are tight. Differs from
+    the published code: sorted by the final score, and empty masks are left out.
+
+    Args:
+        logits: (Q, C + 1); the last class is none.
+        masks: (Q, h, w) logits.
+        padded: height and width of the network's input, which h and w stand for; pixels.
+        size: height and width of the image in its upper left corner.
+        limit: K is at most this.
+        drawn: height and width that the image is stretched to before masks are cut, its own if not given.
+    """
+    height, width = size
+    drawn = drawn or size
+    chances = logits.float().softmax(1)[:, :-1]
+    scores, best = chances.flatten().topk(min(limit, chances.numel()))
+    query, classes = best // chances.shape[1], best % chances.shape[1]
+    large = F.interpolate(masks[None].float(), padded, mode="bilinear", align_corners=False)[:, :, :height, :width]
+    if drawn != size:
+        large = F.interpolate(large, drawn, mode="bilinear", align_corners=False)
+    large = large[0]
+    is_inside = large > 0
+    areas = is_inside.sum((1, 2))
+    scores = scores * ((large.sigmoid() * is_inside).sum((1, 2)) / areas.clamp(min=1))[query]
+    order = scores.argsort(descending=True, stable=True)
+    order = order[areas[query[order]] > 0]
+    chosen = query[order]
+    boxes = masks_to_boxes(is_inside) * masks.new_tensor([width / drawn[1], height / drawn[0]] * 2)
+    return Found(boxes[chosen], classes[order], scores[order], is_inside[chosen])
+
+
+def _pad(targets: Targets, height: int, width: int) -> Targets:
+    """With masks (G, height, width) float."""
+    masks = targets.known_masks()
+    right, below = width - masks.shape[2], height - masks.shape[1]
+    return targets._replace(masks=F.pad(masks.float(), (0, right, 0, below)))
+
+
+def _config(num_classes: int, size: Mask2FormerSize) -> Mask2FormerConfig:
+    return Mask2FormerConfig(
+        num_labels=num_classes,  # pyright: ignore[reportCallIssue]
+        feature_size=size.dim,
+        mask_feature_size=size.dim,
+        hidden_dim=size.dim,
+        num_attention_heads=size.heads,
+        encoder_layers=size.encoder_layers,
+        encoder_feedforward_dim=size.encoder_ffn,
+        decoder_layers=size.decoder_layers + 1,  # answers are counted
+        dim_feedforward=size.decoder_ffn,
+        num_queries=size.queries,
+        train_num_points=size.points,
+    )
+
+
+def _start(network: _Network) -> None:
+    """Starting weights the published way; transformers draws only some so, and which ones depends on its version."""
+    pixels, queries = network.pixel_decoder, network.transformer.decoder
+    for weight in (*pixels.parameters(), *queries.layers.parameters()):
+        if weight.dim() > 1:
+            nn.init.xavier_uniform_(weight)
+    nn.init.normal_(pixels.level_embed)
+    for layer in pixels.modules():
+        if isinstance(layer, nn.Conv2d) and layer.bias is not None:
+            nn.init.zeros_(layer.bias)
+        if isinstance(layer, Mask2FormerPixelDecoderEncoderMultiscaleDeformableAttention):
+            start_attention(layer)

@@ -1,0 +1,146 @@
+"""Mask R-CNN: Faster R-CNN with a small mask of each class in every RoI that holds an object.
+
+The parts, their defaults and the keys of a checkpoint are torchvision's (`maskrcnn_resnet50_fpn`); the losses are our
+own, as in `faster_rcnn`. Masks to learn from are bitmaps, so they may have holes and several pieces.
+Source: He et al. 2017, arXiv 1703.06870; RoI drop: WeakSAM, arXiv 2402.14812, which has none for masks.
+Axis legend: B images, R sampled RoIs of all of them, F those of them with an object, G objects of an image, C classes,
+H W pixels, m cells of a side of a RoI's mask.
+Boxes are xyxy, absolute pixels, float32, right and bottom exclusive. Class 0 is background inside, not outside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.models.detection.roi_heads import paste_masks_in_image, project_masks_on_boxes
+from torchvision.ops import MultiScaleRoIAlign
+
+from weaksam.models.backbones.pyramids import Pyramid
+from weaksam.models.detectors.base import Found, Targets
+from weaksam.models.detectors.faster_rcnn import PUBLISHED, BoxLoss, FasterRcnn, FasterRcnnSize, FoundRules
+from weaksam.ops.roi_drop import NO_DROP, RoiDropRules
+
+_THRESHOLD = 0.5  # a pixel is the object's from this probability on
+
+
+@dataclass(frozen=True)
+class MaskRcnnSize(FasterRcnnSize):
+    """The defaults are the published ones.
+
+    Attributes:
+        mask_dim: channels of the layers above a RoI.
+        mask_layers: their number.
+        mask_pooled: side of a pooled RoI; its mask has twice as many cells.
+    """
+
+    mask_dim: int = 256
+    mask_layers: int = 4
+    mask_pooled: int = 14
+
+
+class MaskRcnn(FasterRcnn):
+    """Images to boxes with classes and masks.
+
+    Args:
+        pyramid: the backbone.
+        num_classes: C.
+        size: of everything above the backbone.
+        box_loss: see `FasterRcnn`.
+        drop: RoI drop of the second stage. Who is held to be wrongly labelled teaches no mask either: a mask counts
+            nothing where the class loss or the box loss of its RoI is dropped.
+        found: what `detect` gives.
+    """
+
+    learns_masks = True
+
+    def __init__(
+        self,
+        pyramid: Pyramid,
+        num_classes: int,
+        size: MaskRcnnSize = MaskRcnnSize(),
+        *,
+        box_loss: BoxLoss = "l1",
+        drop: RoiDropRules = NO_DROP,
+        found: FoundRules = PUBLISHED,
+    ) -> None:
+        super().__init__(pyramid, num_classes, size, box_loss=box_loss, drop=drop, found=found)
+        names = [str(level) for level in range(len(pyramid.channels))]
+        dims = [size.mask_dim] * size.mask_layers
+        self.roi_heads.mask_roi_pool = MultiScaleRoIAlign(names, output_size=size.mask_pooled, sampling_ratio=2)
+        self.roi_heads.mask_head = MaskRCNNHeads(size.dim, dims, dilation=1)
+        self.roi_heads.mask_predictor = MaskRCNNPredictor(size.mask_dim, size.mask_dim, num_classes + 1)
+
+    def _losses(self, images: Sequence[Tensor], targets: Sequence[Targets], step: int) -> dict[str, Tensor]:
+        """See `Detector.losses`.
+
+        Returns:
+            those of `FasterRcnn` and `loss_mask`; with RoI drop also `dropped_mask`, of how many RoIs.
+        """
+        self.roi_heads.step = step
+        listed = [{"boxes": one.boxes, "labels": one.classes + 1, "masks": one.known_masks()} for one in targets]
+        batch, maps = self._see(images)
+        proposals, first = self.rpn(batch, maps, listed)
+        heads: Any = self.roi_heads
+        sizes = batch.image_sizes
+        rois, places, labels, wanted = heads.select_training_samples(proposals, listed)
+        by_roi = heads.box_losses(maps, rois, labels, wanted, sizes)
+
+        rois, places = ([v[c > 0] for v, c in zip(values, labels, strict=True)] for values in (rois, places))
+        masks: Tensor = heads.mask_predictor(heads.mask_head(heads.mask_roi_pool(maps, rois, sizes)))
+        cells = masks.shape[-1]
+        parts = [
+            project_masks_on_boxes(one["masks"], boxes, matched, cells)
+            for one, boxes, matched in zip(listed, rois, places, strict=True)
+        ]
+        drops = (by_roi.drop_cls | by_roi.drop_reg)[torch.cat(labels) > 0]  # background has no mask
+        loss = mask_loss(masks, parts, [one[one > 0] for one in labels], drops)
+        told = {} if heads.drop.gate == "off" else {"dropped_mask": drops.sum()}
+        return {**first, **by_roi.sums(heads.drop), "loss_mask": loss, **told}
+
+    @torch.no_grad()
+    def detect(self, images: Sequence[Tensor], mask_sizes: Sequence[tuple[int, int]] | None = None) -> list[Found]:
+        batch, maps = self._see(images)
+        proposals, _ = self.rpn(batch, maps)
+        found, _ = self.roi_heads(maps, proposals, batch.image_sizes)
+        return [
+            Found(one["boxes"], one["labels"] - 1, one["scores"], paste_masks(one["masks"], one["boxes"], hw, drawn_hw))
+            for one, hw, drawn_hw in zip(found, batch.image_sizes, mask_sizes or batch.image_sizes, strict=True)
+        ]
+
+
+def mask_loss(logits: Tensor, wanted: Sequence[Tensor], labels: Sequence[Tensor], is_dropped: Tensor) -> Tensor:
+    """The sum over images of the mean over an image's RoIs with an object; what is dropped is still divided by.
+
+    Args:
+        logits: (F, 1 + C, m, m), of each class alone.
+        wanted: B of (F of the image, m, m) float in 0..1.
+        labels: B of (F of the image,) int64, 1..C.
+        is_dropped: (F,) bool.
+    """
+    shares = torch.cat([one.new_full(one.shape, 1 / max(len(one), 1), dtype=torch.float32) for one in labels])
+    classes = torch.cat(list(labels))
+    own = logits[torch.arange(len(classes), device=classes.device), classes].float()
+    by_roi = F.binary_cross_entropy_with_logits(own, torch.cat(list(wanted)), reduction="none").flatten(1).mean(1)
+    return (by_roi * shares).masked_fill(is_dropped, 0).sum()
+
+
+def paste_masks(masks: Tensor, boxes: Tensor, hw: tuple[int, int], drawn_hw: tuple[int, int]) -> Tensor:
+    """(K, *drawn_hw) bool of probabilities inside boxes; one by one, since as floats all are large.
+
+    Args:
+        masks: (K, 1, m, m).
+        boxes: (K, 4) on an image of size `hw`.
+        hw: height and width.
+        drawn_hw: height and width that the image is stretched to.
+    """
+    pasted = torch.zeros(len(boxes), *drawn_hw, dtype=torch.bool, device=boxes.device)
+    boxes = boxes * boxes.new_tensor([drawn_hw[1] / hw[1], drawn_hw[0] / hw[0]] * 2)
+    for i in range(len(boxes)):
+        pasted[i] = paste_masks_in_image(masks[i : i + 1], boxes[i : i + 1], drawn_hw)[0, 0] >= _THRESHOLD
+    return pasted

@@ -1,0 +1,166 @@
+"""RT-DETRv2 of transformers (arXiv 2407.17140) as a detector: a DETR quick enough for video, trained from scratch.
+
+It has no mask for padding, so images are resized to one square, whatever their shape.
+Axis legend: B images, D channels, Q queries. Boxes are cxcywh in sizes of the image, at the edge xyxy pixels.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import RTDetrResNetConfig, RTDetrV2Config, RTDetrV2ForObjectDetection
+from transformers.loss.loss_rt_detr import RTDetrLoss
+
+from weaksam.models.backbones.pyramids import Pyramid
+from weaksam.models.detectors.base import Detector, Found, Normaliser, Targets
+from weaksam.models.detectors.relative_boxes import best_found, to_relative
+
+
+@dataclass(frozen=True)
+class RtDetrV2Size:
+    """How large an RT-DETRv2 is; the defaults are the published ones with ResNet-50.
+
+    Attributes:
+        image: side of the square that images are resized to, pixels; a multiple of the pyramid's last stride.
+        dim: D, a multiple of 8; inner layers are four times as wide.
+        decoder_layers: of the encoder there is one.
+        queries: Q, no more than there are cells.
+        num_denoising: noisy queries of each kind per image, about. 0 = no denoising.
+        detections: per image, at most.
+    """
+
+    image: int = 640
+    dim: int = 256
+    decoder_layers: int = 6
+    queries: int = 300
+    num_denoising: int = 100
+    detections: int = 300
+
+
+class RtDetrV2(Detector):
+    """The detector. Its many BatchNorms learn from the batch of one worker: give it 4 images or more.
+
+    Therefore, and because noisy queries are filled up to the image with most objects, a batch is not quite the sum of
+    its images; but the losses of each are divided by a constant, as in `Dino`.
+
+    Args:
+        pyramid: the backbone; its last three maps are used, each half as large as the one before.
+        num_classes: as it says.
+        size: how large.
+        boxes_per_image: mean number of objects of a training image: losses are divided by it.
+    """
+
+    def __init__(
+        self, pyramid: Pyramid, num_classes: int, size: RtDetrV2Size = RtDetrV2Size(), *, boxes_per_image: float = 1.0
+    ) -> None:
+        super().__init__()
+        self.num_classes, self.size, self.boxes_per_image = num_classes, size, boxes_per_image
+        self.normaliser = Normaliser(pyramid, pyramid.strides[-1])
+        # of the whole only the model, which holds the heads too: what is there twice cannot be saved
+        model: Any = RTDetrV2ForObjectDetection(_config(pyramid, num_classes, size)).model
+        self.network = model
+        model.backbone = _LastMaps(pyramid)
+        model.encoder_input_proj = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(depth, size.dim, 1, bias=False), nn.BatchNorm2d(size.dim))
+            for depth in pyramid.channels[-3:]
+        )
+        _restart(self.network)
+
+    def _losses(self, images: Sequence[Tensor], targets: Sequence[Targets], step: int) -> dict[str, Tensor]:
+        """See `Detector.losses`; varifocal losses of classes count once, L1 of boxes 5 times, GIoU twice.
+
+        Returns:
+            `loss_class`, `loss_box`, `loss_giou` of the last layer; `loss_aux` of the other layers, `loss_encoder`,
+            `loss_denoising`.
+        """
+        known = [to_relative(one, hw) for one, hw in zip(targets, _sizes(images), strict=True)]
+        labels = [{"class_labels": one.classes, "boxes": one.boxes} for one in known]
+        said = self._answer(images, labels)
+        found = RTDetrLoss(self.network.config)(_sort(said, self.size.queries), labels)
+        share = max(sum(len(one.classes) for one in targets), 1) / self.boxes_per_image  # over what it divided by
+        kinds = ("class", "box", "giou", "aux", "encoder", "denoising")
+        losses = {f"loss_{kind}": said.enc_topk_logits.new_zeros(()) for kind in kinds}
+        for name, loss in found.items():
+            losses[_kind(name, self.size.decoder_layers)] += loss * share
+        if self.size.num_denoising:  # takes part where there is no object, too
+            losses["loss_denoising"] += self.network.denoising_class_embed.weight.sum() * 0
+        return losses
+
+    @torch.no_grad()
+    def detect(self, images: Sequence[Tensor], mask_sizes: Sequence[tuple[int, int]] | None = None) -> list[Found]:
+        said = self._answer(images)
+        logits, boxes = said.intermediate_logits[:, -1], said.intermediate_reference_points[:, -1]
+        return best_found(logits, boxes, _sizes(images), self.size.detections)
+
+    def _answer(self, images: Sequence[Tensor], labels: list[dict[str, Tensor]] | None = None) -> Any:
+        """What the model says of images made square."""
+        square = (self.size.image, self.size.image)
+        resized = [F.interpolate(one[None].float(), square, mode="bilinear", antialias=True)[0] for one in images]
+        return self.network(self.normaliser(resized).pixels, labels=labels)
+
+
+class _LastMaps(nn.Module):
+    """A pyramid in the form that transformers' model asks for: three maps, each with a mask that nobody reads."""
+
+    def __init__(self, pyramid: Pyramid) -> None:
+        super().__init__()
+        self.pyramid = pyramid
+
+    def forward(self, pixels: Tensor, mask: Tensor) -> list[tuple[Tensor, None]]:
+        return [(one, None) for one in self.pyramid(pixels)[-3:]]
+
+
+def _sizes(images: Sequence[Tensor]) -> list[tuple[int, int]]:
+    return [(int(one.shape[1]), int(one.shape[2])) for one in images]
+
+
+def _sort(said: Any, num: int) -> dict[str, Any]:
+    """What the loss is to be told; transformers before 5.23 took noisy queries for ordinary ones in the last layer."""
+    layers = zip(said.intermediate_logits.float().unbind(1), said.intermediate_reference_points.unbind(1), strict=True)
+    layers = [{"logits": logits, "pred_boxes": boxes.float()} for logits, boxes in layers]
+    matched = [{key: value[:, -num:] for key, value in layer.items()} for layer in layers]
+    chosen = {"logits": said.enc_topk_logits.float(), "pred_boxes": said.enc_topk_bboxes.float()}
+    told = {**matched[-1], "auxiliary_outputs": [*matched[:-1], chosen]}
+    if said.denoising_meta_values is not None:
+        told["dn_auxiliary_outputs"] = [{key: value[:, :-num] for key, value in layer.items()} for layer in layers]
+        told["denoising_meta_values"] = said.denoising_meta_values
+    return told
+
+
+def _kind(name: str, layers: int) -> str:
+    """Which loss of ours one of transformers' counts to: the last of the auxiliary ones is the encoder's."""
+    if "_dn_" in name:
+        return "loss_denoising"
+    if "_aux_" in name:
+        return "loss_encoder" if name.endswith(f"_aux_{layers - 1}") else "loss_aux"
+    return {"loss_vfl": "loss_class", "loss_bbox": "loss_box", "loss_giou": "loss_giou"}[name]
+
+
+def _config(pyramid: Pyramid, num_classes: int, size: RtDetrV2Size) -> RTDetrV2Config:
+    channels, strides = list(pyramid.channels[-3:]), list(pyramid.strides[-3:])
+    num, inner = len(channels), 4 * size.dim
+    stand_in = {"embedding_size": 8, "hidden_sizes": [8] * 4, "depths": [1] * 4, "out_indices": [2, 3, 4]}
+    options = {"d_model": size.dim, "encoder_hidden_dim": size.dim, "decoder_in_channels": [size.dim] * num}
+    options |= {"encoder_in_channels": channels, "feat_strides": strides, "encode_proj_layers": [num - 1]}
+    options |= {"num_feature_levels": num, "decoder_n_levels": num, "encoder_ffn_dim": inner, "decoder_ffn_dim": inner}
+    options |= {"decoder_layers": size.decoder_layers, "num_queries": size.queries, "num_labels": num_classes}
+    options |= {"num_denoising": size.num_denoising, "initializer_bias_prior_prob": 0.01}
+    return RTDetrV2Config(backbone_config=RTDetrResNetConfig(layer_type="basic", **stand_in), **options)
+
+
+_STAYS = re.compile(r"\.encoder_attn\.|class_embed|enc_score_head|bbox_embed\.\d+\.layers\.2$|^backbone\.")
+
+
+def _restart(network: nn.Module) -> None:
+    """Starting weights as published: transformers draws BatchNorms' gains around 0, and it learns slowly from there."""
+    for name, layer in network.named_modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d | nn.BatchNorm2d) and not _STAYS.search(name):
+            layer.reset_parameters()
+        if name.endswith("enc_bbox_head"):
+            nn.init.zeros_(layer.get_parameter("layers.2.weight"))

@@ -1,0 +1,97 @@
+"""Weakly supervised detectors by name, with their starting or their trained weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from safetensors.torch import load_file
+from torch import Tensor
+from torchvision.models import ResNet50_Weights, VGG16_Weights
+
+from weaksam.core import storage
+from weaksam.errors import WeightsError
+from weaksam.models.backbones.roi_backbones import CropNet, DilatedVgg16, Pixels, ResNet50C5, RoiNet, load_imagenet
+from weaksam.models.wsod.network import WsodNet, WsodRules
+from weaksam.ops.choices import check_choices
+from weaksam.sam.checkpoints import read_state
+
+Backbone = Literal["vgg16", "resnet50", "small", "efficientnet_lite0", "efficientnet_lite0+small"]
+_OF_TORCHVISION = {"vgg16": VGG16_Weights.IMAGENET1K_V1, "resnet50": ResNet50_Weights.IMAGENET1K_V1}
+
+
+@dataclass(frozen=True)
+class WsodSpec:
+    """Which network; picklable, and cheap to send.
+
+    Attributes:
+        backbone: `vgg16`, `resnet50`, or the frozen features of a `CropNet`, joined by +.
+        num_classes: C.
+        rules: OICR's or MIST's.
+        dropblock: whether it has one.
+        pixels: what the starting weights were trained on.
+        last_relu, frozen_stages: of vgg16 and resnet50.
+        crop, margin: of a `CropNet`.
+        pretrained: start from the weights the backbone is known with: torchvision's of ImageNet, fetched by name, or
+            those that frozen features come with.
+        weights: URI of ImageNet weights to start from instead.
+    """
+
+    backbone: Backbone
+    num_classes: int
+    rules: WsodRules
+    dropblock: bool = False
+    pixels: Pixels = "torchvision"
+    last_relu: bool = True
+    frozen_stages: int = 2
+    crop: int = 64
+    margin: float = 0.15
+    pretrained: bool = True
+    weights: str | None = None
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+
+    def untrained(self) -> WsodNet:
+        """The network with random weights."""
+        return WsodNet(self._roi_net(), self.num_classes, self.rules, dropblock=self.dropblock)
+
+    def _roi_net(self) -> RoiNet:
+        if self.backbone == "vgg16":
+            return DilatedVgg16(self.pixels, last_relu=self.last_relu, frozen_stages=self.frozen_stages)
+        if self.backbone == "resnet50":
+            return ResNet50C5(self.pixels, frozen_stages=self.frozen_stages)
+        return CropNet(self.backbone.split("+"), crop=self.crop, margin=self.margin)
+
+    def with_starting_weights(self) -> WsodNet:
+        """The network to train.
+
+        Raises:
+            WeightsError: the file lacks weights of the backbone, or they have other shapes.
+        """
+        network = self.untrained()
+        if self.weights is not None:
+            state = read_state(storage.fetch(self.weights), wrappers=("model", "state_dict"))
+            _load(network.roi_net, state, self.weights)
+        elif self.pretrained and isinstance(network.roi_net, CropNet):
+            network.roi_net.load_shipped()
+        elif self.pretrained:
+            known = _OF_TORCHVISION[self.backbone]
+            _load(network.roi_net, dict(known.get_state_dict(check_hash=True)), known.url)
+        return network
+
+    def trained(self, path: str | Path) -> WsodNet:
+        """The network of a finished `train_wsod` step, in eval mode."""
+        network = self.untrained()
+        network.load_state_dict(load_file(path))
+        return network.eval()
+
+
+def _load(network: RoiNet, state: dict[str, Tensor], where: str) -> None:
+    try:
+        missing = load_imagenet(network, state)
+    except ValueError as error:
+        raise WeightsError(f"{where}: {error}") from error
+    if missing:
+        raise WeightsError(f"{where}: has nothing for {len(missing)} weights of the backbone, e.g. {missing[0]}")

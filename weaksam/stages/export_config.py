@@ -1,0 +1,77 @@
+"""What an export is set to: a dataset form, which images, which boxes."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from weaksam.core.config import OutsideFolder, Place, Reads, StageConfig
+
+# Settings that only some formats know.
+_ONLY_FOR = {
+    "polygons": ("coco",),
+    "polygon_tolerance": ("coco", "yolo_segment", "label_studio"),
+    "number_images": ("coco_results",),
+    "image_prefix": ("label_studio",),
+    "most_uncertain": ("label_studio",),
+}
+
+
+class ExportConfig(StageConfig):
+    """Writes pseudo ground truth or detections in a form that other programs read, and checks what was written.
+
+    Formats: `coco` (a dataset json a split), `coco_results` (a list of detections), `voc` (a devkit: XML files, lists,
+    index images of masks), `yolo` (text files of boxes), `yolo_segment` (text files of polygons) and `label_studio`
+    (tasks with predictions, for people to correct). Images are not copied; voc and yolo come with images.csv, which
+    says where each belongs. Images with a failed row are left out. Also writes export.json: what was written, how it
+    was checked, and what the format had no place for.
+    """
+
+    images: Annotated[str, Reads("images")]
+    """The `index` step with the images."""
+    pgt: Annotated[str | None, Reads("pgt")] = None
+    """The step whose pseudo ground truth is exported."""
+    detections: Annotated[str | None, Reads("detections")] = None
+    """The step whose detections are exported instead."""
+    format: Literal["coco", "coco_results", "voc", "yolo", "yolo_segment", "label_studio"]
+    """What is written."""
+    to: Annotated[str | None, OutsideFolder(), Place(is_written=True)] = None
+    """URI of the folder to write to; the folder `export` of the step when left out. What an earlier export left there
+    is never overwritten."""
+    split: str | None = None
+    """Only images of this split; all that the step has rows of when left out."""
+    min_score: float = Field(default=0.0, ge=0)
+    """Boxes with a lower score are left out. Detectors find many that are hardly likely: a dataset made of detections
+    wants a limit."""
+    max_per_image: int | None = Field(default=None, ge=1)
+    """Most boxes of an image, the best first; unset = no limit."""
+    masks: bool = True
+    """Whether masks are exported where there are some; yolo has no place for them."""
+    polygons: bool = False
+    """Format coco: masks as polygons, which some programs want, rather than RLE. Polygons lose holes."""
+    polygon_tolerance: float | None = Field(default=None, ge=0)
+    """Pixels that a polygon may deviate to have fewer corners. When left out, 1 for label_studio, and 0 for others:
+    polygons follow every pixel."""
+    number_images: bool = False
+    """Format coco_results: images have the numbers that format coco gives them, so that both files fit together.
+    Otherwise they have the dataset's own ids, as `evaluate` and `pgt` read results. For COCO both are the same."""
+    image_prefix: str | None = None
+    """Format label_studio: what stands before the file names in URLs, e.g. https://host/images/ or
+    /data/local-files/?d=images/. The images' own URIs when left out."""
+    most_uncertain: int | None = Field(default=None, ge=1)
+    """Format label_studio: only so many images, those first that the detector is least sure of, for people to review.
+    Images that they have reviewed are left out. What comes back is `reviewed` of the stage pgt."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> ExportConfig:
+        if (self.pgt is None) == (self.detections is None):
+            raise ValueError("one of pgt and detections is to be exported")
+        for key, formats in _ONLY_FOR.items():
+            if getattr(self, key) not in (None, False) and self.format not in formats:
+                raise ValueError(f"{key} is for format {' and '.join(formats)}, not {self.format}")
+        if self.format == "coco" and self.polygon_tolerance is not None and not self.polygons:
+            raise ValueError("polygon_tolerance goes with polygons: true")
+        if self.format == "yolo_segment" and not self.masks:
+            raise ValueError("format yolo_segment is made of masks: use yolo for boxes")
+        return self

@@ -1,0 +1,146 @@
+"""Rows of pgt or detections as they are exported: with names and sizes of their images, a few at a time."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from weaksam.core import tables
+from weaksam.core.step import Step
+from weaksam.data.images import read_sizes
+from weaksam.errors import DataError
+from weaksam.stages.export_config import ExportConfig
+
+if TYPE_CHECKING:
+    from weaksam.data.writers.common import ExportImage, Place
+
+BATCH = 1024  # images
+_COLUMNS = ["status", "height", "width", "boxes", "classes", "scores", "masks"]
+
+
+@dataclass
+class Source:
+    """The rows to be exported, a few at a time and the same each time.
+
+    `uncertainty` is by image id, in the order of the export; None: the order is that of the ids.
+    """
+
+    step: Step
+    config: ExportConfig
+    class_names: list[str]
+    places: dict[str, Place]  # of the images that have a usable row
+    image_root: str
+    failures: list[str]
+    groups: list[list[str]]  # parts that are read together
+    excluded: Mapping[str, list[str]]
+    category_ids: list[int] | None = None  # the dataset's own, by class
+    uncertainty: Mapping[str, float] | None = None
+    passed_over: Mapping[str, int] = field(default_factory=dict)  # images that are not exported, by reason
+    done: int = 0
+    num_masks: int = 0
+
+    def batches(self, left_out: Counter[str]) -> Iterator[list[ExportImage]]:
+        """All images; `left_out` counts what is not exported of them."""
+        self.done = self.num_masks = 0
+        found = self.tables(_COLUMNS)
+        for table in found if self.uncertainty is None else self._in_order(found):
+            for start in range(0, table.num_rows, BATCH):
+                images = [self._image(row, left_out) for row in table.slice(start, BATCH).to_pylist()]
+                self.num_masks += sum(mask is not None for image in images for mask in image.masks)
+                yield images
+                self.done += len(images)
+
+    def tables(self, columns: list[str]) -> Iterator[pa.Table]:
+        """Rows of the images to be exported, a table for each of `groups`, sorted by image id."""
+        for group in self.groups:
+            read = tables.read_parts(self.step.folder, group, columns=["image_id", *columns])
+            kept = [tables.without_ids(t, self.excluded.get(p, [])) for p, t in zip(group, read, strict=True)]
+            table = pa.concat_tables(kept).sort_by("image_id")
+            wanted = [image_id in self.places for image_id in table.column("image_id").to_pylist()]
+            yield table.filter(pa.array(wanted, pa.bool_()))
+
+    def _in_order(self, found: Iterator[pa.Table]) -> Iterator[pa.Table]:
+        """One table, the most uncertain image first: so few, as many as people look at, that memory is enough."""
+        table = pa.concat_tables(list(found))
+        row_of = {image_id: row for row, image_id in enumerate(table.column("image_id").to_pylist())}
+        yield table.take(pa.array([row_of[image_id] for image_id in self.uncertainty or ()], pa.int64()))
+
+    def _image(self, row: Mapping[str, Any], left_out: Counter[str]) -> ExportImage:
+        image = to_image(row, self.places[row["image_id"]], self.config, left_out)
+        return image if self.uncertainty is None else replace(image, uncertainty=self.uncertainty[image.image_id])
+
+    def has_masks(self) -> bool:
+        """Whether any image has one; reads until it is found."""
+        return any(self.num_masks for _ in self.batches(Counter()))
+
+
+def to_image(row: Mapping[str, Any], place: Place, config: ExportConfig, left_out: Counter[str]) -> ExportImage:
+    """A row as it is exported, best boxes first, cut at the border as its readers would.
+
+    Raises:
+        DataError: nobody knows the image's size, or a mask is of another.
+    """
+    from weaksam.data.annotation_checks import fit_boxes
+    from weaksam.data.writers.common import ExportImage
+
+    boxes, scores = np.array(row["boxes"], np.float32).reshape(-1, 4), np.array(row["scores"], np.float32)
+    masks = row["masks"] if config.masks and row["masks"] else [None] * len(boxes)
+    is_needed = config.format != "coco_results" or any(mask is not None for mask in masks)
+    height, width = _size(row, place, is_needed=is_needed)
+    kept = scores >= config.min_score
+    left_out["boxes_below_min_score"] += int((~kept).sum())
+    finite = np.where(np.isfinite(boxes).all(1, keepdims=True), boxes, 0)
+    cut, has_area, _ = fit_boxes(finite.astype(np.float64), (height, width) if height else None)
+    left_out["boxes_without_area"] += int((kept & ~has_area).sum())
+    kept &= has_area
+    left_out["boxes_cut_at_border"] += int((kept & (cut != boxes).any(1)).sum())
+    boxes = cut
+    order = np.argsort(-scores, kind="stable")
+    order = order[kept[order]]
+    left_out["boxes_beyond_max_per_image"] += max(len(order) - (config.max_per_image or len(order)), 0)
+    order = order[: config.max_per_image]
+    classes = np.array(row["classes"], np.int64)[order]
+    chosen = [masks[i] for i in order]
+    image = ExportImage(row["image_id"], place, height, width, boxes[order], classes, scores[order], chosen)
+    left_out["empty_masks"] += _check_masks(image)
+    return image
+
+
+def _check_masks(image: ExportImage) -> int:
+    """Takes away masks without pixels and says how many; DataError when one does not fit into the image."""
+    from weaksam.ops.mask_metrics import cover
+    from weaksam.ops.rle import rle_area
+
+    empty = 0
+    for position, mask in enumerate(image.masks):
+        if mask is None:
+            continue
+        if not cover([mask], (image.height, image.width)):
+            raise DataError(
+                f"image {image.image_id}: mask {position + 1} is not of the image's size, "
+                f"{image.height} x {image.width}: was it made of another image?"
+            )
+        if not rle_area(mask):
+            image.masks[position] = None
+            empty += 1
+    return empty
+
+
+def _size(row: Mapping[str, Any], place: Place, *, is_needed: bool) -> tuple[int, int]:
+    """Height and width: of the decoded image, else as the dataset states them, else from the header of the file."""
+    for height, width in ((row["height"], row["width"]), (place.height, place.width)):
+        if height and width:
+            return height, width
+    if not is_needed:
+        return 0, 0
+    if (size := read_sizes([place.uri])[0]) is None:
+        raise DataError(
+            f"image {row['image_id']}: neither its row nor the images table has its height and width, and {place.uri} "
+            "cannot be read: put the file back, or give the images of the export by `split`"
+        )
+    return size
