@@ -3,4 +3,4 @@
 from weaksam.cli.main import run_job
 
 if __name__ == "__main__":
-    run_job(None)
+    run_job()

@@ -83,7 +83,7 @@ def main() -> None:
             logging_level=logging.ERROR,
             configure_logging=False,
         )
-        cli.run_job(None)
+        cli.run_job()
     finally:
         ray.shutdown()
         shutil.rmtree(folder, ignore_errors=True)

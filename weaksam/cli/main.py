@@ -59,14 +59,20 @@ def run_pipeline(config: str, overrides: list[str], *, only: list[str] | None = 
     pipeline.run_steps(chosen)
 
 
-def run_job(stage: str | None) -> None:
-    """Entry point of `python -m jobs.<stage> CONFIG [KEY=VALUE]...`; `stage` None runs every step."""
-    if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
-        what = f"the '{stage}' steps (what they read must be finished)" if stage else "every step"
-        print(f"usage: python -m jobs.{stage or 'pipeline'} CONFIG [KEY=VALUE]...\nRuns {what} of a run file.")
-        sys.exit(0 if len(sys.argv) > 1 else 2)
+def run_job(*, of_stage: bool = False) -> None:
+    """Entry point of `python -m jobs.pipeline CONFIG [KEY=VALUE]...`, which runs every step.
+
+    Args:
+        of_stage: it is `python -m jobs.stage NAME CONFIG [KEY=VALUE]...`, which runs the steps of one stage.
+    """
+    given = sys.argv[1:]
+    if len(given) < 1 + of_stage or given[0] in ("-h", "--help"):
+        job, what = ("stage NAME", "the steps of stage NAME") if of_stage else ("pipeline", "every step")
+        print(f"usage: python -m jobs.{job} CONFIG [KEY=VALUE]...\nRuns {what} of a run file.")
+        sys.exit(0 if given and given[0].startswith("-") else 2)
+    stage = given.pop(0) if of_stage else None
     try:
-        guarded(run_pipeline)(sys.argv[1], sys.argv[2:], stage=stage)
+        guarded(run_pipeline)(given[0], given[1:], stage=stage)
     except typer.Exit as end:
         sys.exit(end.exit_code)
 

@@ -1,0 +1,1 @@
+"""Images and annotations: decoding, augmentation, views of an image; `readers` and `writers` have a format a file."""

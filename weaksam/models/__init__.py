@@ -1,0 +1,1 @@
+"""Networks: backbones, classifiers, weakly supervised detectors, detectors that learn from boxes and masks."""

@@ -1,0 +1,1 @@
+"""A run in small, and what it makes likely of the whole."""

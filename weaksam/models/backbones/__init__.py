@@ -1,0 +1,1 @@
+"""An image, or boxes on it, as features."""

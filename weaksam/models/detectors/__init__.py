@@ -1,0 +1,1 @@
+"""Detectors that learn from boxes and masks."""

@@ -1,0 +1,1 @@
+"""Detectors that learn boxes from image-level labels: OICR and MIST."""

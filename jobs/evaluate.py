@@ -1,6 +1,0 @@
-"""The evaluate steps of a run file: `python -m jobs.evaluate CONFIG [KEY=VALUE]...`."""
-
-from weaksam.cli.main import run_job
-
-if __name__ == "__main__":
-    run_job("evaluate")

@@ -1,6 +1,0 @@
-"""The hygiene steps of a run file: `python -m jobs.hygiene CONFIG [KEY=VALUE]...`."""
-
-from weaksam.cli.main import run_job
-
-if __name__ == "__main__":
-    run_job("hygiene")

@@ -1,6 +1,0 @@
-"""The train_classifier steps of a run file: `python -m jobs.train_classifier CONFIG [KEY=VALUE]...`."""
-
-from weaksam.cli.main import run_job
-
-if __name__ == "__main__":
-    run_job("train_classifier")
