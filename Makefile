@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo demo-full ablation ablation-proposals test check format clean
+.PHONY: demo demo-full ablation ablation-proposals test test-long test-all check format clean
 
 demo: $(INSTALLED)  ## the whole pipeline on a small drawn world
 	$(VENV)/bin/python -m jobs.demo demo
@@ -18,8 +18,13 @@ ablation: $(INSTALLED)  ## after `make demo`: the tables of detectors as means o
 ablation-proposals: $(INSTALLED)  ## after `make demo`: what each choice of its proposals is worth
 	$(VENV)/bin/python -m jobs.ablation proposals demo
 
-test: $(INSTALLED)  ## every test that needs no GPU
-	$(VENV)/bin/python -m pytest
+test: $(INSTALLED)  ## every quick test that needs no GPU
+	$(VENV)/bin/python -m pytest -m "not slow"
+
+test-long: $(INSTALLED)  ## the tests of half a minute and more: whole runs, what is killed in them, faults of an object store
+	$(VENV)/bin/python -m pytest -m slow
+
+test-all: test test-long  ## both
 
 check: $(INSTALLED)  ## formatting, lint and types
 	$(VENV)/bin/ruff format --check .

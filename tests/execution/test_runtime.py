@@ -116,6 +116,7 @@ def test_an_image_that_raises_costs_only_its_own_row_and_keeps_the_reason(tmp_pa
     assert failed[0]["message"] == "ZeroDivisionError: a bug in the callable"
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_when_every_image_fails_it_is_not_the_images(tmp_path: Path) -> None:
     source = images(tmp_path / "images", {f"{i:03}": b"bug" for i in range(12)})
@@ -146,6 +147,7 @@ def test_rows_that_are_there_are_not_computed_again(tmp_path: Path) -> None:
     assert len((tmp_path / "log").read_text().split()) == lost_rows
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_a_pool_of_nearly_every_cpu_leaves_enough_to_read_and_write(tmp_path: Path) -> None:
     source = images(tmp_path / "images", {f"{i:03}": b"x" for i in range(40)})

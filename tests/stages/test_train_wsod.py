@@ -65,6 +65,7 @@ def make_step(folder: Path, inputs: dict[str, Step], **changes: object) -> Step:
     return Step("mist", train_wsod.STAGE, config, inputs, {}, "m", str(folder / "mist-m"))
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
 @pytest.mark.parametrize("dropblock", ["off", "two_pass"])

@@ -263,6 +263,7 @@ def _events(content: bytes) -> list[Event]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
 def test_two_workers_one_of_them_killed_learn_what_one_does(tmp_path: Path, caplog: pytest.LogCaptureFixture):

@@ -368,6 +368,7 @@ def test_without_a_whole_checkpoint_a_training_starts_anew(tmp_path: Path) -> No
         load_state(tmp_path / "state.pt", CPU)
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
 def test_two_workers_stop_at_once_and_another_task_goes_on_from_their_checkpoint(

@@ -159,6 +159,7 @@ def propose(sam: Sam, image: np.ndarray, precision: str) -> Proposals:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_the_engine_gives_the_same_masks_with_kernels(device, sam, precision, monkeypatch):
     image = noise_image(90, 120, seed=1)
