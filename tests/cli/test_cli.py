@@ -13,6 +13,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+import weaksam
 from testing.places import ROOT
 from weaksam import pipeline
 from weaksam.cli import main as cli
@@ -445,3 +446,8 @@ def test_a_working_folder_that_is_gone_is_told(config: str, tmp_path: Path) -> N
     )
     assert told.returncode == 2
     assert told.stderr == "error: the current folder is gone: change to one that is there\n"
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    shown = call(WEAKSAM, "--version")
+    assert (shown.returncode, shown.stdout) == (0, f"weaksam {weaksam.__version__}\n")

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+import weaksam
 from weaksam.cli.job_commands import app as job_app
 from weaksam.cli.terminal import AsJson, ConfigPath, Overrides, console, guarded, set_up_logging
 from weaksam.errors import ConfigError, DamagedError
@@ -23,6 +24,21 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(job_app)
+
+
+def _show_version(is_asked: bool) -> None:
+    if is_asked:
+        print(f"weaksam {weaksam.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Options of no command."""
 
 
 @app.command()
