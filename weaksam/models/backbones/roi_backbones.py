@@ -23,7 +23,6 @@ from torchvision.ops import FrozenBatchNorm2d, roi_pool
 from weaksam.models.backbones.lite0 import NAME, Lite0, normalise
 from weaksam.models.backbones.sam_stem import FrozenSam, cut_out
 from weaksam.models.backbones.seen_views import SeenViews
-from weaksam.models.cores import map_on_cores
 from weaksam.models.noise import SampleNoise, dropout
 from weaksam.ops.boxes import to_inclusive
 from weaksam.sam.build import PIXEL_MEAN, PIXEL_STD
@@ -203,7 +202,7 @@ class CropNet(RoiNet):
         maps = []
         for one in self.frozen:
             crops = self.cut_out(image, boxes, one)
-            parts = map_on_cores(one.crop_maps, crops.split(one.at_once(crops.device)))
+            parts = [one.crop_maps(part) for part in crops.split(one.at_once(crops.device))]
             maps += [torch.cat(levels) for levels in zip(*parts, strict=True)]
         return maps
 
