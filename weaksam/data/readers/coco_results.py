@@ -41,7 +41,7 @@ def read_results(
         class_names: of the dataset.
         category_ids: of its classes; None: those of `default_category_ids`.
         sizes: (height, width) by image id; without one boxes are cut at the left and top border alone.
-        default_score: of an entry that has none; None: each must have one.
+        default_score: of an entry that has none, or null; None: each must have one.
 
     Raises:
         DataError: names the file and the entry that is at fault.
@@ -60,7 +60,7 @@ def read_results(
         else:
             remarks.add(_OTHER_IMAGE, f"entry {position} ({image_id})")
     _check_categories(uri, entries, dict(zip(ids, class_names, strict=True)))
-    if entries and not any(found.values()):
+    if entries and image_ids and not any(found.values()):
         there, here = entries[0]["image_id"], image_ids[0]
         raise DataError(
             f"{uri}: none of its {len(entries)} entries is of an image to be judged (image_id {there!r} there, "
@@ -133,17 +133,18 @@ class _Reader:
         """One entry; its class is checked later, with that of all others."""
         where, name = f"{self.uri}: entry {position}", f"entry {position}"
         around, mask, own = read_segmentation(entry.get("segmentation"), size, where, remarks, name)
-        corners = read_xywh(entry["bbox"], where) if entry.get("bbox") else around
-        if corners is None or (entry.get("segmentation") and mask is None):
+        if around is not None and own is None:
             raise DataError(f"{where}: its segmentation is no RLE, and polygons need an image of known size")
-        score = as_number(entry.get("score", self.default_score))
-        if score is None or isinstance(entry.get("score"), str):
-            raise DataError(f"{where}: its score must be a finite number, got {excerpt(entry.get('score'))}")
+        corners = read_xywh(entry["bbox"], where) if entry.get("bbox") else around
+        stated = entry.get("score")
+        score = as_number(self.default_score if stated is None else stated)
+        if score is None or isinstance(stated, str):
+            raise DataError(f"{where}: its score must be a finite number, got {excerpt(stated)}")
         try:
             label = self.labels.get(_category(entry), -1)
         except TypeError:  # a list or an object
             label = -1
-        return _Entry(name, corners, label, score, mask, own)
+        return _Entry(name, corners or [0.0] * 4, label, score, mask, own)  # without a place: no area, left out
 
 
 def _row(image_id: str, entries: Sequence[_Entry], size: Size | None, remarks: Remarks) -> dict[str, Any]:

@@ -23,6 +23,8 @@ from pycocotools import mask as coco_mask
 from weaksam.errors import DataError
 
 _LONGEST_NAME = 235  # bytes; with an extension and a number it must fit into the 255 that file systems allow
+_NO_SPLIT = "all"
+_NUMBER = re.compile(r"0|-?[1-9][0-9]*")
 _SAME_MASK = 0.99  # IoU of a mask read back with what was meant; coordinates are rounded to a thousandth of a pixel
 
 
@@ -31,7 +33,9 @@ class Place:
     """What an image is called in an export. `number` is its integer id, `name` that of its own files, unique."""
 
     number: int
+    own_id: int | str  # as the dataset writes it
     split: str
+    split_name: str  # of the files and folders of the split, unique
     uri: str
     file_name: str  # below the folder that all exported images have in common
     name: str  # without extension
@@ -137,21 +141,29 @@ class Exporter(Protocol):
 
 
 def place_images(
-    rows: Iterable[Mapping[str, Any]], chosen: Collection[str], *, keep_spaces: bool = True
+    rows: Iterable[Mapping[str, Any]],
+    chosen: Collection[str],
+    *,
+    keep_spaces: bool = True,
+    ids_are_numbers: bool | None = None,
 ) -> tuple[dict[str, Place], str]:
     """Names and numbers of the images to be exported, and the folder they have in common.
 
-    An id of digits is its own number, with or without leading zeros, when all ids of the dataset are of that kind;
-    else images are numbered from 1 in the order of their ids, those that are not exported too: the numbers of two
-    exports of a dataset agree.
+    An id that is a number in the dataset is its own number, and so is one of digits, with or without leading zeros,
+    when all ids of the dataset are of that kind; else images are numbered from 1 in the order of their ids, those that
+    are not exported too: the numbers of two exports of a dataset agree.
 
     Args:
         rows: of the `images` table, all of them.
         chosen: ids to be exported.
         keep_spaces: whether names may have spaces; else they become underscores.
+        ids_are_numbers: whether the dataset's own ids are numbers; None: they are when all look like it.
     """
     rows = sorted(rows, key=lambda row: row["image_id"])
-    numbers = _numbers([row["image_id"] for row in rows])
+    if ids_are_numbers is None:
+        ids_are_numbers = all(_NUMBER.fullmatch(row["image_id"]) for row in rows)
+    numbers = _numbers([row["image_id"] for row in rows], ids_are_numbers)
+    splits = _split_names({row["split"] or _NO_SPLIT for row in rows})
     rows = [row for row in rows if row["image_id"] in chosen]
     folders = [row["uri"].split("/")[:-1] for row in rows]
     common = _common_start(min(folders), max(folders)) if folders else []
@@ -160,15 +172,23 @@ def place_images(
     places = {}
     for row in rows:
         image_id = row["image_id"]
-        fixed = {key: row[key] for key in ("uri", "height", "width")}
+        split = row["split"] or _NO_SPLIT
         places[image_id] = Place(
-            numbers[image_id], row["split"] or "all", file_name=paths[image_id], name=names[image_id], **fixed
+            number=numbers[image_id],
+            own_id=int(image_id) if ids_are_numbers else image_id,
+            split=split,
+            split_name=splits[split],
+            file_name=paths[image_id],
+            name=names[image_id],
+            **{key: row[key] for key in ("uri", "height", "width")},
         )
     return places, "/".join(common)
 
 
-def _numbers(image_ids: Sequence[str]) -> dict[str, int]:
+def _numbers(image_ids: Sequence[str], ids_are_numbers: bool) -> dict[str, int]:
     """Number by image id; `image_ids` are sorted."""
+    if ids_are_numbers:
+        return {image_id: int(image_id) for image_id in image_ids}
     if all(image_id.isascii() and image_id.isdigit() and len(image_id) <= 15 for image_id in image_ids):
         numbers = [int(image_id) for image_id in image_ids]
         if len(set(numbers)) == len(numbers):
@@ -180,6 +200,13 @@ def _common_start(first: Sequence[str], last: Sequence[str]) -> list[str]:
     """What two lists start with; of the first and last of many in order this is what all start with."""
     length = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
     return list(first[:length])
+
+
+def _split_names(splits: Collection[str]) -> dict[str, str]:
+    """A name for the files and folders of each split, unique and below the folder of the export."""
+    cleaned = {split: re.sub(r"^\.+|[/\x00-\x1f\x7f-\x9f]", "_", split) for split in sorted(splits)}
+    # a split that keeps its name comes first, so that no other takes it
+    return _unique(dict(sorted(cleaned.items(), key=lambda item: item[0] != item[1])))
 
 
 def _names(paths: Mapping[str, str], *, keep_spaces: bool) -> dict[str, str]:
@@ -201,14 +228,18 @@ def _names(paths: Mapping[str, str], *, keep_spaces: bool) -> dict[str, str]:
     for i, path in paths.items():
         if counts[names[i]] > 1:
             names[i] = clean(names[i] + path[len(stems[i]) :].replace(".", "_"))
-    taken: set[str] = set()
-    for i, name in names.items():
+    return _unique(names)
+
+
+def _unique(names: Mapping[str, str]) -> dict[str, str]:
+    """`names` short enough for any extension, each once: the second of a name gets a number, in the order of names."""
+    taken: dict[str, str] = {}
+    for key, name in names.items():
         short, number = _shortened(name), 1
         while (unique := short if number == 1 else f"{short}_{number}") in taken:
             number += 1
-        taken.add(unique)
-        names[i] = unique
-    return names
+        taken[unique] = key
+    return {key: name for name, key in taken.items()}
 
 
 def _shortened(name: str) -> str:
