@@ -17,7 +17,8 @@ from weaksam.errors import DataError
 from weaksam.stages.export_config import ExportConfig
 
 if TYPE_CHECKING:
-    from weaksam.data.writers.common import ExportImage, Place
+    from weaksam.data.writers.common import ExportImage
+    from weaksam.data.writers.places import Place
 
 BATCH = 1024  # images
 _COLUMNS = ["status", "height", "width", "boxes", "classes", "scores", "masks"]

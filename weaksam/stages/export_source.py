@@ -19,7 +19,7 @@ def read_source(step: Step) -> Source:
     Raises:
         DataError: an image has no row, or is of another dataset; there is nothing to export.
     """
-    from weaksam.data.writers.common import place_images
+    from weaksam.data.writers.places import place_images
 
     config: ExportConfig = step.config
     images = tables.read_step(step.inputs["images"], columns=["uri", "height", "width", "split", "labels"])

@@ -142,6 +142,12 @@ def test_polygons_need_an_image_of_known_size(tmp_path: Path) -> None:
         read(tmp_path, [entry("b", segmentation=[[1, 1, 9, 1, 9, 9]])])
 
 
+def test_image_ids_with_decimals_are_whole(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps([entry(7.0)]))
+    assert read_results(str(path), ["7"], ["head"], category_ids=None).column("classes").to_pylist() == [[0]]
+
+
 def test_a_score_that_is_null_is_the_default_one(tmp_path: Path) -> None:
     assert read(tmp_path, [entry(score=None), entry(score=0.75)], default_score=0.5)["a"]["scores"] == [0.75, 0.5]
     with pytest.raises(DataError, match="it has no score"):

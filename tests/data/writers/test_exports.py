@@ -20,8 +20,9 @@ from weaksam.core import storage
 from weaksam.data.categories import COCO_NAMES, complete_category_ids, default_category_ids
 from weaksam.data.readers.voc import read_voc
 from weaksam.data.writers.coco import CocoDataset, CocoResults, elements
-from weaksam.data.writers.common import ExportImage, Found, Place, Tally, compare, place_images
+from weaksam.data.writers.common import ExportImage, Found, Tally, compare
 from weaksam.data.writers.label_studio import LabelStudioTasks
+from weaksam.data.writers.places import Place, place_images
 from weaksam.data.writers.polygons import draw_polygons, join_polygons, outlines, signed_area, simplify, to_polygons
 from weaksam.data.writers.voc import VocDevkit, palette, to_corners
 from weaksam.data.writers.yolo import YoloLabels, name_splits

@@ -53,7 +53,7 @@ def read_results(
     remarks = Remarks(uri)
     for position, entry in enumerate(entries):
         reader.check_keys(position, entry)
-        image_id = str(entry["image_id"])
+        image_id = str(_whole(entry["image_id"]))
         if image_id in found:
             size = (sizes or {}).get(image_id)
             found[image_id].append(reader.read(position, entry, size, remarks))
@@ -83,7 +83,7 @@ def _load(uri: str) -> list[Any]:
 
 def _check_categories(uri: str, entries: Sequence[Mapping[str, Any]], names: Mapping[int, str]) -> None:
     """Raises DataError when results have other category ids than the dataset, naming those of both."""
-    used = {repr(_category(entry)): position for position, entry in reversed(list(enumerate(entries)))}
+    used = {repr(_whole(entry["category_id"])): position for position, entry in reversed(list(enumerate(entries)))}
     known = {repr(number) for number in names}
     if strange := sorted((number for number in used if number not in known), key=used.__getitem__):
         own = first_ten([f"{number} {name}" for number, name in names.items()])
@@ -94,9 +94,8 @@ def _check_categories(uri: str, entries: Sequence[Mapping[str, Any]], names: Map
         )
 
 
-def _category(entry: Mapping[str, Any]) -> Any:
-    """The category id; one with decimals, as pandas writes it, is whole again."""
-    number = entry["category_id"]
+def _whole(number: Any) -> Any:
+    """An id; one with decimals, as pandas writes it, is whole again."""
     return int(number) if isinstance(number, float) and number.is_integer() else number
 
 
@@ -141,7 +140,7 @@ class _Reader:
         if score is None or isinstance(stated, str):
             raise DataError(f"{where}: its score must be a finite number, got {excerpt(stated)}")
         try:
-            label = self.labels.get(_category(entry), -1)
+            label = self.labels.get(_whole(entry["category_id"]), -1)
         except TypeError:  # a list or an object
             label = -1
         return _Entry(name, corners or [0.0] * 4, label, score, mask, own)  # without a place: no area, left out

@@ -21,7 +21,8 @@ from pycocotools import mask as coco_mask
 from weaksam.core import storage
 from weaksam.data.datasets import map_in_threads
 from weaksam.data.readers.voc import VocFiles, read_annotation
-from weaksam.data.writers.common import ExportImage, Found, picture_list
+from weaksam.data.writers.common import ExportImage, Found
+from weaksam.data.writers.places import picture_list
 from weaksam.errors import DataError
 
 _MOST = 254  # values of a pixel that are neither background nor void

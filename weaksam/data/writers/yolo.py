@@ -16,7 +16,8 @@ import yaml
 
 from weaksam.core import storage
 from weaksam.data.datasets import map_in_threads
-from weaksam.data.writers.common import ExportImage, Found, picture_list
+from weaksam.data.writers.common import ExportImage, Found
+from weaksam.data.writers.places import picture_list
 from weaksam.data.writers.polygons import draw_polygons, join_polygons, to_polygons
 
 
