@@ -21,6 +21,12 @@ def base(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     ]
 
 
+def test_what_is_no_json_is_not_written(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        storage.write_json(str(tmp_path / "a.json"), {"score": float("nan")})
+    assert not (tmp_path / "a.json").exists()
+
+
 def test_what_is_written_is_read_listed_and_found(base: str) -> None:
     uri = storage.join(base, "a", "b.bin")
     assert not storage.exists(uri)

@@ -204,6 +204,8 @@ def test_overrides_are_yaml_and_checked_like_the_file(load: Callable) -> None:
     assert (step.config.inner.lr, step.config.size) == (2e-5, 7)
     with pytest.raises(ConfigError, match=r"steps\.a\.size: input should be a valid integer, got 'x'"):
         load({"a": {"stage": "make"}}, "steps.a.size=x")
+    with pytest.raises(ConfigError, match=r"steps\.a\.inner\.lr: input should be a finite number, got inf"):
+        load({"a": {"stage": "make"}}, "steps.a.inner.lr=.inf")
     with pytest.raises(ConfigError, match=r"steps\.zz\.size=1: there is no step 'zz'"):
         load({"a": {"stage": "make"}}, "steps.zz.size=1")
     with pytest.raises(ConfigError, match="an override has the form"):

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
 
 from tests.stages.test_train_wsod import finished
 from weaksam.core import schemas, storage, tables
 from weaksam.core.step import Step
+from weaksam.data.readers.coco import read_coco
 from weaksam.data.readers.coco_results import read_results
 from weaksam.data.writers import yolo
 from weaksam.errors import ConfigError, DataError
@@ -255,3 +259,42 @@ def test_faults_are_named(tmp_path: Path, inputs: dict[str, Step]) -> None:
 def test_settings_that_would_be_ignored_are_refused(settings: dict, fault: str) -> None:
     with pytest.raises(ValueError, match=fault):
         ExportConfig.model_validate({"images": "images", "pgt": "pgt", "format": "coco"} | settings)
+
+
+@pytest.mark.parametrize("format", ["coco", "coco_results", "label_studio"])
+def test_boxes_without_a_finite_score_are_left_out(tmp_path: Path, inputs: dict[str, Step], format: str) -> None:
+    row = {"image_id": "a", "status": "ok", "message": "", "boxes": [[0, 0, 9, 9]] * 3, "classes": [0] * 3}
+    row |= {"scores": [float("inf"), float("nan"), 0.5]}
+    found = finished(tmp_path, "spoilt", [row], schemas.DETECTIONS, {"images": inputs["images"]})
+    step = make_step(tmp_path, inputs | {"pgt": found}, format=format)
+    export.run(step)
+    report = report_of(step)
+    assert (report["boxes"], report["left_out"]) == (1, {"failed_images": 0, "boxes_without_finite_score": 2})
+
+
+def test_results_fit_the_json_of_the_dataset(tmp_path: Path) -> None:
+    ids = [12345678901234567, 7, -1]
+    content = {"images": [{"id": i, "file_name": f"{i}.jpg", "height": 60, "width": 100} for i in ids]}
+    content |= {"annotations": [], "categories": [{"id": 3, "name": "red"}, {"id": 9, "name": "blue"}]}
+    (tmp_path / "t.json").write_text(json.dumps(content))
+    for i in ids:
+        storage.write_bytes(str(tmp_path / "t" / f"{i}.jpg"), b"")
+    dataset = read_coco(str(tmp_path), {"t": ("t.json", "t")})
+    images = finished(tmp_path, "images", dataset.images.to_pylist(), schemas.IMAGES, {})
+    metadata = schemas.with_metadata(
+        schemas.IMAGES, fingerprint="f", class_names=["red", "blue"], category_ids=[3, 9], ids_are_numbers=True
+    )
+    table = dataset.images.replace_schema_metadata(metadata.metadata)
+    storage.write_json(images.manifest_uri, {"parts": [tables.write_part(images.folder, table)], "excluded": {}})
+    row = {"status": "ok", "message": "", "boxes": [[0, 0, 9, 9]], "classes": [1], "scores": [0.5]}
+    rows = [{"image_id": str(i)} | row for i in ids]
+    found = finished(tmp_path, "found", rows, schemas.DETECTIONS, {"images": images})
+    step = make_step(tmp_path, {"images": images, "pgt": found}, format="coco_results")
+    export.run(step)
+    with contextlib.redirect_stdout(io.StringIO()):
+        results = COCO(str(tmp_path / "t.json")).loadRes(f"{step.folder}/export/results.json")
+    assert sorted((a["image_id"], a["category_id"]) for a in results.anns.values()) == [(i, 9) for i in sorted(ids)]
+    step = make_step(tmp_path / "coco", {"images": images, "pgt": found})
+    export.run(step)
+    content = storage.read_json(f"{step.folder}/export/annotations/instances_t.json")
+    assert [entry["id"] for entry in content["images"]] == [-1, 12345678901234567, 7]

@@ -71,6 +71,29 @@ def test_voc_and_coco_need_their_splits_named(index: Callable, tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
+    ("settings", "fault"),
+    [
+        (
+            {"format": "coco", "annotations": {"train": "t.json", "T": "t.json"}},
+            "annotations: T: no such split: splits are train, val",
+        ),
+        ({"format": "coco", "image_folders": {"T": "t"}}, "image_folders: T: no such split: splits are train, val"),
+        ({"format": "voc", "annotations": {"train": "t.json"}}, "annotations is for format coco, not voc"),
+        ({"format": "voc_folder", "image_folders": {"train": "t"}}, "image_folders is for format coco, not voc_folder"),
+        ({"format": "folder", "crowd_makes_label": True}, "crowd_makes_label is for format coco, not folder"),
+        ({"format": "coco", "labels_file": "labels.tsv"}, "labels_file is for format folder, not coco"),
+        (
+            {"format": "coco", "difficult_makes_label": True},
+            "difficult_makes_label is for format voc and voc_folder, not",
+        ),
+    ],
+)
+def test_settings_that_would_be_ignored_are_faults(index: Callable, tmp_path: Path, settings: dict, fault: str) -> None:
+    with pytest.raises(ConfigError, match=r"steps\.images[.:] ?" + fault):
+        index(root=str(tmp_path), splits=["train", "val"], **settings)
+
+
+@pytest.mark.parametrize(
     ("settings", "rows", "boxes", "classes"),
     [
         ({"format": "voc_folder", "root": "cards"}, 363, 670, 6),
@@ -250,8 +273,9 @@ def test_a_run_inside_the_folder_that_is_listed_is_refused(tmp_path: Path, forma
     with pytest.raises(ConfigError, match=rf"steps\.images: the run {inside}/run lies inside the dataset's folder"):
         resolved(inside, format=format, root=str(tmp_path), splits=["train"])
     (tmp_path / "link").symlink_to(inside)
+    linked = {"root": str(tmp_path / "link")} if format != "coco" else {"image_folders": {"train": "link"}}
     with pytest.raises(ConfigError, match="lies inside the dataset's folder"):
-        resolved(inside, format=format, root=str(tmp_path), splits=["train"], image_folders={"train": "link"})
+        resolved(inside, **{"format": format, "root": str(tmp_path), "splits": ["train"], **linked})
 
 
 def test_an_export_into_the_folder_that_is_listed_is_refused(tmp_path: Path) -> None:

@@ -149,3 +149,21 @@ def test_no_box_without_area_is_handed_on_whoever_made_it(
     assert {key: row["boxes"] for key, row in chosen.items()} == {"a": [BOX], "b": [BOX], "c": [], "d": [BOX]}
     left_out = "image a, image a, image b, image c"
     assert caplog.messages == [f"steps.pgt: 4 boxes have no area inside their image and are left out: {left_out}"]
+
+
+def test_boxes_without_a_finite_score_are_counted(
+    tmp_path: Path, inputs: dict[str, Step], caplog: pytest.LogCaptureFixture
+) -> None:
+    inf, nan = float("inf"), float("nan")
+    rows = [
+        {"image_id": "a", "boxes": [BOX, PART, APART], "classes": [0, 0, 1], "scores": [inf, 0.5, nan]},
+        *FOUND[1:3],
+    ]
+    rows = [{"status": "ok", "message": "", "height": 60, "width": 100} | row for row in rows]
+    rows.append({"image_id": "d", "status": "unreadable", "message": "cut off"})
+    found = finished(tmp_path, "spoilt", rows, schemas.DETECTIONS, {"images": inputs["images"]})
+    step = make_step(tmp_path, inputs | {"detections": found})
+    with caplog.at_level("WARNING"):
+        row = read(step, pgt.run(step).parts)["a"]
+    assert (row["boxes"], row["scores"]) == ([PART], [0.5])
+    assert caplog.messages == ["steps.pgt: 2 boxes have a score that is not finite and are left out: image a, image a"]

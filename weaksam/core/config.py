@@ -23,9 +23,11 @@ from weaksam.errors import ConfigError
 
 
 class Settings(BaseModel):
-    """Base of every settings class: unknown keys and wrong types are faults, values never change."""
+    """Base of every settings class: unknown keys, wrong types, NaN and inf are faults, values never change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 Config = TypeVar("Config", bound=Settings)

@@ -137,11 +137,17 @@ PSEUDO_MASKS = pa.schema(
 
 
 def with_metadata(
-    schema: pa.Schema, *, fingerprint: str, class_names: Sequence[str], category_ids: Sequence[int] | None = None
+    schema: pa.Schema,
+    *,
+    fingerprint: str,
+    class_names: Sequence[str],
+    category_ids: Sequence[int] | None = None,
+    ids_are_numbers: bool | None = None,
 ) -> pa.Schema:
     """`schema` with what every part carries: schema version, run fingerprint and class names.
 
-    `category_ids` are the dataset's own numbers of the classes; only tables of images and ground truth have them.
+    `category_ids` are the dataset's own numbers of the classes, `ids_are_numbers` says whether its image ids are
+    numbers; only tables of images and ground truth have them.
     """
     metadata = {
         "weaksam.schema_version": SCHEMA_VERSION,
@@ -150,6 +156,8 @@ def with_metadata(
     }
     if category_ids is not None:
         metadata["weaksam.category_ids"] = json.dumps(list(category_ids))
+    if ids_are_numbers is not None:
+        metadata["weaksam.ids_are_numbers"] = json.dumps(ids_are_numbers)
     return schema.with_metadata(metadata)
 
 
@@ -161,6 +169,11 @@ def class_names_of(schema: pa.Schema) -> list[str]:
 def category_ids_of(schema: pa.Schema) -> list[int] | None:
     """The dataset's own numbers of the classes that a table carries, in the order of their names; None: it has none."""
     return json.loads((schema.metadata or {}).get(b"weaksam.category_ids", b"null"))
+
+
+def ids_are_numbers(schema: pa.Schema) -> bool | None:
+    """Whether the dataset's own image ids are numbers, not texts; None: the table does not say."""
+    return json.loads((schema.metadata or {}).get(b"weaksam.ids_are_numbers", b"null"))
 
 
 def check_version(schema: pa.Schema, *, where: str) -> None:

@@ -181,8 +181,8 @@ def read_json(uri: str) -> dict:
 
 
 def write_json(uri: str, value: dict) -> None:
-    """A dict as readable JSON, keys in the given order."""
-    write_bytes(uri, (json.dumps(value, indent=2) + "\n").encode())
+    """A dict as readable JSON, keys in the given order; ValueError when it holds NaN or inf, which are no JSON."""
+    write_bytes(uri, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
 
 
 def delete(uri: str) -> None:

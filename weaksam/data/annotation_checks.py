@@ -10,7 +10,6 @@ Axis legend: N boxes, K corners of a polygon, R runs.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,6 +29,7 @@ OUTSIDE = "boxes reach beyond their image and are cut at its border (is its size
 BOX_OF_SEGMENTATION = "objects have no box: the box around their segmentation is taken"
 NO_BOX = "objects have no box and no segmentation: only their label counts"
 FEW_CORNERS = "polygons have fewer than 3 corners and are left out"
+EMPTY_MASK = "masks have no pixel inside their image and are left out"
 
 MAX_SIDE = 1_000_000  # pixels; the largest slide scans have a fifth of that
 _MAX_PIXELS = 2**32 - 1  # of a mask: pycocotools counts pixels in 32 bits
@@ -37,6 +37,7 @@ _OUTSIDE_TOLERANCE = 1.0  # pixels; rounding and 0-based exports reach this far,
 _POLYGON_REACH = 4  # sides of the image; pycocotools needs memory by the length of a polygon
 _NUMBER_DIGITS = 7  # of compressed counts, 5 bits each: more than 32 bits hold
 _EXCERPT = 80  # characters of a value in a message
+_MAX_NUMBER = float(np.finfo(np.float32).max)  # tables hold float32
 
 
 @dataclass
@@ -77,14 +78,14 @@ def excerpt(value: Any) -> str:
 
 
 def as_number(value: Any) -> float | None:
-    """A finite number, also one written as text; None for anything else."""
+    """A number that float32 can hold, also one written as text; None for anything else, NaN and inf too."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     try:
         number = float(value)
     except (ValueError, OverflowError):
         return None
-    return number if math.isfinite(number) else None
+    return number if abs(number) <= _MAX_NUMBER else None  # False for NaN
 
 
 def read_size(height: Any, width: Any, where: str) -> Size | None:
@@ -158,11 +159,11 @@ def read_segmentation(
         value: the segmentation; null and empty: there is none.
         size: of its image; None: not known.
         where: file and entry.
-        remarks: gets polygons that are left out.
+        remarks: gets polygons and masks that are left out.
         entry: the entry, for `remarks`.
 
     Returns:
-        the box around it, xyxy; its mask, None where that needs a size and there is none; the size of the mask.
+        the box around it, xyxy; its mask, None where that needs a size and there is none, or has no pixel; its size.
 
     Raises:
         DataError: it is neither, is damaged, or is of another size than the image.
@@ -171,6 +172,9 @@ def read_segmentation(
         return None, None, None
     if isinstance(value, Mapping):
         mask, size = read_rle(value, size, where)
+        if _is_empty(mask, size):
+            remarks.add(EMPTY_MASK, entry)
+            return None, None, size
         left, top, width, height = coco_mask.toBbox({"size": list(size), "counts": mask}).tolist()  # type: ignore[arg-type]
         return [left, top, left + width, top + height], mask, size
     polygons = read_polygons(value, size, where)
@@ -181,7 +185,15 @@ def read_segmentation(
         return None, None, None
     corners = np.concatenate(whole)
     box = [*corners.min(axis=0).tolist(), *corners.max(axis=0).tolist()]
-    return box, fill_polygons(whole, size) if size is not None else None, size
+    mask = None if size is None else fill_polygons(whole, size)
+    if mask is not None and size is not None and _is_empty(mask, size):
+        remarks.add(EMPTY_MASK, entry)
+        mask = None
+    return box, mask, size
+
+
+def _is_empty(mask: bytes, size: Size) -> bool:
+    return not coco_mask.area({"size": list(size), "counts": mask})  # type: ignore[arg-type]  (bytes are taken)
 
 
 def read_polygons(value: Any, size: Size | None, where: str) -> list[np.ndarray]:

@@ -29,7 +29,10 @@ logger = logging.getLogger(__name__)
 MapFiles = Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]
 
 _READ_THREADS = 32  # a read from object storage is mostly waiting
-_UNWRITABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff\ufffe\uffff]")  # exports hold names in XML and lines of text
+# Exports hold names in XML and lines of text; of characters that nobody sees, two names could look the same.
+_CONTROL = r"\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufffe\uffff"
+_UNSEEN = r"\xad\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufeff"
+_UNWRITABLE = re.compile(f"[{_CONTROL}{_UNSEEN}]")
 
 
 @dataclass(frozen=True)
@@ -42,12 +45,14 @@ class Dataset:
         ground_truth: rows of `schemas.GROUND_TRUTH`, one per annotated image (N may be 0); None when the dataset
             has no boxes at all.
         category_ids: the dataset's own numbers of the classes, in the order of `class_names`; None: it has none.
+        ids_are_numbers: whether the dataset's own image ids are numbers, not texts; None: nobody says, or some are.
     """
 
     class_names: list[str]
     images: pa.Table
     ground_truth: pa.Table | None
     category_ids: list[int] | None = None
+    ids_are_numbers: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -117,9 +122,13 @@ def make_dataset(images: Sequence[ImageRecord], class_names: Sequence[str]) -> D
     """The tables of `images`.
 
     Raises:
-        DataError: an image id twice, a class that is not among `class_names`, or a name that `class_list` refuses.
+        DataError: no image, an image id twice, a class that is not among `class_names`, a name that `class_list`
+            refuses, or one of a split that no export can write.
     """
+    if not images:
+        raise DataError("the dataset: lists no image")
     class_names = class_list(class_names)
+    _check_splits(dict.fromkeys(image.split for image in images))
     check_unique([image.image_id for image in images], "the dataset", "image id")
     ids = {name: index for index, name in enumerate(class_names)}
     rows, truths = [], []
@@ -153,8 +162,20 @@ def class_list(names: Iterable[str]) -> list[str]:
     names = [name.strip() for name in names]
     check_unique(names, "the list of classes", "class")
     if bad := [repr(name) for name in names if not name or _UNWRITABLE.search(name)]:
-        raise DataError(f"the list of classes: {first_ten(bad)}: a name needs letters, and no control characters")
+        raise DataError(
+            f"the list of classes: {first_ten(bad)}: a name needs letters, and no control characters or unseen ones"
+        )
     return names
+
+
+def _check_splits(splits: Collection[str]) -> None:
+    """Raises DataError when a split cannot be the name of a file: exports have a file or folder for each."""
+    parts = {split: split.split("/") for split in splits}
+    if bad := [repr(s) for s in splits if _UNWRITABLE.search(s) or any(not p or p[0] == "." for p in parts[s])]:
+        raise DataError(
+            f"the splits: {first_ten(bad)}: a name needs letters, no dot before them, and no control characters or "
+            "unseen ones"
+        )
 
 
 def _class_id(name: str, ids: dict[str, int], image: ImageRecord) -> int:

@@ -17,7 +17,8 @@ from weaksam.errors import DataError
 from weaksam.stages.export_config import ExportConfig
 
 if TYPE_CHECKING:
-    from weaksam.data.writers.common import ExportImage, Place
+    from weaksam.data.writers.common import ExportImage
+    from weaksam.data.writers.places import Place
 
 BATCH = 1024  # images
 _COLUMNS = ["status", "height", "width", "boxes", "classes", "scores", "masks"]
@@ -92,8 +93,10 @@ def to_image(row: Mapping[str, Any], place: Place, config: ExportConfig, left_ou
     masks = row["masks"] if config.masks and row["masks"] else [None] * len(boxes)
     is_needed = config.format != "coco_results" or any(mask is not None for mask in masks)
     height, width = _size(row, place, is_needed=is_needed)
-    kept = scores >= config.min_score
-    left_out["boxes_below_min_score"] += int((~kept).sum())
+    kept = np.isfinite(scores)
+    left_out["boxes_without_finite_score"] += int((~kept).sum())
+    left_out["boxes_below_min_score"] += int((kept & (scores < config.min_score)).sum())
+    kept &= scores >= config.min_score
     finite = np.where(np.isfinite(boxes).all(1, keepdims=True), boxes, 0)
     cut, has_area, _ = fit_boxes(finite.astype(np.float64), (height, width) if height else None)
     left_out["boxes_without_area"] += int((kept & ~has_area).sum())

@@ -19,7 +19,7 @@ def read_source(step: Step) -> Source:
     Raises:
         DataError: an image has no row, or is of another dataset; there is nothing to export.
     """
-    from weaksam.data.writers.common import place_images
+    from weaksam.data.writers.places import place_images
 
     config: ExportConfig = step.config
     images = tables.read_step(step.inputs["images"], columns=["uri", "height", "width", "split", "labels"])
@@ -38,7 +38,12 @@ def read_source(step: Step) -> Source:
     chosen = {row["image_id"] for row in rows if row["status"] == schemas.OK}
     if not chosen:
         raise DataError(f"steps.{step.name}: step {source.name} has no image to export ({len(failures)} failed)")
-    places, root = place_images(images.to_pylist(), chosen, keep_spaces=config.format != "voc")
+    places, root = place_images(
+        images.to_pylist(),
+        chosen,
+        keep_spaces=config.format != "voc",
+        ids_are_numbers=schemas.ids_are_numbers(images.schema),
+    )
     # Parts are named by hashes: by their first ids, the order of the export is nearly that of the ids.
     ordered = sorted(parts, key=lambda part: min(parts[part].column("image_id").to_pylist(), default=""))
     numbers = schemas.category_ids_of(images.schema)

@@ -36,7 +36,11 @@ def run(step: Step) -> Outcome:
     _compare_sizes(step, dataset.images)
     names = dataset.class_names
     schema = schemas.with_metadata(
-        schemas.IMAGES, fingerprint=step.fingerprint, class_names=names, category_ids=dataset.category_ids
+        schemas.IMAGES,
+        fingerprint=step.fingerprint,
+        class_names=names,
+        category_ids=dataset.category_ids,
+        ids_are_numbers=dataset.ids_are_numbers,
     )
     images = dataset.images.replace_schema_metadata(schema.metadata)
     if dataset.ground_truth is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from weaksam.core import storage
 from weaksam.core.config import OutsideFolder, Place, StageConfig
@@ -12,6 +12,15 @@ from weaksam.data.datasets import Dataset
 from weaksam.data.readers.coco import read_coco
 from weaksam.data.readers.folder import read_folder, read_voc_xml_folder
 from weaksam.data.readers.voc import read_voc
+
+# Settings that only some formats know.
+_ONLY_FOR = {
+    "labels_file": ("folder",),
+    "annotations": ("coco",),
+    "image_folders": ("coco",),
+    "difficult_makes_label": ("voc", "voc_folder"),
+    "crowd_makes_label": ("coco",),
+}
 
 
 class IndexConfig(StageConfig):
@@ -47,6 +56,22 @@ class IndexConfig(StageConfig):
     sample: int | None = Field(default=None, ge=1)
     """Only so many images of each split, to try things out, with one of each class as far as that goes; all when left
     out."""
+
+    @field_validator("annotations", "image_folders")
+    @classmethod
+    def _names_splits(cls, value: dict[str, str], info: ValidationInfo) -> dict[str, str]:
+        splits = info.data.get("splits") or list(value)  # missing ones are a fault of their own
+        if unknown := [split for split in value if split not in splits]:
+            raise ValueError(f"{', '.join(unknown)}: no such split: splits are {', '.join(splits)}")
+        return value
+
+    @model_validator(mode="after")
+    def _fits_the_format(self) -> IndexConfig:
+        for key, formats in _ONLY_FOR.items():
+            default = type(self).model_fields[key].get_default(call_default_factory=True)
+            if self.format not in formats and getattr(self, key) != default:
+                raise ValueError(f"{key} is for format {' and '.join(formats)}, not {self.format}")
+        return self
 
     @model_validator(mode="after")
     def _splits_are_named(self) -> IndexConfig:

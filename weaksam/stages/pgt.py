@@ -23,11 +23,13 @@ from weaksam.stages.labels import labelled_images
 from weaksam.stages.results import read_step_results
 
 if TYPE_CHECKING:
+    from weaksam.data.annotation_checks import Remarks
     from weaksam.data.readers.label_studio import Review, Size
 
 log = logging.getLogger(__name__)
 
 _ROWS_PER_PART = 4096
+_NO_SCORE = "boxes have a score that is not finite and are left out"
 _COLUMNS = ["status", "message", "height", "width", "boxes", "classes", "scores"]
 
 
@@ -98,7 +100,7 @@ def run(step: Step) -> Outcome:
         for i, (image_id, row) in enumerate(piece):
             is_reviewed = image_id in reviews
             row = keep_areas(trust(image_id, reviews[image_id]) if is_reviewed else row, remarks)
-            rows.append(row if is_reviewed else choose(row, np.flatnonzero(labels[start + i]), rules))
+            rows.append(row if is_reviewed else choose(row, np.flatnonzero(labels[start + i]), rules, remarks))
         parts.append(tables.write_part(step.folder, schemas.to_table(rows, schema)))
         counts += [np.bincount(row.get("classes", []), minlength=len(names)) for row in rows]
         failures += [f"{r['image_id']}: {r['status']}: {r['message']}" for r in rows if r["status"] != schemas.OK]
@@ -180,10 +182,10 @@ def trust(image_id: str, review: Review) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def choose(row: dict[str, Any], labels: np.ndarray, rules: Any) -> dict[str, Any]:
+def choose(row: dict[str, Any], labels: np.ndarray, rules: Any, remarks: Remarks | None = None) -> dict[str, Any]:
     """A row of pseudo ground truth from a row of detections; scores stay what they were, a failed row fails.
 
-    Boxes whose score is not finite are left out.
+    Boxes whose score is not finite are left out, and `remarks` counts them.
     """
     from weaksam.ops.pgt import select_pgt
 
@@ -192,6 +194,9 @@ def choose(row: dict[str, Any], labels: np.ndarray, rules: Any) -> dict[str, Any
     boxes = np.array(row["boxes"], np.float32).reshape(-1, 4)
     classes, scores = np.array(row["classes"], np.int32), np.array(row["scores"], np.float32)
     usable = np.isfinite(scores)
+    if remarks is not None:
+        for _ in range(np.count_nonzero(~usable)):
+            remarks.add(_NO_SCORE, f"image {row['image_id']}")
     boxes, classes, scores = boxes[usable], classes[usable], scores[usable]
     kept = select_pgt(boxes, classes, scores, labels.tolist(), rules)
     return row | {"boxes": boxes[kept], "classes": classes[kept], "scores": scores[kept], "trusted": False}

@@ -346,3 +346,56 @@ def test_real_2014_file_with_placeholder_images(tmp_path: Path) -> None:
     assert dataset.ground_truth is not None
     assert sum(len(boxes) for boxes in dataset.ground_truth["boxes"].to_pylist()) == 839
     assert sum(sum(crowd) for crowd in dataset.ground_truth["crowd"].to_pylist()) == 9
+
+
+@pytest.mark.parametrize(
+    ("numbers", "are_numbers"),
+    [([12345678901234567, 7, -1], True), (["12", "a"], False), (["12", 13], None)],
+)
+def test_whether_image_ids_are_numbers_stays_known(tmp_path: Path, numbers: list, are_numbers: bool | None) -> None:
+    dataset = read_coco(write(tmp_path, [image(number) for number in numbers], []), ["train"])
+    assert dataset.images.column("image_id").to_pylist() == [str(number) for number in numbers]
+    assert dataset.ids_are_numbers is are_numbers
+    assert sample_dataset(dataset, 1).ids_are_numbers is are_numbers
+
+
+def test_a_file_without_images_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"instances_train\.json: lists no image$"):
+        read_coco(write(tmp_path, [], []), ["train"])
+
+
+@pytest.mark.parametrize(
+    ("where", "fault"),
+    [
+        ("images", "'id' must be int or str"),
+        ("image_id", "'image_id' must be"),
+        ("category_id", "'category_id' must be"),
+    ],
+)
+def test_true_is_no_id(tmp_path: Path, where: str, fault: str) -> None:
+    entry = image(1)
+    root = write(tmp_path, [entry | {"id": True} if where == "images" else entry], [note(1) | {where: True}])
+    with pytest.raises(DataError, match=fault):
+        read_coco(root, ["train"])
+
+
+def test_an_annotation_that_is_there_twice_is_one_object(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    notes = [note(1), note(2, box=(5, 5, 2, 2)), note(1), note(2, category=13)]
+    row = rows(read_coco(write(tmp_path, [image(1)], notes), ["train"]))["1"]
+    assert (row["boxes"], row["classes"]) == ([[1, 2, 4, 6], [5, 5, 7, 7], [1, 2, 4, 6]], [0, 0, 1])
+    assert "1 annotations are there twice, all the same, and count once: annotation 1" in caplog.text
+    assert "1 annotations have the id of another that differs, and count too" in caplog.text
+
+
+@pytest.mark.parametrize("drawn", [{"size": [10, 20], "counts": [200]}, [[50, 50, 60, 50, 60, 60]]])
+def test_a_mask_without_a_pixel_is_no_mask(tmp_path: Path, caplog: pytest.LogCaptureFixture, drawn: object) -> None:
+    root = write(tmp_path, [image(1)], [note(4, segmentation=drawn), note(5)])
+    row = rows(read_coco(root, ["train"]))["1"]
+    assert (row["boxes"], row["masks"]) == ([[1, 2, 4, 6]] * 2, [None, None])
+    assert "1 masks have no pixel inside their image and are left out: annotation 4" in caplog.text
+
+
+def test_an_area_that_float32_cannot_hold_is_an_error(tmp_path: Path) -> None:
+    root = write(tmp_path, [image(1)], [note(4, area=1e300)])
+    with pytest.raises(DataError, match=r"annotation 4: its area must be a number from 0, got 1e\+300"):
+        read_coco(root, ["train"])

@@ -120,3 +120,46 @@ def test_files_that_are_no_results_are_refused(tmp_path: Path, content: str) -> 
         DataError, match=r"results\.json: (cannot be read as|a COCO results json is a list|entry 0 is no)"
     ):
         read_results(str(tmp_path / "results.json"), ["a"], ["cat"], category_ids=None)
+
+
+@pytest.mark.parametrize(
+    "drawn", [[[1, 1, 5, 5]], [[]], {"size": [48, 64], "counts": [48 * 64]}, [[90, 1, 99, 1, 99, 9]]]
+)
+def test_a_segmentation_without_a_pixel_leaves_the_box(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, drawn: object
+) -> None:
+    without = {key: value for key, value in entry(segmentation=drawn).items() if key != "bbox"}
+    row = read(tmp_path, [entry(segmentation=drawn), without])["a"]
+    assert (row["boxes"], row["masks"]) == ([[4, 4, 24, 24]], None)
+    assert "and are left out: entry 0" in caplog.text
+    assert "1 boxes have no area inside their image and are left out: entry 1" in caplog.text
+
+
+def test_polygons_need_an_image_of_known_size(tmp_path: Path) -> None:
+    with pytest.raises(
+        DataError, match="entry 0: its segmentation is no RLE, and polygons need an image of known size"
+    ):
+        read(tmp_path, [entry("b", segmentation=[[1, 1, 9, 1, 9, 9]])])
+
+
+def test_image_ids_with_decimals_are_whole(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps([entry(7.0)]))
+    assert read_results(str(path), ["7"], ["head"], category_ids=None).column("classes").to_pylist() == [[0]]
+
+
+def test_a_score_that_is_null_is_the_default_one(tmp_path: Path) -> None:
+    assert read(tmp_path, [entry(score=None), entry(score=0.75)], default_score=0.5)["a"]["scores"] == [0.75, 0.5]
+    with pytest.raises(DataError, match="it has no score"):
+        read(tmp_path, [entry(score=None)])
+
+
+def test_a_score_that_float32_cannot_hold_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"entry 0: its score must be a finite number, got 1e\+300"):
+        read(tmp_path, [entry(score=1e300)])
+
+
+def test_of_no_image_there_are_no_rows(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps([entry()]))
+    assert read_results(str(path), [], ["head"], category_ids=None).num_rows == 0

@@ -8,7 +8,7 @@ import pytest
 
 from testing.places import SHARED_DATA
 from weaksam.core import schemas, storage
-from weaksam.data.datasets import Dataset, fill_sizes
+from weaksam.data.datasets import Dataset, fill_sizes, make_dataset
 from weaksam.data.readers.folder import read_folder, read_voc_xml_folder
 from weaksam.errors import DataError
 
@@ -102,6 +102,14 @@ def test_the_table_may_be_elsewhere_and_classes_given(tmp_path: Path) -> None:
         ("file,labels\na.jpg,dog\na.jpg,dog\n", r"line 3: a\.jpg has label 'dog' already"),
         ("file,labels\na.jpg,dog;dog\n", r"line 2: a\.jpg has label 'dog' already"),
         ("file,labels\na.jpg,\na.jpg,\n", r"line 3: a\.jpg has label '' already"),
+        (
+            "file,labels\na.jpg,\na.jpg,dog\n",
+            r"line 3: a\.jpg is also in line 2: only one of them says that it shows no",
+        ),
+        (
+            "file,labels\na.jpg,dog\na.jpg,\n",
+            r"line 3: a\.jpg is also in line 2: only one of them says that it shows no",
+        ),
         ("file,labels,split\na.jpg,dog,\n", r"line 2: the split of a\.jpg is empty"),
         ("file,labels,split\na.jpg,dog,x\na.jpg,cat,y\n", r"line 3: a\.jpg is in split 'y', line 2 says 'x'"),
         ("file,labels\na.jpg,zebra\n", r"line 2: class 'zebra' is not among the classes \['dog', 'cat'\]"),
@@ -223,3 +231,24 @@ def test_real_folder_with_xml() -> None:
     nulls = dataset.images.select(["image_id", "uri"])
     blank = schemas.to_table(nulls.to_pylist(), schemas.IMAGES)
     assert fill_sizes(blank).select(["height", "width"]).equals(dataset.images.select(["height", "width"]))
+
+
+@pytest.mark.parametrize("unseen", ["\u200b", "\ufeff", "\x85", "\u2028"])
+def test_class_names_have_no_unseen_characters(tmp_path: Path, unseen: str) -> None:
+    root = fill(tmp_path, "a.jpg", "b.jpg", table=f"file,labels\na.jpg,cat\nb.jpg,ca{unseen}t\n")
+    with pytest.raises(DataError, match=r"the list of classes: .*: a name needs letters, and no control"):
+        read_folder(root)
+
+
+@pytest.mark.parametrize("split", ["../z", "x/.y", "/x", "x\x1fy", "a\u200b"])
+def test_splits_can_be_names_of_files(tmp_path: Path, split: str) -> None:
+    root = fill(tmp_path, "a.jpg", table=f"file,labels,split\na.jpg,cat,{split}\n")
+    with pytest.raises(DataError, match=r"the splits: .*: a name needs letters, no dot before them") as caught:
+        read_folder(root)
+    assert repr(split) in str(caught.value)
+    assert read_folder(fill(tmp_path, "a.jpg", table="file,labels,split\na.jpg,cat,a/b\n")).class_names == ["cat"]
+
+
+def test_a_dataset_has_an_image() -> None:
+    with pytest.raises(DataError, match="the dataset: lists no image"):
+        make_dataset([], ["cat"])

@@ -172,6 +172,25 @@ def test_an_annotation_without_regions_says_that_nothing_is_there(tmp_path: Path
         assert (review.boxes.shape, review.classes.shape, review.masks, review.size) == ((0, 4), (0,), [], size)
 
 
+def test_what_is_said_about_a_region_is_no_region(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    drawn = box(10, 20, 30, 40, NAMES[0])
+    said = [{**drawn, "type": "choices", "value": {**drawn["value"], "choices": ["blurred"]}}]
+    said.append({"type": "relation", "from_id": drawn["id"], "to_id": drawn["id"]})
+    review = read(tmp_path, [task("a", annotation([drawn, *said]))])["a"]
+    assert review.boxes.tolist() == [[20, 10, 80, 30]]
+    assert "2 regions have no place (choices, texts) and are left out" in caplog.text
+
+
+@pytest.mark.parametrize("points", [[[1, 1, 5], [20, 1, 5]], [1, 1, 20, 1, 20, 9], [[1, 1], [20]], None])
+def test_points_of_a_polygon_are_pairs(tmp_path: Path, points: object) -> None:
+    around, part = box(0, 0, 50, 50, NAMES[0]), polygon([[1, 1], [20, 1], [20, 9]])
+    part["value"]["points"], part["parentID"] = points, around["id"]
+    with pytest.raises(
+        DataError, match=rf"task 1 \(image a\): region {part['id']}: .* are no pairs of x and y in percent"
+    ):
+        read(tmp_path, [task("a", annotation([around, part]))])
+
+
 BRUSH = {"id": "r", "type": "brushlabels", "value": {"format": "rle", "rle": [1], "brushlabels": [NAMES[0]]}}
 OF_TASK = r"task 1 \(image a\): "
 TIMELESS = {"updated_at": "yesterday"}
@@ -185,14 +204,19 @@ TIMELESS = {"updated_at": "yesterday"}
         ([box(1, 1, 9, 9, *NAMES[:2])], OF_TASK + "box drawn has 2 labels: give it one"),
         ([BRUSH], OF_TASK + r"region r is of type brushlabels: boxes \(RectangleLabels\) and polygons"),
         ([box(1, 1, 9, 9, NAMES[0], type="ellipselabels")], "is of type ellipselabels"),
+        (
+            [{"id": "r", "type": "bitmasklabels", "value": {"imageDataURL": "data:"}}],
+            "region r is of type bitmasklabels",
+        ),
+        ([{"id": "r", "type": "vectorlabels", "value": {"vertices": []}}], "region r is of type vectorlabels"),
         ([polygon([[0, 0], [9, 9], [0, 9]])], OF_TASK + "there are 1 polygons but no box"),
         ([box(1, 1, 9, 9, NAMES[0], image_rotation=90)], "region drawn was drawn on a turned image"),
         (
             [box(1, 1, 9, 9, NAMES[0], original_height=200)],
             "an image of 200 x 200 pixels, in the dataset it has 50 x 200",
         ),
-        ([box(1, 1, 9, 9, NAMES[0], value={"x": None})], OF_TASK + r"its regions cannot be read \(ValueError"),
-        ([box(1, 1, 9, 9, NAMES[0], value={"width": "x"})], OF_TASK + r"its regions cannot be read \(ValueError"),
+        ([box(1, 1, 9, 9, NAMES[0], value={"x": None})], OF_TASK + "region drawn: .* are no pairs of x and y"),
+        ([box(1, 1, 9, 9, NAMES[0], value={"width": "x"})], OF_TASK + "region drawn: .* are no pairs of x and y"),
         ([{"id": "r"}], OF_TASK + r"its regions cannot be read \(KeyError\('type'\)\)"),
     ],
 )

@@ -435,3 +435,35 @@ def test_real_annotations_and_their_reexport(tmp_path: Path, folder: str, num_di
     for name in ("height", "width"):
         images = images.set_column(images.schema.get_field_index(name), images.schema.field(name), without[name])
     assert fill_sizes(images).equals(dataset.images)  # the headers say what the annotations say
+
+
+def test_only_the_first_254_objects_have_masks(tmp_path: Path) -> None:
+    objects = [thing("cat", 1, 1, 9, 9) for _ in range(256)]
+    values = np.zeros((80, 100), np.uint8)
+    values[0, :3], values[5, :7] = 254, 255
+    stream = io.BytesIO()
+    Image.fromarray(values).save(stream, "PNG")
+    found = voc.with_masks(parse_voc_xml(xml(*objects), "a.xml"), stream.getvalue(), "a.png")
+    assert [place for place, mask in zip(found.places, found.masks, strict=True) if mask is not None] == [254]
+    rle: object = {"size": [80, 100], "counts": found.masks[253]}
+    assert coco_mask.area(rle) == 3  # type: ignore[arg-type]
+
+
+def test_corners_of_a_polygon_are_pairs() -> None:
+    drawn = "<object><name>cat</name><polygon><x1>3</x1><y1>4</y1><x2>9</x2></polygon></object>"
+    with pytest.raises(DataError, match=r"a\.xml: object 1 \(cat\): its <polygon> has 2 x and 1 y: one is missing"):
+        parse_voc_xml(xml(drawn), "a.xml")
+
+
+@pytest.mark.parametrize(
+    ("flag", "is_difficult"),
+    [("1", True), ("1.0", True), ("True", True), ("0", False), ("0.0", False), ("Unspecified", False), ("", False)],
+)
+def test_difficult_is_0_or_1(flag: str, is_difficult: bool) -> None:
+    assert parse_voc_xml(xml(thing("cat", 1, 1, 9, 9, difficult=flag)), "a.xml").difficult == [is_difficult]
+
+
+@pytest.mark.parametrize("flag", ["yes", "2", "nan"])
+def test_another_flag_of_difficult_is_an_error(flag: str) -> None:
+    with pytest.raises(DataError, match=rf"a\.xml: object 1 \(cat\): <difficult> is '{flag}': 0 or 1 was expected"):
+        parse_voc_xml(xml(thing("cat", 1, 1, 9, 9, difficult=flag)), "a.xml")

@@ -20,8 +20,9 @@ from weaksam.core import storage
 from weaksam.data.categories import COCO_NAMES, complete_category_ids, default_category_ids
 from weaksam.data.readers.voc import read_voc
 from weaksam.data.writers.coco import CocoDataset, CocoResults, elements
-from weaksam.data.writers.common import ExportImage, Found, Place, Tally, compare, place_images
+from weaksam.data.writers.common import ExportImage, Found, Tally, compare
 from weaksam.data.writers.label_studio import LabelStudioTasks
+from weaksam.data.writers.places import Place, place_images
 from weaksam.data.writers.polygons import draw_polygons, join_polygons, outlines, signed_area, simplify, to_polygons
 from weaksam.data.writers.voc import VocDevkit, palette, to_corners
 from weaksam.data.writers.yolo import YoloLabels, name_splits
@@ -49,7 +50,14 @@ def make_image(
     corners = np.sort(rng.uniform(0, 1, (num, 2, 2)), axis=1) * [width, height]
     boxes = np.concatenate([corners[:, 0], np.minimum(corners[:, 1] + 0.01, [width, height])], axis=1)
     scores = -np.sort(-rng.uniform(1e-9, 1, num))
-    fixed = {"number": 7, "split": split, "uri": f"s3://b/i/{image_id}.jpg", "file_name": f"{image_id}.jpg"}
+    fixed = {
+        "number": 7,
+        "own_id": image_id,
+        "split": split,
+        "split_name": split,
+        "uri": f"s3://b/i/{image_id}.jpg",
+        "file_name": f"{image_id}.jpg",
+    }
     where = Place(**fixed | {"name": image_id, "height": None, "width": None} | place)  # type: ignore[arg-type]
     found = [encode(blob(rng, height, width)) if masks and i != 1 else None for i in range(num)]
     classes = rng.integers(0, len(NAMES), num)
@@ -412,3 +420,44 @@ def test_names_of_images() -> None:
     assert max(len(place.picture.encode()) for place in places.values()) <= 250
     assert all(name.startswith("\u732b" * 70) for name in names)
     assert place_images(rows("a.jpg"), {"i0"})[1] == ""
+
+
+def test_ids_are_written_as_the_dataset_has_them() -> None:
+    ids = ["12345678901234567", "7", "-1"]
+    some = rows("r/a.jpg", "r/b.jpg", "r/c.jpg", ids=ids)
+    for are_numbers in (True, None):
+        places, _ = place_images(some, ids, ids_are_numbers=are_numbers)
+        assert [(places[i].number, places[i].own_id) for i in ids] == [(int(i), int(i)) for i in ids]
+    places, _ = place_images(some, ids, ids_are_numbers=False)
+    assert [places[i].own_id for i in ids] == ids
+    assert place_images(rows("r/a.jpg", ids=["12"]), {"12"}, ids_are_numbers=False)[0]["12"].own_id == "12"
+    assert place_images(rows("r/a.jpg", ids=["007"]), {"007"})[0]["007"].own_id == "007"
+
+
+def test_names_of_splits_are_unique_and_safe() -> None:
+    splits = ["a/b", "a_b", "../z", "x\ny", "train", None]
+    some = [row | {"split": split} for row, split in zip(rows(*"abcdef"), splits, strict=True)]
+    places, _ = place_images(some, {row["image_id"] for row in some})
+    assert [p.split_name for p in places.values()] == ["a_b_2", "a_b", "__z", "x_y", "train", "all"]
+    assert [p.split for p in places.values()] == [*splits[:5], "all"]
+
+
+@pytest.mark.parametrize("format", ["coco", "voc", "yolo"])
+def test_splits_of_like_names_stay_apart(format: str) -> None:
+    to, rng = f"memory://splits/{format}", np.random.default_rng(0)
+    exporter = {
+        "coco": CocoDataset(to, NAMES, polygons=None, image_root="", category_ids=None),
+        "voc": VocDevkit(to, NAMES),
+        "yolo": YoloLabels(to, NAMES, polygons=None),
+    }[format]
+    found = [
+        make_image("a", rng, split="a/b", number=1, split_name="a_b_2"),
+        make_image("b", rng, split="a_b", number=2),
+    ]
+    exporter.write(found)
+    exporter.finish()
+    tally = Tally()
+    for image, one in zip(found, exporter.read(found), strict=True):
+        compare(image, one, exporter, tally)
+    exporter.check_rest()
+    assert tally.splits == {"a/b": 1, "a_b": 1}

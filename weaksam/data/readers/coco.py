@@ -1,6 +1,7 @@
 """COCO instances json (2014, 2017, and others in its form) as tables.
 
-An image's id is COCO's own, as a string. Classes are the categories in the order of their ids, 0-based without gaps
+An image's id is COCO's own, as a string; that it is a number in the file stays known, and results are written so.
+Classes are the categories in the order of their ids, 0-based without gaps
 (COCO's own are 80 of the ids 1 to 90); the ids stay known, so that results are read and written with them. Boxes xywh
 become xyxy. Image-level labels are the classes of an image's annotations; crowd annotations make no label, as in the
 WSOD papers' code. An image without annotations shows none of the classes; only a file without the key `annotations`,
@@ -35,6 +36,9 @@ from weaksam.data.categories import complete_category_ids
 from weaksam.data.datasets import Dataset, ImageRecord, Objects, check_unique, first_ten, make_dataset, warn_of
 from weaksam.errors import DataError
 
+_TWICE = "annotations are there twice, all the same, and count once"
+_SAME_ID = "annotations have the id of another that differs, and count too (were files joined?)"
+
 
 def read_coco(
     root: str,
@@ -62,6 +66,7 @@ def read_coco(
     names: dict[int, str] = {}
     used: set[int] = set()
     records: list[ImageRecord] = []
+    kinds: set[type] = set()  # of image ids
     for split in splits:
         uri, folder = _find_split(root, split, splits[split] if isinstance(splits, Mapping) else None)
         content = _load(uri)
@@ -69,6 +74,7 @@ def read_coco(
             if names.setdefault(number, name) != name:
                 raise DataError(f"{uri}: category {number} is {name!r}, another split says {names[number]!r}")
         records += _read_split(content, uri, folder, split, masks, crowd_makes_label)
+        kinds |= {type(image["id"]) for image in content["images"]}
         used |= {annotation["category_id"] for annotation in content.get("annotations") or ()}
     check_unique(
         [record.image_id for record in records],
@@ -78,7 +84,8 @@ def read_coco(
     ids = _ids_by_name(names, used, root)
     dataset = make_dataset(records, classes or list(ids))
     known = [ids.get(name) for name in dataset.class_names]
-    return replace(dataset, category_ids=complete_category_ids(known, names))
+    ids_are_numbers = None if len(kinds) > 1 else kinds == {int}
+    return replace(dataset, category_ids=complete_category_ids(known, names), ids_are_numbers=ids_are_numbers)
 
 
 def _find_split(root: str, split: str, given: tuple[str, str] | None) -> tuple[str, str]:
@@ -147,7 +154,7 @@ def _ids_by_name(names: Mapping[int, str], used: Collection[int], root: str) -> 
 
 def _field(entry: Any, key: str, kinds: tuple[type, ...], where: str) -> Any:
     value = entry.get(key) if isinstance(entry, dict) else None
-    if not isinstance(value, kinds):
+    if not isinstance(value, kinds) or isinstance(value, bool):  # JSON's true is Python's 1
         wanted = " or ".join(kind.__name__ for kind in kinds)
         raise DataError(f"{where}: {key!r} must be {wanted}, got {value!r} in {str(entry)[:120]}")
     return value
@@ -171,9 +178,11 @@ def _read_split(
     files = {file.path: file for file in listing}
     if missing := [path for path in paths.values() if path not in files]:
         raise DataError(f"{uri}: {len(missing)} of {len(paths)} images are not in {folder}: {first_ten(missing)}")
-    grouped = _by_image(content, uri, images)
-    names = _categories(content, uri)
     records, remarks = [], Remarks(uri)
+    grouped = _by_image(content, uri, images, remarks)
+    names = _categories(content, uri)
+    if not images:
+        raise DataError(f"{uri}: lists no image")
     for number, image in images.items():
         file, source = files[paths[number]], f"{uri}: image {number}"
         size = read_size(image.get("height"), image.get("width"), source)
@@ -189,17 +198,26 @@ def _read_split(
     return records
 
 
-def _by_image(content: dict[str, Any], uri: str, images: Mapping[int | str, Any]) -> dict[int | str, list[dict]] | None:
-    """Annotations by image id; None when the file has no place for any, or null there."""
+def _by_image(
+    content: dict[str, Any], uri: str, images: Mapping[int | str, Any], remarks: Remarks
+) -> dict[int | str, list[dict]] | None:
+    """Annotations by image id, a repeated one once; None when the file has no place for any, or null there."""
     if content.get("annotations") is None:
         return None
     if not isinstance(content["annotations"], list):
         raise DataError(f"{uri}: not in COCO's form: 'annotations' is {excerpt(content['annotations'])}, not a list")
     grouped: dict[int | str, list[dict]] = {}
+    firsts: dict[int | str, dict] = {}
     for annotation in content["annotations"]:
         number = _field(annotation, "image_id", (int, str), _name_of(annotation, uri))
         if number not in images:
             raise DataError(f"{_name_of(annotation, uri)}: its image_id {number!r} is not among the images")
+        own = annotation.get("id")
+        first = firsts.setdefault(own, annotation) if isinstance(own, int | str) else annotation
+        if first is not annotation:
+            remarks.add(_SAME_ID if first != annotation else _TWICE, f"annotation {_id_of(annotation)}")
+            if first == annotation:
+                continue
         grouped.setdefault(number, []).append(annotation)
     return grouped
 

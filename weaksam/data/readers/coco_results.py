@@ -41,7 +41,7 @@ def read_results(
         class_names: of the dataset.
         category_ids: of its classes; None: those of `default_category_ids`.
         sizes: (height, width) by image id; without one boxes are cut at the left and top border alone.
-        default_score: of an entry that has none; None: each must have one.
+        default_score: of an entry that has none, or null; None: each must have one.
 
     Raises:
         DataError: names the file and the entry that is at fault.
@@ -53,14 +53,14 @@ def read_results(
     remarks = Remarks(uri)
     for position, entry in enumerate(entries):
         reader.check_keys(position, entry)
-        image_id = str(entry["image_id"])
+        image_id = str(_whole(entry["image_id"]))
         if image_id in found:
             size = (sizes or {}).get(image_id)
             found[image_id].append(reader.read(position, entry, size, remarks))
         else:
             remarks.add(_OTHER_IMAGE, f"entry {position} ({image_id})")
     _check_categories(uri, entries, dict(zip(ids, class_names, strict=True)))
-    if entries and not any(found.values()):
+    if entries and image_ids and not any(found.values()):
         there, here = entries[0]["image_id"], image_ids[0]
         raise DataError(
             f"{uri}: none of its {len(entries)} entries is of an image to be judged (image_id {there!r} there, "
@@ -83,7 +83,7 @@ def _load(uri: str) -> list[Any]:
 
 def _check_categories(uri: str, entries: Sequence[Mapping[str, Any]], names: Mapping[int, str]) -> None:
     """Raises DataError when results have other category ids than the dataset, naming those of both."""
-    used = {repr(_category(entry)): position for position, entry in reversed(list(enumerate(entries)))}
+    used = {repr(_whole(entry["category_id"])): position for position, entry in reversed(list(enumerate(entries)))}
     known = {repr(number) for number in names}
     if strange := sorted((number for number in used if number not in known), key=used.__getitem__):
         own = first_ten([f"{number} {name}" for number, name in names.items()])
@@ -94,9 +94,8 @@ def _check_categories(uri: str, entries: Sequence[Mapping[str, Any]], names: Map
         )
 
 
-def _category(entry: Mapping[str, Any]) -> Any:
-    """The category id; one with decimals, as pandas writes it, is whole again."""
-    number = entry["category_id"]
+def _whole(number: Any) -> Any:
+    """An id; one with decimals, as pandas writes it, is whole again."""
     return int(number) if isinstance(number, float) and number.is_integer() else number
 
 
@@ -133,17 +132,18 @@ class _Reader:
         """One entry; its class is checked later, with that of all others."""
         where, name = f"{self.uri}: entry {position}", f"entry {position}"
         around, mask, own = read_segmentation(entry.get("segmentation"), size, where, remarks, name)
-        corners = read_xywh(entry["bbox"], where) if entry.get("bbox") else around
-        if corners is None or (entry.get("segmentation") and mask is None):
+        if around is not None and own is None:
             raise DataError(f"{where}: its segmentation is no RLE, and polygons need an image of known size")
-        score = as_number(entry.get("score", self.default_score))
-        if score is None or isinstance(entry.get("score"), str):
-            raise DataError(f"{where}: its score must be a finite number, got {excerpt(entry.get('score'))}")
+        corners = read_xywh(entry["bbox"], where) if entry.get("bbox") else around
+        stated = entry.get("score")
+        score = as_number(self.default_score if stated is None else stated)
+        if score is None or isinstance(stated, str):
+            raise DataError(f"{where}: its score must be a finite number, got {excerpt(stated)}")
         try:
-            label = self.labels.get(_category(entry), -1)
+            label = self.labels.get(_whole(entry["category_id"]), -1)
         except TypeError:  # a list or an object
             label = -1
-        return _Entry(name, corners, label, score, mask, own)
+        return _Entry(name, corners or [0.0] * 4, label, score, mask, own)  # without a place: no area, left out
 
 
 def _row(image_id: str, entries: Sequence[_Entry], size: Size | None, remarks: Remarks) -> dict[str, Any]:

@@ -15,10 +15,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
-from pycocotools import mask as coco_mask
 
 from weaksam.core import storage
 from weaksam.data.annotation_checks import (
+    EMPTY_MASK,
     FEW_CORNERS,
     Remarks,
     Size,
@@ -29,10 +29,12 @@ from weaksam.data.annotation_checks import (
     read_size,
 )
 from weaksam.errors import DataError
+from weaksam.ops.rle import rle_area
 
 _SAME_SHAPE = 0.02  # sides of a reduced copy are rounded; an image that lies on its side differs by more
 _BOX, _POLYGON = "rectanglelabels", "polygonlabels"
-_DRAWN = {"x", "points", "rle"}  # keys of the value of a region that has a place in the image
+# Types of results that draw nothing; those about a region repeat its place. All others are drawn.
+_SAID = ("choices", "taxonomy", "textarea", "number", "rating", "datetime", "relation", "pairwise", "ranker")
 
 _OTHER_IMAGE = "tasks are of images that are not in the dataset and are left out"
 _NO_PLACE = "regions have no place (choices, texts) and are left out"
@@ -159,7 +161,7 @@ def _review(
     for region in regions:
         if region["type"] in (_BOX, _POLYGON):
             size = _check_size(region, size, f"{remarks.where}: {_entry(task, region)}")
-        elif _DRAWN & (region.get("value") or {}).keys():
+        elif region["type"] not in _SAID:
             raise _TaskError(
                 f"region {region.get('id')} is of type {region['type']}: boxes (RectangleLabels) and polygons under "
                 "them are read: label with the label_config.xml that was exported"
@@ -173,19 +175,19 @@ def _review(
     if not boxes or size is None:
         return Review(np.zeros((0, 4), np.float32), np.zeros(0, np.int32), [], size)
     classes = [_class_of(region, class_names) for region in boxes]
-    cut, has_area, is_outside = fit_boxes(np.stack([_to_box(region["value"], size) for region in boxes]), size)
+    cut, has_area, is_outside = fit_boxes(np.stack([_to_box(region, size) for region in boxes]), size)
     remarks.add_boxes([_entry(task, region) for region in boxes], has_area, is_outside)
     known = {region["id"] for region in boxes}
     under: dict[str | None, list[np.ndarray]] = {}
     for region in polygons:
-        parent, points = region.get("parentID"), _to_points(region["value"], size)
+        parent, points = region.get("parentID"), _to_points(region, size)
         check_polygon(points, size, f"{remarks.where}: {_entry(task, region)}")
         if parent not in known or len(points) < 3:
             remarks.add(FEW_CORNERS if parent in known else _UNDER_NO_BOX, _entry(task, region))
             continue
         under.setdefault(parent, []).append(points)
     kept = np.flatnonzero(has_area)
-    masks = [_fill(under.get(boxes[index]["id"]), size) for index in kept.tolist()]
+    masks = [_fill(under.get(boxes[i]["id"]), size, remarks, _entry(task, boxes[i])) for i in kept.tolist()]
     return Review(cut[kept], np.array(classes, np.int32)[kept], masks, size)
 
 
@@ -224,31 +226,39 @@ def _class_of(region: dict[str, Any], class_names: Sequence[str]) -> int:
     return list(class_names).index(name)
 
 
-def _to_box(value: dict[str, Any], size: Size) -> np.ndarray:
+def _to_box(region: dict[str, Any], size: Size) -> np.ndarray:
     """(4,) float64 xyxy, the upright box around a rectangle."""
-    to_pixels = np.array([size[1], size[0]]) / 100
-    first, (width, height) = _numbers([[value["x"], value["y"]], [value["width"], value["height"]]]) * to_pixels
-    turn = np.deg2rad(_numbers([[value.get("rotation") or 0, 0]])[0, 0])
+    value, to_pixels = region["value"], np.array([size[1], size[0]]) / 100
+    corner, sides = [value["x"], value["y"]], [value["width"], value["height"]]
+    first, (width, height) = _numbers([corner, sides], region) * to_pixels
+    turn = np.deg2rad(_numbers([[value.get("rotation") or 0, 0]], region)[0, 0])
     right = width * np.array([np.cos(turn), np.sin(turn)])
     down = height * np.array([-np.sin(turn), np.cos(turn)])
     corners = first + np.stack([np.zeros(2), right, down, right + down])
     return np.concatenate([corners.min(0), corners.max(0)])
 
 
-def _numbers(pairs: Any) -> np.ndarray:
-    """(K, 2) float64; ValueError when there is something else than numbers."""
-    found = np.array(pairs, np.float64).reshape(-1, 2)
-    if not np.isfinite(found).all():
-        raise ValueError(f"{excerpt(pairs)} are no places in percent")
+def _numbers(pairs: Any, region: dict[str, Any]) -> np.ndarray:
+    """(K, 2) float64 of K pairs; _TaskError when they are something else than pairs of numbers."""
+    try:
+        found = np.array(pairs, np.float64) if pairs != [] else np.zeros((0, 2))
+    except (ValueError, TypeError):  # texts, lists of different lengths
+        found = np.array(np.nan)
+    if found.ndim != 2 or found.shape[1] != 2 or not np.isfinite(found).all():
+        raise _TaskError(f"region {region.get('id')}: {excerpt(pairs)} are no pairs of x and y in percent")
     return found
 
 
-def _to_points(value: dict[str, Any], size: Size) -> np.ndarray:
+def _to_points(region: dict[str, Any], size: Size) -> np.ndarray:
     """(K, 2) float64, the corners of a polygon in pixels."""
-    return _numbers(value["points"]) * np.array([size[1], size[0]]) / 100
+    return _numbers(region["value"]["points"], region) * np.array([size[1], size[0]]) / 100
 
 
-def _fill(parts: Sequence[np.ndarray] | None, size: Size) -> bytes | None:
-    """The mask of the parts; None when no pixel is in it."""
-    mask = fill_polygons(parts, size) if parts else None
-    return mask if mask and coco_mask.area({"size": list(size), "counts": mask}) else None
+def _fill(parts: Sequence[np.ndarray] | None, size: Size, remarks: Remarks, entry: str) -> bytes | None:
+    """The mask of the parts; None when there are none, or no pixel is in it."""
+    if parts is None:
+        return None
+    if rle_area(mask := fill_polygons(parts, size)):
+        return mask
+    remarks.add(EMPTY_MASK, entry)
+    return None

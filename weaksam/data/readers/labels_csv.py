@@ -85,7 +85,9 @@ def _add(listed: dict[str, Listed], row: _Row, classes: Sequence[str] | None) ->
             return f"class {label!r} is not among the classes {list(classes)}"
         if label in one.labels or label in labels[:position]:
             return f"{path} has label {label!r} already: remove the line or the label"
-    if not labels and path in listed:
+    if path in listed and not (labels and one.labels):
+        if labels or one.labels:
+            return f"{path} is also in line {one.line}: only one of them says that it shows no class: remove one"
         return f"{path} has label '' already: remove the line or the label"
     one.labels += labels
     listed[path] = one

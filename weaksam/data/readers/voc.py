@@ -14,6 +14,7 @@ from __future__ import annotations
 import io
 import re
 import xml.etree.ElementTree as ET
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -38,7 +39,7 @@ from weaksam.data.datasets import (
     warn_of,
 )
 from weaksam.data.images import EXTENSIONS
-from weaksam.data.readers.voc_xml import number, outline
+from weaksam.data.readers.voc_xml import number, outline, read_difficult
 from weaksam.errors import DataError
 
 CLASSES = (
@@ -247,8 +248,8 @@ def warn_of_objects(where: str, annotations: Sequence[VocAnnotation]) -> None:
 def parse_voc_xml(data: bytes, uri: str) -> VocAnnotation:
     """One annotation file in VOC's form; `uri` is for messages. Pure, so it can be mapped over in parallel.
 
-    A missing or zero <size> gives no height and width; a missing <difficult> is false; coordinates may have
-    decimals. <part> and all else is ignored, <filename> too: exports often get it wrong.
+    A missing or zero <size> gives no height and width; a missing or unspecified <difficult> is false; coordinates
+    may have decimals. <part> and all else is ignored, <filename> too: exports often get it wrong.
 
     Raises:
         DataError: not XML, or an object without a name or a number where one must be; names file and line or object.
@@ -273,7 +274,7 @@ def parse_voc_xml(data: bytes, uri: str) -> VocAnnotation:
         for box in found or [outline(element, where)]:
             names.append(name)
             corners.append(box)
-            difficult.append((element.findtext("difficult") or "").strip().lower() in ("1", "true"))
+            difficult.append(read_difficult(element, where))
             places.append(index)
     boxes = np.array(corners, np.float64).reshape(-1, 4) - [1, 1, 0, 0]
     fitted = fit_boxes(boxes, size)
@@ -285,8 +286,8 @@ def parse_voc_xml(data: bytes, uri: str) -> VocAnnotation:
 def with_masks(annotation: VocAnnotation, data: bytes, uri: str) -> VocAnnotation:
     """`annotation` with the masks of a SegmentationObject PNG: value i is object i (from 1), 0 background, 255 void.
 
-    An object that has no pixel has no mask; a mask of no object, whose class nobody says, is left out, and so is that
-    of an object with several boxes. An object that has no box gets that of its mask.
+    An object that has no pixel has no mask, nor has one behind the 254th; a mask of no object, whose class nobody says,
+    is left out, and so is that of an object with several boxes. An object that has no box gets that of its mask.
 
     Raises:
         DataError: the file is no index PNG or not of the annotation's size.
@@ -300,11 +301,15 @@ def with_masks(annotation: VocAnnotation, data: bytes, uri: str) -> VocAnnotatio
     size = annotation.height, annotation.width
     if None not in size and values.shape != size:
         raise DataError(f"{uri}: is {values.shape[0]} x {values.shape[1]}, {annotation.uri} says {size[0]} x {size[1]}")
-    index = np.array(annotation.places, int)
-    planes = np.asfortranarray(values[:, :, None] == index, dtype=np.uint8)
-    rles: Any = coco_mask.encode(planes) if len(index) else []
-    has_mask = np.array([annotation.places.count(one) == 1 for one in index], bool) & planes.any((0, 1))
-    masks = [rle["counts"] if has_mask[i] else None for i, rle in enumerate(rles)]
+    once = {place for place, count in Counter(annotation.places).items() if count == 1 and place < _VOID}
+    drawn = once.intersection(np.unique(values).tolist())
+    values = np.asfortranarray(values)
+    # a plane at a time: those of a hundred objects of a photograph are more than a gigabyte
+    rles: list[Any] = [
+        coco_mask.encode((values == place).view(np.uint8)) if place in drawn else None for place in annotation.places
+    ]
+    masks = [rle and rle["counts"] for rle in rles]
+    has_mask = np.array([rle is not None for rle in rles], bool)
     has_more = bool(((values > max(annotation.places, default=0)) & (values < _VOID)).any())
     boxes, has_area = annotation.boxes.copy(), annotation.has_area.copy()
     for i in np.flatnonzero(annotation.no_bndbox & ~has_area & has_mask):

@@ -27,6 +27,20 @@ def number(element: ET.Element, path: str, where: str, above: str = "", *, defau
     return value
 
 
+def read_difficult(element: ET.Element, where: str) -> bool:
+    """Whether an object is flagged difficult; DataError when its flag is neither 0 nor 1, true nor false."""
+    text = (element.findtext("difficult") or "").strip()
+    if text.lower() in ("", "unspecified", "false", "true"):
+        return text.lower() == "true"
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if value not in (0, 1):
+        raise DataError(f"{where}: <difficult> is {text!r}: 0 or 1 was expected")
+    return value == 1
+
+
 def outline(element: ET.Element, where: str) -> list[float]:
     """VOC's corners around the rotated box or the polygon of an object without <bndbox>; no area without either."""
     if (turned := element.find("robndbox")) is not None:
@@ -38,6 +52,8 @@ def outline(element: ET.Element, where: str) -> list[float]:
     if (polygon := element.find("polygon")) is not None:  # <x1>, <y1>, <x2>, ... or <pt><x>, <y></pt> ...
         points = [one for one in polygon.iter() if re.fullmatch(r"[xy]\d*", one.tag)]
         places = [[number(one, ".", where, f"polygon/{one.tag}") for one in points if one.tag[0] == a] for a in "xy"]
+        if len(places[0]) != len(places[1]):
+            raise DataError(f"{where}: its <polygon> has {len(places[0])} x and {len(places[1])} y: one is missing")
         if all(places):
             return [*map(min, places), *map(max, places)]
     return [1.0, 1.0, 0.0, 0.0]

@@ -47,7 +47,7 @@ def append_json(stream: io.BytesIO, value: Any) -> None:
     """Adds an element to the inside of a JSON array."""
     if stream.tell():
         stream.write(b",\n")
-    stream.write(json.dumps(value).encode())
+    stream.write(json.dumps(value, allow_nan=False).encode())
 
 
 def elements(text: str, key: str | None = None) -> Iterator[Any]:
@@ -120,13 +120,13 @@ class CocoDataset:
         self._rest: dict[str, tuple[Iterator[Any], Iterator[Any]]] = {}
 
     def uri(self, split: str) -> str:
-        """Of a split's file."""
-        return storage.join(self.to, "annotations", f"instances_{split.replace('/', '_')}.json")
+        """Of the file of a split, given the split's name in the export."""
+        return storage.join(self.to, "annotations", f"instances_{split}.json")
 
     def write(self, images: Sequence[ExportImage]) -> None:
         """Keeps the images as text."""
         for image in images:
-            split = image.place.split
+            split = image.place.split_name
             entries, annotations = self._arrays.setdefault(split, (io.BytesIO(), io.BytesIO()))
             append_json(entries, image_entry(image))
             for annotation in self.annotations(image):
@@ -165,9 +165,9 @@ class CocoDataset:
         """Gives the next images and annotations of each file to pycocotools."""
         of_split: dict[str, list[ExportImage]] = {}
         for image in images:
-            of_split.setdefault(image.place.split, []).append(image)
+            of_split.setdefault(image.place.split_name, []).append(image)
         indexes = {split: self._index(split, some) for split, some in of_split.items()}
-        return [self._found(indexes[image.place.split], image) for image in images]
+        return [self._found(indexes[image.place.split_name], image) for image in images]
 
     def _index(self, split: str, images: Sequence[ExportImage]) -> Any:
         if split not in self._rest:
@@ -245,8 +245,7 @@ class CocoResults:
         self._rest: Iterator[Any] | None = None
 
     def _id(self, image: ExportImage) -> int | str:
-        number = image.place.number
-        return number if self.number_images or str(number) == image.image_id else image.image_id
+        return image.place.number if self.number_images else image.place.own_id
 
     def write(self, images: Sequence[ExportImage]) -> None:
         """Keeps the images as text."""

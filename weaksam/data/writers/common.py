@@ -1,48 +1,25 @@
-"""What every export shares: an image to be exported, its names, and the comparison with what was written.
+"""What every export shares: an image to be exported, and the comparison with what was written.
 
 An exporter writes images, and reads its own files back with another reader; `compare` then says whether what is there
-is what was meant. Formats: export_coco, export_voc, export_yolo, export_label_studio; polygons: export_polygons.
+is what was meant. Names: `places`; polygons: `polygons`; formats: the other modules.
 Axis legend: N boxes of an image, H W pixels.
 Boxes are xyxy, absolute pixels, right and bottom exclusive.
 """
 
 from __future__ import annotations
 
-import csv
-import hashlib
-import io
-import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from weaksam.data.writers.places import Place
 from weaksam.errors import DataError
 
-_LONGEST_NAME = 235  # bytes; with an extension and a number it must fit into the 255 that file systems allow
 _SAME_MASK = 0.99  # IoU of a mask read back with what was meant; coordinates are rounded to a thousandth of a pixel
-
-
-@dataclass(frozen=True)
-class Place:
-    """What an image is called in an export. `number` is its integer id, `name` that of its own files, unique."""
-
-    number: int
-    split: str
-    uri: str
-    file_name: str  # below the folder that all exported images have in common
-    name: str  # without extension
-    height: int | None
-    width: int | None
-
-    @property
-    def picture(self) -> str:
-        """`name` with the extension of the image file."""
-        _, dot, extension = self.file_name.rpartition("/")[2].rpartition(".")
-        return f"{self.name}{dot}{extension}" if dot else self.name
 
 
 @dataclass(frozen=True)
@@ -131,99 +108,6 @@ class Exporter(Protocol):
     def check_rest(self) -> None:
         """Raises ValueError when the export holds more than what was read, or other classes."""
         ...
-
-
-# --- names
-
-
-def place_images(
-    rows: Iterable[Mapping[str, Any]], chosen: Collection[str], *, keep_spaces: bool = True
-) -> tuple[dict[str, Place], str]:
-    """Names and numbers of the images to be exported, and the folder they have in common.
-
-    An id of digits is its own number, with or without leading zeros, when all ids of the dataset are of that kind;
-    else images are numbered from 1 in the order of their ids, those that are not exported too: the numbers of two
-    exports of a dataset agree.
-
-    Args:
-        rows: of the `images` table, all of them.
-        chosen: ids to be exported.
-        keep_spaces: whether names may have spaces; else they become underscores.
-    """
-    rows = sorted(rows, key=lambda row: row["image_id"])
-    numbers = _numbers([row["image_id"] for row in rows])
-    rows = [row for row in rows if row["image_id"] in chosen]
-    folders = [row["uri"].split("/")[:-1] for row in rows]
-    common = _common_start(min(folders), max(folders)) if folders else []
-    paths = {row["image_id"]: "/".join(row["uri"].split("/")[len(common) :]) for row in rows}
-    names = _names(paths, keep_spaces=keep_spaces)
-    places = {}
-    for row in rows:
-        image_id = row["image_id"]
-        fixed = {key: row[key] for key in ("uri", "height", "width")}
-        places[image_id] = Place(
-            numbers[image_id], row["split"] or "all", file_name=paths[image_id], name=names[image_id], **fixed
-        )
-    return places, "/".join(common)
-
-
-def _numbers(image_ids: Sequence[str]) -> dict[str, int]:
-    """Number by image id; `image_ids` are sorted."""
-    if all(image_id.isascii() and image_id.isdigit() and len(image_id) <= 15 for image_id in image_ids):
-        numbers = [int(image_id) for image_id in image_ids]
-        if len(set(numbers)) == len(numbers):
-            return dict(zip(image_ids, numbers, strict=True))
-    return {image_id: number for number, image_id in enumerate(image_ids, start=1)}
-
-
-def _common_start(first: Sequence[str], last: Sequence[str]) -> list[str]:
-    """What two lists start with; of the first and last of many in order this is what all start with."""
-    length = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
-    return list(first[:length])
-
-
-def _names(paths: Mapping[str, str], *, keep_spaces: bool) -> dict[str, str]:
-    """File names without folder and extension, unique and short enough for any extension.
-
-    Where files of two folders have one name, all names have their folders in them; files that differ in their
-    extension alone have it in the name, as a_jpg and a_png; what is still the same gets numbers.
-    """
-
-    def clean(path: str) -> str:
-        path = path.replace("/", "_")
-        return path if keep_spaces else re.sub(r"\s", "_", path)
-
-    stems = {i: re.sub(r"(?<=[^/])\.[^./]*$", "", path) for i, path in paths.items()}
-    names = {i: clean(stem.rpartition("/")[2]) for i, stem in stems.items()}
-    if len(set(names.values())) < len(set(stems.values())):
-        names = {i: clean(stem) for i, stem in stems.items()}
-    counts = Counter(names.values())
-    for i, path in paths.items():
-        if counts[names[i]] > 1:
-            names[i] = clean(names[i] + path[len(stems[i]) :].replace(".", "_"))
-    taken: set[str] = set()
-    for i, name in names.items():
-        short, number = _shortened(name), 1
-        while (unique := short if number == 1 else f"{short}_{number}") in taken:
-            number += 1
-        taken.add(unique)
-        names[i] = unique
-    return names
-
-
-def _shortened(name: str) -> str:
-    """A name of at most `_LONGEST_NAME` bytes; a longer one ends with a hash of all of it."""
-    data = name.encode()
-    if len(data) <= _LONGEST_NAME:
-        return name
-    return data[: _LONGEST_NAME - 9].decode(errors="ignore") + "_" + hashlib.sha256(data).hexdigest()[:8]
-
-
-def picture_list(pictures: Iterable[tuple[str, str]]) -> bytes:
-    """CSV of where each image file must lie for an export to be used, and the URI where it lies now."""
-    stream = io.StringIO()
-    csv.writer(stream, lineterminator="\n").writerows([("file", "uri"), *pictures])
-    return stream.getvalue().encode()
 
 
 # --- comparison

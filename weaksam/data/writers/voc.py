@@ -21,7 +21,8 @@ from pycocotools import mask as coco_mask
 from weaksam.core import storage
 from weaksam.data.datasets import map_in_threads
 from weaksam.data.readers.voc import VocFiles, read_annotation
-from weaksam.data.writers.common import ExportImage, Found, picture_list
+from weaksam.data.writers.common import ExportImage, Found
+from weaksam.data.writers.places import picture_list
 from weaksam.errors import DataError
 
 _MOST = 254  # values of a pixel that are neither background nor void
@@ -133,10 +134,9 @@ class VocDevkit:
         self.files += sum(map_in_threads(self._write_image, images))
         for image in images:
             place = image.place
-            split = place.split.replace("/", "_")
-            self._lists.setdefault(f"Main/{split}", []).append(place.name)
+            self._lists.setdefault(f"Main/{place.split_name}", []).append(place.name)
             if image.has_masks:
-                self._lists.setdefault(f"Segmentation/{split}", []).append(place.name)
+                self._lists.setdefault(f"Segmentation/{place.split_name}", []).append(place.name)
             self._pictures.append((f"JPEGImages/{place.picture}", place.uri))
             self.lost["scores"] += len(image.boxes)
             self.lost["masks_beyond_254"] += sum(mask is not None for mask in image.masks[_MOST:])
@@ -173,8 +173,12 @@ class VocDevkit:
     def expected_masks(self, image: ExportImage) -> list[bytes | None]:
         """The part of each mask that no better one covers."""
         values = paint_masks(image)
-        visible = [np.asfortranarray(values == i, np.uint8) for i in range(1, min(len(image.masks), _MOST) + 1)]
-        rles: list[Any] = [coco_mask.encode(plane) if plane.any() else None for plane in visible]
+        visible = set(np.unique(values).tolist())
+        values = np.asfortranarray(values)
+        rles: list[Any] = [
+            coco_mask.encode((values == i).view(np.uint8)) if i in visible else None
+            for i in range(1, min(len(image.masks), _MOST) + 1)
+        ]
         return [rle and rle["counts"] for rle in rles] + [None] * (len(image.masks) - len(rles))
 
     def check_rest(self) -> None:

@@ -16,7 +16,8 @@ import yaml
 
 from weaksam.core import storage
 from weaksam.data.datasets import map_in_threads
-from weaksam.data.writers.common import ExportImage, Found, picture_list
+from weaksam.data.writers.common import ExportImage, Found
+from weaksam.data.writers.places import picture_list
 from weaksam.data.writers.polygons import draw_polygons, join_polygons, to_polygons
 
 
@@ -75,7 +76,7 @@ class YoloLabels:
         self._pictures: list[tuple[str, str]] = []
 
     def _uri(self, image: ExportImage) -> str:
-        return storage.join(self.to, "labels", _folder(image), f"{image.place.name}.txt")
+        return storage.join(self.to, "labels", image.place.split_name, f"{image.place.name}.txt")
 
     def write(self, images: Sequence[ExportImage]) -> None:
         """Writes a file for each image, an empty one where there is nothing."""
@@ -83,8 +84,8 @@ class YoloLabels:
             self.lost += lost
         self.files += len(images)
         for image in images:
-            self._splits.add(_folder(image))
-            self._pictures.append((f"images/{_folder(image)}/{image.place.picture}", image.place.uri))
+            self._splits.add(image.place.split_name)
+            self._pictures.append((f"images/{image.place.split_name}/{image.place.picture}", image.place.uri))
 
     def _write_image(self, image: ExportImage) -> Counter[str]:
         lost = Counter(scores=len(image.scores))
@@ -157,7 +158,3 @@ class YoloLabels:
         found = storage.list_files(storage.join(self.to, "labels"))
         if len(found) != len(self._pictures):
             raise ValueError(f"{self.to}/labels has {len(found)} files, {len(self._pictures)} were written")
-
-
-def _folder(image: ExportImage) -> str:
-    return image.place.split.replace("/", "_")
