@@ -35,7 +35,6 @@ from segment_anything.modeling import Sam
 from benchmarks.clock import Clock, peak_memory, seconds_of
 from benchmarks.mask_agreement import compare, matched
 from weaksam.demo.scene_drawing import draw_scene
-from weaksam.sam import SHIPPED
 from weaksam.sam import engine as engine_module
 from weaksam.sam.backend import Backend
 from weaksam.sam.build import build_sam
@@ -43,6 +42,7 @@ from weaksam.sam.calibrate import calibrate
 from weaksam.sam.checkpoints import load_sam
 from weaksam.sam.engine import EngineSettings, Proposals, SamEngine
 from weaksam.sam.settings import Precision
+from weaksam.sam.shipped import SHIPPED
 
 PEER = "segment_anything"
 # Images/s of one H200 if it did nothing but the multiplications of 1024 points at 790 TFLOP/s, restated as ours are.

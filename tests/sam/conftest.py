@@ -9,9 +9,9 @@ import torch
 from segment_anything.modeling import Sam
 
 from tests.sam.tiny import build_tiny_sam, shake
-from weaksam.sam import SHIPPED
 from weaksam.sam.calibrate import calibrate, noise_image
 from weaksam.sam.checkpoints import load_sam
+from weaksam.sam.shipped import SHIPPED
 
 
 @pytest.fixture(autouse=True)

@@ -21,9 +21,9 @@ from segment_anything.modeling import Sam
 from torch import Tensor
 
 from weaksam.errors import WeightsError
-from weaksam.sam import SHIPPED
 from weaksam.sam.build import VARIANTS, build_sam
 from weaksam.sam.inputs import check_device
+from weaksam.sam.shipped import SHIPPED
 
 # https://github.com/facebookresearch/segment-anything: name and bytes. The name ends with the start of the SHA-256.
 OFFICIAL = {

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from weaksam.core import storage
 from weaksam.execution import metrics
-from weaksam.sam import SHIPPED
+from weaksam.sam.shipped import SHIPPED
 from weaksam.stages.proposal_settings import ProposalResources, SamSettings
 
 if TYPE_CHECKING:

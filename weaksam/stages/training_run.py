@@ -10,7 +10,7 @@ from weaksam.core import storage
 from weaksam.core.config import StageConfig
 from weaksam.core.step import Outcome, Step
 from weaksam.execution.progress import Seen, tell_progress
-from weaksam.sam import SHIPPED
+from weaksam.sam.shipped import SHIPPED
 from weaksam.training.settings import Course, TrainSettings
 
 if TYPE_CHECKING:
