@@ -10,7 +10,7 @@ from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
 from weaksam.errors import ConfigError
-from weaksam.masking import has_credentials, masked
+from weaksam.masking import has_credentials, masked_url
 
 _FILE = "file:"
 _LONGEST_PART = 255  # bytes of a name, on every file system in use
@@ -77,7 +77,7 @@ def fault_of_folder(uri: str) -> str | None:
 def fault_of(uri: str) -> str | None:
     """Why `uri` cannot be used anywhere; None if nothing is known against it. Secrets are not repeated."""
     if has_credentials(uri):
-        return f"{masked(uri)}: holds credentials, which would be stored and shown: leave them to the environment"
+        return f"{masked_url(uri)}: holds credentials, which would be stored and shown: leave them to the environment"
     try:
         absolute(uri)
     except ConfigError as error:

@@ -21,7 +21,7 @@ from weaksam.data.images import decode_image
 from weaksam.errors import ImageError, StorageError, WeakSamError
 from weaksam.execution import metrics
 from weaksam.execution.times import FETCH_SECONDS, TimesWriter, take_fetch_seconds
-from weaksam.masking import masked
+from weaksam.masking import masked_url
 
 _FETCH_THREADS = 8
 _GIVEN = (schemas.GIVEN_STATUS, schemas.GIVEN_MESSAGE)
@@ -150,7 +150,7 @@ class Fetch:
                     f"{self.folder}: the folder of the images is gone or empty: the same command goes on once it is "
                     "back"
                 ) from None
-            return None, schemas.NOT_FOUND, masked(f"{uri}: no such object")
+            return None, schemas.NOT_FOUND, f"{masked_url(uri)}: no such object"
 
 
 def _given_states(batch: pa.Table) -> tuple[list[str], list[str]]:
