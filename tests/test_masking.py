@@ -32,7 +32,7 @@ from weaksam.masking import has_credentials, is_secret, masked, masked_url, mask
             "'https://b.s3.host/k.pth?content=filename='a.pth'&X-Amz-Signature=hidden': 403",
             "'https://b.s3.host/k.pth?***': 403",
         ),
-        ("https://h/k?c=filename=\"a\"&sig=hidden is gone", "https://h/k?*** is gone"),
+        ('https://h/k?c=filename="a"&sig=hidden is gone', "https://h/k?*** is gone"),
         ("https://h/k?c=filename=''&sig=hidden", "https://h/k?***"),
         ("https://u:p'ss@h/x", "https://***@h/x"),
         ("s3://KEY:SE'CRET@bucket/x", "s3://***@bucket/x"),
@@ -109,7 +109,10 @@ def test_signed_urls_of_one_file_are_one_file(tmp_path: Path, monkeypatch: pytes
         ("WHO", "AKIA" + "A1B2" * 4),
         ("WHAT", "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKE1"),
         ("PEM", "-----BEGIN RSA PRIVATE KEY-----"),
-        *((name, "x") for name in ("DBPASS", "SMTPPASS", "PGPASS", "DBPWD", "AUTHORIZATION", "CREDS", "GCP_CRED", "GH_PAT")),
+        *(
+            (name, "x")
+            for name in ("DBPASS", "SMTPPASS", "PGPASS", "DBPWD", "AUTHORIZATION", "CREDS", "GCP_CRED", "GH_PAT")
+        ),
         ("HTTPS_PROXY", "user:pw@proxy:3128"),
         ("HEADER", "Basic dXNlcjpwdw=="),
         ("WHO", "github_pat_" + "11ABCDEFG0" * 3),

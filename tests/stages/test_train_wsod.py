@@ -261,7 +261,9 @@ def test_detection_without_any_box_to_look_at_is_an_error(
     ]
     given = inputs | {"proposals": finished(tmp_path, "grid", grid, schemas.PROPOSALS, {})}
     step, source = detect_step(tmp_path, given, **trained), tables.read_step(inputs["images"], columns=["uri"])
-    wanted = r"steps\.found\.proposals: step grid: no proposal of any of the 8 images is of the sources and of the min_side"
+    wanted = (
+        r"steps\.found\.proposals: step grid: no proposal of any of the 8 images is of the sources and of the min_side"
+    )
     with pytest.raises(ConfigError, match=wanted):
         detect.with_proposals(step, source)
 

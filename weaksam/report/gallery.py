@@ -46,7 +46,9 @@ def make_gallery(steps: Sequence[RunStep], dataset: Dataset, count: int) -> Gall
     given = _rows_of(dataset.images, chosen)
     for image_id, groups in chosen.groups.items():
         if not is_below(given[image_id]["uri"], dataset.folders):
-            log.warning("image %s is not shown: %s is outside of the dataset", image_id, masked_url(given[image_id]["uri"]))
+            log.warning(
+                "image %s is not shown: %s is outside of the dataset", image_id, masked_url(given[image_id]["uri"])
+            )
             continue
         try:
             image = decode_image(storage.read_bytes(given[image_id]["uri"]))
