@@ -11,8 +11,8 @@ from typing import Any
 HIDDEN = "***"
 
 _SCHEME = r"[A-Za-z][A-Za-z0-9+.-]*://"
-# A quote belongs to the sentence around a URL where the URL ends: before a blank, another URL or another quoted text. Any
-# other is part of it: file names in a query have some, and passwords.
+# A quote belongs to the sentence around a URL where the URL ends: before a blank, another URL or another quoted text.
+# Any other is part of it: file names in a query have some, and passwords.
 _QUOTE = rf"['\"<>](?![:;,.)\]}}'\"<>]*(?:\s|$|{_SCHEME})|[:;,)\]}}]+['\"])"
 _URL = re.compile(rf"([A-Za-z][A-Za-z0-9+.-]*)://((?:[^\s'\"<>]|{_QUOTE})+)")
 _QUERY = re.compile(r"\?\S*?(?=[:;,.)\]]*(?:\s|$))")  # punctuation behind it belongs to the sentence
@@ -53,7 +53,7 @@ def masked(text: str) -> str:
 
 
 def masked_url(uri: str) -> str:
-    """`masked` of a text that is one URL from its beginning to its end, whatever it has in it; other text as `masked`."""
+    """`masked` of a text that is one URL from beginning to end, whatever it has in it; other text as `masked`."""
     match = _WHOLE.fullmatch(uri)
     return masked(uri) if match is None else _mask_parts(match[1], match[2], re.compile(r"\?.*", re.DOTALL))
 

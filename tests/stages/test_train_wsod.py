@@ -17,9 +17,9 @@ from weaksam.core import schemas, storage, tables
 from weaksam.core.config import StageConfig, parse_settings
 from weaksam.core.step import Outcome, Stage, Step
 from weaksam.errors import ConfigError, DataError, WeightsError
+from weaksam.execution.rows import Fetch
 from weaksam.models.wsod.build import WsodSpec
 from weaksam.models.wsod.network import METHODS
-from weaksam.execution.rows import Fetch
 from weaksam.stages import detect, train_wsod
 from weaksam.stages.detect import DetectConfig, DetectObjects, WsodFinder
 from weaksam.stages.train_wsod import TrainWsodConfig, make_task, train_settings

@@ -89,11 +89,11 @@ def fault_of(uri: str) -> str | None:
 def fault_of_text(uri: str) -> str | None:
     """Why no file, folder or object can have such a name; None if one could."""
     if "\0" in uri:
-        return f"{ascii(uri)}: holds a NUL character, which no name has"
+        return f"{uri!a}: holds a NUL character, which no name has"
     try:
         uri.encode()
     except UnicodeEncodeError:
-        return f"{ascii(uri)}: is not UTF-8: rename what it names"
+        return f"{uri!a}: is not UTF-8: rename what it names"
     return None
 
 

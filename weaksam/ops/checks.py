@@ -1,4 +1,4 @@
-"""Numbers that cannot be meant, as amounts, thresholds, boxes: a ValueError that says which can. Names: see `choices`."""
+"""Numbers that cannot be meant, as amounts, thresholds, boxes: a ValueError says which can. Names: see `choices`."""
 
 from __future__ import annotations
 

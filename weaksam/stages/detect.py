@@ -246,8 +246,8 @@ def _check_boxes(step: Step, rows: pa.Table) -> None:
     if len(without) == usable.num_rows:
         raise ConfigError(
             f"{where}: no proposal of any of the {len(without)} images is of the sources and of the min_side "
-            f"({min_side:g} pixels) that step {trained.name} was trained with: name proposals made like those, or train "
-            "with other sources or min_side"
+            f"({min_side:g} pixels) that step {trained.name} was trained with: name proposals made like those, or "
+            "train with other sources or min_side"
         )
     log.warning(
         "warning: %s: %d of %d images have no proposal of the sources and of the min_side (%g pixels) that step %s was "
