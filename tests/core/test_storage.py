@@ -55,7 +55,7 @@ def test_nothing_lies_under_a_name_that_is_too_long(tmp_path: Path) -> None:
 def test_a_name_that_is_no_text_is_refused(name: str, tmp_path: Path) -> None:
     uri = name if "://" in name else str(tmp_path / name)
     for look in (storage.exists, storage.read_bytes, storage.list_files, storage.list_folders):
-        with pytest.raises(ConfigError, match="holds a NUL character, which no name has|is not UTF-8"):
+        with pytest.raises(ConfigError, match=r"holds a NUL character, which no name has|is not UTF-8"):
             look(uri)
 
 
