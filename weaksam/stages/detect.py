@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from pydantic import Field, model_validator
 
 from weaksam.core import schemas, storage, tables
@@ -236,7 +235,7 @@ def _check_boxes(step: Step, rows: pa.Table) -> None:
     """Raises ConfigError when no image has a box to look at; warns of those without."""
     from weaksam.data.proposal_boxes import rows_without
 
-    usable = rows.filter(pc.equal(rows["status"], schemas.OK))
+    usable = rows.filter(pa.array([status == schemas.OK for status in rows.column("status").to_pylist()], pa.bool_()))
     trained = step.inputs["checkpoint"]
     min_side = trained.config.min_side
     without = usable.take(pa.array(rows_without(usable, min_side=min_side), pa.int64())).column("image_id").to_pylist()
