@@ -12,7 +12,7 @@ from testing.s3.small import small_s3
 from weaksam.cli.terminal import set_up_logging
 from weaksam.core import storage
 from weaksam.errors import ConfigError, ImageError, StorageError
-from weaksam.masking import is_secret, masked, masked_values, without_secrets
+from weaksam.masking import has_credentials, is_secret, masked, masked_url, masked_values, without_secrets
 
 
 @pytest.mark.parametrize(
@@ -28,11 +28,33 @@ from weaksam.masking import is_secret, masked, masked_values, without_secrets
         ("abfss://container@account/x", "abfss://container@account/x"),
         ("http://[::1]:80/x http://host:8265/a@b", "http://[::1]:80/x http://host:8265/a@b"),
         ("/data/a?b@c", "/data/a?b@c"),
+        (
+            "'https://b.s3.host/k.pth?content=filename='a.pth'&X-Amz-Signature=hidden': 403",
+            "'https://b.s3.host/k.pth?***': 403",
+        ),
+        ('https://h/k?c=filename="a"&sig=hidden is gone', "https://h/k?*** is gone"),
+        ("https://h/k?c=filename=''&sig=hidden", "https://h/k?***"),
+        ("https://u:p'ss@h/x", "https://***@h/x"),
+        ("s3://KEY:SE'CRET@bucket/x", "s3://***@bucket/x"),
+        (
+            "got 'https://h/x', not ['https://u:p@h/y','https://h/z?sig=1']",
+            "got 'https://h/x', not ['https://***@h/y','https://h/z?***']",
+        ),
+        ('{"a":"https://h/x?sig=1","b":2}', '{"a":"https://h/x?***","b":2}'),
+        ("<https://h/x?sig=1>", "<https://h/x?***>"),
     ],
 )
 def test_user_information_and_queries_are_masked(text: str, shown: str) -> None:
     assert masked(text) == shown
     assert masked(shown) == shown
+
+
+def test_a_setting_is_one_url_whatever_it_has_in_it() -> None:
+    signed = "https://b.s3.host/my weights.pth?content=filename='a b.pth'&X-Amz-Signature=hidden."
+    assert masked_values([signed]) == ["https://b.s3.host/my weights.pth?***"]
+    assert without_secrets(signed) == "https://b.s3.host/my weights.pth"
+    assert masked_url("s3://bucket/a? b.jpg") == "s3://bucket/a? b.jpg"
+    assert has_credentials("s3://KEY:SE'C RET@bucket/x")
 
 
 def test_what_is_kept_or_raised_is_masked(caplog: pytest.LogCaptureFixture) -> None:
@@ -87,6 +109,16 @@ def test_signed_urls_of_one_file_are_one_file(tmp_path: Path, monkeypatch: pytes
         ("WHO", "AKIA" + "A1B2" * 4),
         ("WHAT", "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKE1"),
         ("PEM", "-----BEGIN RSA PRIVATE KEY-----"),
+        *(
+            (name, "x")
+            for name in ("DBPASS", "SMTPPASS", "PGPASS", "DBPWD", "AUTHORIZATION", "CREDS", "GCP_CRED", "GH_PAT")
+        ),
+        ("HTTPS_PROXY", "user:pw@proxy:3128"),
+        ("HEADER", "Basic dXNlcjpwdw=="),
+        ("WHO", "github_pat_" + "11ABCDEFG0" * 3),
+        ("WHO", "glpat-" + "x" * 20),
+        ("WHO", "sk-proj-" + "aB3" * 10),
+        ("WEIGHTS", "https://host/w.pth?access_key=abc"),
     ],
 )
 def test_names_and_values_of_credentials_are_recognised(name: str, value: str) -> None:
@@ -105,6 +137,10 @@ def test_names_and_values_of_credentials_are_recognised(name: str, value: str) -
         ("OMP_NUM_THREADS", "1"),
         ("COMPASS", "north"),
         ("LD_LIBRARY_PATH", "/opt/a:/opt/b@2"),
+        ("OLDPWD", "/home"),
+        ("IMAGE", "ubuntu:22.04@sha256:abc"),
+        ("MODELS", "s3://bucket/sk-learn-models-of-last-year"),
+        ("HTTPS_PROXY", "proxy:3128"),
     ],
 )
 def test_other_variables_pass(name: str, value: str) -> None:

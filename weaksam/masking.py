@@ -10,26 +10,37 @@ from typing import Any
 
 HIDDEN = "***"
 
-_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^\s'\"<>]+)")
+_SCHEME = r"[A-Za-z][A-Za-z0-9+.-]*://"
+# A quote belongs to the sentence around a URL where the URL ends: before a blank, another URL or another quoted text.
+# Any other is part of it: file names in a query have some, and passwords.
+_QUOTE = rf"['\"<>](?![:;,.)\]}}'\"<>]*(?:\s|$|{_SCHEME})|[:;,)\]}}]+['\"])"
+_URL = re.compile(rf"([A-Za-z][A-Za-z0-9+.-]*)://((?:[^\s'\"<>]|{_QUOTE})+)")
 _QUERY = re.compile(r"\?\S*?(?=[:;,.)\]]*(?:\s|$))")  # punctuation behind it belongs to the sentence
+_WHOLE = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.+)", re.DOTALL)
 _WEB = ("http", "https")
 _CONTAINER_AT_ACCOUNT = ("abfs", "abfss", "wasb", "wasbs")  # what stands before their @ is a container
 # Object keys may have a question mark: outside the web only a query that has one of these is one.
 _SIGNED = re.compile(r"[?&](?:[\w-]*(?:signature|credential|token|secret|password|key)|sig)=", re.IGNORECASE)
 
 _SECRET_NAME = re.compile(
-    r"SECRET|TOKEN(?!IZER)|PASSWORD|PASSWD|PASSPHRASE|(^|_)(PASS|PW|PWD|SAS|DSN|AUTH|KEYS?)$|(^|_)(PASS|SAS)_|CREDENTIAL"
-    r"|PRIVATE|ACCESS_?KEY|ACCOUNT_?KEY|API_?KEY|SESSION|CONNECTION_?STRING|BEARER|COOKIE|SIGNATURE",
+    r"SECRET|TOKEN(?!IZER)|PASSWORD|PASSWD|PASSPHRASE|(^|_)(PASS|PW|PWD|SAS|DSN|AUTH|KEYS?|PAT)$|(^|_)(PASS|SAS)_"
+    r"|(?<!COM)(?<!BY)(?<!SUR)(?<!TRES)(?<!OVER)(?<!UNDER)(?<!HIGH)(?<!LOW)(?<!BAND)PASS$|(?<!OLD)PWD$|(?<!SA)CREDS?$"
+    r"|CREDENTIAL|AUTHORIZATION|PRIVATE|ACCESS_?KEY|ACCOUNT_?KEY|API_?KEY|SESSION|CONNECTION_?STRING|BEARER|COOKIE"
+    r"|SIGNATURE",
     re.IGNORECASE,
 )
 _SECRET_VALUE = re.compile(
     r"://[^/\s@]*:[^\s@]+@"  # a password in a URL
     r"|https?://[^/\s@]+@"  # a token in one
+    r"|^[^/\s:@]+:(?!/)[^\s@]+@(?!sha\d+:)[\w.-]+"  # user:password@host, as proxies are written; no digest of an image
+    r"|^(?:Basic|Bearer)\s+[\w+/=.~-]{6,}$"
     r"|(?:AccountKey|SharedAccessKey|SharedAccessSignature|Password|Pwd|Secret)\s*=\s*[^;\s]"  # connection strings
-    r"|(?:^|[?&])(?:[\w-]*(?:signature|credential|token|secret|password)|sig|key)="
+    r"|(?:^|[?&])(?:[\w-]*(?:signature|credential|token|secret|password|access_?key|api_?key|[_-]key)|sig|key|pwd)="
     r"|-----BEGIN [A-Z ]*PRIVATE KEY"
     r"|\"private_key\""
     r"|\b(?:AKIA|ASIA)[0-9A-Z]{16}\b|\bgh[pousr]_\w{30}|\bhf_[A-Za-z0-9]{30}|\bxox[abprs]-|\bAIza[\w-]{35}"
+    r"|\bgithub_pat_\w{10}|\bglpat-[\w-]{10}|\bsk-(?:[a-z]+\d*-)*\w{20}|\b[rs]k_live_\w{10}|\bnpm_\w{30}"
+    r"|\bpypi-\w{16}|\bdckr_pat_\w{10}"
     r"|\beyJ[\w-]{10,}\.[\w-]{10,}\.",
     re.IGNORECASE,
 )
@@ -41,10 +52,16 @@ def masked(text: str) -> str:
     return _URL.sub(_mask_url, text) if "://" in text else text
 
 
+def masked_url(uri: str) -> str:
+    """`masked` of a text that is one URL from beginning to end, whatever it has in it; other text as `masked`."""
+    match = _WHOLE.fullmatch(uri)
+    return masked(uri) if match is None else _mask_parts(match[1], match[2], re.compile(r"\?.*", re.DOTALL))
+
+
 def masked_values(value: Any) -> Any:
     """A copy of JSON values in which every text is masked."""
     if isinstance(value, str):
-        return masked(value)
+        return masked_url(value)
     if isinstance(value, dict):
         return {masked_values(key): masked_values(inner) for key, inner in value.items()}
     return [masked_values(inner) for inner in value] if isinstance(value, (list, tuple)) else value
@@ -52,12 +69,12 @@ def masked_values(value: Any) -> Any:
 
 def without_secrets(uri: str) -> str:
     """A URI without user information and query: what it names, however access to it was granted."""
-    return masked(uri).replace(f"{HIDDEN}@", "").removesuffix(f"?{HIDDEN}")
+    return masked_url(uri).replace(f"{HIDDEN}@", "").removesuffix(f"?{HIDDEN}")
 
 
 def has_credentials(uri: str) -> bool:
     """Whether the URI of an object store holds user information; web addresses may, and are masked."""
-    match = _URL.match(uri)
+    match = _WHOLE.fullmatch(uri)
     return match is not None and match[1].lower() not in _WEB and _user_of(match[1].lower(), match[2]) is not None
 
 
@@ -72,11 +89,14 @@ def holds_secret(text: str) -> bool:
 
 
 def _mask_url(match: re.Match[str]) -> str:
-    scheme, rest = match[1], match[2]
+    return _mask_parts(match[1], match[2], _QUERY)
+
+
+def _mask_parts(scheme: str, rest: str, query: re.Pattern[str]) -> str:
     if (user := _user_of(scheme.lower(), rest)) is not None:
         rest = f"{HIDDEN}@{rest[len(user) + 1 :]}"
     if scheme.lower() in _WEB or _SIGNED.search(rest):
-        rest = _QUERY.sub(f"?{HIDDEN}", rest)
+        rest = query.sub(f"?{HIDDEN}", rest)
     return f"{scheme}://{rest}"
 
 

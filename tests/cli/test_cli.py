@@ -432,6 +432,18 @@ def test_metrics_shows_the_headlines_of_every_finished_evaluation(tmp_path: Path
     assert other.split() == ["recall_other-0123abcd", "test", "80", "31.7", "85.1%", "50.0%", "25.0%", "40.0%", "62.5%"]
 
 
+@pytest.mark.parametrize(
+    "content", ["[]", "{}", "null", '{"task":"x"}', '{"task":"detection","metrics":{}}', '{"task":["x"]}']
+)
+def test_a_file_that_is_not_the_metrics_of_a_step_is_named(content: str, tmp_path: Path) -> None:
+    folder = tmp_path / "recall-0123abcd"
+    folder.mkdir()
+    (folder / "metrics.json").write_text(content)
+    done = CliRunner().invoke(cli.app, ["metrics", str(tmp_path)])
+    assert done.exit_code == 2
+    assert f"{folder}/metrics.json: not the metrics of a step: remove the step's manifest {folder}/mani" in done.output
+
+
 def test_metrics_of_a_run_without_any_is_a_fault(tmp_path: Path) -> None:
     done = call(WEAKSAM, "metrics", str(tmp_path))
     assert done.returncode == 2

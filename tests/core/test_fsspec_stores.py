@@ -10,7 +10,7 @@ import fsspec
 import pytest
 
 from weaksam.core import object_stores, storage, storage_faults
-from weaksam.errors import StorageError
+from weaksam.errors import ConfigError, StorageError
 
 CONTENT: dict[str, tuple[bytes, dict[str, Any]]] = {}  # what "another process" writes to
 FAULTS: list[Exception] = []
@@ -101,7 +101,7 @@ def test_a_store_that_is_down_is_neither_empty_nor_without_the_object(fault: Exc
 
 def test_a_file_in_the_place_of_a_folder_is_an_error() -> None:
     put("run", b"1")
-    with pytest.raises(StorageError, match="a file, not a folder"):
+    with pytest.raises(ConfigError, match="a file, not a folder"):
         storage.list_files("remembering://bucket/run")
     assert storage.list_files("remembering://bucket/nothing") == []
 

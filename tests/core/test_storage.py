@@ -46,6 +46,23 @@ def test_a_file_in_the_place_of_a_folder_is_told(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("")
     with pytest.raises(ConfigError, match="run: a file, not the folder of a run or of a dataset"):
         storage.list_folders(str(tmp_path / "run"))
+    with pytest.raises(ConfigError, match="run: a file, not a folder: name the folder"):
+        storage.list_files(str(tmp_path / "run"))
+
+
+def test_nothing_lies_under_a_name_that_is_too_long(tmp_path: Path) -> None:
+    long = str(tmp_path / ("a" * 300))
+    assert (storage.exists(long), storage.size(long), storage.list_files(long), storage.list_folders(long)) == (
+        *(False, 0, [], []),
+    )
+
+
+@pytest.mark.parametrize("name", ["a\0b", "a\ud800", "s3://bucket/a\0b"])
+def test_a_name_that_is_no_text_is_refused(name: str, tmp_path: Path) -> None:
+    uri = name if "://" in name else str(tmp_path / name)
+    for look in (storage.exists, storage.read_bytes, storage.list_files, storage.list_folders):
+        with pytest.raises(ConfigError, match=r"holds a NUL character, which no name has|is not UTF-8"):
+            look(uri)
 
 
 def test_a_missing_object_is_told_from_a_fault(base: str) -> None:
@@ -98,7 +115,7 @@ def test_a_folder_in_the_way_is_named(tmp_path: Path) -> None:
 
 
 def test_an_unknown_scheme_is_named() -> None:
-    with pytest.raises(StorageError, match=r"nosuch://x/y: cannot be reached"):
+    with pytest.raises(ConfigError, match=r"nosuch://x/y: cannot be used \(Protocol not known: nosuch"):
         storage.read_bytes("nosuch://x/y")
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
+from weaksam.ops.coco_metrics import coco_metrics
 from weaksam.ops.detection_metrics import (
     HIT,
     IGNORED,
@@ -162,3 +165,29 @@ def test_a_curve_is_the_best_precision_at_each_recall_and_its_mean_is_nearly_ap(
     assert curve[[0, 25, 26, 50, 51, 100]].tolist() == pytest.approx([1, 1, 2 / 3, 2 / 3, 0, 0])
     assert curve.mean() == pytest.approx(average_precision(precision, recall, eleven_point=False), abs=0.01)
     assert sample_curve(np.zeros(0), np.zeros(0)).tolist() == [0.0] * 101
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"boxes": [[math.nan, 0, 10, 10]]}, r"detections: boxes\[0\] is not finite: \[nan, 0.0, 10.0, 10.0\]"),
+        ({"scores": [math.nan]}, r"detections: scores\[0\] is not finite: nan"),
+        ({"scores": [math.inf]}, "is not finite: inf"),
+        ({"classes": [1]}, "detections: class 1 is none of 0 to 0"),
+        ({"classes": [-1]}, "detections: class -1 is none of 0 to 0"),
+        ({"scores": [0.9, 0.8]}, r"one of `scores` for each of its 1 boxes, got \(2,\)"),
+        ({"classes": []}, r"one of `classes` for each of its 1 boxes, got \(0,\)"),
+        ({"boxes": [[0, 0, 10]]}, r"boxes must be \(objects, 4\), got \(1, 3\)"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_and_is_no_hit(change: dict, fault: str) -> None:
+    detections = found((A, 0, 0.9)) | change
+    with pytest.raises(ValueError, match=fault):
+        match_image(truth((A, 0)), detections, 1, RULES)
+    with pytest.raises(ValueError, match=fault.replace("detections:", "detections of image 1:")):
+        coco_metrics([(truth((A, 0)), detections)], ["a"])
+
+
+def test_objects_of_unknown_classes_are_refused() -> None:
+    with pytest.raises(ValueError, match="objects: class 2 is none of 0 to 1"):
+        match_image(truth((A, 2)), found(), 2, RULES)

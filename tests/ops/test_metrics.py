@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -193,6 +194,18 @@ def test_recall_by_class() -> None:
 def test_rows_that_do_not_fit_together_are_refused(change: dict) -> None:
     with pytest.raises(ValueError, match="one score and one source below 4 each, got"):
         match_row(truth((0, 0, 1, 1)), found((0, 0, 1, 1), (0, 0, 2, 2)) | change, RULES)
+
+
+@pytest.mark.parametrize("change", [{"boxes": [(math.nan, 0, 1, 1)]}, {"predicted_iou": [math.nan]}])
+def test_proposals_that_are_not_finite_are_refused(change: dict) -> None:
+    with pytest.raises(ValueError, match=r"proposals: (boxes|scores)\[0\] is not finite"):
+        match_row(truth((0, 0, 1, 1)), found((0, 0, 1, 1)) | change, RULES)
+
+
+def test_recall_names_no_class_that_there_is_not() -> None:
+    records = match_row(truth((0, 0, 1, 1), classes=[-1]), found((0, 0, 1, 1)), RULES)
+    with pytest.raises(ValueError, match="classes -1 to -1 are not all of 0 to 1"):
+        recall_by_class(records, ["a", "b"])
 
 
 # --- slow twins

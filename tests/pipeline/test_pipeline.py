@@ -370,7 +370,7 @@ def test_names_that_no_file_system_takes_are_faults(tmp_path: Path) -> None:
         pipeline.parse(str(path))
     run, name = caught.value.faults
     assert run.startswith("run: rrrr")
-    assert run.endswith("... has 256 bytes, a name of a folder 255 at most")
+    assert run.endswith("... has 256 bytes, a name of a file or folder 255 at most")
     assert name.endswith(": a step's name has 200 letters at most, it is the name of a folder")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -49,6 +51,14 @@ def test_f1_counts_detections_from_the_score_where_it_is_best_over_all_images() 
     rated, threshold = choose.rate_images(pairs, 1)
     assert threshold == pytest.approx(0.8)
     assert rated == pytest.approx({"right": 1.0, "half": 2 / 3, "wrong": 0.0})
+
+
+def test_an_image_that_cannot_be_compared_is_not_rated(caplog: pytest.LogCaptureFixture) -> None:
+    good, wrong = pair([HERE], [(HERE, 0.9)]), pair([HERE], [(HERE, math.nan)])
+    assert choose.rate_images({"a": good, "b": wrong}, 1) == ({"a": 1.0}, pytest.approx(0.9))
+    assert caplog.messages == [
+        "warning: 1 of 2 images cannot be rated, e.g. b: detections: scores[0] is not finite: nan"
+    ]
 
 
 def test_without_any_hit_every_detection_counts() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 from pathlib import Path
 
@@ -420,3 +421,11 @@ def test_the_published_figures_of_cocos_fake_detections_are_reproduced(tmp_path:
     wanted = [float(value) for value in re.findall(r"= (-?\d\.\d{3})", text)]
     assert len(wanted) == 12
     assert [round(found[name], 3) for name in NAMES] == wanted
+
+
+@pytest.mark.parametrize("protocol", ["voc", "coco"])
+def test_a_score_that_is_not_finite_names_its_image_and_is_no_hit(tmp_path: Path, protocol: str) -> None:
+    wrong = [DETECTED[0] | {"scores": [math.nan, 0.8]}, *DETECTED[1:]]
+    fault = r"image a of step detections cannot be judged: detections: scores\[0\] is not finite: nan: make it again"
+    with pytest.raises(DataError, match=fault):
+        evaluate.run(steps(tmp_path, wrong, protocol=protocol))

@@ -18,6 +18,7 @@ from weaksam.core.step import Outcome, Step
 from weaksam.data.images import decode_image
 from weaksam.errors import DataError
 from weaksam.execution import runtime
+from weaksam.execution.rows import Fetch
 from weaksam.ops.rle import decode_rle, encode_rle
 from weaksam.sam.checkpoints import load_sam
 from weaksam.stages import pseudo_masks
@@ -69,13 +70,13 @@ def test_masks_are_those_of_the_predictor(weights: Path, candidates: str) -> Non
 
 def test_each_image_has_a_row_and_is_encoded_once_if_it_has_boxes(weights: Path) -> None:
     draw = DrawMasks(make_config(weights), SCHEMA)
-    images = {"a": jpeg(*SIZE), "none": jpeg(*SIZE), "failed": jpeg(*SIZE), "gone": None, "junk": b"<html>"}
+    images = {"a": jpeg(*SIZE), "none": jpeg(*SIZE), "gone": None, "junk": b"<html>"}
     none: dict[str, list] = {"boxes": [], "classes": [], "scores": []}
     table = draw(prompted(images, {"a": GIVEN, "none": none, "gone": GIVEN, "junk": GIVEN}))
     assert table.schema.equals(SCHEMA, check_metadata=True)
     rows = {row["image_id"]: row for row in table.to_pylist()}
-    assert [rows[name]["status"] for name in images] == ["ok", "ok", "ok", "not_found", "unreadable"]
-    assert rows["none"]["masks"] == rows["failed"]["boxes"] == []
+    assert [rows[name]["status"] for name in images] == ["ok", "ok", "not_found", "unreadable"]
+    assert rows["none"]["masks"] == []
     assert rows["junk"]["masks"] is None
     assert draw.engine.encoder_calls == 1
 
@@ -85,6 +86,24 @@ def test_boxes_may_stay_as_they_were(weights: Path) -> None:
     (row,) = draw(prompted({"a": jpeg(*SIZE)}, {"a": GIVEN})).to_pylist()
     assert row["boxes"] == BOXES
     assert len(row["masks"]) == 3
+
+
+def test_a_row_that_failed_before_stays_failed(tmp_path: Path, weights: Path) -> None:
+    images = [{"image_id": name, "uri": str(tmp_path / f"{name}.jpg"), "split": "train"} for name in "ab"]
+    for row in images:
+        Path(row["uri"]).write_bytes(jpeg(*SIZE))
+    given = [
+        {"image_id": "a", "status": "oom", "message": "no device memory"},
+        {"image_id": "b", "status": "ok", "message": "", **GIVEN},
+    ]
+    index = finished(tmp_path, "images", images, schemas.IMAGES, {})
+    pgt = finished(tmp_path, "pgt", given, schemas.PGT, {"images": index})
+    step = make_step(tmp_path, weights, {"images": index, "pgt": pgt})
+    draw = DrawMasks(step.config, SCHEMA)
+    failed, drawn = draw(Fetch()(pseudo_masks.read_prompts(step)[0])).to_pylist()
+    assert (failed["status"], failed["message"]) == ("oom", "step pgt: no device memory")
+    assert (failed["boxes"], failed["masks"]) == (None, None)
+    assert (drawn["status"], len(drawn["masks"]), draw.engine.encoder_calls) == ("ok", 3, 1)
 
 
 def test_what_people_drew_stays_and_what_is_missing_is_drawn(weights: Path) -> None:

@@ -17,9 +17,10 @@ from weaksam.core import schemas, storage, tables
 from weaksam.core.config import StageConfig, parse_settings
 from weaksam.core.step import Outcome, Stage, Step
 from weaksam.errors import ConfigError, DataError, WeightsError
+from weaksam.execution.rows import Fetch
 from weaksam.models.wsod.build import WsodSpec
 from weaksam.models.wsod.network import METHODS
-from weaksam.stages import train_wsod
+from weaksam.stages import detect, train_wsod
 from weaksam.stages.detect import DetectConfig, DetectObjects, WsodFinder
 from weaksam.stages.train_wsod import TrainWsodConfig, make_task, train_settings
 from weaksam.training.loop import TrainResources
@@ -229,6 +230,43 @@ def test_what_workers_cannot_do_is_a_fault_of_the_run_file(settings: dict, fault
     assert config is None
     assert len(faults) == 1
     assert fault in faults[0]
+
+
+def detect_step(tmp_path: Path, inputs: dict[str, Step], **trained: object) -> Step:
+    config = DetectConfig(images="images", proposals="proposals", checkpoint="mist")
+    given = inputs | {"checkpoint": make_step(tmp_path, inputs, **trained)}
+    return Step("found", detect.STAGE, config, given, {}, "d", str(tmp_path / "found-d"))
+
+
+def test_an_image_whose_proposals_failed_fails_in_detection_too(
+    tmp_path: Path, inputs: dict[str, Step], caplog: pytest.LogCaptureFixture
+) -> None:
+    source = tables.read_step(inputs["images"], columns=["uri"])
+    fetched = Fetch()(detect.with_proposals(detect_step(tmp_path, inputs), source)).to_pylist()
+    assert (fetched[4]["status"], fetched[4]["message"], fetched[4]["data"]) == ("oom", "step proposals: oom", None)
+    assert {row["status"] for row in fetched if row["image_id"] != "4"} == {"ok"}
+    assert [len(row["boxes"] or []) for row in fetched] == [0, 6, 6, 6, 0, 6, 6, 6, 6]
+    assert caplog.messages == [
+        "warning: steps.found.proposals: step proposals: 1 of 8 images have no proposal of the sources and of the "
+        "min_side (4 pixels) that step mist was trained with, e.g. 0: nothing is found in them"
+    ]
+
+
+@pytest.mark.parametrize("trained", [{"min_side": 50}, {"sources": ["fine"]}])
+def test_detection_without_any_box_to_look_at_is_an_error(
+    tmp_path: Path, inputs: dict[str, Step], trained: dict[str, object]
+) -> None:
+    grid = [
+        {**row, "source": np.zeros(len(row["boxes"] or []), np.uint8)}
+        for row in tables.read_step(inputs["proposals"]).to_pylist()
+    ]
+    given = inputs | {"proposals": finished(tmp_path, "grid", grid, schemas.PROPOSALS, {})}
+    step, source = detect_step(tmp_path, given, **trained), tables.read_step(inputs["images"], columns=["uri"])
+    wanted = (
+        r"steps\.found\.proposals: step grid: no proposal of any of the 8 images is of the sources and of the min_side"
+    )
+    with pytest.raises(ConfigError, match=wanted):
+        detect.with_proposals(step, source)
 
 
 def test_detections_come_from_every_readable_image(tmp_path: Path, inputs: dict[str, Step]) -> None:

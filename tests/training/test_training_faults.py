@@ -37,16 +37,17 @@ from weaksam.errors import (
     WeakSamError,
 )
 from weaksam.ops.classification import mean_average_precision
-from weaksam.stages import STAGES
+from weaksam.stages import STAGES, training_run
 from weaksam.stages.training_run import outcome_of, seen_in
-from weaksam.training import loop
+from weaksam.training import loop, written
 from weaksam.training.checkpoints import BrokenCheckpointError, drop_broken_list, list_checkpoints, load_state
 from weaksam.training.failures import TrainingPolicy, explain, is_lasting
-from weaksam.training.log import Journal, progress_line
+from weaksam.training.log import Journal, follow, progress_line
 from weaksam.training.loop import TrainResources, train
-from weaksam.training.reading import LeftOut, read_left_out
+from weaksam.training.reading import LeftOut
 from weaksam.training.state import Trainee
 from weaksam.training.watch import Watch, check_finite
+from weaksam.training.written import read_left_out
 
 CPU = torch.device("cpu")
 
@@ -275,6 +276,53 @@ def test_metrics_are_json_without_nan(tmp_path: Path) -> None:
     rows = [json.loads(line, parse_constant=refuse) for line in lines]
     assert (rows[0]["held_out_mAP"], rows[0]["peak"], rows[1]["loss"]) == (None, None, 2.0)
     assert "mAP" not in progress_line(rows[0], _settings())
+
+
+def test_lines_that_cannot_be_read_do_not_end_a_training(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    row = {"step": 1, "loss": 2.0, "lr": 0.1, "images_per_second": 5.0}
+    lines = [
+        json.dumps(row | {"peak": math.nan}),
+        "[]",
+        "{}",
+        json.dumps(row | {"loss": "x"}),
+        '{"step": 2, "lr": 0.1, "seco',
+    ]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
+    assert written.read_metrics(str(tmp_path)) == [row | {"peak": None}]
+    uri = tmp_path / "metrics.jsonl"
+    assert caplog.messages == [f"warning: {uri}: 4 lines cannot be read and are left out, e.g. line 2"]
+    with follow(str(tmp_path), _settings()):
+        Journal(str(tmp_path), _settings(), 5).write(8, {"loss": 1.0}, lr=0.1)
+    assert [one["step"] for one in written.read_metrics(str(tmp_path))] == [1, 8]
+    step = Step("net", STAGES["train_detector"], None, {}, {}, "f", str(tmp_path))
+    assert training_run._look(step, _settings()).done == 8
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
+    assert training_run._look(step, _settings()).done == 0
+
+    good = {"sample": 1, "step": 0, "name": "1.png", "status": "unreadable"}
+    (tmp_path / "left_out.jsonl").write_text(f'{json.dumps(good)}\n{{"sample": 2, "st')
+    assert read_left_out(str(tmp_path)) == [good]
+    assert len(left_out(tmp_path, step=1)) == 1
+
+
+@pytest.mark.parametrize(("steps", "is_refused"), [([4, 4], False), ([4, 2], True), ([4, 0], True)])
+def test_workers_go_on_from_the_same_checkpoint(
+    steps: list[int], is_refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gather(into: list[int], own: int) -> None:
+        assert own == steps[0]
+        into[:] = steps
+
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
+    trainee = _run_alone(LineTask(), _settings(), steps[0])
+    if not is_refused:
+        loop.check_same_step(trainee)
+        return
+    with pytest.raises(StageError, match=rf"worker 0 from step 4, worker 1 from step {steps[1]}\)") as found:
+        loop.check_same_step(trainee)
+    assert not is_lasting(found.value)  # the workers are started again
 
 
 def test_the_map_of_scores_that_are_nan_is_no_number() -> None:

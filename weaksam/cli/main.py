@@ -13,6 +13,7 @@ from rich.table import Table
 import weaksam
 from weaksam.cli.job_commands import app as job_app
 from weaksam.cli.terminal import AsJson, ConfigPath, Overrides, console, guarded, set_up_logging
+from weaksam.core.uris import check_place
 from weaksam.errors import ConfigError, DamagedError
 
 log = logging.getLogger(__name__)
@@ -150,6 +151,8 @@ def plan(
     from weaksam.plan.pilot import run_pilot
     from weaksam.plan.planning import Prices, as_json_of, make_plan, sentences, table_of
 
+    if folder is not None:
+        check_place(folder, "--folder", is_folder=True)
     set_up_logging()
     planned = make_plan(run_pilot(config, overrides or [], images=images, folder=folder))
     prices = Prices(gpu_price, cpu_price)
@@ -207,6 +210,8 @@ def report(
     """
     from weaksam.report.page import write_report
 
+    if to is not None:
+        check_place(to, "--to")
     set_up_logging()
     print(write_report(run_uri, to=to, images=images, gpu_price=gpu_price))
 
@@ -238,6 +243,8 @@ def export(
     from weaksam import pipeline
     from weaksam.cli.export_command import explain, plan_export, read_report
 
+    if to is not None:
+        check_place(to, "--to", is_folder=True)
     set_up_logging()
     planned = plan_export(run_uri, step, format=format, to=to, settings=settings or [])
     was_finished = planned.manifest() is not None
@@ -282,6 +289,7 @@ def scenes(
 
     if format not in ("voc", "coco"):
         raise ConfigError(f"--format {format}: must be voc or coco")
+    check_place(out, "OUT", is_folder=True)
     set_up_logging()
     write_scenes(out, images=images, seed=seed, format=format)
 

@@ -18,7 +18,7 @@ from weaksam.core import storage
 from weaksam.core.config import OutsideFile
 from weaksam.errors import ClusterError, WeakSamError
 from weaksam.execution.pools import PoolResources, fit_pool
-from weaksam.masking import masked
+from weaksam.masking import masked_url
 from weaksam.stages.proposal_settings import SamSettings
 
 COMPARED = ("weaksam", "ray", "torch", "torchvision", "pyarrow", "numpy")
@@ -180,7 +180,7 @@ def check_weights(node: str, weights: Mapping[str, Any]) -> Finding:
     except (WeakSamError, OSError) as error:
         return Finding("weights", node, False, str(error), "give the URI of a whole file that this node may read")
     known = "hash as promised" if weights["sha256"] or model else "no hash is known"
-    return Finding("weights", node, True, f"{masked(uri)}: {path.stat().st_size / 2**20:.0f} MiB, {known}")
+    return Finding("weights", node, True, f"{masked_url(uri)}: {path.stat().st_size / 2**20:.0f} MiB, {known}")
 
 
 def judge_shared_memory(node: str, shared: float, store: float) -> Finding:

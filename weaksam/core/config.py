@@ -230,6 +230,19 @@ def places_of(config: BaseModel, prefix: str = "") -> list[tuple[str, str]]:
     return found
 
 
+def place_texts(config: BaseModel, prefix: str = "") -> list[tuple[str, str]]:
+    """Key and text of every setting that says where something lies, also below another folder."""
+    found = []
+    for name, info in type(config).model_fields.items():
+        value = getattr(config, name)
+        if isinstance(value, BaseModel):
+            found += place_texts(value, f"{prefix}{name}.")
+        elif any(isinstance(mark, OutsideFile | OutsideFolder | Place) for mark in info.metadata):
+            texts = value.items() if isinstance(value, dict) else [("", value)]
+            found += [(f"{prefix}{name}.{key}".rstrip("."), text) for key, text in texts if isinstance(text, str)]
+    return found
+
+
 def with_absolute_files(config: Config) -> Config:
     """A copy in which every `OutsideFile` of this machine is an absolute path: workers have other working folders."""
     updates: dict[str, Any] = {}

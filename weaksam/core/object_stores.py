@@ -14,6 +14,7 @@ import urllib.error
 import urllib.request
 from contextlib import suppress
 from typing import Any
+from urllib.parse import urlsplit
 
 from weaksam.core.proxies import proxy_for, proxy_options
 
@@ -23,6 +24,7 @@ os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
 from pyarrow import fs as pafs
 
 from weaksam.core.fsspec_stores import Entry, FreshHandler
+from weaksam.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +45,7 @@ def object_store(scheme: str, bucket: str) -> pafs.FileSystem:
         ValueError: nobody knows the scheme.
         OSError: the store cannot be reached.
     """
-    return _object_store_at(scheme, bucket, s3_endpoint(), s3_is_virtual())
+    return _object_store_at(scheme, bucket, s3_endpoint() if scheme == "s3" else None, s3_is_virtual())
 
 
 def list_entries(files: pafs.FileSystem, path: str, *, recursive: bool) -> list[Entry]:
@@ -76,8 +78,17 @@ def _warn_of_names(path: str, count: int, names: str) -> None:
 
 
 def s3_endpoint() -> str | None:
-    """The S3 server that is named by the environment; None: Amazon's."""
-    return os.environ.get(ENDPOINT_VARIABLE) or os.environ.get("AWS_ENDPOINT_URL") or None
+    """The S3 server that is named by the environment; None: Amazon's.
+
+    Raises:
+        ConfigError: it is no URL of one.
+    """
+    for name in (ENDPOINT_VARIABLE, "AWS_ENDPOINT_URL"):
+        if url := os.environ.get(name):
+            if (fault := _fault_of_endpoint(url)) is not None:
+                raise ConfigError(f"{name}: {fault}")
+            return url
+    return None
 
 
 def s3_is_virtual() -> bool:
@@ -87,12 +98,22 @@ def s3_is_virtual() -> bool:
 
 def use_s3_endpoint(url: Any) -> list[str]:
     """Names the S3 server for this process and those that it starts; a list of faults if this is no URL of one."""
-    if not isinstance(url, str) or not url.startswith(("http://", "https://")):
-        return [f"endpoint: must be the URL of an S3 server, http://... or https://..., got {url!r}"]
-    if "@" in url:
-        return ["endpoint: holds credentials: leave them to the environment"]
+    if (fault := _fault_of_endpoint(url)) is not None:
+        return [f"endpoint: {fault}"]
     os.environ[ENDPOINT_VARIABLE] = url
     return []
+
+
+def _fault_of_endpoint(url: Any) -> str | None:
+    """Why a value names no S3 server."""
+    if isinstance(url, str) and "@" in url:
+        return "holds credentials: leave them to the environment"
+    try:
+        parts = urlsplit(url if isinstance(url, str) else "")
+        is_server = parts.scheme in ("http", "https") and parts.hostname and (parts.port or 1) > 0
+    except ValueError:  # a port that is none, brackets that are not closed
+        is_server = False
+    return None if is_server else f"must be the URL of an S3 server, http://... or https://..., got {url!r}"
 
 
 def use_s3_addressing(style: Any) -> list[str]:
@@ -148,9 +169,7 @@ def _s3(bucket: str, endpoint: str | None, virtual: bool, proxy: str | None) -> 
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
     where: dict[str, Any] = {}
     if endpoint is not None:
-        scheme, separator, host = endpoint.rstrip("/").partition("://")
-        if not separator or scheme not in ("http", "https"):
-            raise ValueError(f"the S3 endpoint {endpoint!r} must begin with http:// or https://")
+        scheme, _, host = endpoint.rstrip("/").partition("://")
         where = {"scheme": scheme, "endpoint_override": host}
     elif region is None:
         region = _region_of(bucket, proxy)

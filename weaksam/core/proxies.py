@@ -24,13 +24,34 @@ def is_loopback(host: str) -> bool:
 
 
 def proxy_for(url: str) -> str | None:
-    """URL of the proxy for `url`, or None."""
+    """URL of the proxy for `url`, or None.
+
+    Raises:
+        ConfigError: the variable holds no URL of a proxy.
+    """
     parts = urlsplit(url)
     proxies = getproxies_environment()
-    found = proxies.get(parts.scheme) or proxies.get("all")
+    kind = parts.scheme if proxies.get(parts.scheme) else "all"
+    found = proxies.get(kind)
     if not found or is_loopback(parts.hostname or "") or _is_excepted(parts, proxies.get("no", "")):
         return None
-    return found if "://" in found else f"http://{found}"
+    found = found if "://" in found else f"http://{found}"
+    if not _is_proxy(found):  # its value may be a password that was cut in two, so it is not repeated
+        name = next((name for name in os.environ if name.lower() == f"{kind}_proxy"), f"{kind}_proxy")
+        raise ConfigError(
+            f"{name}: no URL of a proxy, http://host:port: in a user name or password write # as %23, "
+            "/ as %2F, ? as %3F, @ as %40, [ as %5B"
+        )
+    return found
+
+
+def _is_proxy(url: str) -> bool:
+    """Whether a URL names a host, and nothing but a host: what follows it would be the rest of a password."""
+    try:
+        parts = urlsplit(url)
+        return bool(parts.hostname) and (parts.port or 1) > 0 and "@" not in url.partition(parts.netloc)[2]
+    except ValueError:
+        return False
 
 
 def proxy_options(proxy: str) -> dict[str, str | int]:

@@ -23,6 +23,9 @@ OK = "ok"
 NOT_FOUND = "not_found"
 FAILED_STATUSES = (NOT_FOUND, "unreadable", "too_large", "oom", "timeout", "crash")
 
+# Columns of what a step maps, where that comes of an earlier step's rows: an image that failed there fails here too.
+GIVEN_STATUS, GIVEN_MESSAGE = "given_status", "given_message"
+
 # What a proposal was prompted by; the value of `proposals.source`.
 SOURCES = ("grid", "coarse", "fine", "cross")
 

@@ -27,7 +27,7 @@ from weaksam.core.cache import cache_folder
 from weaksam.core.object_stores import list_entries, object_store
 from weaksam.core.storage_faults import retrying
 from weaksam.core.uris import absolute as absolute
-from weaksam.core.uris import fault_of, is_local, join, local_path
+from weaksam.core.uris import fault_of, fault_of_text, is_local, join, local_path
 from weaksam.core.uris import is_uri as is_uri
 from weaksam.errors import ConfigError, DamagedError, MissingFileError, StorageError, WeightsError
 from weaksam.masking import has_credentials, without_secrets
@@ -62,9 +62,11 @@ def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
     """The pyarrow filesystem of `uri` and the path inside it.
 
     Raises:
-        ConfigError: the URI cannot be used, or holds credentials.
-        StorageError: nobody knows its scheme, or the store cannot be reached.
+        ConfigError: the URI cannot be used, holds credentials, or nobody knows its scheme.
+        StorageError: the store cannot be reached.
     """
+    if (fault := fault_of_text(uri)) is not None:
+        raise ConfigError(fault)
     if is_local(uri):
         return pafs.LocalFileSystem(), str(local_path(uri))
     if has_credentials(uri):
@@ -73,8 +75,10 @@ def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
     try:
         inside = uri if scheme in ("http", "https") else rest.rstrip("/")  # fsspec wants those whole
         return object_store(scheme, rest.split("/")[0]), inside
-    except (ImportError, ValueError, OSError) as error:
-        raise StorageError(f"{uri}: cannot be reached ({error}): check the URI and its scheme") from error
+    except (ImportError, ValueError) as error:  # no request was made: the same command would end here again
+        raise ConfigError(f"{uri}: cannot be used ({error}): check the URI and its scheme") from error
+    except OSError as error:
+        raise StorageError(f"{uri}: cannot be reached ({error})") from error
 
 
 def _retrying(action: Callable[[], T], uri: str, doing: str) -> T:
@@ -199,7 +203,10 @@ def exists(uri: str) -> bool:
         files, path = filesystem(uri)
         return files.get_file_info(path).type != pafs.FileType.NotFound
 
-    return _retrying(look, uri, "look up")
+    try:
+        return _retrying(look, uri, "look up")
+    except FileNotFoundError:  # a name that nothing can have
+        return False
 
 
 def size(uri: str) -> int:
@@ -209,7 +216,10 @@ def size(uri: str) -> int:
         files, path = filesystem(uri)
         return files.get_file_info(path).size or 0
 
-    return _retrying(look, uri, "look up")
+    try:
+        return _retrying(look, uri, "look up")
+    except FileNotFoundError:
+        return 0
 
 
 def list_files(uri: str, *, recursive: bool = True) -> list[FileInfo]:
@@ -217,12 +227,17 @@ def list_files(uri: str, *, recursive: bool = True) -> list[FileInfo]:
 
     A folder that does not exist is empty. Reads no file. A file whose name is not UTF-8 has no URI: it is left out
     with a warning.
+
+    Raises:
+        ConfigError: it is a file.
     """
     base = filesystem(uri)[1].rstrip("/") + "/"
     try:
         entries = _retrying(lambda: list_entries(*filesystem(uri), recursive=recursive), uri, "list")
+    except FileNotFoundError:  # a name that nothing can have
+        return []
     except NotADirectoryError as error:
-        raise StorageError(f"{uri}: a file, not a folder: check the path") from error
+        raise ConfigError(f"{uri}: a file, not a folder: name the folder") from error
     found = []
     for entry in entries:
         path = (
@@ -243,6 +258,8 @@ def list_folders(uri: str) -> list[str]:
     """
     try:
         found = _retrying(lambda: list_entries(*filesystem(uri), recursive=False), uri, "list")
+    except FileNotFoundError:
+        return []
     except NotADirectoryError as error:
         raise ConfigError(f"{uri}: a file, not the folder of a run or of a dataset: name the folder") from error
     return sorted(entry.path.rstrip("/").rpartition("/")[2] for entry in found if entry.is_folder)

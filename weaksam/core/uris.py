@@ -10,7 +10,7 @@ from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
 from weaksam.errors import ConfigError
-from weaksam.masking import has_credentials, masked
+from weaksam.masking import has_credentials, masked_url
 
 _FILE = "file:"
 _LONGEST_PART = 255  # bytes of a name, on every file system in use
@@ -64,10 +64,6 @@ def fault_of_folder(uri: str) -> str | None:
     if not is_local(uri):
         return None
     path = local_path(uri)
-    if long := [part for part in path.parts if len(os.fsencode(part)) > _LONGEST_PART]:
-        return f"{long[0][:40]}... has {len(os.fsencode(long[0]))} bytes, a name of a folder {_LONGEST_PART} at most"
-    if "\0" in uri:
-        return f"{uri!r}: holds a NUL character"
     for place in (path, *path.parents):
         if os.path.lexists(place):
             return None if place.is_dir() else f"{uri}: {place} is a file: name a folder"
@@ -77,9 +73,31 @@ def fault_of_folder(uri: str) -> str | None:
 def fault_of(uri: str) -> str | None:
     """Why `uri` cannot be used anywhere; None if nothing is known against it. Secrets are not repeated."""
     if has_credentials(uri):
-        return f"{masked(uri)}: holds credentials, which would be stored and shown: leave them to the environment"
+        return f"{masked_url(uri)}: holds credentials, which would be stored and shown: leave them to the environment"
+    if (fault := fault_of_text(uri)) is not None or not is_local(uri):
+        return fault
     try:
-        absolute(uri)
+        path = local_path(uri)
     except ConfigError as error:
         return str(error)
+    if long := [part for part in path.parts if len(os.fsencode(part)) > _LONGEST_PART]:
+        length = len(os.fsencode(long[0]))
+        return f"{long[0][:40]}... has {length} bytes, a name of a file or folder {_LONGEST_PART} at most"
     return None
+
+
+def fault_of_text(uri: str) -> str | None:
+    """Why no file, folder or object can have such a name; None if one could."""
+    if "\0" in uri:
+        return f"{uri!a}: holds a NUL character, which no name has"
+    try:
+        uri.encode()
+    except UnicodeEncodeError:
+        return f"{uri!a}: is not UTF-8: rename what it names"
+    return None
+
+
+def check_place(uri: str, what: str, *, is_folder: bool = False) -> None:
+    """Raises ConfigError unless something may lie at `uri`, or be written there; `what` names the setting."""
+    if (fault := fault_of(uri) or (fault_of_folder(uri) if is_folder else None)) is not None:
+        raise ConfigError(f"{what}: {fault}")

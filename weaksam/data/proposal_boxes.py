@@ -40,12 +40,7 @@ class ProposalBoxes:
 
     def images_without(self, *, min_side: float) -> list[int]:
         """Which images have no box that `of` would give."""
-        without = []
-        for i, (first, end) in enumerate(pairwise(self.starts.tolist())):
-            height, width = self.sizes[i].tolist()
-            if not len(_large_rows(self.boxes[first:end], height, width, min_side)[1]):
-                without.append(i)
-        return without
+        return _without(self.boxes, self.starts, self.sizes, min_side)
 
 
 def pack_proposals(table: pa.Table, image_ids: list[str]) -> ProposalBoxes:
@@ -59,12 +54,32 @@ def pack_proposals(table: pa.Table, image_ids: list[str]) -> ProposalBoxes:
     """
     where = {image_id: i for i, image_id in enumerate(table.column("image_id").to_pylist())}
     rows = table.take(pa.array([where[image_id] for image_id in image_ids], pa.int64())).combine_chunks()
+    boxes, starts, sizes = _flat(rows)
+    ratings = rows.column("predicted_iou").combine_chunks().flatten().to_numpy().astype(np.float32)
+    return ProposalBoxes(boxes, ratings, starts, sizes)
+
+
+def rows_without(table: pa.Table, *, min_side: float) -> list[int]:
+    """Which rows of a table with `boxes`, `height` and `width` have no box left by `clean_boxes`."""
+    return _without(*_flat(table.combine_chunks()), min_side)
+
+
+def _flat(rows: pa.Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Boxes, starts and sizes as `ProposalBoxes` has them."""
     column = rows.column("boxes").combine_chunks()
     counts = column.value_lengths().fill_null(0).to_numpy().astype(np.int64)
     boxes = column.flatten().flatten().to_numpy().reshape(-1, 4).astype(np.float32)
-    ratings = rows.column("predicted_iou").combine_chunks().flatten().to_numpy().astype(np.float32)
     sizes = np.stack([rows.column(k).fill_null(0).to_numpy() for k in ("height", "width")], 1).astype(np.int32)
-    return ProposalBoxes(boxes, ratings, np.concatenate([[0], counts.cumsum()]), sizes)
+    return boxes, np.concatenate([[0], counts.cumsum()]), sizes
+
+
+def _without(boxes: np.ndarray, starts: np.ndarray, sizes: np.ndarray, min_side: float) -> list[int]:
+    without = []
+    for i, (first, end) in enumerate(pairwise(starts.tolist())):
+        height, width = sizes[i].tolist()
+        if not len(_large_rows(boxes[first:end], height, width, min_side)[1]):
+            without.append(i)
+    return without
 
 
 def keep_sources(table: pa.Table, sources: Sequence[int] | None) -> pa.Table:

@@ -21,9 +21,10 @@ from weaksam.data.images import decode_image
 from weaksam.errors import ImageError, StorageError, WeakSamError
 from weaksam.execution import metrics
 from weaksam.execution.times import FETCH_SECONDS, TimesWriter, take_fetch_seconds
-from weaksam.masking import masked
+from weaksam.masking import masked_url
 
 _FETCH_THREADS = 8
+_GIVEN = (schemas.GIVEN_STATUS, schemas.GIVEN_MESSAGE)
 _FETCHED = (("data", pa.large_binary()), ("status", pa.string()), ("message", pa.string()))
 
 
@@ -110,7 +111,8 @@ class Fetch:
 
     A missing object is the image's own fault and becomes its status, unless all of `folder` is gone, too. That and any
     other fault is the storage's: the row is left out and so tried again by a later pass, or raised when `strict`. With
-    `timed` a column tells what it took.
+    `timed` a column tells what it took. Of a row that failed in an earlier step (`given_status`) nothing is fetched: it
+    keeps its status.
     """
 
     def __init__(self, *, strict: bool = False, timed: bool = False, folder: str | None = None) -> None:
@@ -119,7 +121,8 @@ class Fetch:
     def __call__(self, batch: pa.Table) -> pa.Table:
         began = time.monotonic()
         with ThreadPoolExecutor(_FETCH_THREADS) as pool:
-            fetched = list(pool.map(self._fetch, batch.column("uri").to_pylist()))
+            fetched = list(pool.map(self._fetch, batch.column("uri").to_pylist(), *_given_states(batch)))
+        batch = batch.drop_columns([name for name in _GIVEN if name in batch.column_names])
         for index, (name, kind) in enumerate(_FETCHED):
             values = [None if row is None else row[index] for row in fetched]
             batch = batch.append_column(name, pa.array(values, kind))
@@ -128,7 +131,9 @@ class Fetch:
             batch = batch.append_column(FETCH_SECONDS, pa.array([share] * batch.num_rows, pa.float64()))
         return batch.filter(pa.array([row is not None for row in fetched], pa.bool_()))
 
-    def _fetch(self, uri: str) -> tuple[bytes | None, str, str] | None:
+    def _fetch(self, uri: str, status: str, message: str) -> tuple[bytes | None, str, str] | None:
+        if status != schemas.OK:
+            return None, status, message
         try:
             return self._read(uri)
         except StorageError:
@@ -145,7 +150,15 @@ class Fetch:
                     f"{self.folder}: the folder of the images is gone or empty: the same command goes on once it is "
                     "back"
                 ) from None
-            return None, schemas.NOT_FOUND, masked(f"{uri}: no such object")
+            return None, schemas.NOT_FOUND, f"{masked_url(uri)}: no such object"
+
+
+def _given_states(batch: pa.Table) -> tuple[list[str], list[str]]:
+    """Status and message that each row was given; ok, and none, where the step reads no earlier rows."""
+    if schemas.GIVEN_STATUS not in batch.column_names:
+        return [schemas.OK] * batch.num_rows, [""] * batch.num_rows
+    status, message = (batch.column(name).to_pylist() for name in _GIVEN)
+    return status, message
 
 
 def common_folder(uris: Sequence[str]) -> str | None:

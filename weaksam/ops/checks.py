@@ -1,8 +1,9 @@
-"""Numbers that cannot be meant, as amounts and thresholds: a ValueError that says which can. Names: see `choices`."""
+"""Numbers that cannot be meant, as amounts, thresholds, boxes: a ValueError says which can. Names: see `choices`."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -23,3 +24,32 @@ def check_number(name: str, value: Any, *, or_none: bool = False) -> None:
         return
     if not isinstance(value, (int, float, np.number)) or not math.isfinite(value):
         raise ValueError(f"{name} must be a finite number{' or None' if or_none else ''}, got {value!r}")
+
+
+def check_objects(row: Mapping[str, Any], what: str, num_classes: int | None = None) -> None:
+    """ValueError unless a row of objects or detections can be compared with another.
+
+    Not a number compares as false with every threshold, so that a box or a score that is none would count as a hit.
+
+    Args:
+        row: `boxes` and, where it has them, `classes` and `scores`, one of each a box.
+        what: names the row.
+        num_classes: classes are 0 to one less than this; None: they are not looked at.
+    """
+    boxes = np.asarray(row["boxes"], np.float64)
+    if boxes.size and (boxes.ndim != 2 or boxes.shape[1] != 4):
+        raise ValueError(f"{what}: boxes must be (objects, 4), got {boxes.shape}")
+    count = len(boxes) if boxes.size else 0
+    values = {key: np.asarray(row[key], np.float64) for key in ("classes", "scores") if row.get(key) is not None}
+    for key, some in values.items():
+        if some.shape != (count,):
+            raise ValueError(f"{what}: must have one of `{key}` for each of its {count} boxes, got {some.shape}")
+    finite = {"boxes": boxes} | {key: some for key, some in values.items() if key == "scores"}
+    for key, some in finite.items():
+        if not np.isfinite(some).all():
+            position = int(np.argwhere(~np.isfinite(some))[0, 0])
+            raise ValueError(f"{what}: {key}[{position}] is not finite: {some[position].tolist()}")
+    classes = values.get("classes")
+    if num_classes is not None and classes is not None and not ((classes >= 0) & (classes < num_classes)).all():
+        wrong = classes[~((classes >= 0) & (classes < num_classes))][0]
+        raise ValueError(f"{what}: class {wrong:g} is none of 0 to {num_classes - 1}")

@@ -16,6 +16,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from weaksam.core.schemas import OK
+from weaksam.ops.checks import check_objects
 from weaksam.ops.detection_metrics import ap_name
 from weaksam.ops.mask_metrics import check_cover
 
@@ -44,7 +45,8 @@ def coco_metrics(
         kind: whether boxes or masks are compared.
 
     Raises:
-        ValueError: an object or a detection has no mask, or one of another size.
+        ValueError: a box or a score is not finite, a class is none of the dataset's, there are not as many of each; an
+            object or a detection has no mask, or one of another size.
     """
     truth, found = _as_coco(pairs, len(class_names), kind)
     with contextlib.redirect_stdout(io.StringIO()):  # it tells its progress
@@ -68,7 +70,8 @@ def voc_mask_metrics(pairs: Pairs, class_names: Sequence[str]) -> tuple[dict[str
         class_names: of the dataset.
 
     Raises:
-        ValueError: an object or a detection has no mask, or one of another size.
+        ValueError: a box or a score is not finite, a class is none of the dataset's, there are not as many of each; an
+            object or a detection has no mask, or one of another size.
     """
     truth, found = _as_coco(pairs, len(class_names), "segm")
     with contextlib.redirect_stdout(io.StringIO()):
@@ -105,9 +108,12 @@ def _as_coco(pairs: Pairs, num_classes: int, kind: str) -> tuple[dict[str, Any],
         is_ok = row.get("status", OK) == OK
         size = [int(row.get("height") or 1), int(row.get("width") or 1)]
         images.append({"id": image_id, "height": size[0], "width": size[1]})
+        where = f"image {truth.get('image_id', image_id)}"
+        check_objects({key: truth[key] for key in ("boxes", "classes")}, f"objects of {where}", num_classes)
+        if is_ok:
+            check_objects(row, f"detections of {where}", num_classes)
         boxes, masks = _xywh(truth["boxes"]), truth.get("masks")
         if kind == "segm" and is_ok:  # of a row that failed nobody knows the size, and nothing is compared with it
-            where = f"image {truth.get('image_id', image_id)}"
             for what, some, count in (("objects", masks, len(boxes)), ("detections", row["masks"], len(row["boxes"]))):
                 check_cover(some, count, (size[0], size[1]), f"{what} of {where}")
         crowd = truth.get("crowd")

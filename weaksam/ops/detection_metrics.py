@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from weaksam.core.schemas import OK
+from weaksam.ops.checks import check_objects
 from weaksam.ops.metrics import pairwise_iou
 
 HIT, MISS, IGNORED = 1, 0, -1
@@ -76,8 +77,13 @@ def match_image(
         num_classes: C.
         rules: what counts.
         iou: (G, N) float, of something else than the boxes, such as masks; rows and columns as in `truth` and `found`.
+
+    Raises:
+        ValueError: a box or a score is not finite, a class is none of `num_classes`, or there are not as many of each.
     """
     usable: Mapping[str, Any] = found if found["status"] == OK else {"boxes": [], "classes": [], "scores": []}
+    check_objects({key: truth[key] for key in ("boxes", "classes")}, "objects", num_classes)
+    check_objects(usable, "detections", num_classes)
     scores = np.asarray(usable["scores"], np.float64)
     order = np.argsort(-scores, kind="stable")
     classes, scores = np.asarray(usable["classes"], np.int32)[order], scores[order]

@@ -19,6 +19,7 @@ from pycocotools import mask as coco_mask
 
 from weaksam.core.schemas import OK
 from weaksam.ops import detection_metrics
+from weaksam.ops.checks import check_objects
 from weaksam.ops.detection_metrics import IGNORED, DetectionRecords, DetectionRules, match_image
 from weaksam.ops.metrics import pairwise_iou
 from weaksam.ops.pgt_metrics import pgt_metrics, pgt_table
@@ -72,6 +73,8 @@ def match_masks(
     classes = np.asarray(truth["classes"], np.int32)
     ignorable = np.asarray(truth["difficult"], bool) | np.asarray(truth["crowd"], bool) | ~has_mask(truth)
     usable = found if found["status"] == OK else {"boxes": [], "classes": [], "scores": [], "masks": []}
+    check_objects({key: truth[key] for key in ("boxes", "classes")}, "objects", num_classes)
+    check_objects(usable, "masks", num_classes)
     same_class = classes[:, None] == np.asarray(usable["classes"], np.int32)
     iou = _iou_of_rows(truth, usable) * same_class
     matches = match_image({**truth, "difficult": ignorable}, found, num_classes, rules, iou=iou)

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from weaksam.core.schemas import OK, SOURCES
+from weaksam.ops.checks import check_objects
 
 THRESHOLDS = (0.5, 0.75, 0.9)
 AR_THRESHOLDS = tuple(t / 100 for t in range(50, 100, 5))  # COCO's 0.5:0.05:0.95
@@ -114,6 +115,8 @@ def match_row(truth: Mapping[str, Any], proposals: Mapping[str, Any] | None, rul
             f"proposals must have one score and one source below {len(rules.sources)} each, got {len(found)} boxes, "
             f"{len(scores)} scores, {len(sources)} sources up to {sources.max(initial=0)}"
         )
+    check_objects({"boxes": truth["boxes"], "classes": truth["classes"]}, "objects")
+    check_objects({"boxes": found, "scores": scores}, "proposals")
     return RecallRecords(
         iou=match_proposals(boxes[keep], found, scores, sources, rules=rules),
         areas=areas[keep],
@@ -243,7 +246,10 @@ def recall_by_class(
 ) -> list[dict[str, Any]]:
     """One row per class that occurs: `class`, `num_objects`, `recall@...` and `AR`, by all proposals."""
     rows = []
-    for index in np.unique(records.classes):
+    present = np.unique(records.classes)
+    if len(present) and not 0 <= present[0] <= present[-1] < len(class_names):
+        raise ValueError(f"objects: classes {present[0]} to {present[-1]} are not all of 0 to {len(class_names) - 1}")
+    for index in present:
         best_iou = records.iou[records.classes == index, 0]
         figures = _figures(best_iou, thresholds, ALL)
         rows.append({"class": class_names[index], "num_objects": len(best_iou)} | figures)

@@ -116,15 +116,12 @@ def figures_of_steps(run: str) -> list[Table]:
 
     Raises:
         ConfigError: no evaluate step is finished there.
+        DamagedError: a metrics.json there is none of a step.
     """
     from weaksam.stages.evaluate import HEADLINES
 
-    reports = []
-    for name in storage.list_folders(run):
-        try:
-            reports.append((name, storage.read_json(storage.join(run, name, "metrics.json"))))
-        except FileNotFoundError:
-            continue
+    found = [(name, read_figures(storage.join(run, name))) for name in storage.list_folders(run)]
+    reports = [(name, report) for name, report in found if report is not None]
     if not reports:
         raise ConfigError(f"{run}: no evaluate step is finished there: check the folder, or run a config first")
     listed = []
@@ -137,6 +134,37 @@ def figures_of_steps(run: str) -> list[Table]:
             table.add_row(name, report["split"] or "all", str(report["num_images"]), *figures)
         listed.append(table)
     return listed
+
+
+def read_figures(folder: str) -> dict[str, Any] | None:
+    """What the metrics.json of an evaluate step holds; None where there is no such file.
+
+    Raises:
+        DamagedError: it is not what such a step writes.
+    """
+    uri = storage.join(folder, "metrics.json")
+    try:
+        report = storage.read_json(uri)
+    except FileNotFoundError:
+        return None
+    if not _are_figures(report):
+        manifest = storage.join(folder, "manifest.json")
+        raise DamagedError(
+            f"{uri}: not the metrics of a step: remove the step's manifest {manifest}, and the same command makes them "
+            "anew"
+        )
+    return report
+
+
+def _are_figures(report: Any) -> bool:
+    from weaksam.stages.evaluate import HEADLINES
+
+    if not isinstance(report, dict) or not isinstance(report.get("task"), str) or report["task"] not in HEADLINES:
+        return False
+    split, figures = report.get("split", ...), report.get("metrics")
+    if not (split is None or isinstance(split, str)) or not isinstance(report.get("num_images"), int):
+        return False
+    return isinstance(figures, dict) and all(isinstance(value, (int, float)) for value in figures.values())
 
 
 def figure(name: str, figures: Mapping[str, Any]) -> str:

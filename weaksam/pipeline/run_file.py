@@ -9,10 +9,10 @@ from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
 from weaksam.core import storage
-from weaksam.core.config import StageConfig, load_run_file, parse_settings, with_absolute_files
+from weaksam.core.config import StageConfig, load_run_file, parse_settings, place_texts, with_absolute_files
 from weaksam.core.object_stores import use_s3_addressing, use_s3_endpoint
 from weaksam.core.step import Stage, Step, resolve
-from weaksam.core.uris import fault_of, fault_of_folder, is_uri
+from weaksam.core.uris import fault_of, fault_of_folder, fault_of_text, is_uri
 from weaksam.errors import ConfigError, DamagedError, MissingFileError, StorageError, WeakSamError
 from weaksam.stages import STAGES
 
@@ -59,7 +59,9 @@ def parse(path: str, overrides: Sequence[str] = ()) -> tuple[str, Parsed]:
         faults += step_faults
         if stage is not None:
             parsed[name] = (stage, config)
-            faults += _uri_faults(raw, f"steps.{name}")
+            places = place_texts(config) if config is not None else []
+            named = [f"steps.{name}.{key}: {fault}" for key, text in places if (fault := fault_of(text)) is not None]
+            faults += dict.fromkeys([*_uri_faults(raw, f"steps.{name}"), *named])
     faults += _reference_faults(parsed, raw_steps)
     if faults:
         raise ConfigError(*faults)
@@ -86,10 +88,15 @@ def _parse_step(name: str, raw: Any) -> tuple[Stage | None, StageConfig | None, 
 
 
 def _uri_faults(raw: Any, where: str) -> list[str]:
-    """Faults of every text of raw settings that is a URI."""
+    """Faults of every text of raw settings that is a URI, or no text."""
     if isinstance(raw, Mapping):
-        return [fault for key, value in raw.items() for fault in _uri_faults(value, f"{where}.{key}")]
-    if isinstance(raw, str) and is_uri(raw) and (fault := fault_of(raw)) is not None:
+        keys = [
+            f"{where}: {fault}" for key in raw if isinstance(key, str) and (fault := fault_of_text(key)) is not None
+        ]
+        return keys + [fault for key, value in raw.items() for fault in _uri_faults(value, f"{where}.{key}")]
+    if isinstance(raw, list):
+        return [fault for value in raw for fault in _uri_faults(value, where)]
+    if isinstance(raw, str) and (fault := (fault_of if is_uri(raw) else fault_of_text)(raw)) is not None:
         return [f"{where}: {fault}"]
     return []
 

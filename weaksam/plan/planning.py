@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -19,6 +18,7 @@ from weaksam.plan.pilot import Pilot
 from weaksam.plan.projection import Advice, Pace, advise, mapping_start, measure_pace, project_mapping, project_small
 from weaksam.plan.training_projection import Seconds, parts_of_steps, project_training
 from weaksam.training.settings import TrainingConfig, cpus_of_worker
+from weaksam.training.written import read_metrics
 
 UNMODELLED = 0.1  # share of a time that is added to its interval: other images, a network that has learnt less
 _KEPT_CHECKPOINTS = 2
@@ -100,9 +100,8 @@ def _plan_step(pilot: Pilot, step: Step) -> StepPlan:
     told: dict[str, Any] = {"step": step.name, "stage": step.stage.name, "rows": wanted, "cpus": 1.0, "gpus": 0.0}
     ratio, checkpoints = wanted / max(rows, 1), 1.0
     whole, config = pilot.whole[step.name], step.config
-    if isinstance(config, TrainingConfig) and storage.exists(metrics := storage.join(step.folder, "metrics.jsonl")):
+    if isinstance(config, TrainingConfig) and (lines := read_metrics(step.folder)):
         courses = config.course(rows), whole.course(wanted)
-        lines = [json.loads(line) for line in storage.read_bytes(metrics).decode().splitlines()]
         found = project_training(courses[0], lines, seconds, courses[1])
         kept = [min(_KEPT_CHECKPOINTS, int(parts_of_steps(course)[:, -1].sum())) for course in courses]
         checkpoints = kept[1] / kept[0] if kept[0] else 1.0

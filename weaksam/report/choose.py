@@ -6,6 +6,7 @@ Axis legend: N detections of all images together.
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,8 @@ import numpy as np
 import pyarrow as pa
 
 from weaksam.ops.detection_metrics import HIT, MISS, DetectionRecords, DetectionRules, concat_records, match_image
+
+log = logging.getLogger(__name__)
 
 EXAMPLES, BEST, WORST, UNCERTAIN = "examples", "best", "worst", "most uncertain"
 GROUPS = (EXAMPLES, BEST, WORST, UNCERTAIN)
@@ -68,7 +71,14 @@ def rate_images(
         pairs: by image id, the rows of `ground_truth` and `detections`.
         num_classes: of the dataset.
     """
-    records = {key: match_image(truth, found, num_classes, _RULES) for key, (truth, found) in pairs.items()}
+    records, faults = {}, []
+    for key, (truth, found) in pairs.items():
+        try:
+            records[key] = match_image(truth, found, num_classes, _RULES)
+        except ValueError as error:
+            faults.append(f"{key}: {error}")
+    if faults:
+        log.warning("warning: %d of %d images cannot be rated, e.g. %s", len(faults), len(pairs), faults[0])
     if not records:
         return {}, 0.0
     threshold = best_threshold(concat_records(records.values()))

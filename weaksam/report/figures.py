@@ -137,7 +137,7 @@ def _score_charts(steps: Sequence[RunStep]) -> list[Chart]:
 def _loss_charts(steps: Sequence[RunStep]) -> list[Chart]:
     made = []
     for one in steps:
-        rows = [row for row in one.journal if "loss" in row]
+        rows = [row for row in one.journal if row.get("loss") is not None]
         if len(rows) < 2:
             continue
         line = ([row["step"] for row in rows], [row["loss"] for row in rows])

@@ -12,7 +12,7 @@ import pyarrow as pa
 from weaksam.core import schemas, storage, tables
 from weaksam.data.images import decode_image
 from weaksam.errors import ImageError, StorageError
-from weaksam.masking import masked
+from weaksam.masking import masked_url
 from weaksam.report import heatmaps
 from weaksam.report.panels import Card, Panel, data_uri, objects_panel, proposals_panel, truth_panel
 from weaksam.report.run_files import RunStep
@@ -46,7 +46,9 @@ def make_gallery(steps: Sequence[RunStep], dataset: Dataset, count: int) -> Gall
     given = _rows_of(dataset.images, chosen)
     for image_id, groups in chosen.groups.items():
         if not is_below(given[image_id]["uri"], dataset.folders):
-            log.warning("image %s is not shown: %s is outside of the dataset", image_id, masked(given[image_id]["uri"]))
+            log.warning(
+                "image %s is not shown: %s is outside of the dataset", image_id, masked_url(given[image_id]["uri"])
+            )
             continue
         try:
             image = decode_image(storage.read_bytes(given[image_id]["uri"]))

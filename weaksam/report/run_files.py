@@ -5,7 +5,6 @@ Nothing is computed here and no run file is needed: a folder in a bucket, or one
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,8 +17,9 @@ from weaksam.core import schemas, storage, tables
 from weaksam.core.parquet_files import read_parquet
 from weaksam.core.step import Step
 from weaksam.errors import ConfigError, DamagedError
-from weaksam.pipeline.listings import read_states
+from weaksam.pipeline.listings import read_figures, read_states
 from weaksam.stages.started_steps import Started, read_started
+from weaksam.training.written import read_metrics
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ class RunStep:
     @cached_property
     def metrics(self) -> dict[str, Any] | None:
         """metrics.json of a finished evaluate step."""
-        return _read_json(self.step.folder, "metrics.json") if self.manifest else None
+        return read_figures(self.step.folder) if self.manifest else None
 
     @cached_property
     def per_class(self) -> list[dict[str, Any]]:
@@ -64,11 +64,7 @@ class RunStep:
     @cached_property
     def journal(self) -> list[dict[str, float]]:
         """metrics.jsonl of a training, a row every `log_every` steps; empty for others."""
-        try:
-            content = storage.read_replaceable(storage.join(self.step.folder, "metrics.jsonl"))
-        except FileNotFoundError:
-            return []
-        return [json.loads(line) for line in content.decode().splitlines()]
+        return read_metrics(self.step.folder)
 
     @cached_property
     def failures(self) -> list[dict[str, str]]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 
 from weaksam.core import schemas, tables
 from weaksam.core.step import Step
@@ -25,6 +26,20 @@ def check_rows(step: Step, key: str, image_ids: Sequence[str]) -> None:
             f"steps.{step.name}.{key}: step {source.name} has no row for {len(missing)} of {len(image_ids)} "
             f"images, e.g. {missing[0]}: let it run on this split too"
         )
+
+
+def with_states(source: pa.Table, rows: pa.Table, what: str) -> pa.Table:
+    """`source` with what became of each image in an earlier step: the images that failed there fail here too.
+
+    Args:
+        source: what a step maps.
+        rows: `status` and `message` of the same images, in the same order.
+        what: names the earlier step.
+    """
+    states = zip(rows.column("status").to_pylist(), rows.column("message").to_pylist(), strict=True)
+    messages = ["" if status == schemas.OK else f"{what}: {message or status}" for status, message in states]
+    source = source.append_column(schemas.GIVEN_STATUS, rows.column("status"))
+    return source.append_column(schemas.GIVEN_MESSAGE, pa.array(messages, pa.string()))
 
 
 def check_same_images(step: Step, key: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,10 +15,10 @@ from pydantic import Field, model_validator
 from weaksam.core import schemas, storage, tables
 from weaksam.core.config import Reads, StageConfig
 from weaksam.core.step import Outcome, Stage, Step
-from weaksam.errors import ImageError
+from weaksam.errors import ConfigError, ImageError
 from weaksam.execution import metrics
 from weaksam.execution.pools import PoolResources
-from weaksam.stages.checks import check_rows, check_same_classes
+from weaksam.stages.checks import check_rows, check_same_classes, with_states
 from weaksam.stages.train_detector import TrainDetectorConfig
 from weaksam.stages.train_wsod import TrainWsodConfig
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
     from weaksam.models.detectors.base import Found
     from weaksam.models.detectors.inference import DetectRules
+
+log = logging.getLogger(__name__)
 
 # How each kind of detector is published to be tested, Faster R-CNN on VOC; MIST: `DetectRules` itself.
 _PUBLISHED: dict[str, dict[str, Any]] = {
@@ -193,7 +196,7 @@ def run(step: Step) -> Outcome:
     check_same_classes(step, key)
     source = images.select(["image_id", "uri"])
     if config.proposals is not None:
-        source = source.append_column("boxes", _proposals_of(step, images, trained.config.source_indices))
+        source = with_proposals(step, source)
     uri = storage.join(trained.folder, "checkpoint", "model.safetensors")
     if isinstance(trained.config, TrainDetectorConfig):
         finder = DetectorFinder(trained.config, len(names), uri, config.rules(trained.config.model))
@@ -204,15 +207,52 @@ def run(step: Step) -> Outcome:
     return runtime.map_images(step, source, DetectObjects, kwargs, schema=schema, resources=config.resources)
 
 
-def _proposals_of(step: Step, images: pa.Table, sources: list[int] | None) -> pa.ChunkedArray:
-    """The boxes of the images' proposals, in the order of `images`; only of these sources."""
+def with_proposals(step: Step, source: pa.Table) -> pa.Table:
+    """`source` with the `boxes` of its images' proposals, of those sources that the detector learnt from.
+
+    Images whose proposals failed fail here too.
+
+    Raises:
+        DataError: an image has no row of proposals.
+        ConfigError: the settings of the detector's training leave no image a box.
+    """
     from weaksam.data.proposal_boxes import keep_sources
 
-    ids = images.column("image_id").to_pylist()
+    ids = source.column("image_id").to_pylist()
     check_rows(step, "proposals", ids)
-    proposals = keep_sources(tables.read_step(step.inputs["proposals"], columns=["boxes", "source"]), sources)
+    columns = ["status", "message", "boxes", "source", "height", "width"]
+    trained = step.inputs["checkpoint"].config
+    proposals = keep_sources(tables.read_step(step.inputs["proposals"], columns=columns), trained.source_indices)
     where = {image_id: i for i, image_id in enumerate(proposals.column("image_id").to_pylist())}
-    return proposals.column("boxes").take(pa.array([where[image_id] for image_id in ids], pa.int64()))
+    rows = proposals.take(pa.array([where[image_id] for image_id in ids], pa.int64()))
+    _check_boxes(step, rows)
+    return with_states(
+        source.append_column("boxes", rows.column("boxes")), rows, f"step {step.inputs['proposals'].name}"
+    )
+
+
+def _check_boxes(step: Step, rows: pa.Table) -> None:
+    """Raises ConfigError when no image has a box to look at; warns of those without."""
+    from weaksam.data.proposal_boxes import rows_without
+
+    usable = rows.filter(pa.array([status == schemas.OK for status in rows.column("status").to_pylist()], pa.bool_()))
+    trained = step.inputs["checkpoint"]
+    min_side = trained.config.min_side
+    without = usable.take(pa.array(rows_without(usable, min_side=min_side), pa.int64())).column("image_id").to_pylist()
+    if not without:
+        return
+    where = f"steps.{step.name}.proposals: step {step.inputs['proposals'].name}"
+    if len(without) == usable.num_rows:
+        raise ConfigError(
+            f"{where}: no proposal of any of the {len(without)} images is of the sources and of the min_side "
+            f"({min_side:g} pixels) that step {trained.name} was trained with: name proposals made like those, or "
+            "train with other sources or min_side"
+        )
+    log.warning(
+        "warning: %s: %d of %d images have no proposal of the sources and of the min_side (%g pixels) that step %s was "
+        "trained with, e.g. %s: nothing is found in them",
+        *(where, len(without), usable.num_rows, min_side, trained.name, without[0]),
+    )
 
 
 STAGE = Stage("detect", 3, DetectConfig, run, writes="detections")

@@ -6,6 +6,7 @@ The only stage, with the report, that may read boxes and masks made by people.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -149,7 +150,8 @@ def _judge_proposals(step: Step, truth: pa.Table, names: list[str]) -> Judged:
     found = tables.read_step(step.inputs["proposals"], columns=_FOUND)
     matched, located = [], []
     for one, other in _pairs(step, "proposals", truth, found):
-        matched.append(metrics.match_row(one, other, rules))
+        with _naming(step, "proposals", one):
+            matched.append(metrics.match_row(one, other, rules))
         located.append(_locate_peaks(step, one, other))
     records = metrics.concat_records(matched)
     per_class = metrics.recall_by_class(records, names)
@@ -180,12 +182,36 @@ def _judge_detections(step: Step, truth: pa.Table, names: list[str]) -> Judged:
             columns = [*_DETECTED, "masks"] if config.kind == "segm" else _DETECTED
             found = tables.read_step(step.inputs[key], columns=columns)
         pairs = list(_pairs(step, key, truth, found))
+        for one, other in pairs:
+            with _naming(step, key, one):
+                _check_pair(one, other, len(names))
         if config.kind == "segm":
             pairs = pairs_with_masks(step, key, pairs)
         judged.append(_detection_figures(config, pairs, names))
     task = "pgt" if config.pgt else "segmentation" if config.kind == "segm" else "detection"
     num_objects = sum(_num_objects(config, row) for row, _ in pairs)
     return Judged(task, num_objects, mean_and_std([figures for figures, _ in judged]), judged[0][1])
+
+
+def _check_pair(truth: dict[str, Any], found: Mapping[str, Any], num_classes: int) -> None:
+    """Raises ValueError unless rows can be compared."""
+    from weaksam.ops.checks import check_objects
+
+    check_objects({key: truth[key] for key in ("boxes", "classes")}, "objects", num_classes)
+    if found["status"] == schemas.OK:
+        check_objects({key: found[key] for key in ("boxes", "classes", "scores")}, "detections", num_classes)
+
+
+@contextmanager
+def _naming(step: Step, key: str, truth: Mapping[str, Any]) -> Iterator[None]:
+    """Turns a ValueError about the rows of an image into a DataError that names image and step."""
+    try:
+        yield
+    except ValueError as error:
+        name = f"step {step.inputs[key].name}" if key in step.inputs else key
+        raise DataError(
+            f"steps.{step.name}: image {truth['image_id']} of {name} cannot be judged: {error}: make it again"
+        ) from error
 
 
 def _num_objects(config: EvaluateConfig, truth: dict[str, Any]) -> int:

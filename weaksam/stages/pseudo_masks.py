@@ -17,7 +17,7 @@ from weaksam.core.config import OutsideFile, Reads, StageConfig
 from weaksam.core.step import Outcome, Stage, Step
 from weaksam.errors import DataError, ImageError
 from weaksam.execution import metrics
-from weaksam.stages.checks import check_same_images
+from weaksam.stages.checks import check_same_images, with_states
 from weaksam.stages.proposal_settings import ProposalResources, SamSettings
 from weaksam.stages.results import read_step_results
 from weaksam.stages.sam_actor import SamWatch, Watched, identify_shipped, load_engine
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 _GIVEN = ["boxes", "classes", "scores"]
 _REVIEWED = ["masks", "trusted"]  # columns that not every table has
+_STATE = ["status", "message"]
 
 
 class PseudoMasksConfig(StageConfig):
@@ -169,7 +170,8 @@ def run(step: Step) -> Outcome:
 def read_prompts(step: Step) -> tuple[pa.Table, list[str]]:
     """(image_id, uri, boxes, classes, scores) of the images with a row, and the class names.
 
-    And masks and `trusted` where the rows are pseudo ground truth that says what people reviewed.
+    And masks and `trusted` where the rows are pseudo ground truth that says what people reviewed, and which rows of it
+    failed.
 
     Raises:
         DataError: the boxes are of other images.
@@ -183,15 +185,17 @@ def read_prompts(step: Step) -> tuple[pa.Table, list[str]]:
         found = read_step_results(step, ids, default_score=1.0).select(["image_id", *_GIVEN])
     else:
         check_same_images(step, "pgt")
-        found = tables.read_step(step.inputs["pgt"], columns=[*_GIVEN, *_REVIEWED])
+        found = tables.read_step(step.inputs["pgt"], columns=[*_GIVEN, *_REVIEWED, *_STATE])
     where = {image_id: row for row, image_id in enumerate(found.column("image_id").to_pylist())}
     images = images.filter(pa.array([image_id in where for image_id in ids], pa.bool_()))
     if not images.num_rows:
         raise DataError(f"steps.{step.name}.split: no image of split '{config.split}' has boxes: name that of the pgt")
     rows = found.take(pa.array([where[image_id] for image_id in images.column("image_id").to_pylist()], pa.int64()))
     source = images.select(["image_id", "uri"])
-    for key in rows.column_names if "trusted" in rows.column_names else _GIVEN:
-        source = source if key == "image_id" else source.append_column(key, rows.column(key))
+    for key in [*_GIVEN, *(_REVIEWED if "trusted" in rows.column_names else [])]:
+        source = source.append_column(key, rows.column(key))
+    if config.pgt is not None:
+        source = with_states(source, rows, f"step {step.inputs['pgt'].name}")
     return source, names
 
 

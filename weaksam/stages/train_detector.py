@@ -17,7 +17,14 @@ from weaksam.core.step import Outcome, Stage, Step
 from weaksam.errors import ConfigError, DataError
 from weaksam.stages.checks import check_same_classes, check_same_images, keep_areas
 from weaksam.stages.detector_recipes import RECIPES, RoiDropSettings
-from weaksam.stages.training_run import identify_shipped, loop_settings, make_course, outcome_of, train_task
+from weaksam.stages.training_run import (
+    describe_loss,
+    identify_shipped,
+    loop_settings,
+    make_course,
+    outcome_of,
+    train_task,
+)
 from weaksam.training.settings import (
     Course,
     Precision,
@@ -179,7 +186,7 @@ def run(step: Step) -> Outcome:
     """Trains, from where an earlier call stopped."""
     task = make_task(step)
     last = train_task(step, task, train_settings(step.config))
-    return outcome_of(step, len(task.uris), f"loss {last['loss']:.3g}")
+    return outcome_of(step, len(task.uris), describe_loss(last))
 
 
 def train_settings(config: TrainDetectorConfig) -> TrainSettings:

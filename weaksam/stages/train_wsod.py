@@ -17,7 +17,15 @@ from weaksam.core.step import Outcome, Stage, Step
 from weaksam.errors import ConfigError
 from weaksam.stages.checks import check_rows
 from weaksam.stages.labels import count_labels, describe_everywhere, labelled_images, warn_of_classes_everywhere
-from weaksam.stages.training_run import identify_shipped, is_frozen, loop_settings, make_course, outcome_of, train_task
+from weaksam.stages.training_run import (
+    describe_loss,
+    identify_shipped,
+    is_frozen,
+    loop_settings,
+    make_course,
+    outcome_of,
+    train_task,
+)
 from weaksam.training.settings import (
     Course,
     Precision,
@@ -179,7 +187,7 @@ def run(step: Step) -> Outcome:
     """Trains, from where an earlier call stopped."""
     task = make_task(step)
     last = train_task(step, task, train_settings(step.config))
-    return outcome_of(step, len(task.uris), f"loss {last['loss']:.3g}")
+    return outcome_of(step, len(task.uris), describe_loss(last))
 
 
 def train_settings(config: TrainWsodConfig) -> TrainSettings:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ from weaksam.core.step import Outcome, Step
 from weaksam.execution.progress import Seen, tell_progress
 from weaksam.sam.shipped import SHIPPED
 from weaksam.training.settings import Course, TrainSettings
+from weaksam.training.written import read_left_out, read_metrics
 
 if TYPE_CHECKING:
     from weaksam.training.state import TrainTask
@@ -62,28 +62,30 @@ def train_task(step: Step, task: TrainTask[Any], settings: TrainSettings) -> dic
     with tell_progress(step, total=settings.steps, unit="steps", look=lambda: _look(step, settings), in_log=False):
         runtime.connect()
         loop.train(task, settings, step.folder)
-    return _last_metrics(step.folder)
+    return _last_metrics(step.folder, warns=True)
 
 
 def outcome_of(step: Step, rows: int, summary: str) -> Outcome:
     """Of a finished training: images that it could not read are rows that failed."""
-    from weaksam.training.reading import read_left_out
-
     left_out = read_left_out(step.folder)
     failures = [f"{row['name']}: {row['status']}: left out of training" for row in left_out[:10]]
     return Outcome(rows=rows, failed=len(left_out), failures=failures, summary=summary)
 
 
-def _last_metrics(folder: str) -> dict[str, float]:
-    return json.loads(storage.read_replaceable(storage.join(folder, "metrics.jsonl")).decode().splitlines()[-1])
+def _last_metrics(folder: str, *, warns: bool = False) -> dict[str, float]:
+    """The last row of metrics that can be read; empty where none can."""
+    return next(iter(read_metrics(folder, warns=warns)[-1:]), {})
+
+
+def describe_loss(row: Mapping[str, float]) -> str:
+    """The loss of a row of metrics; empty where it has none."""
+    return f"loss {row['loss']:.3g}" if row.get("loss") is not None else ""
 
 
 def _look(step: Step, settings: TrainSettings) -> Seen:
     """How far a training is, as its last row of metrics says: workers may be anywhere."""
-    try:
-        return seen_in(_last_metrics(step.folder), settings)
-    except FileNotFoundError:
-        return Seen(0)
+    last = _last_metrics(step.folder)
+    return seen_in(last, settings) if last else Seen(0)
 
 
 def seen_in(row: Mapping[str, float], settings: TrainSettings) -> Seen:

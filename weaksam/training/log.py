@@ -22,10 +22,11 @@ from weaksam.core import storage
 from weaksam.errors import WeakSamError
 from weaksam.execution.progress import duration, repeatedly
 from weaksam.training.settings import TrainSettings
+from weaksam.training.written import METRICS, read_metrics
 
 log = logging.getLogger(__name__)
 
-_METRICS, _WARNINGS = "metrics.jsonl", "warnings.jsonl"
+_WARNINGS = "warnings.jsonl"
 _MOST_WARNINGS = 20
 
 
@@ -50,22 +51,29 @@ class WarningsToFile(logging.Handler):
 def follow(folder: str, settings: TrainSettings) -> AbstractContextManager[None]:
     """Logs new rows of metrics and new warnings; workers may be anywhere, so both are read off the run folder."""
 
-    def read_rows(name: str) -> list[Any]:
+    def rows() -> list[dict[str, Any]]:
         try:
-            return [json.loads(line) for line in storage.read_replaceable(storage.join(folder, name)).splitlines()]
-        except (WeakSamError, OSError, ValueError):  # not there yet; progress must never stop the work
+            return read_metrics(folder, warns=False)
+        except (WeakSamError, OSError):  # progress must never stop the work
             return []
 
-    last = max((row["step"] for row in read_rows(_METRICS)), default=0)
-    known = set(read_rows(_WARNINGS))
+    def warnings() -> list[str]:
+        try:
+            lines = storage.read_replaceable(storage.join(folder, _WARNINGS)).splitlines()
+            return [one for line in lines if isinstance(one := json.loads(line), str)]
+        except (WeakSamError, OSError, ValueError):  # not there yet, or cut
+            return []
+
+    last = max((row["step"] for row in rows()), default=0)
+    known = set(warnings())
 
     def report() -> None:
         nonlocal last
-        for message in read_rows(_WARNINGS):
+        for message in warnings():
             if message not in known:
                 log.warning("%s", message)
                 known.add(message)
-        for row in read_rows(_METRICS):
+        for row in rows():
             if row["step"] > last:
                 log.info("%s", progress_line(row, settings))
                 last = row["step"]
@@ -94,11 +102,10 @@ class Journal:
     def __init__(self, folder: str, settings: TrainSettings, step: int) -> None:
         """Keeps the rows up to `step`, from which training goes on."""
         self._folder, self._settings = folder, settings
-        self._uri = storage.join(folder, _METRICS)
+        self._uri = storage.join(folder, METRICS)
         self._events = bytearray(_record(Event(wall_time=time.time(), file_version="brain.Event:2")))
         self._rows: list[dict[str, Any]] = []
-        lines = storage.read_replaceable(self._uri).decode().splitlines() if storage.exists(self._uri) else []
-        for row in map(json.loads, lines):
+        for row in read_metrics(folder):
             if row["step"] <= step:
                 self._add(row)
         self._began = self._then = time.monotonic()

@@ -18,10 +18,10 @@ import torch.distributed
 from weaksam.core import storage
 from weaksam.core.schemas import FAILED_STATUSES
 from weaksam.errors import FailedRowsError, StageError
+from weaksam.training.written import LEFT_OUT, read_left_out
 
 log = logging.getLogger(__name__)
 
-_FILE = "left_out.jsonl"
 _MISSING = FAILED_STATUSES.index("not_found") + 1
 _LEAST_RUN = 8  # samples: of fewer in a row that are missing, each may be missing by itself
 
@@ -85,7 +85,7 @@ class LeftOut:
         if new and is_writer:
             rows = sorted(self._found.values(), key=lambda row: (row["step"], row["sample"]))
             content = "".join(json.dumps(row) + "\n" for row in rows)
-            storage.write_bytes(storage.join(self._folder, _FILE), content.encode())
+            storage.write_bytes(storage.join(self._folder, LEFT_OUT), content.encode())
             log.warning("%s", describe_left_out(rows, self._num))
         self._check()
 
@@ -107,12 +107,3 @@ def describe_left_out(rows: Sequence[dict[str, Any]], num_samples: int) -> str:
     """One line about the samples that could not be read; there is one at least."""
     listed = ", ".join(f"{row['name']} ({row['status']})" for row in rows[:3])
     return f"{len(rows)} of {num_samples} images cannot be read and are left out of training, e.g. {listed}"
-
-
-def read_left_out(folder: str) -> list[dict[str, Any]]:
-    """What the training of a step's folder left out: `sample`, first `step`, `name` and `status` of each."""
-    try:
-        content = storage.read_replaceable(storage.join(folder, _FILE))
-    except FileNotFoundError:
-        return []
-    return [json.loads(line) for line in content.decode().splitlines()]

@@ -94,6 +94,15 @@ def test_the_first_row_that_is_wrong_is_named_and_the_others_are_counted() -> No
         check_targets([], [], 2)
 
 
+@pytest.mark.parametrize("name", DETECTORS)
+def test_images_are_bytes(name: str) -> None:
+    image = make_image()
+    for wrong, kind in ((image.float() / 255, "float32"), (image.half(), "float16"), (image.int(), "int32")):
+        fault = rf"targets of image 1, the image itself: must be \(3, height, width\) uint8, got \(3, 64, 64\) {kind}"
+        with pytest.raises(TargetError, match=fault):
+            detector(name).losses([image, wrong], [one(), one()], 0)
+
+
 def test_boxes_have_an_area_or_not() -> None:
     boxes = [BOX, [4, 4, 4, 9], [9, 4, 4, 9], [0, 0, math.nan, 9], [0, 0, math.inf, 9], [0, 0, 1e-6, 9], [0, 0, 1, 1]]
     assert has_area(np.array(boxes)).tolist() == [True, False, False, False, False, False, True]

@@ -51,11 +51,12 @@ def check_targets(
 ) -> None:
     """Raises TargetError, which names image and row, unless a detector can learn from these targets.
 
-    Boxes are finite, have an area and lie on their image, or at most an image's size beyond it; classes are 0 to
-    C - 1, as many as boxes; masks are bool and as large as their image. Waits for the device once.
+    Images are bytes: numbers in 0..1 would be as good as black. Boxes are finite, have an area and lie on their image,
+    or at most an image's size beyond it; classes are 0 to C - 1, as many as boxes; masks are bool and as large as their
+    image. Waits for the device once.
 
     Args:
-        images: B of (3, H, W).
+        images: B of (3, H, W) uint8.
         targets: B.
         num_classes: C.
         with_masks: whether the detector learns masks, so that every object needs one.
@@ -88,8 +89,8 @@ def _check_form(index: int, image: Tensor, targets: Targets, *, with_masks: bool
     """Raises TargetError unless kinds and shapes are right; looks at no value."""
     boxes, classes, masks = targets
     fault = None
-    if image.ndim != 3 or image.shape[0] != 3 or not image.numel():
-        fault = f"the image itself: must be (3, height, width), got {tuple(image.shape)}"
+    if image.ndim != 3 or image.shape[0] != 3 or not image.numel() or image.dtype != torch.uint8:
+        fault = f"the image itself: must be (3, height, width) uint8, got {_describe(image)}"
     elif boxes.ndim != 2 or boxes.shape[1] != 4 or boxes.dtype != torch.float32:
         fault = f"boxes: must be (objects, 4) float32, got {_describe(boxes)}"
     elif classes.ndim != 1 or classes.dtype != torch.int64:
