@@ -83,7 +83,7 @@ def test_a_proposals_step_is_on_the_metrics_port_with_the_right_numbers(tmp_path
 
 def test_where_there_is_no_ray_nothing_is_counted_and_ray_is_not_loaded() -> None:
     check = (
-        "import sys; from weaksam import metrics\n"
+        "import sys; from weaksam.execution import metrics\n"
         "metrics.count('weaksam_prompts', 3); metrics.observe('weaksam_wait_seconds', lambda: 1 / 0)\n"
         "print('ray' in sys.modules)"
     )

@@ -176,7 +176,7 @@ def test_a_ray_that_does_not_start_in_time_is_told_and_nothing_else_is_hidden(
 def test_workers_wait_for_their_next_task_longer_than_ray_would_let_them() -> None:
     program = """
 import os, time
-from weaksam import runtime
+from weaksam.execution import runtime
 import ray
 runtime.connect()
 def work():
