@@ -255,6 +255,7 @@ def test_both_optimisers_go_on_where_they_stopped():
     assert [group["lr"] for group in other.param_groups] == [0.05, 0.05]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tiny", [True], ids=["conv stem"], indirect=True)
 @pytest.mark.usefixtures("tiny")
 def test_it_learns_two_scenes(cache: str):

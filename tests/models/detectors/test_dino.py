@@ -411,6 +411,7 @@ def test_the_published_size_has_the_published_weights() -> None:
     assert net.proposal_class.bias.sigmoid().detach().tolist() == pytest.approx([0.01] * 80)
 
 
+@pytest.mark.slow
 def test_it_learns_a_few_images_by_heart() -> None:
     images, targets = draw_rectangles()
     torch.manual_seed(0)

@@ -145,6 +145,7 @@ def test_images_without_objects_are_background_and_every_weight_takes_part(empty
     assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
 
 
+@pytest.mark.slow
 def test_learns_four_pictures_by_heart() -> None:
     images, targets = squares_and_discs(4, side=64)
     net = tiny().train()

@@ -257,6 +257,7 @@ def test_starting_weights_are_drawn_the_published_way() -> None:
     torch.testing.assert_close(points[3, 1], torch.tensor([[-1.0, 1], [-2, 2], [-3, 3], [-4, 4]]))
 
 
+@pytest.mark.slow
 def test_learns_four_pictures_by_heart() -> None:
     images, targets = masked_pictures(4, side=64)
     net = tiny(dataclasses.replace(SIZE, decoder_layers=2), masks_per_image=2.0).train()

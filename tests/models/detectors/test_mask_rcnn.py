@@ -181,6 +181,7 @@ def test_weights_go_there_and_back() -> None:
     assert_same(net.detect(images)[0], other.detect(images)[0])
 
 
+@pytest.mark.slow
 def test_learns_four_pictures_by_heart() -> None:
     images, targets = masked_pictures(4, side=64)
     net = tiny(MaskRcnnSize(**asdict(SIZE) | {"mask_dim": 16})).train()

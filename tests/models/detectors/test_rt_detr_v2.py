@@ -111,6 +111,7 @@ def test_the_published_size_has_the_published_weights() -> None:
     assert len(list(net.backbone_parameters())) == len(list(net.network.backbone.parameters()))
 
 
+@pytest.mark.slow
 def test_it_learns_a_few_images_by_heart() -> None:
     images, targets = draw_rectangles()
     net = make_net(boxes_per_image=2.5)
