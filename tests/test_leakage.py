@@ -142,11 +142,13 @@ def driver_of(config: str, run: Path, log: Path) -> Iterator[subprocess.Popen[by
 
 
 def wait_for_checkpoint(run: Path, step: str, driver: subprocess.Popen[bytes], log: Path) -> None:
-    """Returns when the training has a checkpoint that was not there before."""
+    """Returns when the training of this driver has written a checkpoint."""
 
     def checkpoints() -> set[Path]:
         return set(run.glob(f"{step}-*/checkpoint/checkpoint_2*/state.pt"))
 
+    # until there is a worker, what an earlier one wrote last may still appear
+    wait_for(lambda: list(run.glob(f"{step}-*")) and actors_of(driver.pid, "RayTrainWorker"), driver, log)
     before = checkpoints()
     wait_for(lambda: checkpoints() - before, driver, log)
 
