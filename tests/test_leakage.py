@@ -148,16 +148,16 @@ def wait_for_checkpoint(run: Path, step: str, driver: subprocess.Popen[bytes], l
         return set(run.glob(f"{step}-*/checkpoint/checkpoint_2*/state.pt"))
 
     # until there is a worker, what an earlier one wrote last may still appear
-    wait_for(lambda: list(run.glob(f"{step}-*")) and actors_of(driver.pid, "RayTrainWorker"), driver, log)
+    wait_for(lambda: list(run.glob(f"{step}-*")) and actors_of(driver.pid, "RayTrainWorker"), driver, log, seconds=400)
     before = checkpoints()
-    wait_for(lambda: checkpoints() - before, driver, log)
+    wait_for(lambda: checkpoints() - before, driver, log, seconds=400)
 
 
 def check_unfinished(run: Path, step: str) -> None:
     assert not list(run.glob(f"{step}-*/manifest.json")), "the training ended before it was hit"
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1500)
 def test_trainings_that_are_killed_end_as_if_nothing_had_happened(tmp_path: Path) -> None:
     """Each training's driver is killed once, and a worker of one."""
     config = write_run(tmp_path, epochs=12, steps=45)
@@ -175,7 +175,7 @@ def test_trainings_that_are_killed_end_as_if_nothing_had_happened(tmp_path: Path
             driver.wait()
             check_unfinished(rough, step)
     with driver_of(config, rough, log) as driver:
-        assert driver.wait(240) == 0, log.read_text()
+        assert driver.wait(400) == 0, log.read_text()
     for step in TRAINED:
         found = [load_file(next(run.glob(f"{step}-*/checkpoint/model.safetensors"))) for run in (calm, rough)]
         assert all(np.array_equal(value, found[1][key]) for key, value in found[0].items())

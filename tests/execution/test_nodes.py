@@ -68,11 +68,11 @@ def cluster() -> Iterator[LocalCluster]:
     one.stop()
 
 
-def wait_for(reached: Callable[[], object], driver: subprocess.Popen, log: Path) -> None:
-    end = time.monotonic() + 200
+def wait_for(reached: Callable[[], object], driver: subprocess.Popen, log: Path, *, seconds: float = 200) -> None:
+    end = time.monotonic() + seconds
     while not reached():
         assert driver.poll() is None, f"ended too early: {log.read_text()}"
-        assert time.monotonic() < end, f"no progress in 200 s: {log.read_text()}"
+        assert time.monotonic() < end, f"no progress in {seconds:.0f} s: {log.read_text()}"
         time.sleep(0.05)
 
 
