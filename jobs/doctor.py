@@ -9,8 +9,9 @@ from weaksam.cluster.doctor import run_doctor
 
 if __name__ == "__main__":
     given = [text for text in sys.argv[1:] if text != "--json"]
-    if not given:
-        sys.exit(__doc__)
+    if not given or given[0] in ("-h", "--help"):
+        print(__doc__)
+        sys.exit(0 if given else 2)
     try:
         guarded(run_doctor)(given[0], given[1:], as_json="--json" in sys.argv)
     except typer.Exit as end:

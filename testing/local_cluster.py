@@ -1,6 +1,6 @@
 """A Ray cluster of several nodes on this machine that outlives its drivers, and whose nodes can be killed.
 
-A process of its own owns it (`python -m testing.local_cluster FOLDER CPUS`, told what to do on standard input), so
+A process of its own owns it (`python -m testing.local_cluster FOLDER CPUS`, which takes orders on standard input), so
 that a driver can be killed alone. The head has no CPUs: all work is on nodes that may die.
 """
 
@@ -14,6 +14,8 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from testing.places import ROOT
 
 _STORE_BYTES = 150_000_000
 # A node that does not answer is given up after five seconds instead of twenty.
@@ -42,7 +44,7 @@ class LocalCluster:
         with open(Path(self._folder.name, "owner.log"), "wb") as log:
             self._owner = subprocess.Popen(
                 [sys.executable, "-m", "testing.local_cluster", self._folder.name, f"{cpus:g}"],
-                cwd=Path(__file__).parents[1],
+                cwd=ROOT,
                 env={**self.environment, "RAY_TMPDIR": self._folder.name},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,

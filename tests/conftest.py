@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
 import subprocess
@@ -17,6 +16,7 @@ from hypothesis import settings
 if not torch.cuda.is_available():  # before anything imports Triton, which asks then
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+from testing.local_ray import local_ray
 from testing.places import ROOT
 from testing.s3.server import CephServer
 from testing.s3.world import make_bucket
@@ -27,24 +27,9 @@ settings.load_profile("weaksam")
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
-    """A local Ray with four logical CPUs: on two, a pipeline of read, actor and write can starve."""
-    import ray
-
     os.environ["RAY_DATA_AUTOSCALING_REQUEST_EXPIRE_TIME_S"] = "30"
-    folder = tempfile.mkdtemp(prefix="wsray", dir="/tmp")  # short: sockets live there
-    ray.init(
-        address="local",
-        num_cpus=4,
-        include_dashboard=False,
-        object_store_memory=400_000_000,
-        _temp_dir=folder,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        configure_logging=False,
-    )
-    yield
-    ray.shutdown()
-    shutil.rmtree(folder, ignore_errors=True)
+    with local_ray(store_bytes=400_000_000):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner
 
+from testing.places import ROOT
 from tests.stages.test_proposals import jpeg
 from weaksam import pipeline
 from weaksam.cli.main import app
@@ -21,7 +22,6 @@ from weaksam.core import tables
 from weaksam.demo.scenes import draw_scene, write_scenes
 from weaksam.stages import STAGES
 
-ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 DOCS = [ROOT / "README.md", ROOT / "cluster" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PAGE = {path.relative_to(ROOT).as_posix(): path.read_text() for path in DOCS}

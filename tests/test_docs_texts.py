@@ -19,6 +19,7 @@ from typing import Annotated, Any
 import pytest
 from pydantic import TypeAdapter
 
+from testing.places import ROOT
 from weaksam import errors
 from weaksam.cluster import doctor
 from weaksam.core.config import read_value
@@ -27,7 +28,6 @@ from weaksam.stages import STAGES
 from weaksam.stages.proposal_settings import ProposalResources
 from weaksam.training.settings import TrainResources
 
-ROOT = Path(__file__).resolve().parents[1]
 DEPARTURES = (ROOT / "docs" / "departures.md").read_text()
 TROUBLE = (ROOT / "docs" / "troubleshooting.md").read_text()
 QUOTED = re.compile(r"`([^`]+)`")

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+from testing.places import ROOT
+
 PACKAGE = ROOT / "weaksam"
 
 # A module may import from folders to the left of its own; those between two signs do not know each other. Modules

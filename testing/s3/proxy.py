@@ -55,7 +55,7 @@ class Faults:
     stall: int = 10
     """Left waiting for `stall_seconds`, then refused with 503."""
     lost: int = 20
-    """Done by the server, but the client is told 500."""
+    """Done by the server, but the client gets 500."""
     stall_seconds: float = 1.0
 
 
@@ -84,8 +84,8 @@ class FaultyProxy:
         end = time.monotonic() + _START_SECONDS
         while not self._listens():
             if self._process.poll() is not None or time.monotonic() > end:
-                told = (self.folder / "haproxy.out").read_text()[-1000:]
-                raise RuntimeError(f"HAProxy does not start: {told}")
+                shown = (self.folder / "haproxy.out").read_text()[-1000:]
+                raise RuntimeError(f"HAProxy does not start: {shown}")
             time.sleep(0.05)
 
     def pause(self) -> None:

@@ -12,12 +12,7 @@ from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
 from weaksam.data.annotation_checks import (
-    FEW_CORNERS,
     MAX_SIDE,
-    NO_AREA,
-    NO_BOX,
-    OUTSIDE,
-    Remarks,
     fit_boxes,
     has_area,
     read_polygons,
@@ -27,6 +22,7 @@ from weaksam.data.annotation_checks import (
     read_xywh,
 )
 from weaksam.data.readers.coco import read_objects
+from weaksam.data.remarks import FEW_CORNERS, NO_AREA, NO_BOX, OUTSIDE, Remarks
 from weaksam.errors import DataError
 from weaksam.ops.rle import encode_rle, rle_to_runs
 

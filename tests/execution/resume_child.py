@@ -6,15 +6,13 @@ writes the ids it was given to the file in RESUME_CHILD_LOG and takes RESUME_CHI
 
 from __future__ import annotations
 
-import logging
 import os
-import shutil
-import tempfile
 import time
 from typing import Annotated
 
 import pyarrow as pa
 
+from testing.local_ray import local_ray
 from weaksam.cli import main as cli
 from weaksam.core import schemas, tables
 from weaksam.core.config import Reads, StageConfig
@@ -67,26 +65,10 @@ MEASURE = Stage("measure", 1, MeasureConfig, run, writes="sums")
 
 
 def main() -> None:
-    """Runs every step; Ray gets four logical CPUs, because on two a pipeline of read, actor and write can starve."""
-    import ray
-
+    """Runs every step."""
     run_file.STAGES = {**STAGES, "measure": MEASURE}
-    folder = tempfile.mkdtemp(prefix="wsrun", dir=os.environ["TMPDIR"])
-    try:
-        ray.init(
-            address="local",
-            num_cpus=4,
-            include_dashboard=False,
-            object_store_memory=100_000_000,
-            _temp_dir=folder,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            configure_logging=False,
-        )
+    with local_ray(store_bytes=100_000_000, parent=os.environ["TMPDIR"]):
         cli.run_job()
-    finally:
-        ray.shutdown()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 if __name__ == "__main__":

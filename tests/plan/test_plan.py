@@ -49,6 +49,8 @@ def test_a_plan_runs_a_pilot_and_tells_what_follows_from_what_that_took(tmp_path
     command = ["plan", str(config), "--images", str(IMAGES), "--gpu-price", "3", "--cpu-price", "0.5"]
     told = CliRunner().invoke(cli.app, [*command, "--json"])
     assert told.exit_code == 0, told.output
+    assert "proposals  " in told.stderr
+    assert "images/s" not in told.stderr  # rows of metrics
     plan = json.loads(told.stdout)
     assert plan["folder"] == str(tmp_path / "run" / "plan")
     assert os.listdir(tmp_path / "run") == ["plan"]

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image, ImageEnhance
 
+from testing.places import ROOT
 from tests.stages.test_proposals import batch
 from weaksam import pipeline
 from weaksam.core import schemas, tables
@@ -24,7 +25,7 @@ from weaksam.ops.duplicates import DuplicateRules, group_duplicates
 from weaksam.stages import hygiene
 from weaksam.stages.hygiene import HygieneConfig, LookAtImages
 
-TEXT = (Path(__file__).resolve().parents[2] / "docs" / "hygiene.md").read_text()
+TEXT = (ROOT / "docs" / "hygiene.md").read_text()
 SCHEMA = schemas.with_metadata(schemas.HYGIENE, fingerprint="f", class_names=["red", "blue"])
 
 

@@ -11,25 +11,18 @@ Axis legend: N boxes, K corners of a polygon, R runs.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from weaksam.data.datasets import warn_of
+from weaksam.data.remarks import EMPTY_MASK, FEW_CORNERS, Remarks
 from weaksam.errors import DataError
 from weaksam.ops.box_areas import has_area
 from weaksam.ops.rle import rle_to_runs, runs_to_rle
 
 Size = tuple[int, int]  # height, width
 
-NO_AREA = "boxes have no area inside their image and are left out"
-OUTSIDE = "boxes reach beyond their image and are cut at its border (is its size right?)"
-BOX_OF_SEGMENTATION = "objects have no box: the box around their segmentation is taken"
-NO_BOX = "objects have no box and no segmentation: only their label counts"
-FEW_CORNERS = "polygons have fewer than 3 corners and are left out"
-EMPTY_MASK = "masks have no pixel inside their image and are left out"
 
 MAX_SIDE = 1_000_000  # pixels; the largest slide scans have a fifth of that
 _MAX_PIXELS = 2**32 - 1  # of a mask: pycocotools counts pixels in 32 bits
@@ -38,34 +31,6 @@ _POLYGON_REACH = 4  # sides of the image; pycocotools needs memory by the length
 _NUMBER_DIGITS = 7  # of compressed counts, 5 bits each: more than 32 bits hold
 _EXCERPT = 80  # characters of a value in a message
 _MAX_NUMBER = float(np.finfo(np.float32).max)  # tables hold float32
-
-
-@dataclass
-class Remarks:
-    """What was cut or left out of a file.
-
-    Attributes:
-        where: the file.
-        entries: by kind of remark, the entries concerned.
-    """
-
-    where: str
-    entries: dict[str, list[str]] = field(default_factory=dict)
-
-    def add(self, kind: str, entry: str) -> None:
-        """Notes an entry, such as `annotation 7`."""
-        self.entries.setdefault(kind, []).append(entry)
-
-    def add_boxes(self, entries: Sequence[str], has_area: np.ndarray, is_outside: np.ndarray) -> None:
-        """Notes what `fit_boxes` says of the boxes of N entries."""
-        for kind, flags in ((NO_AREA, ~has_area), (OUTSIDE, is_outside & has_area)):
-            for index in np.flatnonzero(flags).tolist():
-                self.add(kind, entries[index])
-
-    def log(self) -> None:
-        """Logs one warning a kind: how many there are, and the first ten."""
-        for kind, entries in self.entries.items():
-            warn_of(self.where, kind, entries)
 
 
 def excerpt(value: Any) -> str:

@@ -14,9 +14,9 @@ def look_at(steps: Sequence[Step]) -> tuple[list[str], list[str]]:
     Only of steps that are not finished: the files of others have been read. Starts nothing and writes nothing.
 
     Raises:
-        StorageError: the storage is at fault; names the step.
+        StorageError: the storage is at fault, and nothing else; names the steps.
     """
-    lines, unseen, faults = [], [], []
+    lines, unseen, faults, unreachable = [], [], [], []
     for step in steps:
         try:
             if step.manifest() is not None:
@@ -25,11 +25,14 @@ def look_at(steps: Sequence[Step]) -> tuple[list[str], list[str]]:
         except DamagedError:
             continue  # `check` reports it
         except StorageError as error:
-            raise StorageError(f"steps.{step.name}: {error}") from error
+            unreachable.append(f"steps.{step.name}: {error}")
+            continue
         if found is not None:
             lines.append(f"{step.name}: looked at {found.seen}; not at {found.unseen}")
             faults += [f"steps.{step.name}: {fault}" for fault in found.faults]
         unseen += [f"steps.{step.name}.{key}" for key in outside_files(step.config)]
+    if unreachable and not faults:
+        raise StorageError(*unreachable)
     if unseen:
         lines.append(f"not looked into: {', '.join(unseen)}")
-    return lines, faults
+    return lines, faults + unreachable

@@ -17,6 +17,7 @@ _VERSIONED = ("weaksam", "ray", "torch", "torchvision", "segment-anything", "pya
 
 
 def manifest_of(step: Step, outcome: Outcome, seconds: float) -> dict[str, Any]:
+    """What manifest.json says of a step that ended with `outcome` after `seconds`."""
     computed = outcome.rows if outcome.computed is None else outcome.computed
     return {
         "step": step.name,
@@ -64,11 +65,11 @@ def _versions() -> dict[str, str]:
 
 def git_commit() -> str | None:
     """The commit this code is at; `WEAKSAM_GIT_COMMIT` says it where the code travels without its repository."""
-    if told := os.environ.get("WEAKSAM_GIT_COMMIT"):
-        return told
+    if commit := os.environ.get("WEAKSAM_GIT_COMMIT"):
+        return commit
+    command, here = ["git", "rev-parse", "HEAD"], Path(__file__).parent
     try:
-        here = Path(__file__).parent
-        told = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=10)
+        shown = subprocess.run(command, cwd=here, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return told.stdout.strip() or None if told.returncode == 0 else None
+    return shown.stdout.strip() or None if shown.returncode == 0 else None

@@ -134,13 +134,13 @@ def _run(steps: Sequence[Step]) -> None:
                 storage.delete(file.uri)
             runtime.connect()  # its time is told apart
     # a row of metrics for each step or two is for the projection, not for people
-    rows_told = logging.getLogger("weaksam.training.loop")
-    before = rows_told.level
-    rows_told.setLevel(logging.WARNING)
+    rows = logging.getLogger("weaksam.training")
+    before = rows.level
+    rows.setLevel(logging.WARNING)
     try:
         pipeline.run_steps(steps)
     finally:
-        rows_told.setLevel(before)
+        rows.setLevel(before)
 
 
 def _count_places(indexed: Sequence[Step]) -> Counter[tuple[str, str]]:

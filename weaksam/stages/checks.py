@@ -14,7 +14,7 @@ from weaksam.errors import ConfigError, DataError
 from weaksam.ops.box_areas import has_area
 
 if TYPE_CHECKING:
-    from weaksam.data.annotation_checks import Remarks
+    from weaksam.data.remarks import Remarks
 
 
 def check_rows(step: Step, key: str, image_ids: Sequence[str]) -> None:
@@ -74,7 +74,7 @@ def keep_areas(row: Mapping[str, Any], remarks: Remarks) -> dict[str, Any]:
 
     Nothing can be learnt from them, whoever made them, and they would make the weights of a detector NaN.
     """
-    from weaksam.data.annotation_checks import NO_AREA
+    from weaksam.data.remarks import NO_AREA
 
     boxes = np.array([] if row.get("boxes") is None else row["boxes"], np.float32).reshape(-1, 4)
     stays = has_area(boxes)

@@ -5,8 +5,7 @@ The only stage, with the report, that may read boxes and masks made by people.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -19,8 +18,8 @@ from weaksam.core.config import OutsideFile, Reads, StageConfig
 from weaksam.core.parquet_files import write_parquet
 from weaksam.core.step import Outcome, Stage, Step
 from weaksam.errors import DataError
-from weaksam.stages.checks import check_same_images
 from weaksam.stages.evaluate_masks import Pair, mask_figures, pairs_with_masks
+from weaksam.stages.evaluate_rows import check_pair, naming_image, pairs_of
 from weaksam.stages.results import read_step_results
 
 if TYPE_CHECKING:
@@ -149,8 +148,8 @@ def _judge_proposals(step: Step, truth: pa.Table, names: list[str]) -> Judged:
     )
     found = tables.read_step(step.inputs["proposals"], columns=_FOUND)
     matched, located = [], []
-    for one, other in _pairs(step, "proposals", truth, found):
-        with _naming(step, "proposals", one):
+    for one, other in pairs_of(step, "proposals", truth, found):
+        with naming_image(step, "proposals", one):
             matched.append(metrics.match_row(one, other, rules))
         located.append(_locate_peaks(step, one, other))
     records = metrics.concat_records(matched)
@@ -181,37 +180,16 @@ def _judge_detections(step: Step, truth: pa.Table, names: list[str]) -> Judged:
         else:
             columns = [*_DETECTED, "masks"] if config.kind == "segm" else _DETECTED
             found = tables.read_step(step.inputs[key], columns=columns)
-        pairs = list(_pairs(step, key, truth, found))
+        pairs = list(pairs_of(step, key, truth, found))
         for one, other in pairs:
-            with _naming(step, key, one):
-                _check_pair(one, other, len(names))
+            with naming_image(step, key, one):
+                check_pair(one, other, len(names))
         if config.kind == "segm":
             pairs = pairs_with_masks(step, key, pairs)
         judged.append(_detection_figures(config, pairs, names))
     task = "pgt" if config.pgt else "segmentation" if config.kind == "segm" else "detection"
     num_objects = sum(_num_objects(config, row) for row, _ in pairs)
     return Judged(task, num_objects, mean_and_std([figures for figures, _ in judged]), judged[0][1])
-
-
-def _check_pair(truth: dict[str, Any], found: Mapping[str, Any], num_classes: int) -> None:
-    """Raises ValueError unless rows can be compared."""
-    from weaksam.ops.checks import check_objects
-
-    check_objects({key: truth[key] for key in ("boxes", "classes")}, "objects", num_classes)
-    if found["status"] == schemas.OK:
-        check_objects({key: found[key] for key in ("boxes", "classes", "scores")}, "detections", num_classes)
-
-
-@contextmanager
-def _naming(step: Step, key: str, truth: Mapping[str, Any]) -> Iterator[None]:
-    """Turns a ValueError about the rows of an image into a DataError that names image and step."""
-    try:
-        yield
-    except ValueError as error:
-        name = f"step {step.inputs[key].name}" if key in step.inputs else key
-        raise DataError(
-            f"steps.{step.name}: image {truth['image_id']} of {name} cannot be judged: {error}: make it again"
-        ) from error
 
 
 def _num_objects(config: EvaluateConfig, truth: dict[str, Any]) -> int:
@@ -278,31 +256,6 @@ def _read_truth(step: Step, split: str | None) -> tuple[pa.Table, list[str]]:
     if not truth.num_rows:
         raise DataError(f"steps.{step.name}.split: no image of split '{split}' has boxes to compare with")
     return truth.select(["image_id", *_TRUTH]), schemas.class_names_of(truth.schema)
-
-
-def _pairs(step: Step, key: str, truth: pa.Table, found: pa.Table) -> Iterator[Pair]:
-    """Each annotated image's row with the row of what was found there."""
-    name = step.inputs[key].name if key in step.inputs else key
-    if key in step.inputs:
-        check_same_images(step, key)
-    where = {image_id: index for index, image_id in enumerate(found.column("image_id").to_pylist())}
-    missing = [image_id for image_id in truth.column("image_id").to_pylist() if image_id not in where]
-    if missing:
-        raise DataError(
-            f"steps.{step.name}: step {name} has no row for {len(missing)} of "
-            f"{truth.num_rows} images, e.g. {missing[0]}: set the same split for both"
-        )
-    truth, found = truth.combine_chunks(), found.combine_chunks()
-    for index, image_id in enumerate(truth.column("image_id").to_pylist()):
-        row = tables.row_at(truth, index)
-        areas = row.pop("areas")
-        if len(areas):
-            row["areas"] = areas
-        elif len(row["masks"]) and all(mask is not None for mask in row["masks"]):
-            from weaksam.ops.rle import rle_area
-
-            row["areas"] = np.array([rle_area(mask) for mask in row["masks"]], np.float64)
-        yield row, tables.row_at(found, where[image_id])
 
 
 STAGE = Stage("evaluate", 4, EvaluateConfig, run, writes="metrics")

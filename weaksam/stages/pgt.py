@@ -23,8 +23,8 @@ from weaksam.stages.labels import labelled_images
 from weaksam.stages.results import read_step_results
 
 if TYPE_CHECKING:
-    from weaksam.data.annotation_checks import Remarks
     from weaksam.data.readers.label_studio import Review, Size
+    from weaksam.data.remarks import Remarks
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ class PgtConfig(StageConfig):
 
 def run(step: Step) -> Outcome:
     """Chooses for every labelled or reviewed image of the split, in this process."""
-    from weaksam.data.annotation_checks import Remarks
+    from weaksam.data.remarks import Remarks
     from weaksam.ops.pgt import PgtRules
 
     config: PgtConfig = step.config

@@ -235,7 +235,7 @@ def _check_start(step: Step) -> None:
 
 def read_objects(step: Step) -> tuple[list[str], PseudoObjects, int]:
     """URIs of the images to train on, their objects, and the number of classes."""
-    from weaksam.data.annotation_checks import Remarks
+    from weaksam.data.remarks import Remarks
     from weaksam.models.detectors.build import LEARN_MASKS
     from weaksam.training.detector_task import PseudoObjects
 

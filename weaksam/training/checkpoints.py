@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from weaksam.core import storage
+from weaksam.errors import StageError
 
 log = logging.getLogger(__name__)
 
@@ -77,3 +78,20 @@ def load_state(path: Path, device: torch.device) -> dict[str, Any]:
         raise
     except (zipfile.BadZipFile, zlib.error, FileNotFoundError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
         raise BrokenCheckpointError(str(error)) from error
+
+
+def check_same_step(step: int) -> None:
+    """Raises StageError when workers go on from different checkpoints: each has read its own.
+
+    Their gradients would be of different batches, and they would wait for each other at the end.
+    """
+    if not torch.distributed.is_initialized() or torch.distributed.get_world_size() < 2:
+        return
+    steps: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(steps, step)
+    if len(set(steps)) > 1:
+        listed = ", ".join(f"worker {rank} from step {one}" for rank, one in enumerate(steps))
+        raise StageError(
+            f"workers go on from different checkpoints ({listed}): not all of them can read the newest one. If this "
+            "stays, look at the warnings of the workers, and remove the checkpoint that is not whole"
+        )

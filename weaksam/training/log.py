@@ -86,9 +86,9 @@ def progress_line(row: Mapping[str, Any], settings: TrainSettings) -> str:
     left = (settings.steps - row["step"]) * settings.batch_size / max(row["images_per_second"], 1e-9)
     others = ("step", "lr", "images_per_second", "seconds", "at")
     shown = {key: value for key, value in row.items() if key not in others and value is not None}
-    told = "  ".join(f"{key} {value:.3g}" for key, value in shown.items())
+    means = "  ".join(f"{key} {value:.3g}" for key, value in shown.items())
     return (
-        f"step {row['step']}/{settings.steps}  {told}  lr {row['lr']:.2g}  {row['images_per_second']:.0f} images/s  "
+        f"step {row['step']}/{settings.steps}  {means}  lr {row['lr']:.2g}  {row['images_per_second']:.0f} images/s  "
         f"eta {duration(left)}"
     )
 

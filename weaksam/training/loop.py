@@ -37,7 +37,7 @@ from weaksam.core import storage
 from weaksam.errors import ConfigError, StageError
 from weaksam.execution.nodes import alive_nodes
 from weaksam.execution.turns import turn
-from weaksam.training.checkpoints import BrokenCheckpointError, drop_broken_list, list_checkpoints
+from weaksam.training.checkpoints import BrokenCheckpointError, check_same_step, drop_broken_list, list_checkpoints
 from weaksam.training.failures import TrainingPolicy, explain
 from weaksam.training.log import Journal, WarningsToFile, follow
 from weaksam.training.reading import LeftOut
@@ -180,23 +180,6 @@ def _restore(trainee: Trainee, folder: str, latest: Checkpoint | None) -> None:
         return
 
 
-def check_same_step(trainee: Trainee) -> None:
-    """Raises StageError when workers go on from different checkpoints: each has read its own.
-
-    Their gradients would be of different batches, and they would wait for each other at the end.
-    """
-    if not torch.distributed.is_initialized() or torch.distributed.get_world_size() < 2:
-        return
-    steps: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(steps, trainee.step)
-    if len(set(steps)) > 1:
-        listed = ", ".join(f"worker {rank} from step {step}" for rank, step in enumerate(steps))
-        raise StageError(
-            f"workers go on from different checkpoints ({listed}): not all of them can read the newest one. If this "
-            "stays, look at the warnings of the workers, and remove the checkpoint that is not whole"
-        )
-
-
 def _check_means(trainee: Trainee, means: Mapping[str, float]) -> None:
     """Raises DivergedError when a step since the last row was not finite: on all workers, whoever saw it."""
     trainee.watch.look(wait=True)
@@ -266,7 +249,7 @@ def _train_worker(config: dict) -> None:
         logging.getLogger("weaksam").addHandler(WarningsToFile(folder))
     trainee = Trainee(task, settings, get_device())
     _restore(trainee, folder, ray.train.get_checkpoint())
-    check_same_step(trainee)
+    check_same_step(trainee.step)
     share = share_of(settings, context.get_world_rank())
     left_out = LeftOut(
         folder,

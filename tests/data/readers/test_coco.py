@@ -12,9 +12,10 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from testing.places import SHARED_DATA
-from weaksam.core import schemas, storage
+from tests.data.readers.merged import rows
+from weaksam.core import storage
 from weaksam.data.categories import COCO_IDS, COCO_NAMES
-from weaksam.data.datasets import Dataset, sample_dataset
+from weaksam.data.datasets import sample_dataset
 from weaksam.data.readers.coco import read_coco
 from weaksam.errors import DataError
 
@@ -49,17 +50,6 @@ def write(
     for entry in images:
         storage.write_bytes(str(root / split / entry["file_name"]), b"1234567")
     return str(root)
-
-
-def rows(dataset: Dataset) -> dict[str, dict]:
-    """Rows of both tables by image id; the tables must have exactly the declared types."""
-    assert dataset.images.schema.equals(schemas.IMAGES)
-    merged = {row["image_id"]: row for row in dataset.images.to_pylist()}
-    if dataset.ground_truth is not None:
-        assert dataset.ground_truth.schema.equals(schemas.GROUND_TRUTH)
-        for row in dataset.ground_truth.to_pylist():
-            merged[row["image_id"]] |= row
-    return merged
 
 
 def test_images_without_annotations_are_kept_with_empty_labels(tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from weaksam.data.annotation_checks import NO_AREA, OUTSIDE
 from weaksam.data.readers.coco_results import read_results
+from weaksam.data.remarks import NO_AREA, OUTSIDE
 from weaksam.errors import DataError
 from weaksam.ops.rle import decode_rle
 

@@ -13,10 +13,11 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from testing.places import SHARED_DATA
-from weaksam.core import schemas, storage
+from tests.data.readers.merged import rows
+from weaksam.core import storage
 from weaksam.data import datasets
 from weaksam.data.annotation_checks import fit_boxes
-from weaksam.data.datasets import Dataset, fill_sizes
+from weaksam.data.datasets import fill_sizes
 from weaksam.data.readers import voc
 from weaksam.data.readers.voc import parse_voc_xml, read_voc
 from weaksam.errors import DataError
@@ -54,17 +55,6 @@ def write_devkit(root: str, splits: dict[str, Sequence[str]], annotations: dict[
     for image_id, data in annotations.items():
         storage.write_bytes(f"{root}/Annotations/{image_id}.xml", data)
     return root
-
-
-def rows(dataset: Dataset) -> dict[str, dict]:
-    """Rows of both tables by image id; the tables must have exactly the declared types."""
-    assert dataset.images.schema.equals(schemas.IMAGES)
-    merged = {row["image_id"]: row for row in dataset.images.to_pylist()}
-    if dataset.ground_truth is not None:
-        assert dataset.ground_truth.schema.equals(schemas.GROUND_TRUTH)
-        for row in dataset.ground_truth.to_pylist():
-            merged[row["image_id"]] |= row
-    return merged
 
 
 # --- one annotation file

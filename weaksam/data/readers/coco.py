@@ -20,20 +20,10 @@ from typing import Any
 import numpy as np
 
 from weaksam.core import storage
-from weaksam.data.annotation_checks import (
-    BOX_OF_SEGMENTATION,
-    NO_BOX,
-    Remarks,
-    Size,
-    as_number,
-    excerpt,
-    fit_boxes,
-    read_segmentation,
-    read_size,
-    read_xywh,
-)
+from weaksam.data.annotation_checks import Size, as_number, excerpt, fit_boxes, read_segmentation, read_size, read_xywh
 from weaksam.data.categories import complete_category_ids
 from weaksam.data.datasets import Dataset, ImageRecord, Objects, check_unique, first_ten, make_dataset, warn_of
+from weaksam.data.remarks import BOX_OF_SEGMENTATION, NO_BOX, Remarks
 from weaksam.errors import DataError
 
 _TWICE = "annotations are there twice, all the same, and count once"

@@ -16,9 +16,10 @@ import numpy as np
 import pyarrow as pa
 
 from weaksam.core import schemas, storage
-from weaksam.data.annotation_checks import Remarks, Size, as_number, excerpt, fit_boxes, read_segmentation, read_xywh
+from weaksam.data.annotation_checks import Size, as_number, excerpt, fit_boxes, read_segmentation, read_xywh
 from weaksam.data.categories import default_category_ids
 from weaksam.data.datasets import first_ten
+from weaksam.data.remarks import Remarks
 from weaksam.errors import DataError
 
 _OTHER_IMAGE = "results are of images that are not asked for and are left out"

@@ -17,17 +17,8 @@ from typing import Any
 import numpy as np
 
 from weaksam.core import storage
-from weaksam.data.annotation_checks import (
-    EMPTY_MASK,
-    FEW_CORNERS,
-    Remarks,
-    Size,
-    check_polygon,
-    excerpt,
-    fill_polygons,
-    fit_boxes,
-    read_size,
-)
+from weaksam.data.annotation_checks import Size, check_polygon, excerpt, fill_polygons, fit_boxes, read_size
+from weaksam.data.remarks import EMPTY_MASK, FEW_CORNERS, Remarks
 from weaksam.errors import DataError
 from weaksam.ops.rle import rle_area
 

@@ -25,7 +25,7 @@ from pycocotools import mask as coco_mask
 
 from weaksam.core import storage
 from weaksam.core.storage import FileInfo
-from weaksam.data.annotation_checks import Remarks, fit_boxes, read_size
+from weaksam.data.annotation_checks import fit_boxes, read_size
 from weaksam.data.datasets import (
     Dataset,
     ImageRecord,
@@ -40,6 +40,7 @@ from weaksam.data.datasets import (
 )
 from weaksam.data.images import EXTENSIONS
 from weaksam.data.readers.voc_xml import number, outline, read_difficult
+from weaksam.data.remarks import Remarks
 from weaksam.errors import DataError
 
 CLASSES = (

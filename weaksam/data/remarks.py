@@ -1,0 +1,45 @@
+"""What was cut or left out of a file, counted: one warning a kind, with the first ten entries."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from weaksam.data.datasets import warn_of
+
+NO_AREA = "boxes have no area inside their image and are left out"
+OUTSIDE = "boxes reach beyond their image and are cut at its border (is its size right?)"
+BOX_OF_SEGMENTATION = "objects have no box: the box around their segmentation is taken"
+NO_BOX = "objects have no box and no segmentation: only their label counts"
+FEW_CORNERS = "polygons have fewer than 3 corners and are left out"
+EMPTY_MASK = "masks have no pixel inside their image and are left out"
+
+
+@dataclass
+class Remarks:
+    """What was cut or left out of a file.
+
+    Attributes:
+        where: the file.
+        entries: by kind of remark, the entries concerned.
+    """
+
+    where: str
+    entries: dict[str, list[str]] = field(default_factory=dict)
+
+    def add(self, kind: str, entry: str) -> None:
+        """Notes an entry, such as `annotation 7`."""
+        self.entries.setdefault(kind, []).append(entry)
+
+    def add_boxes(self, entries: Sequence[str], has_area: np.ndarray, is_outside: np.ndarray) -> None:
+        """Notes what `fit_boxes` says of the boxes of N entries."""
+        for kind, flags in ((NO_AREA, ~has_area), (OUTSIDE, is_outside & has_area)):
+            for index in np.flatnonzero(flags).tolist():
+                self.add(kind, entries[index])
+
+    def log(self) -> None:
+        """Logs one warning a kind: how many there are, and the first ten."""
+        for kind, entries in self.entries.items():
+            warn_of(self.where, kind, entries)
