@@ -10,7 +10,8 @@ import torch
 
 from weaksam.models.backbones.pyramids import ResNet50
 from weaksam.models.classifiers.clues import PeakRule
-from weaksam.models.detectors.build import DetectorSpec
+from weaksam.models.detectors.build import build_untrained
+from weaksam.models.detectors.catalogue.kind import DetectorSpec
 from weaksam.models.detectors.faster_rcnn import FasterRcnn
 from weaksam.models.wsod.build import WsodSpec
 from weaksam.models.wsod.network import METHODS, WsodRules
@@ -21,8 +22,15 @@ from weaksam.training.detector_task import DetectorRecipe
 from weaksam.training.wsod_task import WsodRecipe
 
 UNKNOWN: list[tuple[Callable[[Any], Any], str]] = [
-    (lambda name: DetectorSpec(name, "resnet50", 2), "model must be one of 'faster_rcnn', 'dino', .*'mask2former'"),
-    (lambda name: DetectorSpec("dino", name, 2), "backbone must be one of 'resnet50', 'small', 'efficientnet_lite0'"),
+    (
+        lambda name: build_untrained(DetectorSpec(name, "resnet50", 2)),
+        "model must be one of 'faster_rcnn', 'dino', .*'mask2former'",
+    ),
+    (lambda name: build_untrained(DetectorSpec("dino", name, 2)), "dino: backbone must be one of 'resnet50', 'small'"),
+    (
+        lambda name: build_untrained(DetectorSpec("faster_rcnn", name, 2)),
+        "faster_rcnn: backbone must be one of 'resnet50', 'efficientnet_lite0', 'small'",
+    ),
     (lambda name: DetectorSpec("dino", "small", 2, box_loss=name), "box_loss must be one of 'l1', 'smooth_l1'"),
     (lambda name: FasterRcnn(ResNet50(), 2, box_loss=name), "box_loss must be one of l1, smooth_l1"),
     (lambda name: WsodSpec(name, 2, METHODS["mist"]), "backbone must be one of 'vgg16', 'resnet50', 'small'"),

@@ -42,7 +42,7 @@ def test_equals_brute_force(gate: str, step: int) -> None:
 
 
 def test_a_loss_at_its_threshold_is_kept_and_no_region_is_no_fault() -> None:
-    rules = RoiDropRules("independent", cls_threshold=1.0, reg_threshold=2.0)
+    rules = RoiDropRules("independent", cls_threshold=1.0, reg_threshold=2.0, start=0)
     cls, reg, there = torch.tensor([1.0, 1.1]), torch.tensor([2.0, 2.1]), torch.tensor([True, True])
     drop_cls, drop_reg = select_drops(cls, reg, there, rules, 0)
     assert drop_cls.tolist() == drop_reg.tolist() == [False, True]

@@ -23,13 +23,17 @@ from weaksam.core.schemas import FAILED_STATUSES
 from weaksam.core.step import Step
 from weaksam.errors import ConfigError, DataError, WeightsError
 from weaksam.models.detectors.base import Detector, Found
-from weaksam.models.detectors.build import LEARN_MASKS, DetectorSpec, load_detector
-from weaksam.models.detectors.inference import DetectRules, detect_in_views
+from weaksam.models.detectors.build import build_to_train, build_untrained, load_detector
+from weaksam.models.detectors.catalogue import kind_of
+from weaksam.models.detectors.catalogue.kind import DetectorSpec
+from weaksam.models.detectors.inference import detect_in_views
+from weaksam.models.detectors.rules import InferenceRules
 from weaksam.ops.masks import masks_to_boxes
 from weaksam.ops.rle import decode_rle, encode_rle
 from weaksam.stages import detect, train_detector
 from weaksam.stages.detect import DetectConfig, DetectObjects, DetectorFinder
-from weaksam.stages.train_detector import TrainDetectorConfig, make_task, read_objects, train_settings
+from weaksam.stages.train_detector import TrainDetectorConfig, make_task, read_objects
+from weaksam.stages.training_run import loop_settings
 from weaksam.training.loop import TrainResources
 from weaksam.training.state import Trainee, draw_batch
 
@@ -236,7 +240,7 @@ def test_training_that_goes_on_from_a_checkpoint_ends_with_the_same_weights(
     tmp_path: Path, inputs: dict[str, Step], model: str
 ) -> None:
     step = make_step(tmp_path, inputs, model=model, roi_drop={"gate": "off"})
-    task, settings = make_task(step), train_settings(step.config)
+    task, settings = make_task(step), loop_settings(step.config)
 
     def batches(first: int) -> Any:
         for number in range(first, settings.steps):
@@ -339,14 +343,14 @@ def test_a_detector_has_proposals_if_it_needs_them(given: dict, fault: str) -> N
 def test_weights_of_imagenet_are_taken_by_uri(tmp_path: Path) -> None:
     path, theirs = tmp_path / "resnet.pth", resnet50(weights=None).state_dict()
     torch.save(theirs, path)
-    net = DetectorSpec("faster_rcnn", "resnet50", 2, weights=str(path)).with_starting_weights()
+    net = build_to_train(DetectorSpec("faster_rcnn", "resnet50", 2, weights=str(path)))
     assert torch.equal(net.state_dict()["backbone.body.layer3.2.conv2.weight"], theirs["layer3.2.conv2.weight"])
     frozen = {name for name, parameter in net.named_parameters() if not parameter.requires_grad}
     assert {name.split(".")[2] for name in frozen} == {"conv1", "layer1"}
     del theirs["layer3.2.conv2.weight"]
     torch.save(theirs, path)
     with pytest.raises(WeightsError, match=r"resnet.pth: has no layer3.2.conv2.weight"):
-        DetectorSpec("dino", "resnet50", 2, weights=str(path)).with_starting_weights()
+        build_to_train(DetectorSpec("dino", "resnet50", 2, weights=str(path)))
 
 
 def test_mask_rcnn_starts_from_a_faster_rcnn_and_leaves_its_first_stage_as_it_is(
@@ -354,15 +358,13 @@ def test_mask_rcnn_starts_from_a_faster_rcnn_and_leaves_its_first_stage_as_it_is
 ) -> None:
     boxes = replace(make_step(tmp_path, inputs), name="boxes", folder=str(tmp_path / "boxes"))
     torch.manual_seed(1)
-    given = {
-        key: value.contiguous() for key, value in boxes.config.spec(2).with_starting_weights().state_dict().items()
-    }
+    given = {key: value.contiguous() for key, value in build_to_train(boxes.config.spec(2)).state_dict().items()}
     path = tmp_path / "boxes" / "checkpoint" / "model.safetensors"
     path.parent.mkdir(parents=True)
     save_file(given, path)
     step = make_step(tmp_path, inputs | {"start": boxes}, model="mask_rcnn", start="boxes", first_stage=0.0)
     task = make_task(step)
-    trainee = Trainee(task, train_settings(step.config), torch.device("cpu"))
+    trainee = Trainee(task, loop_settings(step.config), torch.device("cpu"))
     assert all(torch.equal(trainee.weights()[key], value) for key, value in given.items())
     draws = (draw_batch(0, number, batch_size=2, num_samples=task.num_samples) for number in range(2))
     source = iter([task.load_batch(*draw, POOL) for draw in draws])
@@ -389,8 +391,8 @@ def test_mask_rcnn_starts_from_a_faster_rcnn_and_leaves_its_first_stage_as_it_is
 
 
 def test_the_published_mask_rcnn_holds_all_of_faster_rcnn() -> None:
-    given = DetectorSpec("faster_rcnn", "resnet50", 2).untrained().state_dict()
-    network = DetectorSpec("mask_rcnn", "resnet50", 2).untrained()
+    given = build_untrained(DetectorSpec("faster_rcnn", "resnet50", 2)).state_dict()
+    network = build_untrained(DetectorSpec("mask_rcnn", "resnet50", 2))
     load_detector(network, given, where="here")
     assert all(torch.equal(network.state_dict()[key], value) for key, value in given.items())
 
@@ -399,7 +401,7 @@ def test_the_published_mask_rcnn_holds_all_of_faster_rcnn() -> None:
 def test_detections_come_from_every_readable_image(tmp_path: Path, inputs: dict[str, Step], model: str) -> None:
     trained = make_step(tmp_path, inputs, model=model).config
     weights = tmp_path / "model.safetensors"
-    save_file({k: v.contiguous() for k, v in trained.spec(2).with_starting_weights().state_dict().items()}, weights)
+    save_file({k: v.contiguous() for k, v in build_to_train(trained.spec(2)).state_dict().items()}, weights)
     wanted = {"max_detections": 5, "score_threshold": 0.0, "nms_threshold": 1.0}
     config = DetectConfig(images="i", detector="d", scales=[64, 80], flip=True, **wanted)
     schema = schemas.with_metadata(schemas.DETECTIONS, fingerprint="d", class_names=["red", "blue"])
@@ -423,7 +425,7 @@ def test_detections_come_from_every_readable_image(tmp_path: Path, inputs: dict[
     assert boxes.min() >= 0
     assert boxes.max() <= 64 + 1e-3
     masks = rows[0]["masks"]
-    assert (masks is not None) == (model in LEARN_MASKS)
+    assert (masks is not None) == (kind_of(model).learns_masks)
     for mask in masks or []:
         assert decode_rle(mask, 64, 64).any() or model == "mask_rcnn"  # untrained masks may be empty
 
@@ -444,13 +446,13 @@ class Corner(Detector):
 def test_what_several_views_show_is_one_object_in_the_images_own_pixels() -> None:
     image = torch.zeros(3, 40, 80, dtype=torch.uint8)
     image[:, :10, :20] = 255
-    rules = DetectRules(scales=(40, 80, 120), max_side=1000, nms_threshold=0.5)
+    rules = InferenceRules(scales=(40, 80, 120), max_side=1000, nms_threshold=0.5)
     found = detect_in_views(Corner(), image, rules)
     assert (len(found.boxes), found.classes.tolist(), found.scores.tolist()) == (1, [1], [pytest.approx(0.12)])
     assert torch.allclose(found.boxes[0], torch.tensor([0.0, 0, 20, 10]), atol=1)
     assert found.masks is not None
     assert torch.equal(found.masks[0], image[0] > 0)
-    every = detect_in_views(Corner(), image, DetectRules(scales=(40, 80), max_side=1000, nms_threshold=1.0))
+    every = detect_in_views(Corner(), image, InferenceRules(scales=(40, 80), max_side=1000, nms_threshold=1.0))
     assert len(every.boxes) == 4
     assert every.masks is not None
     assert all((mask != (image[0] > 0)).sum() <= 40 for mask in every.masks)  # those of mirrored views are mirrored

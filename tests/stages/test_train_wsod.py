@@ -22,7 +22,8 @@ from weaksam.models.wsod.build import WsodSpec
 from weaksam.models.wsod.network import METHODS
 from weaksam.stages import detect, train_wsod
 from weaksam.stages.detect import DetectConfig, DetectObjects, WsodFinder
-from weaksam.stages.train_wsod import TrainWsodConfig, make_task, train_settings
+from weaksam.stages.train_wsod import TrainWsodConfig, make_task
+from weaksam.stages.training_run import loop_settings
 from weaksam.training.loop import TrainResources
 
 
@@ -134,7 +135,7 @@ def test_labels_that_teach_nothing_are_refused_or_give_a_warning(
 
 def test_the_published_schedule_is_the_default() -> None:
     config = TrainWsodConfig(images="images", proposals="proposals", split="trainval")
-    settings = train_settings(config)
+    settings = loop_settings(config)
     assert (settings.steps, settings.batch_size, settings.lr) == (30_000, 8, 1e-5)
     assert (settings.milestones, settings.warmup_from) == ((20_000, 26_700), pytest.approx(1 / 3))
     assert config.spec(20).rules == METHODS["mist"]

@@ -10,13 +10,15 @@ import difflib
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import pydantic
 import yaml
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, create_model
+from pydantic_core import CoreSchema, core_schema
 
 from weaksam.core import uris
 from weaksam.errors import ConfigError
@@ -38,6 +40,24 @@ class Reads:
     """Marks a field that names an earlier step, and what that step must write: `images`, `proposals`, ..."""
 
     noun: str
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """Marks a text field whose value is one of the names of a catalogue."""
+
+    names: tuple[str, ...]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(self.check, handler(source))
+
+    def check(self, value: str) -> str:
+        """The value; ValueError with the names if it is none of them."""
+        if value not in self.names:
+            close = difflib.get_close_matches(value, self.names, n=1)
+            guess = f": did you mean {close[0]!r}?" if close else ""
+            raise ValueError(f"must be one of {', '.join(self.names)}, got {value!r}{guess}")
+        return value
 
 
 @dataclass(frozen=True)
@@ -72,6 +92,18 @@ class Added:
 
     So steps that were finished before there was such a field stay finished.
     """
+
+
+def with_defaults(base: type[Config], **defaults: Any) -> type[Config]:
+    """`base` with other defaults, to inherit from: types, limits and sentences of the fields stay those of `base`."""
+    changed_fields: dict[str, Any] = {}
+    for name, value in defaults.items():
+        field = copy(base.model_fields[name])
+        field.default = value
+        changed_fields[name] = (field.annotation, field)
+    return create_model(
+        base.__name__, __base__=base, __doc__=base.__doc__, __module__=base.__module__, **changed_fields
+    )
 
 
 class StageConfig(Settings):
@@ -192,7 +224,7 @@ def parse_settings(config: type[Settings], raw: Any, *, where: str) -> tuple[Set
 
 def _fault(config: type[Settings], fault: Any, where: str) -> str:
     key = ".".join([where, *(str(part) for part in fault["loc"])])
-    if fault["type"] == "extra_forbidden":
+    if fault["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         close = difflib.get_close_matches(str(fault["loc"][-1]), _names_at(config, fault["loc"][:-1]), n=1)
         return f"{key}: unknown key" + (f": did you mean '{close[0]}'?" if close else "")
     if fault["type"] == "missing":
@@ -202,15 +234,16 @@ def _fault(config: type[Settings], fault: Any, where: str) -> str:
     return f"{key}: {fault['msg'][0].lower()}{fault['msg'][1:]}, got {fault['input']!r}"
 
 
-def _names_at(config: type[BaseModel], location: tuple) -> list[str]:
-    """Field names of the settings class that `location` leads to."""
+def _names_at(config: type, location: tuple) -> list[str]:
+    """Field names of the settings class, or of the rules, that `location` leads to."""
     for part in location:
-        field = config.model_fields.get(str(part))
-        annotation = field.annotation if field else None
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+        field = config.model_fields.get(str(part)) if issubclass(config, BaseModel) else None
+        if field is None or not isinstance(field.annotation, type):
             return []
-        config = annotation
-    return list(config.model_fields)
+        config = field.annotation
+    if issubclass(config, BaseModel):
+        return list(config.model_fields)
+    return [field.name for field in fields(config)] if is_dataclass(config) else []
 
 
 def changed(config: Config, **updates: Any) -> Config:

@@ -18,12 +18,13 @@ def check_whole(name: str, value: Any, *, least: int, or_none: bool = True) -> N
         raise ValueError(f"{name} must be {none}a whole number from {least} on, got {value!r}")
 
 
-def check_number(name: str, value: Any, *, or_none: bool = False) -> None:
-    """ValueError unless a value is a finite number, or None where that is allowed."""
+def check_number(name: str, value: Any, *, least: float = -math.inf, or_none: bool = False) -> None:
+    """ValueError unless a value is a finite number of at least `least`, or None where that is allowed."""
     if value is None and or_none:
         return
-    if not isinstance(value, (int, float, np.number)) or not math.isfinite(value):
-        raise ValueError(f"{name} must be a finite number{' or None' if or_none else ''}, got {value!r}")
+    if not isinstance(value, (int, float, np.number)) or not math.isfinite(value) or value < least:
+        limit = f" from {least:g} on" if math.isfinite(least) else ""
+        raise ValueError(f"{name} must be a finite number{limit}{' or None' if or_none else ''}, got {value!r}")
 
 
 def check_objects(row: Mapping[str, Any], what: str, num_classes: int | None = None) -> None:

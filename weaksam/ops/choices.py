@@ -1,9 +1,15 @@
-"""Names out of a few known ones: a misspelt one is refused, never taken for another."""
+"""Values of rules: a misspelt name or a number out of range is refused, never taken for another.
+
+Rules are frozen dataclasses that check themselves; the settings of a stage hold these very objects.
+"""
 
 from __future__ import annotations
 
 from functools import cache
 from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+# How settings read rules from a run file, as `__pydantic_config__` of the class: nothing is converted or ignored.
+STRICT: Any = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
 
 
 def check_choices(rules: Any) -> None:

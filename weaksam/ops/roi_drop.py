@@ -13,7 +13,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
-from weaksam.ops.choices import check_choices
+from weaksam.ops.checks import check_number, check_whole
+from weaksam.ops.choices import STRICT, check_choices
 
 Gate = Literal["off", "and", "independent", "independent_all", "cls", "reg"]
 Array = TypeVar("Array", bound=Any)  # of numpy, torch, jax: whatever has >, & and |
@@ -21,7 +22,7 @@ Array = TypeVar("Array", bound=Any)  # of numpy, torch, jax: whatever has >, & a
 
 @dataclass(frozen=True)
 class RoiDropRules:
-    """When a region's losses are dropped.
+    """When a region is taken to be wrongly labelled, and its losses are dropped.
 
     Attributes:
         gate: `and`: both losses of a region where both are too large; `independent`: each loss where it itself is;
@@ -33,13 +34,18 @@ class RoiDropRules:
         start: step of the training from which on regions are dropped; before, their losses say little.
     """
 
+    __pydantic_config__ = STRICT
+
     gate: Gate = "off"
     cls_threshold: float = 4.0
     reg_threshold: float = 4.0
-    start: int = 0
+    start: int = 2000
 
     def __post_init__(self) -> None:
         check_choices(self)
+        check_number("cls_threshold", self.cls_threshold, least=0.0)
+        check_number("reg_threshold", self.reg_threshold, least=0.0)
+        check_whole("start", self.start, least=0, or_none=False)
 
 
 NO_DROP = RoiDropRules()

@@ -5,11 +5,13 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import fields, is_dataclass
+from typing import Any, get_type_hints
 
 from rich.table import Table
 
 from weaksam.core import storage, tables
+from weaksam.core.config import OneOf
 from weaksam.core.step import Step, read_manifest
 from weaksam.core.step_folders import name_lost
 from weaksam.errors import ConfigError, DamagedError
@@ -208,15 +210,49 @@ def settings_of_stage(name: str) -> tuple[str, Table]:
 def settings_rows(config: Any, prefix: str = "") -> list[tuple[str, str, str, str]]:
     """(key, type, default, sentence) of every setting, nested ones as `outer.inner`."""
     rows = []
-    for name, info in config.model_fields.items():
+    for name, info in config.model_fields.items() if prefix else _own_first(config):
         inner = info.annotation
         if isinstance(inner, type) and hasattr(inner, "model_fields"):
             rows += settings_rows(inner, f"{prefix}{name}.")
             continue
-        kind = inner.__name__ if isinstance(inner, type) else str(inner).replace("typing.", "")
+        if is_dataclass(inner):
+            rows += _rule_rows(inner, f"{prefix}{name}.")
+            continue
+        kind = next((" | ".join(mark.names) for mark in info.metadata if isinstance(mark, OneOf)), _type_name(inner))
         default = "required" if info.is_required() else _shortly(info.get_default(call_default_factory=True))
         rows.append((prefix + name, kind, default, " ".join((info.description or "").split())))
     return rows
+
+
+def _own_first(config: Any) -> list[tuple[str, Any]]:
+    """The fields of a stage, those that it shares with other stages last."""
+    own = vars(config).get("__annotations__", {})
+    return sorted(config.model_fields.items(), key=lambda field: field[0] not in own)
+
+
+def _rule_rows(rules: Any, prefix: str) -> list[tuple[str, str, str, str]]:
+    """The rows of rules, a dataclass whose docstring describes its attributes."""
+    sentences = _attribute_sentences(inspect.cleandoc(rules.__doc__ or ""))
+    hints = get_type_hints(rules)
+    return [
+        (prefix + field.name, _type_name(hints[field.name]), _shortly(field.default), sentences[field.name])
+        for field in fields(rules)
+    ]
+
+
+def _attribute_sentences(docstring: str) -> dict[str, str]:
+    """What the section `Attributes` of a docstring says of each."""
+    section = docstring.partition("Attributes:\n")[2]
+    entries = re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", section, re.MULTILINE)
+    return {name: _sentence(" ".join(text.split())) for name, text in entries}
+
+
+def _sentence(text: str) -> str:
+    return text if text.startswith("`") else text[:1].upper() + text[1:]
+
+
+def _type_name(kind: Any) -> str:
+    return kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")
 
 
 def _shortly(value: Any) -> str:

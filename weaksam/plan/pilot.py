@@ -19,7 +19,7 @@ from weaksam.core import storage, tables
 from weaksam.core.config import changed
 from weaksam.core.step import Step
 from weaksam.execution.pools import PoolResources, fit_pool
-from weaksam.training.settings import TrainingConfig
+from weaksam.training.settings import LoopSettings
 
 log = logging.getLogger(__name__)
 
@@ -156,7 +156,7 @@ def places_of(step: Step, there: Mapping[tuple[str, str], int]) -> Places:
     """The splits whose images a step has rows of: its own, or all that the tables it reads share."""
     if step.stage.name == "index":
         return frozenset(place for place in there if place[0] == step.name)
-    read = [places_of(other, there) for other in step.inputs.values() if not isinstance(other.config, TrainingConfig)]
+    read = [places_of(other, there) for other in step.inputs.values() if not isinstance(other.config, LoopSettings)]
     shared = frozenset.intersection(*read)
     split = getattr(step.config, "split", None)
     return shared if split is None else frozenset(place for place in shared if place[1] == split)
@@ -169,7 +169,7 @@ def _for_pilot(stage: str, config: Any, images: int, sampled: int) -> Any:
         updates["sample"] = min(images, config.sample or images)
     if stage == "export":
         updates["to"] = None  # the place is for the run
-    if isinstance(config, TrainingConfig):
+    if isinstance(config, LoopSettings):
         config = config.shortened(sampled)
     if isinstance(asked := getattr(config, "resources", None), PoolResources):
         updates["resources"] = changed(asked, record_times=True)

@@ -17,7 +17,7 @@ from weaksam.execution.times import FOLDER, read_times
 from weaksam.plan.pilot import Pilot
 from weaksam.plan.projection import Advice, Pace, advise, mapping_start, measure_pace, project_mapping, project_small
 from weaksam.plan.training_projection import Seconds, parts_of_steps, project_training
-from weaksam.training.settings import TrainingConfig, cpus_of_worker
+from weaksam.training.settings import LoopSettings, cpus_of_worker
 from weaksam.training.written import read_metrics
 
 UNMODELLED = 0.1  # share of a time that is added to its interval: other images, a network that has learnt less
@@ -100,7 +100,7 @@ def _plan_step(pilot: Pilot, step: Step) -> StepPlan:
     told: dict[str, Any] = {"step": step.name, "stage": step.stage.name, "rows": wanted, "cpus": 1.0, "gpus": 0.0}
     ratio, checkpoints = wanted / max(rows, 1), 1.0
     whole, config = pilot.whole[step.name], step.config
-    if isinstance(config, TrainingConfig) and (lines := read_metrics(step.folder)):
+    if isinstance(config, LoopSettings) and (lines := read_metrics(step.folder)):
         courses = config.course(rows), whole.course(wanted)
         found = project_training(courses[0], lines, seconds, courses[1])
         kept = [min(_KEPT_CHECKPOINTS, int(parts_of_steps(course)[:, -1].sum())) for course in courses]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
@@ -18,6 +18,8 @@ from weaksam.core.step import Outcome, Stage, Step
 from weaksam.errors import ConfigError, ImageError
 from weaksam.execution import metrics
 from weaksam.execution.pools import PoolResources
+from weaksam.models.detectors.catalogue import kind_of
+from weaksam.models.detectors.rules import InferenceRules
 from weaksam.stages.checks import check_rows, check_same_classes, with_states
 from weaksam.stages.train_detector import TrainDetectorConfig
 from weaksam.stages.train_wsod import TrainWsodConfig
@@ -26,24 +28,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from weaksam.models.detectors.base import Found
-    from weaksam.models.detectors.inference import DetectRules
 
 log = logging.getLogger(__name__)
-
-# How each kind of detector is published to be tested, Faster R-CNN on VOC; MIST: `DetectRules` itself.
-_PUBLISHED: dict[str, dict[str, Any]] = {
-    "wsod": {},
-    "faster_rcnn": {"scales": (480, 576, 688, 864, 1000, 1200), "max_side": 2000, "flip": True, "score_threshold": 0.05,
-                    "nms_threshold": 0.5, "max_detections": 100},
-    "dino": {"scales": (800,), "max_side": 1333, "flip": False, "score_threshold": 0.0, "nms_threshold": 0.6,
-             "max_detections": 300},
-    "mask_rcnn": {"scales": (800,), "max_side": 1333, "flip": False, "score_threshold": 0.05, "nms_threshold": 0.5,
-                  "max_detections": 100},
-    "mask2former": {"scales": (800,), "max_side": 1333, "flip": False, "score_threshold": 0.0, "nms_threshold": 0.6,
-                    "max_detections": 100},
-    "rt_detr_v2": {"scales": (640,), "max_side": 1333, "flip": False, "score_threshold": 0.0, "nms_threshold": 0.6,
-                   "max_detections": 300},
-}  # fmt: skip
 
 
 class DetectConfig(StageConfig):
@@ -90,13 +76,10 @@ class DetectConfig(StageConfig):
             raise ValueError("proposals go with checkpoint, the step of a weakly supervised detector")
         return self
 
-    def rules(self, kind: str) -> DetectRules:
-        """What is wanted of a kind of detector, a key of `_PUBLISHED`."""
-        from weaksam.models.detectors.inference import DetectRules
-
-        given = {key: value for key in DetectRules.__dataclass_fields__ if (value := getattr(self, key)) is not None}
-        given |= {"scales": tuple(given["scales"])} if "scales" in given else {}
-        return DetectRules(**_PUBLISHED[kind] | given)
+    def rules(self, published: InferenceRules) -> InferenceRules:
+        """`published`, how the detector is published to be tested, with the settings that the step has."""
+        own = {field.name: value for field in fields(published) if (value := getattr(self, field.name)) is not None}
+        return replace(published, **own | ({"scales": tuple(own["scales"])} if "scales" in own else {}))
 
 
 Find = Callable[["Tensor", np.ndarray], "Found"]  # an image (3, H, W) uint8 and proposals on it (N, 4) -> detections
@@ -109,7 +92,7 @@ class WsodFinder:
     trained: TrainWsodConfig
     num_classes: int
     uri: str
-    rules: DetectRules
+    rules: InferenceRules
 
     def __call__(self, device: str) -> Find:
         """The function, on a device."""
@@ -134,17 +117,15 @@ class DetectorFinder:
     trained: TrainDetectorConfig
     num_classes: int
     uri: str
-    rules: DetectRules
+    rules: InferenceRules
 
     def __call__(self, device: str) -> Find:
         """The function, on a device."""
-        from weaksam.models.detectors.faster_rcnn import FoundRules
+        from weaksam.models.detectors.build import build_trained
         from weaksam.models.detectors.inference import detect_in_views
 
-        rules = self.rules
-        found = FoundRules(rules.score_threshold, rules.nms_threshold, rules.max_detections)
-        net = self.trained.spec(self.num_classes).trained(storage.fetch(self.uri), found).to(device)
-        return lambda image, _: detect_in_views(net, image, rules)
+        net = build_trained(self.trained.spec(self.num_classes), storage.fetch(self.uri), self.rules).to(device)
+        return lambda image, _: detect_in_views(net, image, self.rules)
 
 
 class DetectObjects:
@@ -199,9 +180,9 @@ def run(step: Step) -> Outcome:
         source = with_proposals(step, source)
     uri = storage.join(trained.folder, "checkpoint", "model.safetensors")
     if isinstance(trained.config, TrainDetectorConfig):
-        finder = DetectorFinder(trained.config, len(names), uri, config.rules(trained.config.model))
+        finder = DetectorFinder(trained.config, len(names), uri, config.rules(kind_of(trained.config.model).inference))
     else:
-        finder = WsodFinder(trained.config, len(names), uri, config.rules("wsod"))
+        finder = WsodFinder(trained.config, len(names), uri, config.rules(InferenceRules()))
     schema = schemas.with_metadata(schemas.DETECTIONS, fingerprint=step.fingerprint, class_names=names)
     kwargs = {"config": config, "make_finder": finder, "schema": schema}
     return runtime.map_images(step, source, DetectObjects, kwargs, schema=schema, resources=config.resources)

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from weaksam.core import storage
-from weaksam.core.config import Added, NotInFingerprint, OutsideFile, Reads, changed
+from weaksam.core.config import Added, NotInFingerprint, OutsideFile, Reads, changed, with_defaults
 from weaksam.core.step import Outcome, Stage, Step
 from weaksam.errors import DataError
 from weaksam.stages.labels import labelled_images
 from weaksam.stages.training_run import identify_shipped, loop_settings, make_course, outcome_of, train_task
-from weaksam.training.settings import Course, Precision, TrainingConfig, TrainResources, TrainSettings, pilot_steps
+from weaksam.training.settings import Course, LoopSettings, TrainSettings, pilot_steps
 
 if TYPE_CHECKING:
     from weaksam.training.classifier_task import ClassifierTask, LabelledImages
@@ -28,7 +28,10 @@ if TYPE_CHECKING:
 _PILOT_HELD_OUT = 0.25
 
 
-class TrainClassifierConfig(TrainingConfig):
+_PUBLISHED = with_defaults(LoopSettings, batch_size=64, lr=7.5e-5, final_lr=0.13, weight_decay=0.03, precision="bf16")
+
+
+class TrainClassifierConfig(_PUBLISHED):
     """Trains a classifier from image-level labels: WeakTr, or class activation maps on `efficientnet_lite0`.
 
     Defaults are the published recipe for VOC (batch 64, learning rate 7.5e-5, 60 epochs, DeiT-S).
@@ -56,18 +59,10 @@ class TrainClassifierConfig(TrainingConfig):
     """Side of training pictures, pixels."""
     epochs: int = Field(default=60, ge=0)
     """Times each image is seen; 0 takes the starting weights as they are."""
-    batch_size: int = Field(default=64, ge=1)
-    """Images of a step, over all workers together."""
     optimizer: Literal["adamw", "muon"] = "adamw"
     """Muon learns a network that starts at random, like the layers on frozen features, in far fewer steps."""
-    lr: float = Field(default=7.5e-5, gt=0)
-    """Learning rate after the warm-up, for this batch size."""
-    final_lr: float = Field(default=0.13, ge=0, le=1)
-    """Share of `lr` that the cosine ends with."""
     warmup_epochs: float = Field(default=5, ge=0)
     """Epochs over which the learning rate rises."""
-    weight_decay: float = Field(default=0.03, ge=0)
-    """Weight decay of matrices."""
     drop_path: float = Field(default=0.1, ge=0, lt=1)
     """Chance to leave out a residual branch of the last layer; earlier ones less."""
     min_scale: float = Field(default=0.08, gt=0, le=1)
@@ -76,22 +71,12 @@ class TrainClassifierConfig(TrainingConfig):
     """Strength of random operations on colour and shape; 0 = none."""
     erase: float = Field(default=0.25, ge=0, le=1)
     """Chance that a rectangle is erased."""
-    ema: float = Field(default=0.0, ge=0, lt=1)
-    """Memory of the running mean of the weights that is handed on; 0 = the last ones."""
-    precision: Precision = "bf16"
-    """What is computed in; fp16, as published, needs a GPU; bf16 is fp32 on processors that lack it."""
     held_out: float = Field(default=0.05, ge=0, le=0.5)
     """Share of the images kept out of training to measure mAP on."""
     max_held_out: int = Field(default=1000, ge=1)
     """Most images kept out."""
-    seed: int = Field(default=0, ge=0)
-    """Decides order, augmentation and random weights."""
-    checkpoint_every: Annotated[int, NotInFingerprint()] = Field(default=500, ge=1)
-    """Steps between checkpoints: what an interruption can cost."""
     validate_epochs: Annotated[int, NotInFingerprint()] = Field(default=5, ge=1)
     """Epochs between two looks at the held-out images."""
-    resources: TrainResources = TrainResources()
-    """Where it runs."""
 
     @model_validator(mode="after")
     def _fits_its_backbone(self) -> Self:

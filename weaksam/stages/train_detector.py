@@ -5,18 +5,22 @@ Nothing is selected: the weights of the last step are handed on. The only boxes 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import numpy as np
 from pydantic import Field, model_validator
 
 from weaksam.core import schemas, storage, tables
-from weaksam.core.config import NotInFingerprint, OutsideFile, Reads, changed
+from weaksam.core.config import OneOf, OutsideFile, Reads, changed, with_defaults
 from weaksam.core.step import Outcome, Stage, Step
 from weaksam.errors import ConfigError, DataError
+from weaksam.models.detectors.catalogue import KINDS, kind_of
+from weaksam.models.detectors.catalogue.kind import BoxLoss, DetectorKind, DetectorSpec
+from weaksam.ops.roi_drop import RoiDropRules
 from weaksam.stages.checks import check_same_classes, check_same_images, keep_areas
-from weaksam.stages.detector_recipes import RECIPES, RoiDropSettings
 from weaksam.stages.training_run import (
     describe_loss,
     identify_shipped,
@@ -25,24 +29,27 @@ from weaksam.stages.training_run import (
     outcome_of,
     train_task,
 )
-from weaksam.training.settings import (
-    Course,
-    Precision,
-    TrainingConfig,
-    TrainResources,
-    TrainSettings,
-    pilot_steps,
-    shorten,
-)
+from weaksam.training.settings import Course, StepSettings, pilot_steps
 
 if TYPE_CHECKING:
-    from weaksam.models.detectors.build import DetectorSpec
     from weaksam.training.detector_task import DetectorTask, PseudoObjects
 
-_TWO_STAGES = ("faster_rcnn", "mask_rcnn")
+BACKBONES = tuple(dict.fromkeys(name for kind in KINDS for name in kind.backbones))
 
 
-class TrainDetectorConfig(TrainingConfig):
+_PUBLISHED = with_defaults(
+    StepSettings,
+    steps=9000,
+    batch_size=16,
+    lr=0.02,
+    warmup=30,
+    warmup_from=1e-3,
+    milestones=[6000, 8000],
+    weight_decay=1e-4,
+)
+
+
+class TrainDetectorConfig(_PUBLISHED):
     """Trains Faster R-CNN, DINO, RT-DETRv2, Mask R-CNN or Mask2Former on pseudo ground truth.
 
     Defaults are the published recipe of Faster R-CNN for VOC07 (SGD, batch 16, learning rate 0.02, 9,000 steps). Other
@@ -55,9 +62,9 @@ class TrainDetectorConfig(TrainingConfig):
     """The `index` step with the images."""
     pgt: Annotated[str, Reads("pgt")]
     """The step with the boxes, and masks, to learn from; its images are trained on."""
-    model: Literal["faster_rcnn", "dino", "rt_detr_v2", "mask_rcnn", "mask2former"] = "faster_rcnn"
+    model: Annotated[str, OneOf(tuple(kind.name for kind in KINDS))] = "faster_rcnn"
     """What is trained."""
-    backbone: Literal["resnet50", "efficientnet_lite0", "small"] = "resnet50"
+    backbone: Annotated[str, OneOf(BACKBONES)] = "resnet50"
     """The last two are for few images and no GPU. Photographs want `efficientnet_lite0`, for Faster and Mask R-CNN,
     which comes with weights of ImageNet; `small` is a smaller network on what the frozen small SAM sees."""
     pretrained: bool = True
@@ -69,12 +76,12 @@ class TrainDetectorConfig(TrainingConfig):
     frozen_stages: int = Field(default=1, ge=0, le=4)
     """Stages that are not trained, from the first; of resnet50, or of efficientnet_lite0, which has five (strides 2 to
     32)."""
-    box_loss: Literal["l1", "smooth_l1"] = "l1"
+    box_loss: BoxLoss = "l1"
     """Of Faster and Mask R-CNN: `l1` as published, torchvision's own is `smooth_l1`."""
     first_stage: float = Field(default=0.4, ge=0, lt=1)
     """Share of the steps in which a small Faster or Mask R-CNN learns where objects are, before what they are; 0 where
     it learnt that before (`start`)."""
-    roi_drop: RoiDropSettings = RoiDropSettings()
+    roi_drop: RoiDropRules = RoiDropRules()
     """Which regions are not learnt from."""
     keep_empty: bool = False
     """Whether images without boxes are learnt from, as background; their objects were not found, but are there."""
@@ -88,59 +95,40 @@ class TrainDetectorConfig(TrainingConfig):
     """Instead of all this, side of the square that images are made, pixels: large-scale jitter."""
     jitter: list[float] = Field(default=[0.1, 2.0], min_length=2, max_length=2)
     """By how much an image is made larger than fits into the square, at least and at most, before it is cut."""
-    steps: int = Field(default=9000, ge=1)
-    """Steps of the optimiser."""
-    batch_size: int = Field(default=16, ge=1)
-    """Images of a step, over all workers together."""
     optimizer: Literal["sgd", "adamw", "muon"] = "sgd"
     """`sgd` has momentum 0.9; `muon` is for backbone `small`."""
-    lr: float = Field(default=0.02, gt=0)
-    """Learning rate after the warm-up, for this batch size."""
     backbone_lr: float = Field(default=1.0, gt=0)
     """Learning rate of the backbone, and of the first stage of a small Faster R-CNN, times `lr`."""
-    warmup: int = Field(default=30, ge=0)
-    """Steps over which the learning rate rises from a thousandth."""
-    milestones: list[int] | None = Field(default=[6000, 8000])
-    """Steps after which the learning rate is divided by 10; null = a cosine to 0."""
-    weight_decay: float = Field(default=1e-4, ge=0)
-    """Weight decay; none on layers of normalisation."""
-    clip: float | None = Field(default=None, gt=0)
-    """Largest norm of the gradient; unset = not clipped."""
-    ema: float = Field(default=0.0, ge=0, lt=1)
-    """Memory of the running mean of the weights that is handed on; 0 = the last ones."""
-    precision: Precision = "fp32"
-    """What is computed in; bf16 is fp32 on processors that lack it."""
-    seed: int = Field(default=0, ge=0)
-    """Decides order, augmentation and random weights."""
-    checkpoint_every: Annotated[int, NotInFingerprint()] = Field(default=500, ge=1)
-    """Steps between checkpoints: what an interruption can cost."""
-    log_every: Annotated[int, NotInFingerprint()] = Field(default=50, ge=1)
-    """Steps between rows of metrics."""
-    resources: TrainResources = TrainResources()
-    """Where it runs."""
 
     @model_validator(mode="before")
     @classmethod
     def _by_model(cls, given: Any) -> Any:
-        recipe = RECIPES.get(str(given.get("model"))) if isinstance(given, dict) else None
-        return {**recipe, **given} if recipe else given
+        if not isinstance(given, dict):
+            return given
+        return next((dict(kind.recipe) for kind in KINDS if kind.name == given.get("model")), {}) | given
+
+    @property
+    def kind(self) -> DetectorKind:
+        """What is trained."""
+        return kind_of(self.model)
 
     @model_validator(mode="after")
     def _fits(self) -> TrainDetectorConfig:
         if self.backbone != "resnet50" and self.weights is not None:
             raise ValueError(f"weights are for resnet50: {self.backbone} has weights of its own")
-        if self.backbone == "efficientnet_lite0" and self.model not in _TWO_STAGES:
-            raise ValueError(f"backbone efficientnet_lite0 is for faster_rcnn and mask_rcnn: {self.model} has resnet50")
+        if self.backbone not in self.kind.backbones:
+            raise ValueError(
+                f"backbone {self.backbone} is not for {self.model}, which has {_list(self.kind.backbones)}"
+            )
         if self.start is not None and self.weights is not None:
             raise ValueError("weights would be ignored: the detector of start has its own")
-        if self.first_stage == 0 and self.backbone == "small" and self.model in _TWO_STAGES and self.start is None:
+        if self.first_stage == 0 and self.backbone == "small" and self.kind.is_two_stage and self.start is None:
             raise ValueError("first_stage must be above 0 where no step to start from has learnt it")
         if self.backbone != "small" and self.optimizer == "muon":
             raise ValueError(f"optimizer muon is for backbone small: {self.backbone} has sgd or adamw")
-        if self.model in ("rt_detr_v2", "mask2former") and self.roi_drop.gate != "off":
-            raise ValueError(
-                f"roi_drop is for faster_rcnn, mask_rcnn and dino: {self.model} has its losses summed up elsewhere"
-            )
+        if self.roi_drop.gate != "off" and not self.kind.has_roi_drop:
+            dropping = [kind.name for kind in KINDS if kind.has_roi_drop]
+            raise ValueError(f"roi_drop is for {_list(dropping)}: {self.model} has its losses summed up elsewhere")
         if not 0 < self.jitter[0] <= self.jitter[1]:
             raise ValueError(f"jitter must be two factors above 0, the smaller first, got {self.jitter}")
         return self
@@ -151,30 +139,30 @@ class TrainDetectorConfig(TrainingConfig):
         return round(self.first_stage * self.steps)
 
     def course(self, images: int) -> Course:
-        in_turn = self.backbone == "small" and self.model in _TWO_STAGES and self.first_steps > 0
+        in_turn = self.backbone == "small" and self.kind.is_two_stage and self.first_steps > 0
         varied = self.backbone != "small" or self.square is not None or self.crop_chance > 0
         phases = (0, self.first_steps) if in_turn else (0,)
-        return make_course(train_settings(self), images, views=None if varied else 2 * len(self.scales), phases=phases)
+        return make_course(loop_settings(self), images, views=None if varied else 2 * len(self.scales), phases=phases)
 
     def shortened(self, images: int) -> Self:
         in_turn = len(self.course(images).phases) > 1
         shortest = min(self.first_stage, 1 - self.first_stage) if in_turn else 1.0
         steps = pilot_steps(self.steps, images, self.batch_size, shortest)
-        drop = changed(self.roi_drop, start=round(steps / self.steps * self.roi_drop.start))
-        return changed(self, **shorten(self, steps), roi_drop=drop)
+        return self.scaled_to(steps)
+
+    def scaled_to(self, steps: int) -> Self:
+        drop = replace(self.roi_drop, start=round(steps / self.steps * self.roi_drop.start))
+        return changed(super().scaled_to(steps), roi_drop=drop)
 
     def spec(self, num_classes: int, boxes_per_image: float = 1.0) -> DetectorSpec:
         """The network."""
-        from weaksam.models.detectors.build import DetectorSpec
-        from weaksam.ops.roi_drop import RoiDropRules
-
         return DetectorSpec(
             model=self.model,
             backbone=self.backbone,
             num_classes=num_classes,
             frozen_stages=self.frozen_stages,
             box_loss=self.box_loss,
-            drop=RoiDropRules(**self.roi_drop.model_dump()),
+            drop=self.roi_drop,
             boxes_per_image=boxes_per_image,
             first_steps=self.first_steps,
             pretrained=self.pretrained,
@@ -182,16 +170,16 @@ class TrainDetectorConfig(TrainingConfig):
         )
 
 
+def _list(names: Sequence[str]) -> str:
+    """`a, b and c`."""
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+
+
 def run(step: Step) -> Outcome:
     """Trains, from where an earlier call stopped."""
     task = make_task(step)
-    last = train_task(step, task, train_settings(step.config))
+    last = train_task(step, task, loop_settings(step.config))
     return outcome_of(step, len(task.uris), describe_loss(last))
-
-
-def train_settings(config: TrainDetectorConfig) -> TrainSettings:
-    """The same for the loop."""
-    return loop_settings(config, warmup_from=1e-3)
 
 
 def make_task(step: Step) -> DetectorTask:
@@ -200,6 +188,7 @@ def make_task(step: Step) -> DetectorTask:
     Raises:
         DataError: none has a box, or the boxes are of other images.
     """
+    from weaksam.models.detectors.build import build_to_train
     from weaksam.training.detector_task import DetectorRecipe, DetectorTask
 
     config: TrainDetectorConfig = step.config
@@ -218,13 +207,13 @@ def make_task(step: Step) -> DetectorTask:
     if config.start is not None:
         _check_start(step)
         spec = replace(spec, start=storage.join(step.inputs["start"].folder, "checkpoint", "model.safetensors"))
-    return DetectorTask(spec.with_starting_weights, uris, objects, recipe)
+    return DetectorTask(partial(build_to_train, spec), uris, objects, recipe)
 
 
 def _check_start(step: Step) -> None:
     """Raises ConfigError when the weights of the step to start from are of another network."""
     config, start = step.config, step.inputs["start"]
-    models = ("faster_rcnn", "mask_rcnn") if config.model == "mask_rcnn" else (config.model,)
+    models = (*config.kind.starts_from, config.model)
     if start.config.model not in models or start.config.backbone != config.backbone:
         raise ConfigError(
             f"steps.{step.name}.start: step {start.name} trained {start.config.model} on {start.config.backbone}: name "
@@ -236,14 +225,13 @@ def _check_start(step: Step) -> None:
 def read_objects(step: Step) -> tuple[list[str], PseudoObjects, int]:
     """URIs of the images to train on, their objects, and the number of classes."""
     from weaksam.data.remarks import Remarks
-    from weaksam.models.detectors.build import LEARN_MASKS
     from weaksam.training.detector_task import PseudoObjects
 
     check_same_images(step, "pgt")
     source = step.inputs["pgt"]
     images = tables.read_step(step.inputs["images"], columns=["uri"])
     uri_of = dict(zip(images.column("image_id").to_pylist(), images.column("uri").to_pylist(), strict=True))
-    learns_masks = step.config.model in LEARN_MASKS
+    learns_masks = step.config.kind.learns_masks
     columns = ["status", "boxes", "classes", "trusted", *(["masks"] if learns_masks else [])]
     remarks = Remarks(f"steps.{step.name}: step {source.name}")
     rows = [row for row in tables.read_step(source, columns=columns).to_pylist() if row["status"] == schemas.OK]
@@ -276,7 +264,7 @@ def _exist(classes: np.ndarray, num_classes: int) -> bool:
 
 
 def _shipped_weights(config: TrainDetectorConfig) -> dict[str, str]:
-    moves_boxes = config.model in _TWO_STAGES  # by the shipped SAM, whatever the backbone starts from
+    moves_boxes = config.kind.is_two_stage  # by the shipped SAM, whatever the backbone starts from
     is_used = config.pretrained or (moves_boxes and config.backbone == "small")
     return identify_shipped(config.backbone) if is_used else {}
 

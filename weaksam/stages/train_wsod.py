@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from weaksam.core import schemas, tables
-from weaksam.core.config import Added, NotInFingerprint, OutsideFile, Reads, changed
+from weaksam.core.config import Added, OutsideFile, Reads, with_defaults
 from weaksam.core.step import Outcome, Stage, Step
 from weaksam.errors import ConfigError
 from weaksam.stages.checks import check_rows
@@ -26,15 +26,7 @@ from weaksam.stages.training_run import (
     outcome_of,
     train_task,
 )
-from weaksam.training.settings import (
-    Course,
-    Precision,
-    TrainingConfig,
-    TrainResources,
-    TrainSettings,
-    pilot_steps,
-    shorten,
-)
+from weaksam.training.settings import Course, StepSettings
 
 if TYPE_CHECKING:
     from weaksam.data.proposal_boxes import ProposalBoxes
@@ -46,7 +38,19 @@ log = logging.getLogger(__name__)
 Source = Literal["grid", "coarse", "fine", "cross"]  # schemas.SOURCES, as a type
 
 
-class TrainWsodConfig(TrainingConfig):
+_PUBLISHED = with_defaults(
+    StepSettings,
+    steps=30_000,
+    batch_size=8,
+    lr=1e-5,
+    warmup=200,
+    warmup_from=1 / 3,
+    milestones=[20_000, 26_700],
+    weight_decay=5e-4,
+)
+
+
+class TrainWsodConfig(_PUBLISHED):
     """Trains a weakly supervised detector, OICR or MIST, from image-level labels and proposals.
 
     Defaults are the published recipe of MIST for VOC07 (Adam, batch 8, learning rate 1e-5, 30,000 steps).
@@ -101,38 +105,13 @@ class TrainWsodConfig(TrainingConfig):
     rating_power: float = Field(default=0.0, ge=0)
     """How much SAM's rating of a proposal counts when proposals compete for the label of their image: its power times
     the rating's logarithm is added to WSDDN's detection logits. 0 = not, as published; more holds against parts."""
-    steps: int = Field(default=30_000, ge=1)
-    """Steps of the optimiser."""
-    batch_size: int = Field(default=8, ge=1)
-    """Images of a step, over all workers together."""
     optimizer: Literal["adam", "adamw", "sgd", "muon"] = "adam"
-    """`adam` has weight decay as part of the gradient, as published; `muon` is for frozen features alone."""
-    lr: float = Field(default=1e-5, gt=0)
-    """Learning rate after the warm-up, for this batch size; biases have twice as much, except with muon."""
+    """`adam` has weight decay as part of the gradient, as published; `muon` is for frozen features alone. Except with
+    muon, biases have twice the learning rate and no weight decay."""
     refine_lr: float = Field(default=1.0, gt=0)
     """Learning rate of the refinement heads, times `lr`."""
     dropblock_lr: float = Field(default=1.0, gt=0)
     """Learning rate of the dropblock, times `lr`."""
-    warmup: int = Field(default=200, ge=0)
-    """Steps over which the learning rate rises from a third."""
-    milestones: list[int] | None = Field(default=[20_000, 26_700])
-    """Steps after which the learning rate is divided by 10; null = a cosine to 0."""
-    weight_decay: float = Field(default=5e-4, ge=0)
-    """Weight decay; none on biases."""
-    clip: float | None = Field(default=None, gt=0)
-    """Largest norm of the gradient; unset = not clipped."""
-    ema: float = Field(default=0.0, ge=0, lt=1)
-    """Memory of the running mean of the weights that is handed on; 0 = the last ones."""
-    precision: Precision = "fp32"
-    """What is computed in; image-level losses and mining are fp32 always."""
-    seed: int = Field(default=0, ge=0)
-    """Decides order, augmentation and random weights."""
-    checkpoint_every: Annotated[int, NotInFingerprint()] = Field(default=500, ge=1)
-    """Steps between checkpoints: what an interruption can cost."""
-    log_every: Annotated[int, NotInFingerprint()] = Field(default=50, ge=1)
-    """Steps between rows of metrics."""
-    resources: TrainResources = TrainResources()
-    """Where it runs."""
 
     @model_validator(mode="after")
     def _weights_fit(self) -> TrainWsodConfig:
@@ -152,10 +131,7 @@ class TrainWsodConfig(TrainingConfig):
 
     def course(self, images: int) -> Course:
         seen = len(self.scales) * (2 if self.flip else 1) if is_frozen(self.backbone) else None
-        return make_course(train_settings(self), images, views=seen)
-
-    def shortened(self, images: int) -> Self:
-        return changed(self, **shorten(self, pilot_steps(self.steps, images, self.batch_size)))
+        return make_course(loop_settings(self), images, views=seen)
 
     @property
     def source_indices(self) -> list[int] | None:
@@ -186,13 +162,8 @@ class TrainWsodConfig(TrainingConfig):
 def run(step: Step) -> Outcome:
     """Trains, from where an earlier call stopped."""
     task = make_task(step)
-    last = train_task(step, task, train_settings(step.config))
+    last = train_task(step, task, loop_settings(step.config))
     return outcome_of(step, len(task.uris), describe_loss(last))
-
-
-def train_settings(config: TrainWsodConfig) -> TrainSettings:
-    """The same for the loop."""
-    return loop_settings(config, warmup_from=1 / 3)
 
 
 def make_task(step: Step) -> WsodTask:

@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from weaksam.core import storage
-from weaksam.core.config import StageConfig
 from weaksam.core.step import Outcome, Step
 from weaksam.execution.progress import Seen, tell_progress
 from weaksam.sam.shipped import SHIPPED
-from weaksam.training.settings import Course, TrainSettings
+from weaksam.training.settings import Course, LoopSettings, TrainSettings
 from weaksam.training.written import read_left_out, read_metrics
 
 if TYPE_CHECKING:
@@ -19,12 +18,10 @@ if TYPE_CHECKING:
 _FROZEN = {"small", "efficientnet_lite0"}
 
 
-def loop_settings(config: StageConfig, **others: Any) -> TrainSettings:
-    """Settings of the loop: those that the step has under the same name, and `others` where it has none or another."""
-    values = {key: getattr(config, key) for key in TrainSettings.model_fields if key in type(config).model_fields}
-    if isinstance(values.get("milestones"), list):  # a run file has no tuples
-        values["milestones"] = tuple(values["milestones"])
-    return TrainSettings(**values | others)
+def loop_settings(config: LoopSettings, **others: Any) -> TrainSettings:
+    """The fields of `config` that the loop reads, and `others` where it lacks them or they differ."""
+    shared = type(config).model_fields.keys() & TrainSettings.model_fields.keys()
+    return TrainSettings(**{name: getattr(config, name) for name in shared} | others)
 
 
 def make_course(

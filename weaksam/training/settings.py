@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from weaksam.core.config import NotInFingerprint, Settings, StageConfig
+from weaksam.core.config import NotInFingerprint, Settings, StageConfig, changed
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -68,64 +68,6 @@ def count_fitting(resources: TrainResources, nodes: Sequence[Mapping[str, float]
     return sum(min(_times(node.get(kind, 0.0), part) for kind, part in needed.items() if part) for node in nodes)
 
 
-def check_loop(batch_size: int, precision: Precision, resources: TrainResources) -> None:
-    """Raises ValueError when the workers cannot do what is asked of them."""
-    if batch_size < resources.workers:
-        raise ValueError(f"batch_size {batch_size} leaves some of {resources.workers} workers without work")
-    if precision == "fp16" and not resources.gpus_per_worker:
-        raise ValueError("precision fp16 needs gpus_per_worker > 0: use bf16 on processors")
-
-
-class TrainSettings(Settings):
-    """How a model is trained."""
-
-    steps: int = Field(ge=1)
-    """Optimiser steps."""
-    batch_size: int = Field(ge=1)
-    """Samples of a step, over all workers together."""
-    lr: float = Field(gt=0)
-    """Learning rate after the warm-up."""
-    warmup: int = Field(default=0, ge=0)
-    """Steps over which the learning rate rises."""
-    warmup_from: float = Field(default=0.0, ge=0, le=1)
-    """Share of `lr` that the warm-up starts from."""
-    milestones: tuple[int, ...] | None = None
-    """Steps after which the learning rate is divided by 10, instead of a cosine."""
-    final_lr: float = Field(default=0.0, ge=0, le=1)
-    """Share of `lr` that the cosine ends with; 1 = no decay."""
-    weight_decay: float = Field(default=0.0, ge=0)
-    """Weight decay of the optimiser."""
-    clip: float | None = Field(default=None, gt=0)
-    """Largest norm of the gradient; unset = not clipped."""
-    ema: float = Field(default=0.0, ge=0, lt=1)
-    """Memory of the running mean of the weights that is saved instead of the last ones; 0 = off."""
-    precision: Precision = "fp32"
-    """What autocast computes in; fp16 needs a GPU and scales the loss; bf16 is fp32 on processors that lack it."""
-    seed: int = Field(default=0, ge=0)
-    """Decides initial weights, the order of samples and their augmentation."""
-    checkpoint_every: Annotated[int, NotInFingerprint()] = Field(default=500, ge=1)
-    """Steps between checkpoints: what an interruption can cost."""
-    log_every: Annotated[int, NotInFingerprint()] = Field(default=50, ge=1)
-    """Steps between rows of metrics."""
-    validate_every: Annotated[int | None, NotInFingerprint()] = Field(default=None, ge=1)
-    """Steps between validations, a multiple of `log_every`, and one at the end; unset = never."""
-    max_failed: Annotated[float, NotInFingerprint()] = Field(default=0.001, ge=0, le=1)
-    """Share of samples, rounded up, that may be unreadable."""
-    resources: TrainResources = TrainResources()
-    """Where it runs."""
-
-    @model_validator(mode="after")
-    def _fits(self) -> TrainSettings:
-        check_loop(self.batch_size, self.precision, self.resources)
-        if self.validate_every and self.validate_every % self.log_every:
-            raise ValueError(f"validate_every {self.validate_every} is no multiple of log_every {self.log_every}")
-        return self
-
-    def validates_at(self, step: int) -> bool:
-        """Whether held-out data is scored after `step`: every `validate_every` steps and at the end."""
-        return self.validate_every is not None and (step % self.validate_every == 0 or step == self.steps)
-
-
 @dataclass(frozen=True)
 class Course:
     """What a training does, as far as that decides how long it takes.
@@ -157,38 +99,98 @@ PILOT_STEPS = 16  # of a phase at least, for a rate
 _PILOT_ROWS = 48  # of metrics, each of them one measurement
 
 
-class TrainingConfig(StageConfig):
-    """What the settings of every stage that trains know of its course."""
-
-    @model_validator(mode="after")
-    def _fits_its_workers(self) -> Self:
-        given: Any = self  # the fields are those of the stages
-        check_loop(given.batch_size, given.precision, given.resources)
-        return self
-
-    def course(self, images: int) -> Course:
-        """What the training does with so many images."""
-        raise NotImplementedError
-
-    def shortened(self, images: int) -> Self:
-        """The same for a pilot with so many images: in each phase they are seen a few times."""
-        raise NotImplementedError
-
-
 def pilot_steps(steps: int, images: int, batch_size: int, shortest_phase: float = 1.0) -> int:
     """Steps of a pilot; `shortest_phase` is the share of the steps that the shortest phase has."""
     wanted = max(PILOT_STEPS, math.ceil(PILOT_ROUNDS * images / batch_size))
     return min(steps, math.ceil(wanted / shortest_phase))
 
 
-def shorten(config: Any, steps: int) -> dict[str, Any]:
-    """Settings of a training of `config.steps` steps for one of `steps`: what names a step moves along with the end."""
-    share = steps / config.steps
-    milestones = config.milestones and [round(share * one) for one in config.milestones]
-    return {
-        "steps": steps,
-        "warmup": round(share * config.warmup),
-        "milestones": milestones,
-        "checkpoint_every": max(1, steps - 1),  # one, late: what it still has to write slows down the steps after it
-        "log_every": max(1, steps // _PILOT_ROWS),
-    }
+class LoopSettings(StageConfig):
+    """What every training has: a stage that trains inherits these fields and gives them its own defaults."""
+
+    batch_size: int = Field(ge=1)
+    """Images of a step, over all workers together."""
+    lr: float = Field(gt=0)
+    """Learning rate after the warm-up, for this batch size."""
+    final_lr: float = Field(default=0.0, ge=0, le=1)
+    """Share of `lr` that the cosine ends with; 1 = no decay."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Weight decay; which weights have none is as published for the model."""
+    ema: float = Field(default=0.0, ge=0, lt=1)
+    """Decay of the running mean of the weights that is saved instead of the last ones; 0 = off."""
+    precision: Precision = "fp32"
+    """What autocast computes in; fp16 needs a GPU and scales the loss; bf16 is fp32 on processors that lack it. Losses
+    and mining are fp32 always."""
+    seed: int = Field(default=0, ge=0)
+    """Decides initial weights, the order of images and their augmentation."""
+    checkpoint_every: Annotated[int, NotInFingerprint()] = Field(default=500, ge=1)
+    """Steps between checkpoints: what an interruption can cost."""
+    resources: TrainResources = TrainResources()
+    """Where it runs."""
+
+    def course(self, images: int) -> Course:
+        """What the training does with `images` images."""
+        raise NotImplementedError
+
+    def shortened(self, images: int) -> Self:
+        """The same settings for a pilot with `images` images, which sees each of them a few times in each phase."""
+        raise NotImplementedError
+
+    @model_validator(mode="after")
+    def _fits_its_workers(self) -> Self:
+        if self.batch_size < self.resources.workers:
+            raise ValueError(
+                f"batch_size {self.batch_size} leaves some of {self.resources.workers} workers without work"
+            )
+        if self.precision == "fp16" and not self.resources.gpus_per_worker:
+            raise ValueError("precision fp16 needs gpus_per_worker > 0: use bf16 on processors")
+        return self
+
+
+class StepSettings(LoopSettings):
+    """A training that is measured in steps."""
+
+    steps: int = Field(ge=1)
+    """Steps of the optimiser."""
+    warmup: int = Field(default=0, ge=0)
+    """Steps over which the learning rate rises."""
+    warmup_from: float = Field(default=0.0, ge=0, le=1)
+    """Share of `lr` that the warm-up starts from."""
+    milestones: list[int] | None = None
+    """Steps after which the learning rate is divided by 10, instead of a cosine to `final_lr`."""
+    clip: float | None = Field(default=None, gt=0)
+    """Largest norm of the gradient; unset = not clipped."""
+    log_every: Annotated[int, NotInFingerprint()] = Field(default=50, ge=1)
+    """Steps between rows of metrics."""
+
+    def shortened(self, images: int) -> Self:
+        return self.scaled_to(pilot_steps(self.steps, images, self.batch_size))
+
+    def scaled_to(self, steps: int) -> Self:
+        """The same settings for a training of `steps` steps: warm-up and milestones are scaled, too."""
+        share = steps / self.steps
+        return changed(
+            self,
+            steps=steps,
+            warmup=round(share * self.warmup),
+            milestones=self.milestones and [round(share * milestone) for milestone in self.milestones],
+            checkpoint_every=max(1, steps - 1),  # one, late: its writing slows down the steps after it
+            log_every=max(1, steps // _PILOT_ROWS),
+        )
+
+
+class TrainSettings(StepSettings):
+    """How the loop trains a model."""
+
+    validate_every: Annotated[int | None, NotInFingerprint()] = Field(default=None, ge=1)
+    """Steps between validations, a multiple of `log_every`, and one at the end; unset = never."""
+
+    @model_validator(mode="after")
+    def _validates_where_it_logs(self) -> TrainSettings:
+        if self.validate_every and self.validate_every % self.log_every:
+            raise ValueError(f"validate_every {self.validate_every} is no multiple of log_every {self.log_every}")
+        return self
+
+    def validates_at(self, step: int) -> bool:
+        """Whether held-out data is scored after `step`: every `validate_every` steps and at the end."""
+        return self.validate_every is not None and (step % self.validate_every == 0 or step == self.steps)

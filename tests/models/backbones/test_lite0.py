@@ -19,7 +19,8 @@ from weaksam.models.classifiers.build import build_classifier, depth_of, load_tr
 from weaksam.models.classifiers.cam_classifier import CamClassifier
 from weaksam.models.classifiers.clues import ClueRules, PeakRule, find_clues
 from weaksam.models.detectors.base import Targets
-from weaksam.models.detectors.build import DetectorSpec
+from weaksam.models.detectors.build import build_to_train
+from weaksam.models.detectors.catalogue.kind import DetectorSpec
 
 # of the maps of strides 8, 16 and 32: mean, standard deviation, the first four channels of the first cell
 STORED = [
@@ -181,7 +182,7 @@ def test_a_finished_classifier_is_loaded_whole(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("model", ["faster_rcnn", "mask_rcnn"])
 def test_every_trained_weight_of_a_detector_takes_part(model: str) -> None:
-    net = DetectorSpec(model, "efficientnet_lite0", 2, frozen_stages=3).with_starting_weights().train()  # type: ignore[arg-type]
+    net = build_to_train(DetectorSpec(model, "efficientnet_lite0", 2, frozen_stages=3)).train()
     masks = torch.zeros(1, 64, 96, dtype=torch.bool)
     masks[:, 8:40, 8:60] = True
     targets = [

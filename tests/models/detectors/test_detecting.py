@@ -6,13 +6,14 @@ import pytest
 import torch
 
 from tests.models.wsod.test_wsod import BOXES, make_image, make_net
-from weaksam.models.detectors.inference import DetectRules, detect_objects, select_detections
+from weaksam.models.detectors.inference import detect_objects, select_detections
+from weaksam.models.detectors.rules import InferenceRules
 
 
 def test_one_view_at_its_own_size_is_the_network_itself() -> None:
     net = make_net().eval()
     scores, boxes = net.detect(make_image().float(), BOXES)
-    rules = DetectRules(scales=(48,), flip=False)
+    rules = InferenceRules(scales=(48,), flip=False)
     wanted = select_detections(scores, boxes, rules)
     for one, other in zip(detect_objects(net, make_image(), BOXES, rules)[:3], wanted[:3], strict=True):
         torch.testing.assert_close(one, other)
@@ -20,7 +21,7 @@ def test_one_view_at_its_own_size_is_the_network_itself() -> None:
 
 def test_a_mirrored_image_gives_mirrored_detections() -> None:
     net = make_net().eval()
-    rules = DetectRules(scales=(48, 64), nms_threshold=1.0)
+    rules = InferenceRules(scales=(48, 64), nms_threshold=1.0)
     boxes, classes, scores, _ = detect_objects(net, make_image(), BOXES, rules)
     mirrored = torch.stack([64 - BOXES[:, 2], BOXES[:, 1], 64 - BOXES[:, 0], BOXES[:, 3]], 1)
     again = detect_objects(net, make_image().flip(2), mirrored, rules)
@@ -32,11 +33,11 @@ def test_a_mirrored_image_gives_mirrored_detections() -> None:
 
 def test_a_negative_number_of_detections_is_refused() -> None:
     with pytest.raises(ValueError, match="max_detections must be a whole number from 1 on, got -1"):
-        DetectRules(max_detections=-1)
+        InferenceRules(max_detections=-1)
 
 
 def test_no_proposals_no_detections() -> None:
-    boxes, classes, scores, _ = detect_objects(make_net().eval(), make_image(), BOXES[:0], DetectRules())
+    boxes, classes, scores, _ = detect_objects(make_net().eval(), make_image(), BOXES[:0], InferenceRules())
     assert (len(boxes), len(classes), len(scores)) == (0, 0, 0)
 
 
@@ -44,14 +45,14 @@ def test_suppression_takes_boxes_from_their_first_to_their_last_pixel() -> None:
     """As wetectron's inclusive boxes: 18 and 27 of 81 pixels are shared with the best, not 30 and 40 of 100."""
     boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 3], [0, 0, 10, 4]])[:, None]
     scores = torch.tensor([[0.9], [0.8], [0.7]])
-    rules = DetectRules(nms_threshold=0.299)
+    rules = InferenceRules(nms_threshold=0.299)
     kept = select_detections(scores, boxes, rules)[2].tolist()
     assert kept == pytest.approx([0.9, 0.8])
 
 
 def test_what_is_detected_can_be_learnt_from() -> None:
     net = make_net().eval()
-    found = detect_objects(net, make_image(), BOXES, DetectRules(scales=(48,)))
+    found = detect_objects(net, make_image(), BOXES, InferenceRules(scales=(48,)))
     parts = [*found[:3], *net.detect(make_image().float(), BOXES)]
     assert not any(part.is_inference() for part in parts)
     weight = torch.ones(1, requires_grad=True)
@@ -62,11 +63,11 @@ def test_what_is_detected_can_be_learnt_from() -> None:
 def test_suppression_stays_within_a_class() -> None:
     scores = torch.tensor([[0.9, 0.2], [0.8, 0.6], [0.3, 0.0]])
     boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 9], [50, 50, 60, 60]])[:, None].expand(-1, 2, -1)
-    kept, classes, values, _ = select_detections(scores, boxes, DetectRules())
+    kept, classes, values, _ = select_detections(scores, boxes, InferenceRules())
     assert list(zip(classes.tolist(), values.tolist(), strict=True)) == [
         (0, pytest.approx(0.9)),
         (1, pytest.approx(0.6)),
         (0, pytest.approx(0.3)),
     ]
     assert kept[1].tolist() == [0, 0, 10, 9]
-    assert len(select_detections(scores, boxes, DetectRules(max_detections=1))[0]) == 1
+    assert len(select_detections(scores, boxes, InferenceRules(max_detections=1))[0]) == 1

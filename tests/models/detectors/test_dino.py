@@ -372,7 +372,7 @@ def test_a_dropped_query_counts_nothing_and_what_is_left_weighs_as_before() -> N
     assert late.classes.item() == pytest.approx(focal.sum().item() - worst, rel=1e-4)
     assert (late.boxes, late.giou) == (plain.boxes, plain.giou)
     assert (int(late.dropped_classes), int(late.dropped_boxes)) == (1, 0)
-    late = matched_losses(logits, boxes, known, RoiDropRules("reg", reg_threshold=float(l1.mean())), 0)
+    late = matched_losses(logits, boxes, known, RoiDropRules("reg", reg_threshold=float(l1.mean()), start=0), 0)
     kept = int(l1.argmin())
     assert late.classes == plain.classes
     assert late.boxes.item() == pytest.approx(5 * l1[kept].item(), rel=1e-4)
@@ -381,7 +381,7 @@ def test_a_dropped_query_counts_nothing_and_what_is_left_weighs_as_before() -> N
 
 
 def test_drops_are_told_and_touch_matched_queries_of_the_decoder_alone() -> None:
-    net = make_dino(drop=RoiDropRules("independent", cls_threshold=0.0, reg_threshold=0.0))
+    net = make_dino(drop=RoiDropRules("independent", cls_threshold=0.0, reg_threshold=0.0, start=0))
     images = [make_image()]
     torch.manual_seed(5)
     told = net.losses(images, [TWO], 0)

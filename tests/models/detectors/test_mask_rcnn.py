@@ -15,8 +15,9 @@ from tests.models.detectors.test_faster_rcnn import SMALL, TinyPyramid, twin
 from tests.models.pictures import assert_same, best_overlap, learn, masked_pictures, squares_and_discs, total
 from weaksam.models.backbones.pyramids import ResNet50
 from weaksam.models.detectors.base import Targets
-from weaksam.models.detectors.faster_rcnn import FoundRules, roi_losses
+from weaksam.models.detectors.faster_rcnn import roi_losses
 from weaksam.models.detectors.mask_rcnn import MaskRcnn, MaskRcnnSize, mask_loss
+from weaksam.models.detectors.rules import DetectionFilter
 from weaksam.ops.roi_drop import RoiDropRules
 
 SIZE = MaskRcnnSize(**asdict(SMALL), mask_dim=32, mask_layers=2)
@@ -62,7 +63,7 @@ def test_losses_equal_torchvisions() -> None:
 def test_losses_of_a_batch_are_the_sum_of_its_images() -> None:
     images, targets = masked_pictures(2, side=64)
     size = MaskRcnnSize(**asdict(SIZE) | {"rpn_samples": 10**4, "roi_samples": 10**4})  # nothing is drawn
-    net = tiny(size, drop=RoiDropRules("independent", cls_threshold=1.0, reg_threshold=10.0)).train()
+    net = tiny(size, drop=RoiDropRules("independent", cls_threshold=1.0, reg_threshold=10.0, start=0)).train()
     together = net.losses(images, targets, 0)
     apart = [net.losses([image], [target], 0) for image, target in zip(images, targets, strict=True)]
     for key, value in together.items():
@@ -92,7 +93,7 @@ def test_detections_are_best_first_with_masks_of_the_images_size() -> None:
         assert found.masks.dtype == torch.bool
         assert found.masks.shape == (len(found.boxes), *image.shape[1:])
         assert (found.scores.diff() <= 0).all()
-    for image, found in zip(images, tiny(found=FoundRules(1.0)).eval().detect(images), strict=True):
+    for image, found in zip(images, tiny(found=DetectionFilter(1.0)).eval().detect(images), strict=True):
         assert found.masks is not None
         assert found.masks.shape == (0, *image.shape[1:])
 
@@ -156,7 +157,7 @@ def test_drops_of_masks_are_told() -> None:
 def test_images_without_objects_are_background_and_every_weight_takes_part(empty: list[bool]) -> None:
     images, targets = masked_pictures(2, side=64)
     targets = [NOTHING if is_empty else one for one, is_empty in zip(targets, empty, strict=True)]
-    net = tiny(drop=RoiDropRules("and")).train()
+    net = tiny(drop=RoiDropRules("and", start=0)).train()
     losses = net.losses(images, targets, 0)
     total(losses).backward()
     assert all(math.isfinite(value.item()) for value in losses.values())

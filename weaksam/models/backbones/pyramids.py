@@ -144,6 +144,26 @@ class SamPyramid(Pyramid):
         self.sam.load_shipped()
 
 
+def make_pyramid(backbone: str, *, frozen_stages: int, finest: int) -> Pyramid:
+    """A backbone by name, with random weights.
+
+    Args:
+        backbone: `resnet50`, `efficientnet_lite0`, or `small`: what the small SAM sees.
+        frozen_stages: not trained, of resnet50 and efficientnet_lite0.
+        finest: stride of the finest map of `small`.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    if backbone == "resnet50":
+        return ResNet50(frozen_stages)
+    if backbone == "efficientnet_lite0":
+        return Lite0Pyramid(frozen_stages)
+    if backbone == "small":
+        return SamPyramid(finest=finest)
+    raise ValueError(f"backbone must be one of 'resnet50', 'efficientnet_lite0', 'small', got {backbone!r}")
+
+
 def load_from(pyramid: Pyramid, weights: str | None) -> None:
     """Starting weights from a URI, or those the backbone is known with."""
     if weights is None:

@@ -21,9 +21,11 @@ from torchvision.models.detection.roi_heads import project_masks_on_boxes
 
 from weaksam.models.backbones.pyramids import Pyramid
 from weaksam.models.detectors.base import Found, Targets
+from weaksam.models.detectors.catalogue.kind import BoxLoss
 from weaksam.models.detectors.cut_out_rcnn import CutOutRcnn, CutOutRcnnSize
-from weaksam.models.detectors.faster_rcnn import PUBLISHED, BoxLoss, FoundRules
+from weaksam.models.detectors.faster_rcnn import PUBLISHED
 from weaksam.models.detectors.mask_rcnn import mask_loss, paste_masks
+from weaksam.models.detectors.rules import DetectionFilter
 from weaksam.ops.boxes import box_iou, enlarge_boxes
 from weaksam.ops.roi_drop import NO_DROP, RoiDropRules
 
@@ -61,7 +63,7 @@ class CutOutMaskRcnn(CutOutRcnn):
         *,
         box_loss: BoxLoss = "l1",
         drop: RoiDropRules = NO_DROP,
-        found: FoundRules = PUBLISHED,
+        found: DetectionFilter = PUBLISHED,
     ) -> None:
         super().__init__(pyramid, num_classes, size, box_loss=box_loss, drop=drop, found=found)
         self.mask_samples = size.mask_samples

@@ -25,15 +25,15 @@ from weaksam.models.backbones.pyramids import Pyramid
 from weaksam.models.backbones.sam_stem import FrozenSam, cut_out
 from weaksam.models.backbones.seen_views import SeenViews, view_digest
 from weaksam.models.detectors.base import Found, Targets
+from weaksam.models.detectors.catalogue.kind import BoxLoss
 from weaksam.models.detectors.faster_rcnn import (
     PUBLISHED,
-    BoxLoss,
     FasterRcnn,
     FasterRcnnSize,
-    FoundRules,
     RoiLosses,
     roi_losses,
 )
+from weaksam.models.detectors.rules import DetectionFilter
 from weaksam.ops.boxes import mirror_boxes
 from weaksam.ops.roi_drop import NO_DROP, RoiDropRules
 from weaksam.sam.build import VARIANTS
@@ -101,7 +101,7 @@ class CutOutRcnn(FasterRcnn):
         *,
         box_loss: BoxLoss = "l1",
         drop: RoiDropRules = NO_DROP,
-        found: FoundRules = PUBLISHED,
+        found: DetectionFilter = PUBLISHED,
     ) -> None:
         super().__init__(pyramid, num_classes, size, box_loss=box_loss, drop=drop, found=found)
         self.first_steps, self.seen, self.seen_regions = size.first_steps, SeenViews(), SeenViews()

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -27,9 +27,10 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from weaksam.models.backbones.pyramids import Pyramid
 from weaksam.models.detectors.base import Detector, Found, Normaliser, Targets
+from weaksam.models.detectors.catalogue.kind import BoxLoss
+from weaksam.models.detectors.rules import DetectionFilter
 from weaksam.ops.roi_drop import NO_DROP, RoiDropRules, select_drops
 
-BoxLoss = Literal["l1", "smooth_l1"]
 _BETA = {"l1": 0.0, "smooth_l1": 1 / 9}  # where smooth L1 turns from square to straight
 
 
@@ -59,16 +60,7 @@ class FasterRcnnSize:
     pooled: int = 7
 
 
-@dataclass(frozen=True)
-class FoundRules:
-    """Which boxes of an image are detections: above a score, after NMS in each class, the best so many."""
-
-    score_threshold: float = 0.05
-    nms_threshold: float = 0.5
-    max_detections: int = 100
-
-
-PUBLISHED = FoundRules()
+PUBLISHED = DetectionFilter()
 
 
 class FasterRcnn(Detector):
@@ -91,7 +83,7 @@ class FasterRcnn(Detector):
         *,
         box_loss: BoxLoss = "l1",
         drop: RoiDropRules = NO_DROP,
-        found: FoundRules = PUBLISHED,
+        found: DetectionFilter = PUBLISHED,
     ) -> None:
         super().__init__()
         if box_loss not in _BETA:

@@ -9,8 +9,6 @@ Boxes are xyxy, absolute pixels of the original image, right and bottom exclusiv
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -18,37 +16,13 @@ from torchvision.ops import batched_nms
 
 from weaksam.data.views import view_size
 from weaksam.models.detectors.base import Detector, Found
+from weaksam.models.detectors.rules import InferenceRules
 from weaksam.models.wsod.network import WsodNet
 from weaksam.ops.boxes import mirror_boxes, to_inclusive
-from weaksam.ops.checks import check_whole
-
-
-@dataclass(frozen=True)
-class DetectRules:
-    """Views, and what stays. The defaults are those of MIST.
-
-    Attributes:
-        scales: lengths of the shorter side of the views, pixels.
-        max_side: the longer side is at most this.
-        flip: whether every view is seen mirrored too.
-        score_threshold: detections score more than this.
-        nms_threshold: of two boxes of a class that overlap by more, the lower-scored goes.
-        max_detections: of an image, the highest-scored.
-    """
-
-    scales: tuple[int, ...] = (800, 480, 576, 688, 864, 1000, 1200)
-    max_side: int = 2000
-    flip: bool = True
-    score_threshold: float = 0.0
-    nms_threshold: float = 0.3
-    max_detections: int = 100
-
-    def __post_init__(self) -> None:
-        check_whole("max_detections", self.max_detections, least=1, or_none=False)
 
 
 @torch.no_grad()
-def detect_objects(net: WsodNet, image: Tensor, boxes: Tensor, rules: DetectRules) -> Found:
+def detect_objects(net: WsodNet, image: Tensor, boxes: Tensor, rules: InferenceRules) -> Found:
     """The detections among proposals on an image.
 
     Scores and boxes are means over the views, as published: every view sees the same proposals.
@@ -67,7 +41,7 @@ def detect_objects(net: WsodNet, image: Tensor, boxes: Tensor, rules: DetectRule
 
 
 @torch.no_grad()
-def detect_in_views(net: Detector, image: Tensor, rules: DetectRules) -> Found:
+def detect_in_views(net: Detector, image: Tensor, rules: InferenceRules) -> Found:
     """The detections of a detector that needs no proposals, with masks where it makes some.
 
     One view is taken as the network gives it; of several, boxes of a class that overlap are one object.
@@ -95,7 +69,7 @@ def detect_in_views(net: Detector, image: Tensor, rules: DetectRules) -> Found:
     return Found(boxes[keep], classes[keep], scores[keep], None if masks is None else masks[keep])
 
 
-def _views(rules: DetectRules) -> list[tuple[int, bool]]:
+def _views(rules: InferenceRules) -> list[tuple[int, bool]]:
     return [
         (scale, is_mirrored) for scale in rules.scales for is_mirrored in ((False, True) if rules.flip else (False,))
     ]
@@ -119,7 +93,7 @@ def _view(image: Tensor, hw: tuple[int, int], is_mirrored: bool) -> Tensor:
     return view.flip(2) if is_mirrored else view
 
 
-def select_detections(scores: Tensor, boxes: Tensor, rules: DetectRules) -> Found:
+def select_detections(scores: Tensor, boxes: Tensor, rules: InferenceRules) -> Found:
     """Threshold, NMS in each class, and the best of an image.
 
     Overlaps are of boxes from their first to their last pixel, as in the published detectors, whose boxes are inclusive

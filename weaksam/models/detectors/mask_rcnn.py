@@ -23,7 +23,9 @@ from torchvision.ops import MultiScaleRoIAlign
 
 from weaksam.models.backbones.pyramids import Pyramid
 from weaksam.models.detectors.base import Found, Targets
-from weaksam.models.detectors.faster_rcnn import PUBLISHED, BoxLoss, FasterRcnn, FasterRcnnSize, FoundRules
+from weaksam.models.detectors.catalogue.kind import BoxLoss
+from weaksam.models.detectors.faster_rcnn import PUBLISHED, FasterRcnn, FasterRcnnSize
+from weaksam.models.detectors.rules import DetectionFilter
 from weaksam.ops.roi_drop import NO_DROP, RoiDropRules
 
 _THRESHOLD = 0.5  # a pixel is the object's from this probability on
@@ -67,7 +69,7 @@ class MaskRcnn(FasterRcnn):
         *,
         box_loss: BoxLoss = "l1",
         drop: RoiDropRules = NO_DROP,
-        found: FoundRules = PUBLISHED,
+        found: DetectionFilter = PUBLISHED,
     ) -> None:
         super().__init__(pyramid, num_classes, size, box_loss=box_loss, drop=drop, found=found)
         names = [str(level) for level in range(len(pyramid.channels))]

@@ -1,0 +1,46 @@
+"""Faster R-CNN. Recipe and test settings: those published for VOC07, which are the defaults of `train_detector`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from weaksam.models.detectors.catalogue.kind import DetectorKind, DetectorSpec
+from weaksam.models.detectors.rules import DetectionFilter, InferenceRules
+
+if TYPE_CHECKING:
+    from weaksam.models.detectors.base import Detector
+
+# Above efficientnet_lite0. Chosen by measurement on photographs, for two CPU cores.
+LITE0_SIZE = {
+    "dim": 96,
+    "hidden": 512,
+    "anchors": (32, 72, 168, 384),
+    "roi_samples": 64,
+    "proposals": 300,
+    "pre_nms": (600, 300),
+}
+
+
+def _build(spec: DetectorSpec, rules: DetectionFilter) -> Detector:
+    from weaksam.models.backbones.pyramids import make_pyramid
+    from weaksam.models.detectors.cut_out_rcnn import CutOutRcnn, CutOutRcnnSize
+    from weaksam.models.detectors.faster_rcnn import FasterRcnn, FasterRcnnSize
+
+    pyramid = make_pyramid(spec.backbone, frozen_stages=spec.frozen_stages, finest=8)
+    if spec.backbone == "small":
+        size = CutOutRcnnSize(first_steps=spec.first_steps)
+        return CutOutRcnn(pyramid, spec.num_classes, size, box_loss=spec.box_loss, drop=spec.drop, found=rules)
+    size = FasterRcnnSize(**(LITE0_SIZE if spec.backbone == "efficientnet_lite0" else {}))
+    return FasterRcnn(pyramid, spec.num_classes, size, box_loss=spec.box_loss, drop=spec.drop, found=rules)
+
+
+KIND = DetectorKind(
+    "faster_rcnn",
+    _build,
+    backbones=("resnet50", "efficientnet_lite0", "small"),
+    inference=InferenceRules(
+        score_threshold=0.05, nms_threshold=0.5, scales=(480, 576, 688, 864, 1000, 1200), max_side=2000, flip=True
+    ),
+    has_roi_drop=True,
+    is_two_stage=True,
+)

@@ -1,0 +1,78 @@
+"""What a detector is: all that settings, stages and the catalogue need to know of one. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from weaksam.models.detectors.rules import DetectionFilter, InferenceRules
+from weaksam.ops.choices import check_choices
+from weaksam.ops.roi_drop import NO_DROP, RoiDropRules
+
+if TYPE_CHECKING:
+    from weaksam.models.detectors.base import Detector
+
+BoxLoss = Literal["l1", "smooth_l1"]
+
+
+@dataclass(frozen=True)
+class DetectorSpec:
+    """Which network; picklable, and cheap to send.
+
+    Attributes:
+        model: name of a `DetectorKind`.
+        backbone: one of its backbones.
+        num_classes: C.
+        frozen_stages: of resnet50 and efficientnet_lite0.
+        box_loss: of Faster and Mask R-CNN.
+        drop: RoI drop.
+        boxes_per_image: mean of the training images, which divides the losses of the DETRs and Mask2Former.
+        first_steps: of the small Faster and Mask R-CNN: steps for its first stage alone.
+        pretrained: start from the published weights of the backbone: torchvision's of ImageNet, fetched by name, or
+            those that come with the installation.
+        weights: URI of ImageNet weights to start from instead.
+        start: URI of the weights of a whole detector to start from instead, see `load_detector`.
+    """
+
+    model: str
+    backbone: str
+    num_classes: int
+    frozen_stages: int = 1
+    box_loss: BoxLoss = "l1"
+    drop: RoiDropRules = NO_DROP
+    boxes_per_image: float = 1.0
+    first_steps: int = 0
+    pretrained: bool = True
+    weights: str | None = None
+    start: str | None = None
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+
+
+@dataclass(frozen=True)
+class DetectorKind:
+    """A detector of the catalogue.
+
+    Attributes:
+        name: value of `model` in a run file.
+        build: makes the network with random weights; imports torch when it is called, never before.
+        backbones: values of `backbone` that it can have.
+        recipe: settings of `train_detector` that differ from that stage's defaults.
+        inference: how it is published to be tested.
+        learns_masks: whether every object needs a mask to learn from.
+        has_roi_drop: whether it can drop losses of single regions.
+        is_two_stage: whether regions are proposed first and classified after.
+        starts_from: names of detectors whose weights it can start from, beside its own.
+    """
+
+    name: str
+    build: Callable[[DetectorSpec, DetectionFilter], Detector]
+    backbones: tuple[str, ...] = ("resnet50", "small")
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    inference: InferenceRules = field(default_factory=InferenceRules)
+    learns_masks: bool = False
+    has_roi_drop: bool = False
+    is_two_stage: bool = False
+    starts_from: tuple[str, ...] = ()

@@ -1,0 +1,39 @@
+"""Mask R-CNN. Recipe and test settings: those published for VOC12."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from weaksam.models.detectors.catalogue.faster_rcnn import LITE0_SIZE
+from weaksam.models.detectors.catalogue.kind import DetectorKind, DetectorSpec
+from weaksam.models.detectors.rules import DetectionFilter, InferenceRules
+
+if TYPE_CHECKING:
+    from weaksam.models.detectors.base import Detector
+
+
+def _build(spec: DetectorSpec, rules: DetectionFilter) -> Detector:
+    from weaksam.models.backbones.pyramids import make_pyramid
+    from weaksam.models.detectors.cut_out_mask_rcnn import CutOutMaskRcnn, CutOutMaskRcnnSize
+    from weaksam.models.detectors.mask_rcnn import MaskRcnn, MaskRcnnSize
+
+    pyramid = make_pyramid(spec.backbone, frozen_stages=spec.frozen_stages, finest=8)
+    if spec.backbone == "small":
+        size = CutOutMaskRcnnSize(first_steps=spec.first_steps)
+        return CutOutMaskRcnn(pyramid, spec.num_classes, size, box_loss=spec.box_loss, drop=spec.drop, found=rules)
+    lite0 = LITE0_SIZE | {"mask_dim": 64, "mask_layers": 2}
+    size = MaskRcnnSize(**(lite0 if spec.backbone == "efficientnet_lite0" else {}))
+    return MaskRcnn(pyramid, spec.num_classes, size, box_loss=spec.box_loss, drop=spec.drop, found=rules)
+
+
+KIND = DetectorKind(
+    "mask_rcnn",
+    _build,
+    backbones=("resnet50", "efficientnet_lite0", "small"),
+    recipe={"scales": list(range(640, 801, 32)), "max_side": 1333},
+    inference=InferenceRules(score_threshold=0.05, nms_threshold=0.5, scales=(800,), max_side=1333, flip=False),
+    learns_masks=True,
+    has_roi_drop=True,
+    is_two_stage=True,
+    starts_from=("faster_rcnn",),
+)
