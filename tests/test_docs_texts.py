@@ -12,12 +12,14 @@ import importlib.util
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 import pytest
 from pydantic import TypeAdapter
+from pydantic.fields import FieldInfo
 
 from testing.places import ROOT
 from weaksam import errors
@@ -87,10 +89,20 @@ def field_of(config: Any, key: str) -> Any:
     """The field that a dotted key names."""
     *outer, last = key.split(".")
     for part in outer:
-        assert part in config.model_fields, f"{key}: {config.__name__} has no {part}"
-        config = config.model_fields[part].annotation
-    assert last in config.model_fields, f"{key}: {config.__name__} has no {last}"
-    return config.model_fields[last]
+        assert part in fields_of(config), f"{key}: {config.__name__} has no {part}"
+        config = fields_of(config)[part].annotation
+    assert last in fields_of(config), f"{key}: {config.__name__} has no {last}"
+    return fields_of(config)[last]
+
+
+def fields_of(config: Any) -> dict[str, FieldInfo]:
+    """The fields of settings, or of rules that settings hold."""
+    if not is_dataclass(config):
+        return config.model_fields
+    hints = get_type_hints(config)
+    return {
+        field.name: FieldInfo.from_annotated_attribute(hints[field.name], field.default) for field in fields(config)
+    }
 
 
 def as_json(value: Any) -> Any:

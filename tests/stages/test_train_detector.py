@@ -314,7 +314,10 @@ def test_published_recipes_are_the_defaults_of_each_model() -> None:
         ({"optimizer": "muon"}, "optimizer muon is for backbone small: resnet50 has"),
         ({"backbone": "efficientnet_lite0", "optimizer": "muon"}, "backbone small: efficientnet_lite0 has"),
         ({"backbone": "efficientnet_lite0", "weights": "x"}, "weights are for resnet50: efficientnet_lite0 has"),
-        ({"backbone": "efficientnet_lite0", "model": "dino"}, "is for faster_rcnn and mask_rcnn: dino has resnet50"),
+        (
+            {"backbone": "efficientnet_lite0", "model": "dino"},
+            "backbone efficientnet_lite0 is not for dino: it has resnet50 and small",
+        ),
         ({"model": "rt_detr_v2", "roi_drop": {"gate": "and"}}, "roi_drop is for faster_rcnn, mask_rcnn and dino"),
         ({"jitter": [2.0, 0.1]}, "jitter must be two factors above 0"),
         ({"start": "d", "weights": "x"}, "weights would be ignored"),

@@ -6,7 +6,7 @@ import inspect
 from typing import Any
 
 from weaksam.cluster.settings import ClusterSettings
-from weaksam.pipeline.listings import settings_rows
+from weaksam.pipeline.listings import recipe_lines, settings_rows
 from weaksam.stages import STAGES
 
 _HEAD = """# Configuration
@@ -32,7 +32,9 @@ def reference() -> str:
 def _section(title: str, reads: str, config: Any) -> str:
     rows = [_row(*row) for row in settings_rows(config)]
     told = "\n\n".join(filter(None, [f"## {title}", reads, inspect.cleandoc(config.__doc__ or "")]))
-    return f"{told}\n\n| key | type | default | meaning |\n|---|---|---|---|\n{''.join(rows)}"
+    recipes = "".join(f"- {line}\n" for line in recipe_lines(config))
+    other = f"\nOther defaults:\n\n{recipes}" if recipes else ""
+    return f"{told}\n\n| key | type | default | meaning |\n|---|---|---|---|\n{''.join(rows)}{other}"
 
 
 def _row(key: str, kind: str, default: str, told: str) -> str:

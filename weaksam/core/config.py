@@ -9,15 +9,15 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 import pydantic
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, create_model
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, create_model, model_validator
 from pydantic_core import CoreSchema, core_schema
 
 from weaksam.core import uris
@@ -106,11 +106,36 @@ def with_defaults(base: type[Config], **defaults: Any) -> type[Config]:
     )
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """Other defaults of a stage, where some of its settings have certain values.
+
+    Attributes:
+        when: these settings, as they are given or by default.
+        defaults: settings and their values, for those that are not given.
+    """
+
+    when: Mapping[str, str]
+    defaults: Mapping[str, Any]
+
+
 class StageConfig(Settings):
     """Keys that every step has."""
 
+    recipes: ClassVar[tuple[Recipe, ...]] = ()
+    """Where several have a default, the last counts."""
+
     max_failed: Annotated[float, NotInFingerprint()] = Field(default=0.001, ge=0, le=1)
     """Share of rows, rounded up, that may fail before the step counts as failed."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_recipes(cls, raw: Any) -> Any:
+        if not isinstance(raw, dict):
+            return raw
+        values = {name: field.default for name, field in cls.model_fields.items()} | raw
+        used = [recipe for recipe in cls.recipes if all(values[key] == value for key, value in recipe.when.items())]
+        return {key: value for recipe in used for key, value in recipe.defaults.items()} | raw
 
 
 _MOST_VALUES = 100_000  # a run file has some hundreds

@@ -191,7 +191,7 @@ def all_stages() -> Table:
 
 
 def settings_of_stage(name: str) -> tuple[str, Table]:
-    """What a stage is, and every key of it with type, default and meaning.
+    """What a stage does and its recipes, and every key of it with type, default and meaning.
 
     Raises:
         ConfigError: there is no such stage.
@@ -204,7 +204,8 @@ def settings_of_stage(name: str) -> tuple[str, Table]:
     table = Table("key", "type", "default", "meaning", box=None)
     for row in settings_rows(stage.config):
         table.add_row(*row)
-    return f"{name} -> {stage.writes}\n{inspect.cleandoc(stage.config.__doc__ or '')}\n", table
+    about = [f"{name} -> {stage.writes}", inspect.cleandoc(stage.config.__doc__ or "")]
+    return "\n".join([*about, *recipe_lines(stage.config), ""]), table
 
 
 def settings_rows(config: Any, prefix: str = "") -> list[tuple[str, str, str, str]]:
@@ -222,6 +223,19 @@ def settings_rows(config: Any, prefix: str = "") -> list[tuple[str, str, str, st
         default = "required" if info.is_required() else _shortly(info.get_default(call_default_factory=True))
         rows.append((prefix + name, kind, default, " ".join((info.description or "").split())))
     return rows
+
+
+def recipe_lines(config: Any) -> list[str]:
+    """A line for each recipe of a stage: where it counts, and its defaults as a run file would have them."""
+    lines = []
+    for recipe in getattr(config, "recipes", ()):
+        where, defaults = (_as_keys(values) for values in (recipe.when, recipe.defaults))
+        lines += [f"with {where}: {defaults}"] if recipe.defaults else []
+    return lines
+
+
+def _as_keys(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"`{key}: {'null' if value is None else _shortly(value)}`" for key, value in values.items())
 
 
 def _own_first(config: Any) -> list[tuple[str, Any]]:

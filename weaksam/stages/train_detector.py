@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 import numpy as np
 from pydantic import Field, model_validator
 
 from weaksam.core import schemas, storage, tables
-from weaksam.core.config import OneOf, OutsideFile, Reads, changed, with_defaults
+from weaksam.core.config import OneOf, OutsideFile, Reads, Recipe, changed, with_defaults
 from weaksam.core.step import Outcome, Stage, Step
 from weaksam.errors import ConfigError, DataError
 from weaksam.models.detectors.catalogue import KINDS, kind_of
@@ -58,6 +58,15 @@ class TrainDetectorConfig(_PUBLISHED):
     steps of large-scale jitter). The last two learn masks: their boxes come from `pseudo_masks`.
     """
 
+    recipes = (
+        *(Recipe({"model": kind.name}, kind.recipe) for kind in KINDS),
+        *(
+            Recipe({"model": kind.name, "backbone": backbone}, recipe)
+            for kind in KINDS
+            for backbone, recipe in kind.recipes_by_backbone.items()
+        ),
+    )
+
     images: Annotated[str, Reads("images")]
     """The `index` step with the images."""
     pgt: Annotated[str, Reads("pgt")]
@@ -99,13 +108,6 @@ class TrainDetectorConfig(_PUBLISHED):
     """`sgd` has momentum 0.9; `muon` is for backbone `small`."""
     backbone_lr: float = Field(default=1.0, gt=0)
     """Learning rate of the backbone, and of the first stage of a small Faster R-CNN, times `lr`."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _by_model(cls, given: Any) -> Any:
-        if not isinstance(given, dict):
-            return given
-        return next((dict(kind.recipe) for kind in KINDS if kind.name == given.get("model")), {}) | given
 
     @property
     def kind(self) -> DetectorKind:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from weaksam.core import schemas, tables
-from weaksam.core.config import Added, OutsideFile, Reads, with_defaults
+from weaksam.core.config import Added, OutsideFile, Reads, Recipe, with_defaults
 from weaksam.core.step import Outcome, Stage, Step
 from weaksam.errors import ConfigError
 from weaksam.stages.checks import check_rows
@@ -50,11 +50,31 @@ _PUBLISHED = with_defaults(
 )
 
 
+# Two layers on frozen features learn from few images in minutes; one size of view, so that features are remembered.
+_FROZEN = {
+    "dropblock": "off",
+    "optimizer": "muon",
+    "weight_decay": 0.1,
+    "warmup": 40,
+    "milestones": None,
+    "clip": 5.0,
+    "ema": 0.98,
+}
+_SMALL = _FROZEN | {"scales": [256], "min_side": 8, "rating_power": 4, "steps": 600, "batch_size": 16, "lr": 5e-3}
+_LITE0 = _FROZEN | {"scales": [384], "min_side": 16, "rating_power": 8, "steps": 300, "crop": 96, "lr": 1e-3}
+
+
 class TrainWsodConfig(_PUBLISHED):
     """Trains a weakly supervised detector, OICR or MIST, from image-level labels and proposals.
 
     Defaults are the published recipe of MIST for VOC07 (Adam, batch 8, learning rate 1e-5, 30,000 steps).
     """
+
+    recipes = (
+        Recipe({"backbone": "small"}, _SMALL),
+        Recipe({"backbone": "efficientnet_lite0"}, _LITE0),
+        Recipe({"backbone": "efficientnet_lite0+small"}, _LITE0),
+    )
 
     images: Annotated[str, Reads("images")]
     """The `index` step with the images and their labels."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from weaksam.models.detectors.catalogue.kind import DetectorKind, DetectorSpec
+from weaksam.models.detectors.catalogue.kind import SMALL_RECIPE, DetectorKind, DetectorSpec
 from weaksam.models.detectors.rules import DetectionFilter, InferenceRules
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ RECIPE = {
     "backbone_lr": 0.1,
     "clip": 0.1,
 }
+SMALL = SMALL_RECIPE | {"crop_chance": 0.0, "steps": 1000, "lr": 2e-3, "weight_decay": 0.05, "warmup": 40, "clip": 1.0}
 
 
 def _build(spec: DetectorSpec, rules: DetectionFilter) -> Detector:
@@ -49,6 +50,7 @@ KIND = DetectorKind(
     "dino",
     _build,
     recipe=RECIPE,
+    recipes_by_backbone={"small": SMALL},
     inference=InferenceRules(
         score_threshold=0.0, nms_threshold=0.6, max_detections=300, scales=(800,), max_side=1333, flip=False
     ),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from weaksam.models.detectors.catalogue.kind import DetectorKind, DetectorSpec
+from weaksam.models.detectors.catalogue.kind import SMALL_RECIPE, DetectorKind, DetectorSpec
 from weaksam.models.detectors.rules import DetectionFilter, InferenceRules
 
 if TYPE_CHECKING:
@@ -19,6 +19,31 @@ LITE0_SIZE = {
     "proposals": 300,
     "pre_nms": (600, 300),
 }
+# For few photographs on processors: images are cut or filled up to squares of one size, which they compute fastest.
+_LITE0_RECIPE = {
+    "frozen_stages": 3,
+    "square": 448,
+    "jitter": [0.7, 1.5],
+    "steps": 400,
+    "batch_size": 4,
+    "optimizer": "adamw",
+    "lr": 6e-4,
+    "backbone_lr": 0.17,
+    "weight_decay": 0.05,
+    "warmup": 30,
+    "milestones": None,
+    "clip": 5.0,
+    "ema": 0.98,
+}
+_SMALL_RECIPE = SMALL_RECIPE | {
+    "steps": 700,
+    "lr": 4e-3,
+    "backbone_lr": 0.4,
+    "weight_decay": 0.1,
+    "warmup": 20,
+    "clip": 5.0,
+}
+RECIPES_BY_BACKBONE = {"efficientnet_lite0": _LITE0_RECIPE, "small": _SMALL_RECIPE}
 
 
 def _build(spec: DetectorSpec, rules: DetectionFilter) -> Detector:
@@ -38,6 +63,7 @@ KIND = DetectorKind(
     "faster_rcnn",
     _build,
     backbones=("resnet50", "efficientnet_lite0", "small"),
+    recipes_by_backbone=RECIPES_BY_BACKBONE,
     inference=InferenceRules(
         score_threshold=0.05, nms_threshold=0.5, scales=(480, 576, 688, 864, 1000, 1200), max_side=2000, flip=True
     ),

@@ -51,6 +51,16 @@ class DetectorSpec:
         check_choices(self)
 
 
+# With few images on processors; for sides of 256 pixels, since what the frozen SAM sees of one size is remembered.
+SMALL_RECIPE: Mapping[str, Any] = {
+    "scales": [256],
+    "batch_size": 8,
+    "optimizer": "muon",
+    "milestones": None,
+    "ema": 0.98,
+}
+
+
 @dataclass(frozen=True)
 class DetectorKind:
     """A detector of the catalogue.
@@ -60,6 +70,7 @@ class DetectorKind:
         build: makes the network with random weights; imports torch when it is called, never before.
         backbones: values of `backbone` that it can have.
         recipe: settings of `train_detector` that differ from that stage's defaults.
+        recipes_by_backbone: those that differ from `recipe` in turn.
         inference: how it is published to be tested.
         learns_masks: whether every object needs a mask to learn from.
         has_roi_drop: whether it can drop losses of single regions.
@@ -71,6 +82,7 @@ class DetectorKind:
     build: Callable[[DetectorSpec, DetectionFilter], Detector]
     backbones: tuple[str, ...] = ("resnet50", "small")
     recipe: Mapping[str, Any] = field(default_factory=dict)
+    recipes_by_backbone: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     inference: InferenceRules = field(default_factory=InferenceRules)
     learns_masks: bool = False
     has_roi_drop: bool = False

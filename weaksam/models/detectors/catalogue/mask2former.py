@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from weaksam.models.detectors.catalogue.kind import DetectorKind, DetectorSpec
+from weaksam.models.detectors.catalogue.kind import SMALL_RECIPE, DetectorKind, DetectorSpec
 from weaksam.models.detectors.rules import DetectionFilter, InferenceRules
 
 if TYPE_CHECKING:
@@ -47,6 +47,18 @@ KIND = DetectorKind(
         "clip": 0.01,
         "frozen_stages": 0,
         "precision": "bf16",
+    },
+    recipes_by_backbone={
+        "small": SMALL_RECIPE
+        | {
+            "square": None,
+            "steps": 800,
+            "lr": 2e-3,
+            "weight_decay": 0.05,
+            "warmup": 40,
+            "clip": 1.0,
+            "precision": "fp32",
+        }
     },
     inference=InferenceRules(score_threshold=0.0, nms_threshold=0.6, scales=(800,), max_side=1333, flip=False),
     learns_masks=True,

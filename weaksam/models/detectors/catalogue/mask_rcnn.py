@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from weaksam.models.detectors.catalogue.faster_rcnn import LITE0_SIZE
+from weaksam.models.detectors.catalogue.faster_rcnn import LITE0_SIZE, RECIPES_BY_BACKBONE
 from weaksam.models.detectors.catalogue.kind import DetectorKind, DetectorSpec
 from weaksam.models.detectors.rules import DetectionFilter, InferenceRules
 
@@ -31,6 +31,7 @@ KIND = DetectorKind(
     _build,
     backbones=("resnet50", "efficientnet_lite0", "small"),
     recipe={"scales": list(range(640, 801, 32)), "max_side": 1333},
+    recipes_by_backbone=RECIPES_BY_BACKBONE,
     inference=InferenceRules(score_threshold=0.05, nms_threshold=0.5, scales=(800,), max_side=1333, flip=False),
     learns_masks=True,
     has_roi_drop=True,

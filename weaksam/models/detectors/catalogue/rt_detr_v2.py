@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from weaksam.models.detectors.catalogue.dino import RECIPE
+from weaksam.models.detectors.catalogue.dino import RECIPE, SMALL
 from weaksam.models.detectors.catalogue.kind import DetectorKind, DetectorSpec
 from weaksam.models.detectors.rules import DetectionFilter, InferenceRules
 
@@ -27,6 +27,7 @@ KIND = DetectorKind(
     "rt_detr_v2",
     _build,
     recipe=RECIPE | {"lr": 1e-4},
+    recipes_by_backbone={"small": SMALL},
     inference=InferenceRules(
         score_threshold=0.0, nms_threshold=0.6, max_detections=300, scales=(640,), max_side=1333, flip=False
     ),
