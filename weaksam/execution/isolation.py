@@ -16,8 +16,9 @@ from weaksam.core import schemas, tables
 from weaksam.core.step import Step
 from weaksam.errors import StageError, WeakSamError
 from weaksam.execution import metrics
+from weaksam.execution.mapping import failed_row
 from weaksam.execution.pools import Pool
-from weaksam.execution.rows import Fetch, PartSink, Worker, failed_row
+from weaksam.execution.rows import Fetch, PartSink, Worker, WorkerSpec
 
 log = logging.getLogger(__name__)
 
@@ -56,27 +57,27 @@ class _Running:
 class _Alone:
     """Does one image at a time."""
 
-    def __init__(self, folder: str, worker: dict[str, Any], schema: pa.Schema, images: str | None) -> None:
+    def __init__(self, folder: str, spec: WorkerSpec, images: str | None) -> None:
         self.fetch = Fetch(strict=True, folder=images)
-        self.worker = Worker(**worker)
-        self.sink = PartSink(folder, schema)
+        self.worker = Worker(spec)
+        self.sink = PartSink(folder, spec.schema)
 
     def ready(self) -> None:
-        """Returns once the callable stands."""
+        """Returns once the worker is constructed."""
 
     def run(self, row: pa.Table) -> None:
-        found = self.worker(self.fetch(row))
-        if found.column("image_id").to_pylist() != row.column("image_id").to_pylist():
-            raise ValueError("the callable must give one row, with the image's own id")
-        self.sink.write([found], None)
+        self.sink.write([self.worker(self.fetch(row))], None)
 
 
-def run_alone(
-    step: Step, todo: pa.Table, worker: dict[str, Any], schema: pa.Schema, pool: Pool, *, images: str | None
-) -> None:
+def run_alone(step: Step, todo: pa.Table, spec: WorkerSpec, pool: Pool, *, images: str | None) -> None:
     """Runs each image of `todo` by itself; one that fails twice becomes a row with status `crash` or `timeout`.
 
-    `worker` has the arguments of a `Worker`; `images` is the folder of all images of the step.
+    Args:
+        step: whose folder gets the rows.
+        todo: (image_id, uri, ...) of the images.
+        spec: of the workers.
+        pool: the actors, each of which holds one image at a time.
+        images: folder of all images of the step, if they share one.
 
     Raises:
         WeakSamError: a fault that is not an image's, such as storage or weights.
@@ -90,7 +91,7 @@ def run_alone(
     running: dict[Any, _Running] = {}
     while waiting or running:
         while waiting and len(running) < pool.actors:
-            actor: Any = idle.pop() if idle else start.remote(step.folder, worker, schema, images)
+            actor: Any = idle.pop() if idle else start.remote(step.folder, spec, images)
             row = waiting.popleft()
             ready = actor.ready.remote()
             running[actor.run.remote(row)] = _Running(actor, row, ready)
@@ -116,7 +117,7 @@ def run_alone(
             if not succeeded and 1 < min(HOPELESS, todo.num_rows) <= len(failed):
                 raise StageError(f"step {step.name}: every image fails, the last one with: {': '.join(failure)}")
             log.warning("%s: %s failed alone twice: %s: %s", step.name, image_id, *failure)
-            tables.write_part(step.folder, schemas.to_table([failed_row(image_id, *failure)], schema))
+            tables.write_part(step.folder, schemas.to_table([failed_row(image_id, *failure)], spec.schema))
             metrics.set_tags(step=step.name, stage=step.stage.name)
             metrics.count("weaksam_images_failed")
 
