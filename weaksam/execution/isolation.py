@@ -32,15 +32,14 @@ NODE_DIED: Failure = ("crash", "the node of its worker died")
 
 def find_user_error(error: BaseException) -> WeakSamError | None:
     """The error for the user inside what Ray raises, or None."""
-    seen: list[BaseException | None] = [error]
-    while seen:
-        found = seen.pop()
-        if isinstance(found, WeakSamError) and not isinstance(
-            found, RayTaskError
-        ):  # that one is both, with a traceback
-            return found
-        if found is not None:
-            seen += [found.__cause__, getattr(found, "cause", None)]
+    causes: list[BaseException | None] = [error]
+    while causes:
+        cause = causes.pop()
+        # A RayTaskError may be of both classes; its text has a traceback.
+        if isinstance(cause, WeakSamError) and not isinstance(cause, RayTaskError):
+            return cause
+        if cause is not None:
+            causes += [cause.__cause__, getattr(cause, "cause", None)]
     return None
 
 
@@ -98,8 +97,8 @@ def run_alone(step: Step, todo: pa.Table, spec: WorkerSpec, pool: Pool, *, image
         while idle:  # nothing waits for them, but an actor that could not start yet may wait for their place
             ray.kill(idle.pop())
         for ref, failure in _ended(running, pool.image_timeout_s):
-            one = running.pop(ref)
-            actor, row = one.actor, one.row
+            ended = running.pop(ref)
+            actor, row = ended.actor, ended.row
             if failure is None:
                 succeeded += 1
                 idle.append(actor)
@@ -127,10 +126,10 @@ def _ended(running: dict[Any, _Running], timeout_s: float) -> list[tuple[Any, Fa
     done = ray.wait(list(running), num_returns=1, timeout=1.0)[0]
     ended: list[tuple[Any, Failure | None]] = [(ref, _failure(ref, running[ref].ready)) for ref in done]
     now = time.monotonic()
-    for ref, one in running.items():
-        if one.started is None and ray.wait([one.ready], timeout=0)[0]:
-            one.started = now
-        if ref not in done and one.started is not None and now - one.started > timeout_s:
+    for ref, image in running.items():
+        if image.started is None and ray.wait([image.ready], timeout=0)[0]:
+            image.started = now
+        if ref not in done and image.started is not None and now - image.started > timeout_s:
             ended.append((ref, ("timeout", f"longer than {timeout_s:g} s")))
     return ended
 
@@ -146,8 +145,8 @@ def _failure(ref: Any, ready: Any) -> Failure | None:
     try:
         ray.get(ref)
     except RayTaskError as error:
-        if found := find_user_error(error):
-            raise found from error
+        if user_error := find_user_error(error):
+            raise user_error from error
         return "crash", f"{type(error.cause).__name__}: {error.cause}"
     except OutOfMemoryError:
         return "oom", "its worker was ended because the node ran out of memory"

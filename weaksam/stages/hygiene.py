@@ -124,12 +124,12 @@ def list_duplicates(images: pa.Table, rows: pa.Table, config: HygieneConfig) -> 
     thumbnails = pixels.reshape(-1, THUMBNAIL_SIDE**2)
     rules = DuplicateRules(config.max_bits, config.max_difference)
     contents, hashes = rows.column("sha256"), rows.column("perceptual_hash").to_numpy()
-    found = group_duplicates(contents.to_pylist(), hashes, thumbnails, rules)
-    members = np.flatnonzero(found.group >= 0)
-    members = members[np.argsort(found.group[members], kind="stable")]
-    group, some = found.group[members], images.take(pa.array(members, pa.int64()))
+    groups = group_duplicates(contents.to_pylist(), hashes, thumbnails, rules)
+    members = np.flatnonzero(groups.group >= 0)
+    members = members[np.argsort(groups.group[members], kind="stable")]
+    group, some = groups.group[members], images.take(pa.array(members, pa.int64()))
     columns = {name: some.column(name).to_pylist() for name in ("image_id", "split", "uri")}
-    columns |= {"group": group, "kind": np.where(found.exact[group], "exact", "near").tolist()}
+    columns |= {"group": group, "kind": np.where(groups.exact[group], "exact", "near").tolist()}
     columns["sha256"] = contents.take(pa.array(members, pa.int64())).to_pylist()
     return pa.table({name: columns[name] for name in DUPLICATES.names}, schema=DUPLICATES)
 
@@ -164,11 +164,11 @@ def compare_sizes(images: pa.Table, rows: pa.Table) -> dict[str, Any]:
     """
     from weaksam.data.stated_sizes import differing_sizes
 
-    stated, found = (
+    stated, decoded = (
         list(zip(*(table.column(key).to_pylist() for key in ("height", "width")), strict=True))
         for table in (images, rows)
     )
-    turned, other = differing_sizes(zip(images.column("image_id").to_pylist(), stated, found, strict=True))
+    turned, other = differing_sizes(zip(images.column("image_id").to_pylist(), stated, decoded, strict=True))
     return {"sizes_turned": turned, "sizes_differ": other}
 
 
