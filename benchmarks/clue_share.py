@@ -2,7 +2,7 @@
 
     python -m benchmarks.clue_share [--images 20] [--backbone vit_xs] [--model vit_xs] [--points-per-side 16]
 
-Drawn scenes pass through the callable of `proposals`, random weights in the classifier (time does not depend on them),
+Drawn scenes pass through the mapper of `proposals`, random weights in the classifier (time does not depend on them),
 three labels an image. CPU seconds, or seconds of the clock on a GPU.
 """
 
@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 
 from weaksam.core import schemas
 from weaksam.demo.scenes import draw_dataset_scene
+from weaksam.execution.mapping import map_batch
 from weaksam.models.classifiers.weaktr_weights import build_weaktr
 from weaksam.stages.proposals import ProposalsConfig, ProposeBoxes, TrainedClassifier
 
@@ -48,15 +49,14 @@ def main() -> None:
                 "grid": {"points_per_side": args.points_per_side},
             }
         )
-        schema = schemas.with_metadata(schemas.PROPOSALS, fingerprint="", class_names=[])
-        propose = ProposeBoxes(config, schema, TrainedClassifier(str(weights), args.backbone, False, CLASSES))
+        propose = ProposeBoxes(config, TrainedClassifier(str(weights), args.backbone, False, CLASSES))
     on_gpu = torch.cuda.is_available()
     clock = time.perf_counter if on_gpu else time.process_time
     spent = _measure_clues(propose, clock, on_gpu=on_gpu)
-    propose(_batch(0, 2))  # warm-up
+    map_batch(propose, _batch(0, 2), schema=schemas.PROPOSALS, max_pixels=config.max_pixels)  # warm-up
     spent.clear()
     start = clock()
-    propose(_batch(2, args.images))
+    map_batch(propose, _batch(2, args.images), schema=schemas.PROPOSALS, max_pixels=config.max_pixels)
     total = clock() - start
     print(f"{args.images} scenes, classifier {args.backbone}, SAM {args.model}, grid {args.points_per_side}")
     print(f"CAM and peaks {1000 * sum(spent) / args.images:7.1f} ms an image")

@@ -1,23 +1,26 @@
 """A run to be killed: `python -m tests.execution.resume_child CONFIG` is `jobs.pipeline` on a small Ray.
 
-It knows one stage more, `measure`: the simplest that maps images, slowly enough to be hit in between. The callable
-writes the ids it was given to the file in RESUME_CHILD_LOG and takes RESUME_CHILD_SECONDS for each.
+It knows one stage more, `measure`: the simplest that maps images, slowly enough to be hit in between. Its mapper writes
+the ids of its images to the file in RESUME_CHILD_LOG and takes RESUME_CHILD_SECONDS for each.
 """
 
 from __future__ import annotations
 
 import os
 import time
+from functools import partial
 from typing import Annotated
 
+import numpy as np
 import pyarrow as pa
 
 from testing.local_ray import local_ray
 from weaksam.cli import main as cli
-from weaksam.core import schemas, tables
+from weaksam.core import tables
 from weaksam.core.config import Reads, StageConfig
 from weaksam.core.step import Outcome, Stage, Step
 from weaksam.execution import runtime
+from weaksam.execution.mapping import ImageMapper, Row
 from weaksam.execution.pools import PoolResources
 from weaksam.pipeline import run_file
 from weaksam.stages import STAGES
@@ -34,31 +37,26 @@ class MeasureConfig(StageConfig):
     """Where it runs."""
 
 
-class AddBytes:
-    """Fetched images in, rows of SCHEMA out; says in a log which images it was given."""
+class AddBytes(ImageMapper):
+    """Makes rows of SCHEMA; logs the ids of its images."""
 
     def __init__(self, log: str, seconds: float) -> None:
         self.log = log
         self.seconds = seconds
 
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        rows = []
-        for row in batch.to_pylist():
-            time.sleep(self.seconds)
-            if self.log:
-                with open(self.log, "a") as handle:
-                    handle.write(row["image_id"] + "\n")
-            rows.append({**row, "sum": sum(row["data"] or b"")})
-        return schemas.to_table(rows, SCHEMA.with_metadata(batch.schema.metadata))
+    def make(self, image: np.ndarray, row: Row, prepared: object) -> Row:
+        time.sleep(self.seconds)
+        if self.log:
+            with open(self.log, "a") as handle:
+                handle.write(row["image_id"] + "\n")
+        return {"sum": sum(row["data"])}
 
 
 def run(step: Step) -> Outcome:
     """Maps the images of the `images` step to sums."""
-    images = tables.read_step(step.inputs["images"], columns=["uri"])
-    schema = schemas.with_metadata(SCHEMA, fingerprint=step.fingerprint, class_names=[])
-    source = images.select(["image_id", "uri"])
-    kwargs = {"log": os.environ["RESUME_CHILD_LOG"], "seconds": float(os.environ["RESUME_CHILD_SECONDS"])}
-    return runtime.map_images(step, source, AddBytes, kwargs, schema=schema, resources=step.config.resources)
+    source = tables.read_step(step.inputs["images"], columns=["uri"]).select(["image_id", "uri"])
+    factory = partial(AddBytes, os.environ["RESUME_CHILD_LOG"], float(os.environ["RESUME_CHILD_SECONDS"]))
+    return runtime.map_images(step, source, factory, schema=SCHEMA, max_pixels=1, resources=step.config.resources)
 
 
 MEASURE = Stage("measure", 1, MeasureConfig, run, writes="sums")

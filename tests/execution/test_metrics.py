@@ -15,12 +15,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from tests.execution.pixel import PIXEL
 from tests.stages.conftest import weights  # noqa: F401  (a fixture)
 from tests.stages.test_proposals import jpeg
 from weaksam import pipeline
-from weaksam.core import tables
+from weaksam.core import schemas, tables
 from weaksam.execution import metrics
-from weaksam.execution.rows import Worker
+from weaksam.execution.mapping import ImageMapper, Row
+from weaksam.execution.rows import Worker, WorkerSpec
 from weaksam.sam.build import build_sam
 from weaksam.sam.engine import SamEngine
 from weaksam.stages.sam_actor import SamWatch
@@ -115,13 +117,14 @@ def told(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[float]]:
 
 
 def test_a_worker_tells_of_rows_and_of_waiting_but_not_before_its_first_batch(told: dict[str, list[float]]) -> None:
-    class Half:
-        def __call__(self, batch: pa.Table) -> pa.Table:
-            return batch
+    class Half(ImageMapper):
+        def make(self, image: np.ndarray, row: Row, prepared: object) -> Row:
+            return {}
 
-    worker = Worker(Half, {}, step="s", stage="t")
+    worker = Worker(WorkerSpec(Half, schemas.HYGIENE, max_pixels=1, step="s", stage="t"))
+    states = {"status": ["ok", "crash", "ok"], "message": ["", "why", ""]}
     for _ in range(2):
-        worker(pa.table({"image_id": ["a", "b", "c"], "status": ["ok", "crash", "ok"]}))
+        worker(pa.table({"image_id": ["a", "b", "c"], "data": [PIXEL, None, PIXEL], **states}))
     assert told.pop("weaksam_wait_seconds")[0] < 1
     assert told == {"weaksam_images_done": [2, 2], "weaksam_images_failed": [1, 1]}
     assert metrics._tags == {"step": "s", "stage": "t"}

@@ -22,7 +22,7 @@ from tests.execution.test_resume import ROOT, clear_up
 from weaksam import pipeline
 from weaksam.core import tables
 from weaksam.core.step import Step
-from weaksam.execution.nodes import PoolChangedError, WorkersDieError, alive_nodes, watcher
+from weaksam.execution.nodes import PoolChangedError, Watcher, WorkersDieError, alive_nodes
 from weaksam.execution.pools import DRIVER_CPUS_VARIABLE, PoolResources, fit_pool
 
 IMAGES = 60
@@ -151,7 +151,7 @@ def test_a_pass_ends_when_its_pool_has_not_fitted_for_a_while() -> None:
         now, nodes = at, there
         watch.on_execution_step(None)
 
-    watch = watcher(fit_pool(PoolResources(), two), 100, nodes=lambda: nodes, clock=lambda: now)()
+    watch = Watcher(fit_pool(PoolResources(), two), 100, nodes=lambda: nodes, clock=lambda: now)
     look(10, two[:1])
     look(20, two)  # came back
     look(30, two[:1])
@@ -165,9 +165,9 @@ def test_a_pass_ends_when_its_pool_has_not_fitted_for_a_while() -> None:
     with pytest.raises(PoolChangedError, match="7 actors"):
         look(171, two * 2)
     for resources, blocks in ((PoolResources(max_actors=3), 100), (PoolResources(), 3)):  # no use for more
-        watch = watcher(
+        watch = Watcher(
             fit_pool(resources, two), blocks, nodes=lambda: two * 2, clock=iter(range(0, 900, 100)).__next__
-        )()
+        )
         for _ in range(5):
             watch.on_execution_step(None)
 
@@ -184,12 +184,53 @@ def test_a_pass_ends_when_its_workers_die_as_fast_as_they_start() -> None:
     there = [{"CPU": 3.0}]
     pool = fit_pool(PoolResources(), there)
     assert pool.actors == 2
-    watch = watcher(pool, 100, parts=lambda: parts, restarts=lambda: deaths, nodes=lambda: there, clock=lambda: now)()
+    watch = Watcher(pool, 100, parts=lambda: parts, restarts=lambda: deaths, nodes=lambda: there, clock=lambda: now)
     for now, deaths, parts in ((11, 3, 0), (22, 14, 0), (33, 15, 1), (44, 26, 1)):  # noqa: B007
         watch.on_execution_step(None)
     now, deaths = 55, 27
     with pytest.raises(WorkersDieError, match="started again 12 times and finished nothing meanwhile"):
         watch.on_execution_step(None)
+
+
+WAITS = "the pool waits for resources"
+
+
+def test_a_pool_without_a_place_for_a_minute_is_reported_once(caplog: pytest.LogCaptureFixture) -> None:
+    now, nodes = 0.0, [{"CPU": 2.0, "GPU": 1.0}, {"CPU": 6.0}]
+    watch = Watcher(
+        fit_pool(PoolResources(actor_cpus=1.5, actor_gpus=0), nodes),
+        100,
+        started=lambda: False,
+        nodes=lambda: nodes,
+        free=lambda: {"CPU": 0.5, "memory": 1e9},
+        clock=lambda: now,
+    )
+    for now in (10.0, 30.0, 58.0):  # noqa: B007
+        watch.on_execution_step(None)
+    assert WAITS not in caplog.text
+    for now in (69.0, 80.0, 400.0):  # noqa: B007
+        watch.on_execution_step(None)
+    assert [record.getMessage() for record in caplog.records] == [
+        "the pool waits for resources: no actor has started for 69 s; it asks for 5 actors of 1.5 CPU and 0 GPU each, "
+        "the cluster has 8 CPU and 1 GPU in all, of which 0.5 CPU and 0 GPU are free now: it goes on by itself once "
+        "other work on the cluster ends"
+    ]
+
+
+@pytest.mark.parametrize("moves", ["an actor starts", "a block is written"])
+def test_a_pool_that_moves_does_not_wait(moves: str, caplog: pytest.LogCaptureFixture) -> None:
+    now, nodes = 0.0, [{"CPU": 4.0}]
+    watch = Watcher(
+        fit_pool(PoolResources(), nodes),
+        100,
+        parts=lambda: 3 + (moves == "a block is written" and now > 20),
+        started=lambda: moves == "an actor starts" and 20 < now < 50,  # and was lost
+        nodes=lambda: nodes,
+        clock=lambda: now,
+    )
+    for now in range(11, 200, 11):  # noqa: B007
+        watch.on_execution_step(None)
+    assert WAITS not in caplog.text
 
 
 def test_a_pool_is_no_larger_than_memory_allows() -> None:

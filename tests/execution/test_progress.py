@@ -114,9 +114,9 @@ def test_what_goes_wrong_in_telling_stays_there(tmp_path: Path, error: Exception
 class CountSlowly(CountBytes):
     """Takes its time."""
 
-    def __call__(self, batch):
-        time.sleep(0.3)
-        return super().__call__(batch)
+    def make(self, image, row, prepared):
+        time.sleep(0.075)
+        return super().make(image, row, prepared)
 
 
 @pytest.mark.ray

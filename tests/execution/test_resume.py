@@ -24,9 +24,11 @@ from safetensors.torch import save_file
 from testing.places import ROOT
 from testing.processes import actors_of
 from tests.execution import resume_child
+from tests.execution.pixel import PIXEL
 from weaksam import pipeline
 from weaksam.core import storage, tables
 from weaksam.core.step import Step
+from weaksam.execution.mapping import map_batch
 from weaksam.execution.rows import Fetch
 from weaksam.pipeline import run_file
 from weaksam.sam.build import build_sam
@@ -46,10 +48,10 @@ class Run:
         data = base / "data"
         data.mkdir()
         for index in range(IMAGES):
-            (data / f"{index:03}.jpg").write_bytes(bytes(range(index % 250)) * 2)
+            (data / f"{index:03}.jpg").write_bytes(PIXEL + bytes(range(index % 250)) * 2)
         lines = [f"{index:03}.jpg,cat" for index in range(IMAGES)]
         (data / "labels.csv").write_text("\n".join(["file,labels", *lines]) + "\n")
-        (data / "007.jpg").write_bytes(b"")
+        (data / "007.jpg").write_bytes(PIXEL)
         Path(self.config).write_text(
             f"run: {base}/run\nsteps:\n"
             f"  images: {{stage: index, format: folder, root: {data}}}\n"
@@ -77,7 +79,7 @@ class Run:
         return self.base / f"log-{driver}"
 
     def calls(self) -> list[str]:
-        """Images that the callable of the last driver was given."""
+        """Images that the mappers of the last driver worked on."""
         log = self._log(len(self.drivers) - 1)
         return log.read_text().split() if log.exists() else []
 
@@ -115,9 +117,10 @@ class Run:
         return tables.read_step(self.step()).to_pylist()
 
     def calm_rows(self) -> list[dict]:
-        """What the table must be: the callable on all images, without Ray."""
+        """What the table must be: the mapper on all images, without Ray."""
         images = tables.read_step(pipeline.load(self.config)[0], columns=["uri"]).select(["image_id", "uri"])
-        return resume_child.AddBytes("", 0.0)(Fetch()(images)).sort_by("image_id").to_pylist()
+        mapper, schema = resume_child.AddBytes("", 0.0), resume_child.SCHEMA
+        return map_batch(mapper, Fetch()(images), schema=schema, max_pixels=1).sort_by("image_id").to_pylist()
 
 
 def clear_up(ray_folder: str) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pyarrow as pa
 
 from tests.stages.test_proposals import jpeg
+from weaksam.core import schemas
 from weaksam.errors import ImageError
-from weaksam.execution.rows import make_rows
+from weaksam.execution.mapping import ImageMapper, map_batch
 
 
 def fetched(*names: str) -> pa.Table:
@@ -27,19 +28,22 @@ def run(*names: str) -> tuple[list[str], dict[str, str]]:
     """In which order images are prepared and made, and the status of each row."""
     order = []
 
-    def prepare(image, own):
-        order.append(f"prepare {own['image_id']}")
-        if own["image_id"] == "dark":
-            raise ImageError("oom", "too dark")
-        return own["image_id"].upper()
+    class Mapper(ImageMapper):
+        def prepare(self, image, row):
+            order.append(f"prepare {row['image_id']}")
+            if row["image_id"] == "dark":
+                raise ImageError("oom", "too dark")
+            return row["image_id"].upper()
 
-    def make(image, own, prepared):
-        assert image.shape == (4, 6, 3)
-        assert prepared == own["image_id"].upper()
-        order.append(f"make {own['image_id']}")
-        return {}
+        def make(self, image, row, prepared):
+            assert image.shape == (4, 6, 3)
+            assert row["data"] == jpeg(4, 6)
+            assert prepared == row["image_id"].upper()
+            order.append(f"make {row['image_id']}")
+            return {}
 
-    rows = make_rows(fetched(*names), 100, make, prepare=prepare)
+    rows = map_batch(Mapper(), fetched(*names), schema=schemas.HYGIENE, max_pixels=100).to_pylist()
+    assert all((row["height"], row["width"]) == (4, 6) for row in rows if row["status"] == "ok")
     return order, {row["image_id"]: row["status"] for row in rows}
 
 

@@ -9,47 +9,47 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
+from tests.execution.pixel import PIXEL
 from weaksam.core import schemas, storage, tables
 from weaksam.core.config import StageConfig
 from weaksam.core.step import Outcome, Stage, Step
 from weaksam.errors import ClusterError, ConfigError, StageError, WeightsError
+from weaksam.execution.mapping import ImageMapper, Row
+from weaksam.execution.nodes import has_pool_started
 from weaksam.execution.pools import PoolResources, fit_pool
 from weaksam.execution.rows import Fetch, PartSink
 
-SCHEMA = schemas.with_metadata(
-    pa.schema([("image_id", pa.string()), ("status", pa.string()), ("message", pa.string()), ("size", pa.int32())]),
-    fingerprint="f",
-    class_names=["a"],
-)
+SIZES = pa.schema([("image_id", pa.string()), ("status", pa.string()), ("message", pa.string()), ("size", pa.int32())])
+SCHEMA = schemas.with_metadata(SIZES, fingerprint="f", class_names=["a"])
 RESOURCES = PoolResources(actor_cpus=1.0, max_actors=2, batch_size=4, image_timeout_s=20.0)
 
 
-class CountBytes:
-    """The simplest callable: the size of each image. Content can tell it to misbehave."""
+class CountBytes(ImageMapper):
+    """The simplest mapper: the number of bytes after the pixel of each file. Content can make it misbehave."""
 
     def __init__(self, log: str, broken: str = "") -> None:
         if broken:
             raise WeightsError(broken)
         self.log = log
 
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        rows = []
-        for row in batch.to_pylist():
-            with open(self.log, "a") as handle:
-                handle.write(row["image_id"] + "\n")
-            if row["data"] == b"kill":
-                os.kill(os.getpid(), signal.SIGKILL)
-            if row["data"] == b"bug":
-                raise ZeroDivisionError("a bug in the callable")
-            size = len(row["data"]) if row["data"] is not None else None
-            rows.append({**{key: row[key] for key in ("image_id", "status", "message")}, "size": size})
-        return schemas.to_table(rows, SCHEMA)
+    def make(self, image: np.ndarray, row: Row, prepared: object) -> Row:
+        content = row["data"].removeprefix(PIXEL)
+        with open(self.log, "a") as handle:
+            handle.write(row["image_id"] + "\n")
+        if content == b"kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if content == b"bug":
+            raise ZeroDivisionError("a bug in the callable")
+        return {"size": len(content)}
 
 
 def a_step(folder: Path) -> Step:
@@ -58,10 +58,16 @@ def a_step(folder: Path) -> Step:
 
 
 def images(folder: Path, contents: dict[str, bytes]) -> pa.Table:
+    """Files of one pixel each, and what follows it."""
     folder.mkdir(exist_ok=True)
     for name, content in contents.items():
-        (folder / name).write_bytes(content)
-    return pa.table({"image_id": list(contents), "uri": [str(folder / name) for name in contents]})
+        (folder / name).write_bytes(PIXEL + content)
+    return source_of({name: str(folder / name) for name in contents})
+
+
+def source_of(uris: dict[str, str]) -> pa.Table:
+    table = pa.table({"image_id": list(uris), "uri": list(uris.values())})
+    return table.replace_schema_metadata(SCHEMA.metadata)
 
 
 def run(
@@ -70,8 +76,8 @@ def run(
     from weaksam.execution import runtime
 
     step = a_step(tmp_path)
-    kwargs = {"log": str(tmp_path / "log"), "broken": broken}
-    outcome = runtime.map_images(step, source, CountBytes, kwargs, schema=SCHEMA, resources=resources)
+    factory = partial(CountBytes, str(tmp_path / "log"), broken)
+    outcome = runtime.map_images(step, source, factory, schema=SIZES, max_pixels=1, resources=resources)
     manifest = {"parts": outcome.parts, "excluded": outcome.excluded}
     return outcome, tables.read_table(step.folder, manifest).to_pylist()
 
@@ -87,6 +93,33 @@ def test_every_image_gets_one_row_with_the_declared_types(tmp_path: Path) -> Non
     assert (outcome.rows, outcome.failed, outcome.computed) == (100, 0, 100)
     part = tables.read_parts(a_step(tmp_path).folder, outcome.parts[:1])[0]
     assert part.schema.equals(SCHEMA, check_metadata=True)
+
+
+class LookAtPool(ImageMapper):
+    """Looks for the actor that it is in."""
+
+    def make(self, image: np.ndarray, row: Row, prepared: object) -> Row:
+        return {"size": int(has_pool_started())}
+
+
+@pytest.mark.ray
+def test_an_actor_at_work_has_a_place(tmp_path: Path) -> None:
+    """Holds Ray to what `has_pool_started` reads of it, which is not part of its interface."""
+    import ray
+
+    from weaksam.execution import runtime
+
+    source, step = images(tmp_path / "images", {"a": b""}), a_step(tmp_path)
+    runtime.map_images(step, source, LookAtPool, schema=SIZES, max_pixels=1, resources=RESOURCES)
+    (row,) = tables.read_parts(step.folder, tables.list_parts(step.folder))[0].to_pylist()
+    assert row["size"] == 1
+    actor: Any = ray.remote(type("MapWorker(too large)", (), {"call": lambda self: None}))
+    waiting = actor.options(num_cpus=99).remote()
+    end = time.monotonic() + 30
+    while has_pool_started():  # until the pool of the step has ended
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    ray.kill(waiting)
 
 
 @pytest.mark.ray
@@ -217,7 +250,7 @@ def test_rows_of_unknown_images_are_refused(tmp_path: Path) -> None:
 
 
 class HoldingServer(ThreadingHTTPServer):
-    """Serves any path as its own name, but after the first 90 paths holds its answers until `go_on` is set."""
+    """Serves any path as a pixel and its name, but after the first 90 paths holds its answers until `go_on` is set."""
 
     def __init__(self, go_on: threading.Event) -> None:
         self.waited_in_vain = False
@@ -230,11 +263,11 @@ class HoldingServer(ThreadingHTTPServer):
                     server.waited_in_vain = True
                     go_on.set()
                 self.do_HEAD()
-                self.wfile.write(self.path.encode())
+                self.wfile.write(PIXEL + self.path.encode())
 
             def do_HEAD(self) -> None:
                 self.send_response(200)
-                self.send_header("Content-Length", str(len(self.path)))
+                self.send_header("Content-Length", str(len(PIXEL) + len(self.path)))
                 self.end_headers()
 
             def log_message(self, *_: object) -> None: ...
@@ -256,8 +289,7 @@ def test_rows_are_written_while_others_are_fetched(tmp_path: Path) -> None:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         threading.Thread(target=look, daemon=True).start()
         ids = [f"{index:03}" for index in range(120)]
-        uris = [f"http://127.0.0.1:{server.server_address[1]}/{image_id}" for image_id in ids]
-        source = pa.table({"image_id": ids, "uri": uris})
+        source = source_of({name: f"http://127.0.0.1:{server.server_address[1]}/{name}" for name in ids})
         outcome, rows = run(tmp_path, source, resources=RESOURCES.model_copy(update={"actor_cpus": 3.25}))
         server.shutdown()
     assert (outcome.rows, {row["size"] for row in rows}) == (120, {4})

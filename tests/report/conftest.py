@@ -85,7 +85,7 @@ def look_through(step: Step) -> Outcome:
     columns = dict(zip(("image_id", "split", "uri"), map(list, zip(*members, strict=True)), strict=True))
     more = {"group": [0, 0], "kind": ["near", "near"], "sha256": ["a", "b"]}
     listed = pa.table(columns | more).select(hygiene.DUPLICATES.names).cast(hygiene.DUPLICATES)
-    told = hygiene.count_images(images, rows, names) | hygiene.tell_groups(images, listed)
+    told = hygiene.count_images(images, rows, names) | hygiene.describe_groups(images, listed)
     storage.write_json(storage.join(step.folder, "hygiene.json"), told)
     return Outcome(rows=images.num_rows)
 

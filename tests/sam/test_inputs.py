@@ -18,7 +18,7 @@ from weaksam.sam.checkpoints import load_sam
 from weaksam.sam.engine import EngineSettings, SamEngine
 from weaksam.sam.prompts import Prompts
 from weaksam.sam.results import Proposals
-from weaksam.sam.sources import SourceRule, join_sources, propose_from_points
+from weaksam.sam.sources import PromptSet, join_sources, point_prompts, propose_from_sources
 
 ALL: dict[str, Any] = {"pred_iou_threshold": 0.0, "stability_threshold": 0.0, "nms_threshold": None}
 POINTS = [[10.0, 12.0], [20.0, 5.0]]
@@ -111,11 +111,12 @@ def test_a_wrong_image_is_refused_before_the_right_ones_are_encoded(engine: SamE
 
 
 def test_a_source_beyond_a_byte_is_refused_also_for_points(engine: SamEngine) -> None:
-    encoded, rule = engine.encode(IMAGE), SourceRule(0.0, 0.0, None)
+    points, labels = np.array(POINTS), np.array([0, 0])
     with pytest.raises(ValueError, match="source must be from 0 to 255"):
-        propose_from_points(engine, encoded, np.array(POINTS), np.array([0, 0]), rule, source=300)
-    found = propose_from_points(engine, encoded, np.array(POINTS), np.array([0, 0]), rule, source=200)
-    assert set(found.source.tolist()) == {200}
+        point_prompts(points, labels, joint=False, source=300)
+    prompted = PromptSet(point_prompts(points, labels, joint=False, source=200), 0.0, 0.0, None)
+    proposals = propose_from_sources(engine, engine.encode(IMAGE), [prompted], duplicate_threshold=None)
+    assert set(proposals.source.tolist()) == {200}
 
 
 def test_an_image_that_another_sam_encoded_is_refused(engine: SamEngine) -> None:

@@ -9,7 +9,7 @@ from segment_anything.modeling import Sam
 from weaksam.sam.calibrate import noise_image
 from weaksam.sam.engine import EngineSettings, Proposals, SamEngine
 from weaksam.sam.prompts import Prompts
-from weaksam.sam.sources import SourceRule, join_sources, joint_points, propose_from_points
+from weaksam.sam.sources import PromptSet, join_sources, joint_points, point_prompts, propose_from_sources
 
 
 def found(boxes: list[list[float]], ratings: list[float], source: int, masks: bool = False) -> Proposals:
@@ -59,8 +59,13 @@ def test_points_prompt_as_the_engine_does_and_the_image_is_encoded_once(tiny_sam
     engine = SamEngine(tiny_sam, settings=EngineSettings(points_per_side=2))
     image = engine.encode(noise_image(90, 120))
     points, labels = np.array([[20.0, 30.0], [60.0, 70.0], [90.0, 10.0]]), np.array([0, 0, 1])
-    rule = SourceRule(0.0, 0.0, None, keep_masks=(1, 2), joint=True)
-    some = propose_from_points(engine, image, points, labels, rule, source=2)
+
+    def of_source(points: np.ndarray, labels: np.ndarray, source: int, *, return_masks: bool = False) -> Proposals:
+        prompts = point_prompts(points, labels, joint=True, source=source)
+        peaks = PromptSet(prompts, 0.0, 0.0, None, keep_masks=(1, 2))
+        return propose_from_sources(engine, image, [peaks], duplicate_threshold=0.5, return_masks=return_masks)
+
+    some = of_source(points, labels, 2)
     (wanted,) = engine.propose(
         [image],
         [Prompts(points=points, joint=[points[:2]], source=np.full(4, 2, np.uint8))],
@@ -69,10 +74,38 @@ def test_points_prompt_as_the_engine_does_and_the_image_is_encoded_once(tiny_sam
         nms_threshold=None,
         keep_masks=(1, 2),
     )
-    np.testing.assert_array_equal(some.boxes, wanted.boxes)
+    np.testing.assert_array_equal(some.boxes, join_sources([wanted], duplicate_threshold=None).boxes)
     assert set(some.source.tolist()) == {2}
     assert 0 < len(some.boxes) <= 8
-    none = propose_from_points(engine, image, points[:0], labels[:0], rule, source=1, return_masks=True)
+    none = of_source(points[:0], labels[:0], 1, return_masks=True)
     assert none.boxes.shape == (0, 4)
     assert none.masks == []
     assert engine.encoder_calls == 1
+
+
+def test_sources_are_suppressed_alone_and_then_joined(tiny_sam: Sam) -> None:
+    engine = SamEngine(tiny_sam, settings=EngineSettings(points_per_side=3))
+    image = engine.encode(noise_image(90, 120))
+    points = point_prompts(np.array([[20.0, 30.0], [90.0, 10.0]]), np.array([0, 1]), joint=False, source=3)
+    sets = [PromptSet(None, 0.3, 0.2, 0.7), PromptSet(points, 0.0, 0.0, None, keep_masks=(0, 2))]
+    alone = [
+        *engine.propose([image], pred_iou_threshold=0.3, stability_threshold=0.2, nms_threshold=0.7, return_masks=True),
+        *engine.propose(
+            [image],
+            [points],
+            pred_iou_threshold=0.0,
+            stability_threshold=0.0,
+            nms_threshold=None,
+            keep_masks=(0, 2),
+            return_masks=True,
+        ),
+    ]
+    assert all(len(proposals.boxes) for proposals in alone)
+    for cap in (None, 3):
+        wanted = join_sources(alone, duplicate_threshold=0.8, max_proposals=cap)
+        joined = propose_from_sources(
+            engine, image, sets, duplicate_threshold=0.8, max_proposals=cap, return_masks=True
+        )
+        for name in ("boxes", "predicted_iou", "stability", "source"):
+            np.testing.assert_array_equal(getattr(joined, name), getattr(wanted, name))
+        assert joined.masks == wanted.masks

@@ -20,6 +20,7 @@ from weaksam import pipeline
 from weaksam.core import schemas, tables
 from weaksam.data.likeness import perceptual_hash, thumbnail
 from weaksam.demo.scenes import draw_dataset_scene
+from weaksam.execution.mapping import map_batch
 from weaksam.execution.pools import fit_pool
 from weaksam.ops.duplicates import DuplicateRules, group_duplicates
 from weaksam.stages import hygiene
@@ -45,8 +46,8 @@ def test_each_image_has_a_row_whatever_became_of_it() -> None:
     exif[0x0112] = 6  # Orientation: to be turned clockwise
     data, turned = encode(picture), encode(picture.transpose(Image.Transpose.ROTATE_90), exif=exif)
     large = encode(Image.new("RGB", (500, 400)))
-    look = LookAtImages(HygieneConfig(images="images", max_pixels=150_000), SCHEMA)
-    table = look(batch(good=data, turned=turned, gone=None, junk=b"<html>", large=large))
+    images = batch(good=data, turned=turned, gone=None, junk=b"<html>", large=large)
+    table = map_batch(LookAtImages(), images, schema=SCHEMA, max_pixels=150_000)
     assert table.schema.equals(SCHEMA, check_metadata=True)
     rows = {row["image_id"]: row for row in table.to_pylist()}
     assert [row["status"] for row in rows.values()] == ["ok", "ok", "not_found", "unreadable", "too_large"]
@@ -60,8 +61,8 @@ def test_each_image_has_a_row_whatever_became_of_it() -> None:
 
 
 def test_no_rows_are_no_rows() -> None:
-    look = LookAtImages(HygieneConfig(images="images"), SCHEMA)
-    assert look(batch(a=None).slice(0, 0)).schema.equals(SCHEMA)
+    table = map_batch(LookAtImages(), batch(a=None).slice(0, 0), schema=SCHEMA, max_pixels=1)
+    assert table.schema.equals(SCHEMA)
 
 
 def test_altered_copies_of_scenes_are_found_and_other_scenes_are_not() -> None:
@@ -131,7 +132,7 @@ def test_a_dataset_of_which_nothing_can_be_read_is_told_too() -> None:
     images = schemas.to_table(ROWS, schemas.IMAGES)
     listed = hygiene.list_duplicates(images, rows, HygieneConfig(images="images"))
     assert (listed.num_rows, listed.schema) == (0, hygiene.DUPLICATES)
-    told = hygiene.count_images(images, rows, []) | hygiene.tell_groups(images, listed)
+    told = hygiene.count_images(images, rows, []) | hygiene.describe_groups(images, listed)
     told |= hygiene.compare_sizes(images, rows)
     assert (told["sizes"], told["failed"]) == ({"height": None, "width": None}, {"not_found": 4})
     assert hygiene.summarise(told) == (
@@ -143,7 +144,7 @@ def test_groups_tell_where_they_are_and_whether_their_labels_agree() -> None:
     places = [("a", 0, "train"), ("c", 0, "test"), ("b", 1, "train"), ("d", 1, "train")]
     rows = [{"image_id": name, "group": number, "kind": "near", "split": split} for name, number, split in places]
     listed = schemas.to_table(rows, hygiene.DUPLICATES)
-    told = hygiene.tell_groups(schemas.to_table(ROWS, schemas.IMAGES), listed)
+    told = hygiene.describe_groups(schemas.to_table(ROWS, schemas.IMAGES), listed)
     assert told["leaks"] == [0]
     first, second = told["duplicates"]
     assert (first["splits"], first["labels_differ"], first["image_ids"]) == (["test", "train"], True, ["a", "c"])

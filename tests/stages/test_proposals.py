@@ -1,4 +1,4 @@
-"""The proposals callable on a plain table: no cluster, a tiny image, random weights."""
+"""The mapper of proposals on a plain table: no cluster, a tiny image, random weights."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from weaksam.core import schemas, storage, tables
 from weaksam.core.config import StageConfig, parse_settings
 from weaksam.core.step import Outcome, Stage, Step
 from weaksam.errors import ConfigError
+from weaksam.execution.mapping import map_batch
 from weaksam.models.classifiers.weaktr_weights import build_weaktr
 from weaksam.ops.rle import decode_rle
 from weaksam.stages import proposals
@@ -55,9 +56,13 @@ def batch(**images: bytes | None) -> pa.Table:
     )
 
 
+def rows_of(propose: ProposeBoxes, images: pa.Table) -> pa.Table:
+    return map_batch(propose, images, schema=SCHEMA, max_pixels=propose.config.max_pixels)
+
+
 def test_every_image_has_a_row_of_the_declared_types_whatever_became_of_it(weights: Path) -> None:
-    propose = ProposeBoxes(make_config(weights, masks=True, max_pixels=10_000), SCHEMA)
-    table = propose(batch(good=jpeg(40, 60), gone=None, junk=b"<html>", empty=b"", large=jpeg(200, 200)))
+    propose = ProposeBoxes(make_config(weights, masks=True, max_pixels=10_000))
+    table = rows_of(propose, batch(good=jpeg(40, 60), gone=None, junk=b"<html>", empty=b"", large=jpeg(200, 200)))
     assert table.schema.equals(SCHEMA, check_metadata=True)
     rows = {row["image_id"]: row for row in table.to_pylist()}
     assert {name: row["status"] for name, row in rows.items()} == {
@@ -74,8 +79,8 @@ def test_every_image_has_a_row_of_the_declared_types_whatever_became_of_it(weigh
 
 
 def test_a_box_is_its_masks_box(weights: Path) -> None:
-    propose = ProposeBoxes(make_config(weights, masks=True), SCHEMA)
-    (row,) = propose(batch(a=jpeg(50, 30))).to_pylist()
+    propose = ProposeBoxes(make_config(weights, masks=True))
+    (row,) = rows_of(propose, batch(a=jpeg(50, 30))).to_pylist()
     for box, mask in zip(row["boxes"], row["masks"], strict=True):
         ys, xs = np.nonzero(decode_rle(mask, 50, 30))
         assert box == [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]
@@ -83,16 +88,16 @@ def test_a_box_is_its_masks_box(weights: Path) -> None:
 
 def test_the_best_rated_come_first_and_the_cap_keeps_them(weights: Path) -> None:
     grid = {"points_per_side": 4, "pred_iou_threshold": 0.0, "stability_threshold": 0.0, "nms_threshold": 1.0}
-    (every,) = ProposeBoxes(make_config(weights, grid=grid), SCHEMA)(batch(a=jpeg(64, 64))).to_pylist()
-    (some,) = ProposeBoxes(make_config(weights, grid=grid, max_proposals=2), SCHEMA)(batch(a=jpeg(64, 64))).to_pylist()
+    (every,) = rows_of(ProposeBoxes(make_config(weights, grid=grid)), batch(a=jpeg(64, 64))).to_pylist()
+    (some,) = rows_of(ProposeBoxes(make_config(weights, grid=grid, max_proposals=2)), batch(a=jpeg(64, 64))).to_pylist()
     assert every["predicted_iou"] == sorted(every["predicted_iou"], reverse=True)
     assert some["predicted_iou"] == every["predicted_iou"][:2]
     assert every["masks"] is None
 
 
 def test_each_image_is_encoded_once(weights: Path) -> None:
-    propose = ProposeBoxes(make_config(weights), SCHEMA)
-    propose(batch(a=jpeg(20, 20), b=jpeg(30, 20), broken=b"x"))
+    propose = ProposeBoxes(make_config(weights))
+    rows_of(propose, batch(a=jpeg(20, 20), b=jpeg(30, 20), broken=b"x"))
     assert propose.engine.encoder_calls == 2
 
 
@@ -120,9 +125,9 @@ def labelled(batch: pa.Table, labels: list[list[int] | None]) -> pa.Table:
 
 def test_peaks_prompt_too_and_an_image_is_still_encoded_once(weights: Path, classifier: TrainedClassifier) -> None:
     config = make_config(weights, clues={**SMALL_PEAKS, **OPEN}, masks=True, duplicate_threshold=None)
-    propose = ProposeBoxes(config, SCHEMA, classifier)
+    propose = ProposeBoxes(config, classifier)
     images = {"a": jpeg(64, 96), "b": jpeg(48, 48), "broken": b"x"}
-    table = propose(labelled(batch(**images), [[2, 0], None, [1]]))
+    table = rows_of(propose, labelled(batch(**images), [[2, 0], None, [1]]))
     assert table.schema.equals(SCHEMA, check_metadata=True)
     assert propose.engine.encoder_calls == 2
     a, b, broken = table.to_pylist()
@@ -140,8 +145,8 @@ def test_peaks_prompt_too_and_an_image_is_still_encoded_once(weights: Path, clas
 def test_the_grids_part_is_what_the_grid_alone_gives(weights: Path, classifier: TrainedClassifier) -> None:
     images = labelled(batch(a=jpeg(64, 96)), [[0, 1]])
     config = make_config(weights, clues={**SMALL_PEAKS, **OPEN}, duplicate_threshold=None)
-    (every,) = ProposeBoxes(config, SCHEMA, classifier)(images).to_pylist()
-    (alone,) = ProposeBoxes(make_config(weights), SCHEMA)(images).to_pylist()
+    (every,) = rows_of(ProposeBoxes(config, classifier), images).to_pylist()
+    (alone,) = rows_of(ProposeBoxes(make_config(weights)), images).to_pylist()
     grid = [box for box, source in zip(every["boxes"], every["source"], strict=True) if source == 0]
     assert grid == alone["boxes"]
     assert len(every["boxes"]) > len(grid)
@@ -152,7 +157,7 @@ def test_the_grids_part_is_what_the_grid_alone_gives(weights: Path, classifier: 
 def test_a_kind_that_is_switched_off_prompts_nothing(weights: Path, classifier: TrainedClassifier) -> None:
     clues = {**SMALL_PEAKS, **OPEN, "fine": {"enabled": False}, "cross": {"enabled": False}}
     images = labelled(batch(a=jpeg(64, 96)), [[0]])
-    (row,) = ProposeBoxes(make_config(weights, clues=clues), SCHEMA, classifier)(images).to_pylist()
+    (row,) = rows_of(ProposeBoxes(make_config(weights, clues=clues), classifier), images).to_pylist()
     assert {point["kind"] for point in row["points"]} == {1}
     assert set(row["source"]) <= {0, 1}
 
@@ -228,10 +233,10 @@ def test_cross_layers_are_the_third_quarter_unless_named() -> None:
 def test_precision_and_amounts_reach_the_engine(weights: Path) -> None:
     sam = {"model": "vit_xs", "checkpoint": str(weights), "precision": "bf16"}
     resources = {"points_per_chunk": 7, "compile_encoder": True}
-    engine = ProposeBoxes(make_config(weights, sam=sam, resources=resources), SCHEMA).engine
+    engine = ProposeBoxes(make_config(weights, sam=sam, resources=resources)).engine
     assert (engine.settings.precision, engine.settings.compiled) == ("bf16", True)
     assert (engine.settings.points_per_side, engine.amounts.points) == (3, 7)
-    assert ProposeBoxes(make_config(weights), SCHEMA).engine.settings.precision == "fp32"
+    assert ProposeBoxes(make_config(weights)).engine.settings.precision == "fp32"
 
 
 def test_precision_is_part_of_what_a_step_is_known_by(weights: Path) -> None:

@@ -18,6 +18,7 @@ from weaksam.core.step import Outcome, Step
 from weaksam.data.images import decode_image
 from weaksam.errors import DataError
 from weaksam.execution import runtime
+from weaksam.execution.mapping import map_batch
 from weaksam.execution.rows import Fetch
 from weaksam.ops.rle import decode_rle, encode_rle
 from weaksam.sam.checkpoints import load_sam
@@ -45,10 +46,14 @@ def prompted(images: dict[str, bytes | None], given: dict[str, dict]) -> pa.Tabl
     return table
 
 
+def rows_of(draw: DrawMasks, images: pa.Table) -> pa.Table:
+    return map_batch(draw, images, schema=SCHEMA, max_pixels=draw.config.max_pixels)
+
+
 @pytest.mark.parametrize("candidates", ["single", "best_of_three"])
 def test_masks_are_those_of_the_predictor(weights: Path, candidates: str) -> None:
     config = make_config(weights, candidates=candidates, empty="drop")
-    (row,) = DrawMasks(config, SCHEMA)(prompted({"a": jpeg(*SIZE)}, {"a": GIVEN})).to_pylist()
+    (row,) = rows_of(DrawMasks(config), prompted({"a": jpeg(*SIZE)}, {"a": GIVEN})).to_pylist()
     predictor = SamPredictor(load_sam("vit_xs", weights))
     predictor.set_image(decode_image(jpeg(*SIZE)))
     wanted, ratings, classes, scores = [], [], [], []
@@ -69,10 +74,10 @@ def test_masks_are_those_of_the_predictor(weights: Path, candidates: str) -> Non
 
 
 def test_each_image_has_a_row_and_is_encoded_once_if_it_has_boxes(weights: Path) -> None:
-    draw = DrawMasks(make_config(weights), SCHEMA)
+    draw = DrawMasks(make_config(weights))
     images = {"a": jpeg(*SIZE), "none": jpeg(*SIZE), "gone": None, "junk": b"<html>"}
     none: dict[str, list] = {"boxes": [], "classes": [], "scores": []}
-    table = draw(prompted(images, {"a": GIVEN, "none": none, "gone": GIVEN, "junk": GIVEN}))
+    table = rows_of(draw, prompted(images, {"a": GIVEN, "none": none, "gone": GIVEN, "junk": GIVEN}))
     assert table.schema.equals(SCHEMA, check_metadata=True)
     rows = {row["image_id"]: row for row in table.to_pylist()}
     assert [rows[name]["status"] for name in images] == ["ok", "ok", "not_found", "unreadable"]
@@ -82,8 +87,8 @@ def test_each_image_has_a_row_and_is_encoded_once_if_it_has_boxes(weights: Path)
 
 
 def test_boxes_may_stay_as_they_were(weights: Path) -> None:
-    draw = DrawMasks(make_config(weights, boxes="prompt", empty="box"), SCHEMA)
-    (row,) = draw(prompted({"a": jpeg(*SIZE)}, {"a": GIVEN})).to_pylist()
+    draw = DrawMasks(make_config(weights, boxes="prompt", empty="box"))
+    (row,) = rows_of(draw, prompted({"a": jpeg(*SIZE)}, {"a": GIVEN})).to_pylist()
     assert row["boxes"] == BOXES
     assert len(row["masks"]) == 3
 
@@ -99,8 +104,8 @@ def test_a_row_that_failed_before_stays_failed(tmp_path: Path, weights: Path) ->
     index = finished(tmp_path, "images", images, schemas.IMAGES, {})
     pgt = finished(tmp_path, "pgt", given, schemas.PGT, {"images": index})
     step = make_step(tmp_path, weights, {"images": index, "pgt": pgt})
-    draw = DrawMasks(step.config, SCHEMA)
-    failed, drawn = draw(Fetch()(pseudo_masks.read_prompts(step)[0])).to_pylist()
+    draw = DrawMasks(step.config)
+    failed, drawn = rows_of(draw, Fetch()(pseudo_masks.read_prompts(step))).to_pylist()
     assert (failed["status"], failed["message"]) == ("oom", "step pgt: no device memory")
     assert (failed["boxes"], failed["masks"]) == (None, None)
     assert (drawn["status"], len(drawn["masks"]), draw.engine.encoder_calls) == ("ok", 3, 1)
@@ -110,7 +115,7 @@ def test_what_people_drew_stays_and_what_is_missing_is_drawn(weights: Path) -> N
     drawn = np.zeros(SIZE, bool)
     drawn[5:9, 5:9] = True
     people = encode_rle(drawn)
-    draw = DrawMasks(make_config(weights, max_outside=0.0, empty="drop", exploding="drop"), SCHEMA)
+    draw = DrawMasks(make_config(weights, max_outside=0.0, empty="drop", exploding="drop"))
     whole = {**GIVEN, "trusted": True, "masks": [people] * 3}
     given = {
         "whole": whole,
@@ -123,7 +128,7 @@ def test_what_people_drew_stays_and_what_is_missing_is_drawn(weights: Path) -> N
     table = prompted({name: jpeg(*SIZE) for name in given}, given)
     for key, kind in (("trusted", pa.bool_()), ("masks", pa.list_(pa.large_binary()))):
         table = table.append_column(key, pa.array([one[key] for one in given.values()], kind))
-    rows = {row["image_id"]: row for row in draw(table).to_pylist()}
+    rows = {row["image_id"]: row for row in rows_of(draw, table).to_pylist()}
     assert draw.engine.encoder_calls == 3  # some, bare, own: the others lack no mask
     for name in ("whole", "some", "bare"):
         assert (rows[name]["boxes"], rows[name]["classes"], rows[name]["dropped"]) == (BOXES, GIVEN["classes"], [])
@@ -142,7 +147,7 @@ def test_reviewed_rows_bring_their_masks(tmp_path: Path, weights: Path, inputs: 
     mask = encode_rle(np.ones(SIZE, bool))
     row = {"image_id": "b", "status": "ok", **GIVEN, "masks": [mask, None, None], "trusted": True}
     reviewed = finished(tmp_path, "reviewed", [row], schemas.PGT, {"images": inputs["images"]})
-    (found,) = pseudo_masks.read_prompts(make_step(tmp_path, weights, inputs | {"pgt": reviewed}))[0].to_pylist()
+    (found,) = pseudo_masks.read_prompts(make_step(tmp_path, weights, inputs | {"pgt": reviewed})).to_pylist()
     assert (found["masks"], found["trusted"], found["boxes"]) == ([mask, None, None], True, BOXES)
 
 
@@ -165,8 +170,8 @@ def inputs(tmp_path: Path) -> dict[str, Step]:
 
 
 def test_the_images_are_those_with_a_row(tmp_path: Path, weights: Path, inputs: dict[str, Step]) -> None:
-    source, names = pseudo_masks.read_prompts(make_step(tmp_path, weights, inputs))
-    assert names == ["red", "blue"]
+    source = pseudo_masks.read_prompts(make_step(tmp_path, weights, inputs))
+    assert schemas.class_names_of(source.schema) == ["red", "blue"]
     rows = source.to_pylist()
     assert [(row["image_id"], row["uri"]) for row in rows] == [("a", "a.jpg"), ("b", "b.jpg")]
     assert (rows[0]["boxes"], rows[1]["boxes"], rows[1]["classes"]) == (None, BOXES, [1, 0, 1])
@@ -204,7 +209,7 @@ def test_boxes_from_elsewhere_prompt_too(tmp_path: Path, weights: Path, inputs: 
     path = tmp_path / "results.json"
     path.write_text(json.dumps([{"image_id": "t", "category_id": 2, "bbox": [1, 2, 30, 20]}]))
     step = make_step(tmp_path, weights, inputs, pgt=None, results=str(path), split="test")
-    (row,) = pseudo_masks.read_prompts(step)[0].to_pylist()
+    (row,) = pseudo_masks.read_prompts(step).to_pylist()
     assert (row["image_id"], row["boxes"], row["classes"], row["scores"]) == ("t", [[1, 2, 31, 22]], [1], [1])
 
 

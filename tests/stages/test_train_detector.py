@@ -22,6 +22,7 @@ from weaksam.core import schemas, tables
 from weaksam.core.schemas import FAILED_STATUSES
 from weaksam.core.step import Step
 from weaksam.errors import ConfigError, DataError, WeightsError
+from weaksam.execution.mapping import map_batch
 from weaksam.models.detectors.base import Detector, Found
 from weaksam.models.detectors.build import build_to_train, build_untrained, load_detector
 from weaksam.models.detectors.catalogue import kind_of
@@ -408,7 +409,7 @@ def test_detections_come_from_every_readable_image(tmp_path: Path, inputs: dict[
     wanted = {"max_detections": 5, "score_threshold": 0.0, "nms_threshold": 1.0}
     config = DetectConfig(images="i", detector="d", scales=[64, 80], flip=True, **wanted)
     schema = schemas.with_metadata(schemas.DETECTIONS, fingerprint="d", class_names=["red", "blue"])
-    find = DetectObjects(config, DetectorFinder(trained, 2, str(weights), config.rules(model)), schema)
+    mapper = DetectObjects(config, DetectorFinder(trained, 2, str(weights), config.rules(model)))
     good = (tmp_path / "0.png").read_bytes()
     batch = pa.table(
         {
@@ -418,7 +419,7 @@ def test_detections_come_from_every_readable_image(tmp_path: Path, inputs: dict[
             "message": ["", "", "gone"],
         }
     )
-    table = find(batch)
+    table = map_batch(mapper, batch, schema=schema, max_pixels=config.max_pixels)
     assert table.schema.equals(schema)
     rows = table.to_pylist()
     assert [row["status"] for row in rows] == ["ok", "unreadable", "not_found"]

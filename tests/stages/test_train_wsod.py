@@ -17,6 +17,7 @@ from weaksam.core import schemas, storage, tables
 from weaksam.core.config import StageConfig, parse_settings
 from weaksam.core.step import Outcome, Stage, Step
 from weaksam.errors import ConfigError, DataError, WeightsError
+from weaksam.execution.mapping import map_batch
 from weaksam.execution.rows import Fetch
 from weaksam.models.wsod.build import WsodSpec
 from weaksam.models.wsod.network import METHODS
@@ -278,7 +279,7 @@ def test_detections_come_from_every_readable_image(tmp_path: Path, inputs: dict[
     save_file(trained.spec(2).untrained().state_dict(), weights)
     config = DetectConfig(images="i", proposals="p", checkpoint="c", scales=[40, 56], max_detections=5)
     schema = schemas.with_metadata(schemas.DETECTIONS, fingerprint="d", class_names=["red", "blue"])
-    detect = DetectObjects(config, WsodFinder(trained, 2, str(weights), config.rules("wsod")), schema)
+    mapper = DetectObjects(config, WsodFinder(trained, 2, str(weights), config.rules("wsod")))
     uris = tables.read_step(inputs["images"], columns=["uri"]).column("uri").to_pylist()
     boxes = tables.read_step(inputs["proposals"], columns=["boxes"]).column("boxes").to_pylist()
     rows = [
@@ -307,7 +308,7 @@ def test_detections_come_from_every_readable_image(tmp_path: Path, inputs: dict[
         {name: pa.array([row[name] for row in rows], kind) for name, kind in fields}
         | {"boxes": [r["boxes"] for r in rows]}
     )
-    found = detect(batch)
+    found = map_batch(mapper, batch, schema=schema, max_pixels=config.max_pixels)
     assert found.schema.equals(schema)
     by_id = {row["image_id"]: row for row in found.to_pylist()}
     assert [by_id[str(i)]["status"] for i in range(9)] == ["ok", "ok", "unreadable", "not_found"] + ["ok"] * 5

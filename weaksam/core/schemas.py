@@ -23,8 +23,8 @@ OK = "ok"
 NOT_FOUND = "not_found"
 FAILED_STATUSES = (NOT_FOUND, "unreadable", "too_large", "oom", "timeout", "crash")
 
-# Columns of what a step maps, where that comes of an earlier step's rows: an image that failed there fails here too.
-GIVEN_STATUS, GIVEN_MESSAGE = "given_status", "given_message"
+# Columns of a step's source: status and message of each image in an earlier step. What failed there fails again.
+EARLIER_STATUS, EARLIER_MESSAGE = "earlier_status", "earlier_message"
 
 # What a proposal was prompted by; the value of `proposals.source`.
 SOURCES = ("grid", "coarse", "fine", "cross")
@@ -192,7 +192,7 @@ def check_version(schema: pa.Schema, *, where: str) -> None:
 def to_table(rows: Sequence[dict], schema: pa.Schema) -> pa.Table:
     """Rows (dicts; missing keys become null) as a table of exactly `schema`.
 
-    Ray Data widens int32 to int64 and float32 to double when it is given lists, so every callable returns this.
+    Ray Data widens int32 to int64 and float32 to double when it gets lists, so every batch of rows becomes this.
     """
     columns = [pa.array([_plain(row.get(field.name)) for row in rows], type=field.type) for field in schema]
     return pa.Table.from_arrays(columns, schema=schema)

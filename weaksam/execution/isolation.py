@@ -16,8 +16,9 @@ from weaksam.core import schemas, tables
 from weaksam.core.step import Step
 from weaksam.errors import StageError, WeakSamError
 from weaksam.execution import metrics
+from weaksam.execution.mapping import failed_row
 from weaksam.execution.pools import Pool
-from weaksam.execution.rows import Fetch, PartSink, Worker, failed_row
+from weaksam.execution.rows import Fetch, PartSink, Worker, WorkerSpec
 
 log = logging.getLogger(__name__)
 
@@ -31,15 +32,14 @@ NODE_DIED: Failure = ("crash", "the node of its worker died")
 
 def find_user_error(error: BaseException) -> WeakSamError | None:
     """The error for the user inside what Ray raises, or None."""
-    seen: list[BaseException | None] = [error]
-    while seen:
-        found = seen.pop()
-        if isinstance(found, WeakSamError) and not isinstance(
-            found, RayTaskError
-        ):  # that one is both, with a traceback
-            return found
-        if found is not None:
-            seen += [found.__cause__, getattr(found, "cause", None)]
+    causes: list[BaseException | None] = [error]
+    while causes:
+        cause = causes.pop()
+        # A RayTaskError may be of both classes; its text has a traceback.
+        if isinstance(cause, WeakSamError) and not isinstance(cause, RayTaskError):
+            return cause
+        if cause is not None:
+            causes += [cause.__cause__, getattr(cause, "cause", None)]
     return None
 
 
@@ -56,27 +56,27 @@ class _Running:
 class _Alone:
     """Does one image at a time."""
 
-    def __init__(self, folder: str, worker: dict[str, Any], schema: pa.Schema, images: str | None) -> None:
+    def __init__(self, folder: str, spec: WorkerSpec, images: str | None) -> None:
         self.fetch = Fetch(strict=True, folder=images)
-        self.worker = Worker(**worker)
-        self.sink = PartSink(folder, schema)
+        self.worker = Worker(spec)
+        self.sink = PartSink(folder, spec.schema)
 
     def ready(self) -> None:
-        """Returns once the callable stands."""
+        """Returns once the worker is constructed."""
 
     def run(self, row: pa.Table) -> None:
-        found = self.worker(self.fetch(row))
-        if found.column("image_id").to_pylist() != row.column("image_id").to_pylist():
-            raise ValueError("the callable must give one row, with the image's own id")
-        self.sink.write([found], None)
+        self.sink.write([self.worker(self.fetch(row))], None)
 
 
-def run_alone(
-    step: Step, todo: pa.Table, worker: dict[str, Any], schema: pa.Schema, pool: Pool, *, images: str | None
-) -> None:
+def run_alone(step: Step, todo: pa.Table, spec: WorkerSpec, pool: Pool, *, images: str | None) -> None:
     """Runs each image of `todo` by itself; one that fails twice becomes a row with status `crash` or `timeout`.
 
-    `worker` has the arguments of a `Worker`; `images` is the folder of all images of the step.
+    Args:
+        step: whose folder gets the rows.
+        todo: (image_id, uri, ...) of the images.
+        spec: of the workers.
+        pool: the actors, each of which holds one image at a time.
+        images: folder of all images of the step, if they share one.
 
     Raises:
         WeakSamError: a fault that is not an image's, such as storage or weights.
@@ -91,15 +91,15 @@ def run_alone(
     try:
         while waiting or running:
             while waiting and len(running) < pool.actors:
-                actor: Any = idle.pop() if idle else start.remote(step.folder, worker, schema, images)
+                actor: Any = idle.pop() if idle else start.remote(step.folder, spec, images)
                 row = waiting.popleft()
                 ready = actor.ready.remote()
                 running[actor.run.remote(row)] = _Running(actor, row, ready)
             while idle:  # nothing waits for them, but an actor that could not start yet may wait for their place
                 ray.kill(idle.pop())
             for ref, failure in _ended(running, pool.image_timeout_s):
-                one = running.pop(ref)
-                actor, row = one.actor, one.row
+                ended = running.pop(ref)
+                actor, row = ended.actor, ended.row
                 if failure is None:
                     succeeded += 1
                     idle.append(actor)
@@ -117,11 +117,11 @@ def run_alone(
                 if not succeeded and 1 < min(HOPELESS, todo.num_rows) <= len(failed):
                     raise StageError(f"step {step.name}: every image fails, the last one with: {': '.join(failure)}")
                 log.warning("%s: %s failed alone twice: %s: %s", step.name, image_id, *failure)
-                tables.write_part(step.folder, schemas.to_table([failed_row(image_id, *failure)], schema))
+                tables.write_part(step.folder, schemas.to_table([failed_row(image_id, *failure)], spec.schema))
                 metrics.set_tags(step=step.name, stage=step.stage.name)
                 metrics.count("weaksam_images_failed")
     finally:  # a traceback may refer to them: they would keep their CPUs and GPUs for as long as it lives
-        for actor in [*idle, *(one.actor for one in running.values())]:
+        for actor in [*idle, *(image.actor for image in running.values())]:
             ray.kill(actor)
 
 
@@ -130,10 +130,10 @@ def _ended(running: dict[Any, _Running], timeout_s: float) -> list[tuple[Any, Fa
     done = ray.wait(list(running), num_returns=1, timeout=1.0)[0]
     ended: list[tuple[Any, Failure | None]] = [(ref, _failure(ref, running[ref].ready)) for ref in done]
     now = time.monotonic()
-    for ref, one in running.items():
-        if one.started is None and ray.wait([one.ready], timeout=0)[0]:
-            one.started = now
-        if ref not in done and one.started is not None and now - one.started > timeout_s:
+    for ref, image in running.items():
+        if image.started is None and ray.wait([image.ready], timeout=0)[0]:
+            image.started = now
+        if ref not in done and image.started is not None and now - image.started > timeout_s:
             ended.append((ref, ("timeout", f"longer than {timeout_s:g} s")))
     return ended
 
@@ -149,8 +149,8 @@ def _failure(ref: Any, ready: Any) -> Failure | None:
     try:
         ray.get(ref)
     except RayTaskError as error:
-        if found := find_user_error(error):
-            raise found from error
+        if user_error := find_user_error(error):
+            raise user_error from error
         return "crash", f"{type(error.cause).__name__}: {error.cause}"
     except OutOfMemoryError:
         return "oom", "its worker was ended because the node ran out of memory"

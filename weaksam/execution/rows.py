@@ -1,109 +1,27 @@
-"""How images enter a callable and rows leave it: bytes fetched with a status, one part written a task.
-
-A callable is a plain class, `Callable(**kwargs)(batch) -> pa.Table`: `batch` has the source's columns and `data`
-(bytes or null), `status`, `message`; the result has the step's schema, a row an image.
-"""
+"""How images get to an actor and rows leave it: bytes fetched with a status, the worker, one part written a task."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 from ray.data import Datasink
 
 from weaksam.core import schemas, storage, tables
-from weaksam.data.images import decode_image
-from weaksam.errors import ImageError, StorageError, WeakSamError
+from weaksam.errors import StorageError, WeakSamError
 from weaksam.execution import metrics
+from weaksam.execution.mapping import ImageMapper, map_batch
 from weaksam.execution.times import FETCH_SECONDS, TimesWriter, take_fetch_seconds
 from weaksam.masking import masked_url
 
 _FETCH_THREADS = 8
-_GIVEN = (schemas.GIVEN_STATUS, schemas.GIVEN_MESSAGE)
+_EARLIER = (schemas.EARLIER_STATUS, schemas.EARLIER_MESSAGE)
 _FETCHED = (("data", pa.large_binary()), ("status", pa.string()), ("message", pa.string()))
-
-
-def decode_ahead(batch: pa.Table, max_pixels: int) -> Iterator[np.ndarray | ImageError]:
-    """Images of fetched rows in order, the next one decoded in a thread while the caller works on this one."""
-
-    def decode(row: int) -> np.ndarray | ImageError:
-        status = batch.column("status")[row].as_py()
-        if status != schemas.OK:
-            return ImageError(status, batch.column("message")[row].as_py())
-        try:
-            return decode_image(batch.column("data")[row].as_py(), max_pixels=max_pixels)
-        except ImageError as error:
-            return error
-
-    if not batch.num_rows:
-        return
-    with ThreadPoolExecutor(1) as pool:
-        ahead = pool.submit(decode, 0)
-        for row in range(batch.num_rows):
-            image = ahead.result()
-            if row + 1 < batch.num_rows:
-                ahead = pool.submit(decode, row + 1)
-            yield image
-
-
-def make_rows(
-    batch: pa.Table,
-    max_pixels: int,
-    make: Callable[[np.ndarray, dict[str, Any], Any], dict[str, Any]],
-    *,
-    prepare: Callable[[np.ndarray, dict[str, Any]], Any] = lambda *_: None,
-) -> list[dict[str, Any]]:
-    """A row for each fetched image: its size and what `make` knows of it, or why there is nothing to know.
-
-    Args:
-        batch: fetched rows.
-        max_pixels: larger images are refused.
-        make: of an image (H, W, 3) uint8, the other columns of its row and what was prepared; may raise ImageError.
-        prepare: the same of an image and its columns, done for the next image before `make` of one: a GPU has work
-            while the program is busy with what came of it. May raise ImageError.
-    """
-    given = batch.drop_columns([name for name, _ in _FETCHED]).to_pylist()
-    rows = []
-    for own, image, prepared in _prepare_ahead(given, decode_ahead(batch, max_pixels), prepare):
-        try:
-            if isinstance(image, ImageError):
-                raise image
-            row = {"image_id": own["image_id"], "status": schemas.OK, "message": ""}
-            rows.append(row | {"height": image.shape[0], "width": image.shape[1]} | make(image, own, prepared))
-        except ImageError as error:
-            rows.append(failed_row(own["image_id"], error.status, error.message))
-    return rows
-
-
-def _prepare_ahead(
-    given: list[dict[str, Any]],
-    images: Iterator[np.ndarray | ImageError],
-    prepare: Callable[[np.ndarray, dict[str, Any]], Any],
-) -> Iterator[tuple[dict[str, Any], np.ndarray | ImageError, Any]]:
-    """Columns, image and what was prepared, one row late."""
-    last = None
-    for own, image in zip(given, images, strict=True):
-        ready = own, image, None
-        try:
-            if not isinstance(image, ImageError):
-                ready = own, image, prepare(image, own)
-        except ImageError as error:
-            ready = own, error, None
-        if last is not None:
-            yield last
-        last = ready
-    if last is not None:
-        yield last
-
-
-def failed_row(image_id: str, status: str, message: str) -> dict[str, Any]:
-    """The row of an image that could not be used; its other columns become null."""
-    return {"image_id": image_id, "status": status, "message": message[:500]}
 
 
 class Fetch:
@@ -111,8 +29,8 @@ class Fetch:
 
     A missing object is the image's own fault and becomes its status, unless all of `folder` is gone, too. That and any
     other fault is the storage's: the row is left out and so tried again by a later pass, or raised when `strict`. With
-    `timed` a column tells what it took. Of a row that failed in an earlier step (`given_status`) nothing is fetched: it
-    keeps its status.
+    `timed` the column FETCH_SECONDS is added. An image that failed in an earlier step (`earlier_status`) is not
+    fetched: it keeps its status.
     """
 
     def __init__(self, *, strict: bool = False, timed: bool = False, folder: str | None = None) -> None:
@@ -121,8 +39,8 @@ class Fetch:
     def __call__(self, batch: pa.Table) -> pa.Table:
         began = time.monotonic()
         with ThreadPoolExecutor(_FETCH_THREADS) as pool:
-            fetched = list(pool.map(self._fetch, batch.column("uri").to_pylist(), *_given_states(batch)))
-        batch = batch.drop_columns([name for name in _GIVEN if name in batch.column_names])
+            fetched = list(pool.map(self._fetch, batch.column("uri").to_pylist(), *_earlier_states(batch)))
+        batch = batch.drop_columns([name for name in _EARLIER if name in batch.column_names])
         for index, (name, kind) in enumerate(_FETCHED):
             values = [None if row is None else row[index] for row in fetched]
             batch = batch.append_column(name, pa.array(values, kind))
@@ -153,11 +71,11 @@ class Fetch:
             return None, schemas.NOT_FOUND, f"{masked_url(uri)}: no such object"
 
 
-def _given_states(batch: pa.Table) -> tuple[list[str], list[str]]:
-    """Status and message that each row was given; ok, and none, where the step reads no earlier rows."""
-    if schemas.GIVEN_STATUS not in batch.column_names:
+def _earlier_states(batch: pa.Table) -> tuple[list[str], list[str]]:
+    """Status and message of each image in an earlier step; ok and "" where the step reads no earlier rows."""
+    if schemas.EARLIER_STATUS not in batch.column_names:
         return [schemas.OK] * batch.num_rows, [""] * batch.num_rows
-    status, message = (batch.column(name).to_pylist() for name in _GIVEN)
+    status, message = (batch.column(name).to_pylist() for name in _EARLIER)
     return status, message
 
 
@@ -185,35 +103,55 @@ def is_gone(folder: str) -> bool:
         return True
 
 
-class Worker:
-    """Holds a callable in an actor; a user's fault in its constructor is raised by the first call instead.
+@dataclass(frozen=True)
+class WorkerSpec:
+    """How the actors of a step work; picklable.
 
-    Ray passes on only the text of what a constructor raises, a call's exception keeps its class. `times` is the step's
-    folder when it is to be written down there when the actor worked.
+    Attributes:
+        factory: makes the mapper, in the actor.
+        schema: of the rows, with metadata.
+        max_pixels: images of more pixels are refused with status `too_large`.
+        step: name of the step, for metrics.
+        stage: name of its stage, for metrics.
+        times: folder of the step where each actor records its times; None: nothing is recorded.
     """
 
-    def __init__(
-        self, callable_class: type, kwargs: dict[str, Any], *, step: str = "", stage: str = "", times: str | None = None
-    ) -> None:
-        metrics.set_tags(step=step, stage=stage)
+    factory: Callable[[], ImageMapper]
+    schema: pa.Schema
+    max_pixels: int
+    step: str = ""
+    stage: str = ""
+    times: str | None = None
+
+
+class Worker:
+    """Maps batches in an actor.
+
+    Ray passes on only the text of what a constructor raises, a call's exception keeps its class: so an error of the
+    factory that is for the user is raised by the first call.
+    """
+
+    def __init__(self, spec: WorkerSpec) -> None:
+        metrics.set_tags(step=spec.step, stage=spec.stage)
+        self.spec = spec
         self.idle_since: float | None = None  # the first batch waited for nothing but the start
         self.times = None
         try:
-            self.callable = callable_class(**kwargs)
-            self.times = TimesWriter(times) if times else None
+            self.mapper = spec.factory()
+            self.times = TimesWriter(spec.times) if spec.times else None
         except WeakSamError as error:
-            self.callable = None
+            self.mapper = None
             self.error = error
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        if self.callable is None:
+        if self.mapper is None:
             raise self.error
         if (since := self.idle_since) is not None:
             waited = time.monotonic() - since
             metrics.observe("weaksam_wait_seconds", lambda: waited)
         batch, fetch_seconds = take_fetch_seconds(batch)
         began = time.time()
-        rows = self.callable(batch)
+        rows = map_batch(self.mapper, batch, schema=self.spec.schema, max_pixels=self.spec.max_pixels)
         if self.times is not None:
             self.times.add(began, time.time(), fetch_seconds)
         done = rows.column("status").to_pylist().count(schemas.OK)

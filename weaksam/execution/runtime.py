@@ -2,7 +2,7 @@
 
 todo = images - ids already in parts
   > fetch (tasks): URIs become bytes, the only form in which images travel
-  > callable (actor pool): bytes become rows
+  > Worker (actor pool): bytes become rows, by the mapper of the stage
   > PartSink: one part a block, one atomic write a part
 left-over images run again, then each alone; then every id is counted once.
 """
@@ -13,6 +13,8 @@ import gc
 import logging
 import math
 import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -31,9 +33,10 @@ from weaksam.execution import nodes
 # first: it sets what Ray reads when it is imported
 from weaksam.execution.connection import check_cluster, connect, disconnect
 from weaksam.execution.isolation import find_user_error, run_alone
+from weaksam.execution.mapping import ImageMapper
 from weaksam.execution.pools import TASK_CPUS, Pool, PoolResources, fit_pool
 from weaksam.execution.progress import part_counter, tell_progress
-from weaksam.execution.rows import Fetch, PartSink, Worker, common_folder
+from weaksam.execution.rows import Fetch, PartSink, Worker, WorkerSpec, common_folder
 from weaksam.execution.turns import turn
 
 __all__ = ["connect", "disconnect", "map_images"]
@@ -47,20 +50,20 @@ _MOST_ALONE = 8 * ROWS_PER_BLOCK
 def map_images(
     step: Step,
     source: pa.Table,
-    callable_class: type,
-    kwargs: dict[str, Any],
+    factory: Callable[[], ImageMapper],
     *,
     schema: pa.Schema,
+    max_pixels: int,
     resources: PoolResources,
 ) -> Outcome:
-    """Runs `callable_class` over every image of `source` and accounts for each id exactly once.
+    """Maps every image of `source` to a row and accounts for each id exactly once.
 
     Args:
         step: whose folder receives the parts; parts that are there already are kept and not computed again.
-        source: (image_id, uri, ...), each id once.
-        callable_class: what `rows` says a callable is.
-        kwargs: its constructor arguments.
-        schema: of the rows, with metadata.
+        source: (image_id, uri, ...), each id once; its metadata has the class names that the rows carry.
+        factory: makes the mapper in each actor of the pool; picklable, e.g. a `partial` of a class and its settings.
+        schema: of the rows, without metadata.
+        max_pixels: images of more pixels are refused with status `too_large`.
         resources: of the actor pool.
 
     Raises:
@@ -74,25 +77,24 @@ def map_images(
         return _account(step, source, computed=0)
     if source.num_rows > computed:
         log.info("%s: %d of %d images are done, going on", step.name, source.num_rows - computed, source.num_rows)
-    worker = {"callable_class": callable_class, "kwargs": kwargs, "step": step.name, "stage": step.stage.name}
-    worker["times"] = step.folder if resources.record_times else None
+    names = schemas.class_names_of(source.schema)
+    schema = schemas.with_metadata(schema, fingerprint=step.fingerprint, class_names=names)
+    times = step.folder if resources.record_times else None
+    spec = WorkerSpec(factory, schema, max_pixels, step=step.name, stage=step.stage.name, times=times)
     check_cluster()  # before anything says that the step runs
     with tell_progress(step, total=source.num_rows, unit="images", look=part_counter(step.folder)):
-        connect()  # takes a while, and so do weights: the step is told to run from here on
+        connect()  # takes a while, as weights do: the progress says from here on that the step runs
         with turn(step.name):
-            pool = fit_pool(resources, nodes.alive_nodes())
-            _run_passes(step, source, todo, worker, schema, pool)
+            _run_passes(step, source, todo, spec, fit_pool(resources, nodes.alive_nodes()))
     _check_missing(step, source, todo)
     return _account(step, source, computed=computed)
 
 
-def _run_passes(
-    step: Step, source: pa.Table, todo: pa.Table, worker: dict[str, Any], schema: pa.Schema, pool: Pool
-) -> None:
+def _run_passes(step: Step, source: pa.Table, todo: pa.Table, spec: WorkerSpec, pool: Pool) -> None:
     """Runs pass after pass until no image of `todo` is left; where one does not get far, some images alone."""
     images = common_folder(source.column("uri").to_pylist())
     while todo.num_rows:
-        went_through = _run_pass(step, todo, worker, schema, pool, images=images)
+        went_through = _run_pass(step, todo, spec, pool, images=images)
         # Ray ends an actor once nothing refers to it, and what a pass leaves refers to itself: until it is collected
         # its actors keep their CPUs and GPUs from the next pass.
         gc.collect()
@@ -102,7 +104,7 @@ def _run_passes(
         if went_through and (left.num_rows > todo.num_rows // 2 or 0 < left.num_rows <= ROWS_PER_BLOCK):
             some = left.slice(0, _MOST_ALONE)  # enough to find a culprit; the next pass streams the rest
             log.warning("%s: %d images left, running %d of them alone", step.name, left.num_rows, some.num_rows)
-            run_alone(step, some, worker, schema, pool, images=images)
+            run_alone(step, some, spec, pool, images=images)
             alone, left = left, _todo(step.folder, source)
             if left.num_rows == alone.num_rows:
                 raise StageError(
@@ -139,12 +141,15 @@ def _todo(folder: str, source: pa.Table) -> pa.Table:
     return tables.without_ids(source, (image_id for ids in tables.done_ids(folder).values() for image_id in ids))
 
 
-def _run_pass(
-    step: Step, todo: pa.Table, worker: dict[str, Any], schema: pa.Schema, pool: Pool, *, images: str | None
-) -> bool:
+def _run_pass(step: Step, todo: pa.Table, spec: WorkerSpec, pool: Pool, *, images: str | None) -> bool:
     """One streaming pass over `todo`. What a crash or an unexpected error loses is left for the caller.
 
-    `worker` has the arguments of a `Worker`; `images` is the folder of all images of the step.
+    Args:
+        step: whose folder receives the parts.
+        todo: (image_id, uri, ...).
+        spec: of the workers.
+        pool: the actors and tasks.
+        images: folder of all images of the step, if they share one.
 
     Returns:
         False when it was ended because nodes came or went.
@@ -153,61 +158,67 @@ def _run_pass(
         WeakSamError: a fault that is not an image's, such as storage or weights.
     """
     rows_per_block = max(1, min(ROWS_PER_BLOCK, math.ceil(todo.num_rows / (4 * pool.actors))))
-    starts = range(0, todo.num_rows, rows_per_block)
-    context = _context(todo.num_rows, rows_per_block, pool)
-
-    def parts() -> int:
-        return len(tables.list_parts(step.folder))
-
-    watcher = nodes.watcher(pool, len(starts), parts=parts, restarts=nodes.count_restarts)
-    context.custom_execution_callback_classes = [watcher]
+    # Cut here: Ray Data's `repartition` waits for a whole CPU, and beside a full pool there may be none for ever.
+    blocks = [todo.slice(start, rows_per_block) for start in range(0, todo.num_rows, rows_per_block)]
+    context = _context(step, len(blocks), rows_per_block, pool)
     with ray.data.DataContext.current(context), warnings.catch_warnings():
         # The restart options have no named replacement yet; pyproject.toml keeps Ray below the release without them.
         warnings.simplefilter("ignore", ray.util.annotations.RayDeprecationWarning)
-        batch_size = min(pool.batch_size, rows_per_block)  # a larger batch would join blocks again
-        # Cut here: Ray Data's `repartition` waits for a whole CPU, and beside a full pool there may be none for ever.
-        dataset = (
-            ray.data.from_arrow([todo.slice(start, rows_per_block) for start in starts])
-            .map_batches(
-                Fetch(timed=worker["times"] is not None, folder=images),
-                batch_format="pyarrow",
-                batch_size=batch_size,
-                num_cpus=TASK_CPUS,
-                compute=TaskPoolStrategy(size=min(pool.fetches, len(starts))),
-            )
-            .map_batches(
-                Worker,
-                fn_constructor_kwargs=worker,
-                batch_format="pyarrow",
-                batch_size=batch_size,
-                num_cpus=pool.actor_cpus,
-                num_gpus=pool.actor_gpus,
-                # One block more waits at each actor while it works, so that it never idles. A pool that grows by
-                # need would not grow: Ray Data keeps half of the CPUs for writing.
-                compute=ActorPoolStrategy(size=min(pool.actors, len(starts)), max_tasks_in_flight_per_actor=2),
-                max_restarts=-1,
-                # Twice a block, then it is given up for this pass (the default retries a crash for ever).
-                max_task_retries=1,
-            )
-        )
+        dataset = _dataset(blocks, spec, pool, batch_size=min(pool.batch_size, rows_per_block), images=images)
         _quieten()
         try:
-            dataset.write_datasink(PartSink(step.folder, schema), ray_remote_args={"num_cpus": TASK_CPUS})
+            dataset.write_datasink(PartSink(step.folder, spec.schema), ray_remote_args={"num_cpus": TASK_CPUS})
         except nodes.PoolChangedError as change:
             log.info("%s: %s, going on with those", step.name, change)
             return False
         except nodes.WorkersDieError as error:
             log.warning("%s: %s", step.name, error)
         except Exception as error:
-            if found := find_user_error(error):
-                raise found from error
+            if user_error := find_user_error(error):
+                raise user_error from error
             log.warning("%s: a pass ended early: %s", step.name, (str(error).strip().splitlines() or ["?"])[-1])
     return True
 
 
-def _context(rows: int, rows_per_block: int, pool: Pool) -> ray.data.DataContext:
+def _dataset(
+    blocks: Sequence[pa.Table], spec: WorkerSpec, pool: Pool, *, batch_size: int, images: str | None
+) -> ray.data.Dataset:
+    """Rows of `blocks`, not computed yet. A batch larger than a block would join blocks again."""
+    fetched = ray.data.from_arrow(list(blocks)).map_batches(
+        Fetch(timed=spec.times is not None, folder=images),
+        batch_format="pyarrow",
+        batch_size=batch_size,
+        num_cpus=TASK_CPUS,
+        compute=TaskPoolStrategy(size=min(pool.fetches, len(blocks))),
+    )
+    return fetched.map_batches(
+        Worker,
+        fn_constructor_args=[spec],
+        batch_format="pyarrow",
+        batch_size=batch_size,
+        num_cpus=pool.actor_cpus,
+        num_gpus=pool.actor_gpus,
+        # One block more waits at each actor while it works, so that it never idles. A pool that grows by need would
+        # not grow: Ray Data keeps half of the CPUs for writing.
+        compute=ActorPoolStrategy(size=min(pool.actors, len(blocks)), max_tasks_in_flight_per_actor=2),
+        max_restarts=-1,
+        # Twice a block, then it is given up for this pass (the default retries a crash for ever).
+        max_task_retries=1,
+    )
+
+
+def _context(step: Step, blocks: int, rows_per_block: int, pool: Pool) -> ray.data.DataContext:
+    watcher: Any = partial(  # Ray Data calls it as it would call a class
+        nodes.Watcher,
+        pool,
+        blocks,
+        parts=lambda: len(tables.list_parts(step.folder)),
+        restarts=nodes.count_restarts,
+        started=nodes.has_pool_started,
+    )
     context = ray.data.DataContext.get_current().copy()
-    context.max_errored_blocks = max(8, rows // rows_per_block // 20)
+    context.custom_execution_callback_classes = [watcher]
+    context.max_errored_blocks = max(8, blocks // 20)
     context.max_consecutive_actor_init_deaths = 3
     context.enable_progress_bars = False
     context.execution_no_progress_timeout_s = max(3600, int(rows_per_block * pool.image_timeout_s))
@@ -226,11 +237,11 @@ def _account(step: Step, source: pa.Table, *, computed: int) -> Outcome:
     """Checks that the ids of all parts are the ids of `source`, each once, and counts the failed rows."""
     ids = tables.done_ids(step.folder)
     excluded = tables.first_wins(ids)
-    found = {image_id for part in ids.values() for image_id in part}
-    wanted = set(source.column("image_id").to_pylist())
-    if found != wanted:
+    written = {image_id for part in ids.values() for image_id in part}
+    asked = set(source.column("image_id").to_pylist())
+    if written != asked:
         raise StageError(
-            f"step {step.name}: {len(wanted - found)} images have no row, {len(found - wanted)} rows have no image "
+            f"step {step.name}: {len(asked - written)} images have no row, {len(written - asked)} rows have no image "
             f"in {step.folder}: run the same command again; if this stays, another run writes to this folder"
         )
     if excluded:
@@ -240,7 +251,7 @@ def _account(step: Step, source: pa.Table, *, computed: int) -> Outcome:
     _compare_sizes(step, rows)
     failed = [row for row in rows if row["status"] != schemas.OK]
     return Outcome(
-        rows=len(wanted),
+        rows=len(asked),
         failed=len(failed),
         computed=computed,
         failures=[f"{row['image_id']}: {row['status']}: {row['message']}" for row in failed[:10]],

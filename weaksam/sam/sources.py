@@ -18,53 +18,69 @@ from weaksam.sam.prompts import Prompts
 
 
 @dataclass(frozen=True)
-class SourceRule:
-    """How a source prompts, and which of its masks stay; as in `SamEngine.propose`.
+class PromptSet:
+    """Prompts of one source, and the rules for its masks: the arguments of `SamEngine.propose`.
 
     Attributes:
-        joint: all points of a class are also one prompt together.
+        prompts: None: the grid of the engine's settings, source 0.
+        pred_iou_threshold: masks need a predicted IoU above this.
+        stability_threshold: masks need at least this stability.
+        nms_threshold: box IoU within the source above which the worse mask goes; None keeps all.
+        keep_masks: which of SAM's three masks per prompt to use.
     """
 
+    prompts: Prompts | None
     pred_iou_threshold: float
     stability_threshold: float
     nms_threshold: float | None
     keep_masks: tuple[int, ...] = (0, 1, 2)
-    joint: bool = False
 
 
-def propose_from_points(
+def propose_from_sources(
     engine: SamEngine,
     image: EncodedImage,
-    points: np.ndarray,
-    labels: np.ndarray,
-    rule: SourceRule,
+    sets: Sequence[PromptSet],
     *,
-    source: int,
+    duplicate_threshold: float | None,
+    max_proposals: int | None = None,
     return_masks: bool = False,
 ) -> Proposals:
-    """Proposals of single points and, when the rule says so, of the points of each class together.
+    """Proposals of all sources on one image: each source with its own suppression, then joined by `join_sources`.
 
     Args:
         engine: the segmenter.
         image: from `engine.encode`.
-        points: (P, 2) float, x then y, pixels.
-        labels: (P,) int class of each; -1 has none and joins no other.
-        rule: of this source.
-        source: number to mark the proposals with.
+        sets: at least one; the order of the sources.
+        duplicate_threshold: a box that overlaps one of an earlier source by more than this IoU goes; None keeps all.
+        max_proposals: keep at most so many, the best rated.
         return_masks: also give masks.
     """
-    joint = joint_points(points, labels) if rule.joint else []
-    prompts = Prompts(points=points, joint=joint, source=np.full(len(points) + len(joint), source))
-    (found,) = engine.propose(
-        [image],
-        [prompts],
-        pred_iou_threshold=rule.pred_iou_threshold,
-        stability_threshold=rule.stability_threshold,
-        nms_threshold=rule.nms_threshold,
-        keep_masks=rule.keep_masks,
-        return_masks=return_masks,
-    )
-    return found
+    proposals = [
+        engine.propose(
+            [image],
+            None if prompted.prompts is None else [prompted.prompts],
+            pred_iou_threshold=prompted.pred_iou_threshold,
+            stability_threshold=prompted.stability_threshold,
+            nms_threshold=prompted.nms_threshold,
+            keep_masks=prompted.keep_masks,
+            return_masks=return_masks,
+        )[0]
+        for prompted in sets
+    ]
+    return join_sources(proposals, duplicate_threshold=duplicate_threshold, max_proposals=max_proposals)
+
+
+def point_prompts(points: np.ndarray, labels: np.ndarray, *, joint: bool, source: int) -> Prompts:
+    """Single points as prompts and, with `joint`, the points of each class together.
+
+    Args:
+        points: (P, 2) float, x then y, pixels.
+        labels: (P,) int class of each; -1 has none and joins no other.
+        joint: whether the points of a class are also one prompt together.
+        source: number that marks the proposals, from 0 to 255.
+    """
+    groups = joint_points(points, labels) if joint else []
+    return Prompts(points=points, joint=groups, source=np.full(len(points) + len(groups), source))
 
 
 def joint_points(points: np.ndarray, labels: np.ndarray) -> list[np.ndarray]:
@@ -74,7 +90,7 @@ def joint_points(points: np.ndarray, labels: np.ndarray) -> list[np.ndarray]:
 
 
 def join_sources(
-    found: Sequence[Proposals], *, duplicate_threshold: float | None, max_proposals: int | None = None
+    proposals: Sequence[Proposals], *, duplicate_threshold: float | None, max_proposals: int | None = None
 ) -> Proposals:
     """Proposals of all sources, best predicted IoU first, ties in the order of the sources.
 
@@ -82,25 +98,25 @@ def join_sources(
     that a run without the later ones would give.
 
     Args:
-        found: at least one, all with masks or all without.
+        proposals: those of each source, at least one; all with masks or all without.
         duplicate_threshold: a box that overlaps one of an earlier source by more than this IoU goes; None keeps all.
         max_proposals: keep at most so many, the best rated.
 
     Raises:
         ValueError: nothing to join, or `max_proposals` is negative.
     """
-    if not found:
-        raise ValueError("found must hold the proposals of one source at least, got none")
+    if not proposals:
+        raise ValueError("proposals must hold those of one source at least, got none")
     check_whole("max_proposals", max_proposals, least=0)
-    boxes, source = (np.concatenate([getattr(one, name) for one in found]) for name in ("boxes", "source"))
+    boxes, source = (np.concatenate([getattr(one, name) for one in proposals]) for name in ("boxes", "source"))
     keep = np.arange(len(boxes))
-    if duplicate_threshold is not None and len(found) > 1:
+    if duplicate_threshold is not None and len(proposals) > 1:
         keep = suppress_in_order(torch.from_numpy(boxes), threshold=duplicate_threshold).numpy()
-    rating = np.concatenate([one.predicted_iou for one in found])
+    rating = np.concatenate([one.predicted_iou for one in proposals])
     keep = keep[np.argsort(-rating[keep], kind="stable")][:max_proposals]
     masks = None
-    if all(one.masks is not None for one in found):
-        every = [mask for one in found for mask in one.masks or []]
+    if all(one.masks is not None for one in proposals):
+        every = [mask for one in proposals for mask in one.masks or []]
         masks = [every[i] for i in keep]
-    stability = np.concatenate([one.stability for one in found])
+    stability = np.concatenate([one.stability for one in proposals])
     return Proposals(boxes[keep], rating[keep], stability[keep], source[keep], masks)

@@ -29,17 +29,17 @@ def check_rows(step: Step, key: str, image_ids: Sequence[str]) -> None:
 
 
 def with_states(source: pa.Table, rows: pa.Table, what: str) -> pa.Table:
-    """`source` with what became of each image in an earlier step: the images that failed there fail here too.
+    """`source` with the status of each image in an earlier step: the images that failed there fail in this step too.
 
     Args:
-        source: what a step maps.
+        source: the images that a step maps.
         rows: `status` and `message` of the same images, in the same order.
         what: names the earlier step.
     """
     states = zip(rows.column("status").to_pylist(), rows.column("message").to_pylist(), strict=True)
     messages = ["" if status == schemas.OK else f"{what}: {message or status}" for status, message in states]
-    source = source.append_column(schemas.GIVEN_STATUS, rows.column("status"))
-    return source.append_column(schemas.GIVEN_MESSAGE, pa.array(messages, pa.string()))
+    source = source.append_column(schemas.EARLIER_STATUS, rows.column("status"))
+    return source.append_column(schemas.EARLIER_MESSAGE, pa.array(messages, pa.string()))
 
 
 def check_same_images(step: Step, key: str) -> None:

@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
@@ -17,10 +18,12 @@ from weaksam.core.config import Reads, StageConfig
 from weaksam.core.step import Outcome, Stage, Step
 from weaksam.errors import ConfigError, ImageError
 from weaksam.execution import metrics
+from weaksam.execution.mapping import ImageMapper, Row
 from weaksam.execution.pools import PoolResources
 from weaksam.models.detectors.catalogue import kind_of
 from weaksam.models.detectors.rules import InferenceRules
 from weaksam.stages.checks import check_rows, check_same_classes, with_states
+from weaksam.stages.step_images import read_images
 from weaksam.stages.train_detector import TrainDetectorConfig
 from weaksam.stages.train_wsod import TrainWsodConfig
 
@@ -103,8 +106,8 @@ class WsodFinder:
 
         net = self.trained.spec(self.num_classes).trained(storage.fetch(self.uri)).to(device)
 
-        def find(image: Tensor, found: np.ndarray) -> Found:
-            boxes, _ = clean_boxes(found, image.shape[1], image.shape[2], min_side=self.trained.min_side)
+        def find(image: Tensor, proposals: np.ndarray) -> Found:
+            boxes, _ = clean_boxes(proposals, image.shape[1], image.shape[2], min_side=self.trained.min_side)
             return detect_objects(net, image, torch.from_numpy(boxes).to(device), self.rules)
 
         return find
@@ -128,39 +131,37 @@ class DetectorFinder:
         return lambda image, _: detect_in_views(net, image, self.rules)
 
 
-class DetectObjects:
-    """Fetched images, with `boxes` of their proposals if the detector needs some, to rows of `schemas.DETECTIONS`."""
+class DetectObjects(ImageMapper):
+    """Makes rows of `schemas.DETECTIONS`, from the `boxes` of an image's proposals if the detector needs some."""
 
-    def __init__(self, config: DetectConfig, make_finder: WsodFinder | DetectorFinder, schema: pa.Schema) -> None:
+    def __init__(self, config: DetectConfig, make_finder: WsodFinder | DetectorFinder) -> None:
         import torch
 
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         if self.device == "cpu":
             torch.set_num_threads(math.ceil(config.resources.actor_cpus))
-        self.find, self.config, self.schema = make_finder(self.device), config, schema
+        self.find = make_finder(self.device)
 
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        from weaksam.execution.rows import make_rows
-
-        return schemas.to_table(make_rows(batch, self.config.max_pixels, self._find), self.schema)
-
-    def _find(self, image: np.ndarray, given: dict[str, Any], _: object) -> dict[str, Any]:
+    def make(self, image: np.ndarray, row: Row, prepared: None) -> Row:
+        """The detections of an image."""
         import torch
 
         pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))).to(self.device)
         try:
-            row = _columns(self.find(pixels, np.array(given.get("boxes") or [], np.float32).reshape(-1, 4)))
+            columns = _columns(self.find(pixels, np.array(row.get("boxes") or [], np.float32).reshape(-1, 4)))
         except torch.OutOfMemoryError as error:
             raise ImageError("oom", f"no device memory for {image.shape[:2]} pixels: {error}") from error
-        metrics.count("weaksam_boxes_kept", len(row["boxes"]))
-        return row
+        metrics.count("weaksam_boxes_kept", len(columns["boxes"]))
+        return columns
 
 
-def _columns(found: Found) -> dict[str, Any]:
+def _columns(detections: Found) -> Row:
     from weaksam.ops.rle import encode_rle
 
-    row: dict[str, Any] = {key: getattr(found, key).cpu().numpy() for key in ("boxes", "classes", "scores")}
-    return row | ({} if found.masks is None else {"masks": [encode_rle(one) for one in found.masks.cpu().numpy()]})
+    columns: Row = {key: getattr(detections, key).cpu().numpy() for key in ("boxes", "classes", "scores")}
+    if detections.masks is not None:
+        columns["masks"] = [encode_rle(mask) for mask in detections.masks.cpu().numpy()]
+    return columns
 
 
 def run(step: Step) -> Outcome:
@@ -168,10 +169,8 @@ def run(step: Step) -> Outcome:
     from weaksam.execution import runtime
 
     config: DetectConfig = step.config
-    images = tables.read_step(step.inputs["images"], columns=["uri", "split"])
-    if config.split is not None:
-        images = tables.of_split(images, config.split, where=f"steps.{step.name}.split")
-    names = schemas.class_names_of(images.schema)
+    images = read_images(step)
+    num_classes = len(schemas.class_names_of(images.schema))
     key = "detector" if config.detector is not None else "checkpoint"
     trained = step.inputs[key]
     check_same_classes(step, key)
@@ -180,12 +179,18 @@ def run(step: Step) -> Outcome:
         source = with_proposals(step, source)
     uri = storage.join(trained.folder, "checkpoint", "model.safetensors")
     if isinstance(trained.config, TrainDetectorConfig):
-        finder = DetectorFinder(trained.config, len(names), uri, config.rules(kind_of(trained.config.model).inference))
+        rules = config.rules(kind_of(trained.config.model).inference)
+        finder = DetectorFinder(trained.config, num_classes, uri, rules)
     else:
-        finder = WsodFinder(trained.config, len(names), uri, config.rules(InferenceRules()))
-    schema = schemas.with_metadata(schemas.DETECTIONS, fingerprint=step.fingerprint, class_names=names)
-    kwargs = {"config": config, "make_finder": finder, "schema": schema}
-    return runtime.map_images(step, source, DetectObjects, kwargs, schema=schema, resources=config.resources)
+        finder = WsodFinder(trained.config, num_classes, uri, config.rules(InferenceRules()))
+    return runtime.map_images(
+        step,
+        source,
+        partial(DetectObjects, config, finder),
+        schema=schemas.DETECTIONS,
+        max_pixels=config.max_pixels,
+        resources=config.resources,
+    )
 
 
 def with_proposals(step: Step, source: pa.Table) -> pa.Table:

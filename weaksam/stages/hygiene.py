@@ -20,8 +20,10 @@ from weaksam.core import schemas, storage, tables
 from weaksam.core.config import NotInFingerprint, Reads, StageConfig
 from weaksam.core.parquet_files import write_parquet
 from weaksam.core.step import Outcome, Stage, Step
+from weaksam.execution.mapping import ImageMapper, Row
 from weaksam.execution.pools import CpuPoolResources
 from weaksam.stages.labels import describe_everywhere
+from weaksam.stages.step_images import read_images
 
 log = logging.getLogger(__name__)
 
@@ -62,56 +64,47 @@ class HygieneConfig(StageConfig):
     """Where it runs."""
 
 
-class LookAtImages:
-    """Fetched images to rows of `schemas.HYGIENE`."""
+class LookAtImages(ImageMapper):
+    """Makes rows of `schemas.HYGIENE`."""
 
-    def __init__(self, config: HygieneConfig, schema: pa.Schema) -> None:
-        self.config, self.schema = config, schema
+    def make(self, image: np.ndarray, row: Row, prepared: None) -> Row:
+        """The hashes and the thumbnail of an image."""
+        from weaksam.data.likeness import perceptual_hash, thumbnail
 
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        from weaksam.execution.rows import make_rows
-
-        digests = [_sha256(data) for data in batch.column("data")]
-        batch = batch.append_column("sha256", pa.array(digests, pa.string()))
-        return schemas.to_table(make_rows(batch, self.config.max_pixels, _look), self.schema)
-
-
-def _sha256(data: Any) -> str | None:
-    return hashlib.sha256(data.as_buffer()).hexdigest() if data.is_valid else None
-
-
-def _look(image: np.ndarray, given: dict[str, Any], _: object) -> dict[str, Any]:
-    from weaksam.data.likeness import perceptual_hash, thumbnail
-
-    return {
-        "sha256": given["sha256"],
-        "perceptual_hash": perceptual_hash(image),
-        "thumbnail": thumbnail(image).tobytes(),
-    }
+        return {
+            "sha256": hashlib.sha256(row["data"]).hexdigest(),
+            "perceptual_hash": perceptual_hash(image),
+            "thumbnail": thumbnail(image).tobytes(),
+        }
 
 
 def run(step: Step) -> Outcome:
-    """Maps all images to rows and tells what they have in common."""
+    """Maps all images to rows and reports what they have in common."""
     from weaksam.execution import runtime
 
     config: HygieneConfig = step.config
-    images = tables.read_step(step.inputs["images"], columns=["uri", "split", "labels", "height", "width"])
-    names = schemas.class_names_of(images.schema)
-    schema = schemas.with_metadata(schemas.HYGIENE, fingerprint=step.fingerprint, class_names=names)
-    kwargs = {"config": config, "schema": schema}
-    source = images.select(["image_id", "uri"])
-    outcome = runtime.map_images(step, source, LookAtImages, kwargs, schema=schema, resources=config.resources)
+    images = read_images(step, "labels", "height", "width")
+    outcome = runtime.map_images(
+        step,
+        images.select(["image_id", "uri"]),
+        LookAtImages,
+        schema=schemas.HYGIENE,
+        max_pixels=config.max_pixels,
+        resources=config.resources,
+    )
     rows = tables.read_table(step.folder, {"parts": outcome.parts, "excluded": outcome.excluded})
+    names = schemas.class_names_of(images.schema)
     listed = list_duplicates(images, rows, config)
-    write_parquet(storage.join(step.folder, "duplicates.parquet"), listed.replace_schema_metadata(schema.metadata))
-    told = count_images(images, rows, names) | tell_groups(images, listed) | compare_sizes(images, rows)
-    storage.write_json(storage.join(step.folder, "hygiene.json"), told)
-    for split, counted in told["splits"].items():
+    metadata = schemas.with_metadata(DUPLICATES, fingerprint=step.fingerprint, class_names=names).metadata
+    write_parquet(storage.join(step.folder, "duplicates.parquet"), listed.replace_schema_metadata(metadata))
+    report = count_images(images, rows, names) | describe_groups(images, listed) | compare_sizes(images, rows)
+    storage.write_json(storage.join(step.folder, "hygiene.json"), report)
+    for split, counted in report["splits"].items():
         known = counted["images"] - counted["labels_unknown"]
-        counts = {name: by_split[split] for name, by_split in told["classes"].items()}
+        counts = {name: by_split[split] for name, by_split in report["classes"].items()}
         for text in describe_everywhere(f"{step.name}: split '{split}'", counts, known) if known else []:
             log.warning("warning: %s", text)
-    return replace(outcome, summary=summarise(told))
+    return replace(outcome, summary=summarise(report))
 
 
 def list_duplicates(images: pa.Table, rows: pa.Table, config: HygieneConfig) -> pa.Table:
@@ -125,23 +118,23 @@ def list_duplicates(images: pa.Table, rows: pa.Table, config: HygieneConfig) -> 
     from weaksam.data.likeness import THUMBNAIL_SIDE
     from weaksam.ops.duplicates import DuplicateRules, group_duplicates
 
-    seen = pa.array([status == schemas.OK for status in rows.column("status").to_pylist()], pa.bool_())
-    images, rows = images.filter(seen), rows.filter(seen)
+    usable = pa.array([status == schemas.OK for status in rows.column("status").to_pylist()], pa.bool_())
+    images, rows = images.filter(usable), rows.filter(usable)
     pixels = np.frombuffer(b"".join(rows.column("thumbnail").to_pylist()), np.uint8)
     thumbnails = pixels.reshape(-1, THUMBNAIL_SIDE**2)
     rules = DuplicateRules(config.max_bits, config.max_difference)
     contents, hashes = rows.column("sha256"), rows.column("perceptual_hash").to_numpy()
-    found = group_duplicates(contents.to_pylist(), hashes, thumbnails, rules)
-    members = np.flatnonzero(found.group >= 0)
-    members = members[np.argsort(found.group[members], kind="stable")]
-    group, some = found.group[members], images.take(pa.array(members, pa.int64()))
+    groups = group_duplicates(contents.to_pylist(), hashes, thumbnails, rules)
+    members = np.flatnonzero(groups.group >= 0)
+    members = members[np.argsort(groups.group[members], kind="stable")]
+    group, some = groups.group[members], images.take(pa.array(members, pa.int64()))
     columns = {name: some.column(name).to_pylist() for name in ("image_id", "split", "uri")}
-    columns |= {"group": group, "kind": np.where(found.exact[group], "exact", "near").tolist()}
+    columns |= {"group": group, "kind": np.where(groups.exact[group], "exact", "near").tolist()}
     columns["sha256"] = contents.take(pa.array(members, pa.int64())).to_pylist()
     return pa.table({name: columns[name] for name in DUPLICATES.names}, schema=DUPLICATES)
 
 
-def tell_groups(images: pa.Table, listed: pa.Table) -> dict[str, Any]:
+def describe_groups(images: pa.Table, listed: pa.Table) -> dict[str, Any]:
     """`duplicates`, group after group, and `leaks`, the numbers of those in more than one split.
 
     Args:
@@ -157,8 +150,8 @@ def tell_groups(images: pa.Table, listed: pa.Table) -> dict[str, Any]:
         ids = [row["image_id"] for row in members]
         known = {tuple(labels[one]) for one in ids if labels[one] is not None}
         splits = sorted({row["split"] for row in members})
-        told = {"group": number, "kind": members[0]["kind"], "splits": splits, "labels_differ": len(known) > 1}
-        duplicates.append(told | {"image_ids": ids})
+        group = {"group": number, "kind": members[0]["kind"], "splits": splits, "labels_differ": len(known) > 1}
+        duplicates.append(group | {"image_ids": ids})
     return {"duplicates": duplicates, "leaks": [one["group"] for one in duplicates if len(one["splits"]) > 1]}
 
 
@@ -171,11 +164,11 @@ def compare_sizes(images: pa.Table, rows: pa.Table) -> dict[str, Any]:
     """
     from weaksam.data.stated_sizes import differing_sizes
 
-    stated, found = (
+    stated, decoded = (
         list(zip(*(table.column(key).to_pylist() for key in ("height", "width")), strict=True))
         for table in (images, rows)
     )
-    turned, other = differing_sizes(zip(images.column("image_id").to_pylist(), stated, found, strict=True))
+    turned, other = differing_sizes(zip(images.column("image_id").to_pylist(), stated, decoded, strict=True))
     return {"sizes_turned": turned, "sizes_differ": other}
 
 
@@ -218,20 +211,20 @@ def count_images(images: pa.Table, rows: pa.Table, names: list[str]) -> dict[str
 def _spread(column: pa.ChunkedArray) -> dict[str, float] | None:
     """Smallest, middle and largest value; None when there is none."""
     values = column.drop_null().to_numpy()
-    told = {"min": np.min, "median": np.median, "max": np.max}
-    return {name: float(of(values)) for name, of in told.items()} if len(values) else None
+    spread = {"min": np.min, "median": np.median, "max": np.max}
+    return {name: float(of(values)) for name, of in spread.items()} if len(values) else None
 
 
-def summarise(told: dict[str, Any]) -> str:
+def summarise(report: dict[str, Any]) -> str:
     """One line of `hygiene.json`."""
-    kinds = Counter(one["kind"] for one in told["duplicates"])
-    without = sum(one["labels_unknown"] + one["labels_empty"] for one in told["splits"].values())
-    totals = [sum(by_split.values()) for by_split in told["classes"].values()]
+    kinds = Counter(one["kind"] for one in report["duplicates"])
+    without = sum(one["labels_unknown"] + one["labels_empty"] for one in report["splits"].values())
+    totals = [sum(by_split.values()) for by_split in report["classes"].values()]
     classes = f"classes have {min(totals)} to {max(totals)} images" if totals else "no classes"
-    strange = len(told["sizes_turned"]) + len(told["sizes_differ"])
+    strange = len(report["sizes_turned"]) + len(report["sizes_differ"])
     sizes = f", {strange} images of another size than the dataset states" if strange else ""
     return (
-        f"{kinds['exact']} exact and {kinds['near']} near groups of duplicates, {len(told['leaks'])} of them across "
+        f"{kinds['exact']} exact and {kinds['near']} near groups of duplicates, {len(report['leaks'])} of them across "
         f"splits, {without} images without labels, {classes}{sizes}"
     )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
@@ -16,22 +17,23 @@ from weaksam.core import schemas, storage, tables
 from weaksam.core.step import Outcome, Stage, Step
 from weaksam.errors import ConfigError, ImageError
 from weaksam.execution import metrics
+from weaksam.execution.mapping import ImageMapper, Row
 from weaksam.stages.proposal_settings import GridSettings, PeakSettings, ProposalsConfig, SamSettings
 from weaksam.stages.sam_actor import SamWatch, Watched, identify_shipped, load_engine
+from weaksam.stages.step_images import read_images
 
 if TYPE_CHECKING:
     import numpy as np
 
     from weaksam.models.classifiers.clues import Clues
-    from weaksam.sam.engine import EncodedImage, Proposals
-    from weaksam.sam.sources import SourceRule
+    from weaksam.sam.sources import PromptSet
 
 __all__ = ["STAGE", "GridSettings", "PeakSettings", "ProposalsConfig", "ProposeBoxes", "SamSettings"]
 
 
 @dataclass(frozen=True)
 class TrainedClassifier:
-    """Where the weights of a `train_classifier` step are, and what they fit."""
+    """The weights of a `train_classifier` step, and the model that they fit."""
 
     uri: str
     backbone: str
@@ -40,72 +42,71 @@ class TrainedClassifier:
     fine_of: Literal["both", "coarse", "cross"] = "both"
 
 
-class ProposeBoxes:
-    """Fetched images in, rows of `schemas.PROPOSALS` out; holds SAM and, when there is one, the classifier.
+class ProposeBoxes(ImageMapper):
+    """Makes rows of `schemas.PROPOSALS`; holds SAM and, when there is one, the classifier.
 
     Both in one actor: the image is decoded once and nothing but bytes travels (`python -m benchmarks.clue_share`).
     """
 
-    def __init__(self, config: ProposalsConfig, schema: pa.Schema, classifier: TrainedClassifier | None = None) -> None:
+    def __init__(self, config: ProposalsConfig, classifier: TrainedClassifier | None = None) -> None:
         self.engine = load_engine(config.sam, config.resources, points_per_side=config.grid.points_per_side)
         self.clues = _make_clue_finder(config, classifier, self.engine.sam.device) if classifier else None
         self.config = config
-        self.schema = schema
         self.watch = SamWatch(self.engine)
 
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        from weaksam.execution.rows import make_rows
-
-        return schemas.to_table(
-            make_rows(batch, self.config.max_pixels, self._columns, prepare=self._encode), self.schema
-        )
-
-    def _encode(self, image: np.ndarray, given: dict[str, Any]) -> tuple[Clues | None, Watched]:
-        clues = self.clues(image, given.get("labels")) if self.clues else None
+    def prepare(self, image: np.ndarray, row: Row) -> tuple[Clues | None, Watched]:
+        """The classifier's labels and peaks, and SAM's encoding."""
+        clues = self.clues(image, row.get("labels")) if self.clues else None
         return clues, self.watch.encode(image)
 
-    def _columns(self, image: np.ndarray, given: dict[str, Any], seen: tuple[Clues | None, Watched]) -> dict[str, Any]:
-        clues, watched = seen
+    def make(self, image: np.ndarray, row: Row, prepared: tuple[Clues | None, Watched]) -> Row:
+        """The proposals, and the peaks and labels that led to them."""
+        from weaksam.sam.sources import propose_from_sources
+
+        clues, watched = prepared
         with self.watch.decoding(watched) as encoded:
-            found = self._propose(encoded, clues)
-        metrics.count("weaksam_boxes_kept", len(found.boxes))
+            proposals = propose_from_sources(
+                self.engine,
+                encoded,
+                _prompt_sets(self.config, clues),
+                duplicate_threshold=self.config.duplicate_threshold,
+                max_proposals=self.config.max_proposals,
+                return_masks=self.config.masks,
+            )
+        metrics.count("weaksam_boxes_kept", len(proposals.boxes))
         return {
-            "boxes": found.boxes,
-            "predicted_iou": found.predicted_iou,
-            "stability": found.stability,
-            "source": found.source,
-            "masks": found.masks,
+            "boxes": proposals.boxes,
+            "predicted_iou": proposals.predicted_iou,
+            "stability": proposals.stability,
+            "source": proposals.source,
+            "masks": proposals.masks,
             "points": _point_rows(clues) if clues else [],
             "labels": clues.labels if clues else None,
         }
 
-    def _propose(self, encoded: EncodedImage, clues: Clues | None) -> Proposals:
-        from weaksam.sam.sources import join_sources, propose_from_points
 
-        config = self.config
-        found = [self._propose_grid(encoded)]
-        for source, kind in enumerate(schemas.SOURCES[1:], start=1):
-            if clues is None or not getattr(config.clues, kind).enabled:
-                continue
-            here = clues.kinds == source - 1
-            points, labels, rule = clues.points[here], clues.point_labels[here], _source_rule(config, kind)
-            found.append(
-                propose_from_points(
-                    self.engine, encoded, points, labels, rule, source=source, return_masks=config.masks
-                )
+def _prompt_sets(config: ProposalsConfig, clues: Clues | None) -> list[PromptSet]:
+    """Prompts of the grid and of each kind of peaks that is enabled, in the order of `schemas.SOURCES`."""
+    from weaksam.sam.sources import PromptSet, point_prompts
+
+    grid, shared = config.grid, config.clues
+    sets = [PromptSet(None, grid.pred_iou_threshold, grid.stability_threshold, grid.nms_threshold)]
+    for source, kind in enumerate(schemas.SOURCES[1:], start=1):
+        peaks: PeakSettings = getattr(shared, kind)
+        if clues is None or not peaks.enabled:
+            continue
+        chosen = clues.kinds == source - 1
+        points, labels = clues.points[chosen], clues.point_labels[chosen]
+        sets.append(
+            PromptSet(
+                point_prompts(points, labels, joint=peaks.joint, source=source),
+                shared.pred_iou_threshold,
+                shared.stability_threshold,
+                peaks.nms_threshold,
+                keep_masks=tuple(shared.keep_masks),
             )
-        return join_sources(found, duplicate_threshold=config.duplicate_threshold, max_proposals=config.max_proposals)
-
-    def _propose_grid(self, encoded: EncodedImage) -> Proposals:
-        grid = self.config.grid
-        (found,) = self.engine.propose(
-            [encoded],
-            pred_iou_threshold=grid.pred_iou_threshold,
-            stability_threshold=grid.stability_threshold,
-            nms_threshold=grid.nms_threshold,
-            return_masks=self.config.masks,
         )
-        return found
+    return sets
 
 
 def _make_clue_finder(config: ProposalsConfig, classifier: TrainedClassifier, device: Any) -> Any:
@@ -133,19 +134,6 @@ def _make_clue_finder(config: ProposalsConfig, classifier: TrainedClassifier, de
     return find
 
 
-def _source_rule(config: ProposalsConfig, kind: str) -> SourceRule:
-    from weaksam.sam.sources import SourceRule
-
-    clues, peaks = config.clues, getattr(config.clues, kind)
-    return SourceRule(
-        clues.pred_iou_threshold,
-        clues.stability_threshold,
-        peaks.nms_threshold,
-        keep_masks=tuple(clues.keep_masks),
-        joint=peaks.joint,
-    )
-
-
 def _point_rows(clues: Clues) -> list[dict[str, Any]]:
     columns = (clues.points[:, 0], clues.points[:, 1], clues.point_labels, clues.scores, clues.kinds + 1)
     keys = ("x", "y", "label", "score", "kind")
@@ -157,17 +145,19 @@ def run(step: Step) -> Outcome:
     from weaksam.execution import runtime
 
     config: ProposalsConfig = step.config
-    images = tables.read_step(step.inputs["images"], columns=["uri", "split", "labels"])
-    if config.split is not None:
-        images = tables.of_split(images, config.split, where=f"steps.{step.name}.split")
-    names = schemas.class_names_of(images.schema)
-    schema = schemas.with_metadata(schemas.PROPOSALS, fingerprint=step.fingerprint, class_names=names)
-    kwargs: dict[str, Any] = {"config": config, "schema": schema}
-    source = images.select(["image_id", "uri"])
+    images = read_images(step, "labels")
+    source, classifier = images.select(["image_id", "uri"]), None
     if "classifier" in step.inputs:
-        kwargs["classifier"] = _trained_classifier(step, names)
+        classifier = _trained_classifier(step, schemas.class_names_of(images.schema))
         source = source.append_column("labels", _known_labels(step, images))
-    return runtime.map_images(step, source, ProposeBoxes, kwargs, schema=schema, resources=config.resources)
+    return runtime.map_images(
+        step,
+        source,
+        partial(ProposeBoxes, config, classifier),
+        schema=schemas.PROPOSALS,
+        max_pixels=config.max_pixels,
+        resources=config.resources,
+    )
 
 
 def _trained_classifier(step: Step, names: list[str]) -> TrainedClassifier:

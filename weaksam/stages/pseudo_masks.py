@@ -6,6 +6,7 @@ Each image is encoded once, all of its boxes prompt together. What people drew s
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
@@ -17,15 +18,17 @@ from weaksam.core.config import OutsideFile, Reads, StageConfig
 from weaksam.core.step import Outcome, Stage, Step
 from weaksam.errors import DataError, ImageError
 from weaksam.execution import metrics
+from weaksam.execution.mapping import ImageMapper, Row
 from weaksam.stages.checks import check_same_images, with_states
 from weaksam.stages.proposal_settings import ProposalResources, SamSettings
 from weaksam.stages.results import read_step_results
 from weaksam.stages.sam_actor import SamWatch, Watched, identify_shipped, load_engine
+from weaksam.stages.step_images import read_images
 
 if TYPE_CHECKING:
     from weaksam.ops.pseudo_masks import MaskRules
 
-_GIVEN = ["boxes", "classes", "scores"]
+_OBJECTS = ["boxes", "classes", "scores"]
 _REVIEWED = ["masks", "trusted"]  # columns that not every table has
 _STATE = ["status", "message"]
 
@@ -76,38 +79,35 @@ class PseudoMasksConfig(StageConfig):
         return MaskRules(self.max_outside, self.empty, self.exploding)
 
 
-class DrawMasks:
-    """Fetched images with `boxes`, `classes` and `scores` to rows of `schemas.PSEUDO_MASKS`; holds SAM."""
+class DrawMasks(ImageMapper):
+    """Makes rows of `schemas.PSEUDO_MASKS` from rows with `boxes`, `classes` and `scores`; holds SAM."""
 
-    def __init__(self, config: PseudoMasksConfig, schema: pa.Schema) -> None:
+    def __init__(self, config: PseudoMasksConfig) -> None:
         self.engine = load_engine(config.sam, config.resources)
-        self.config, self.schema, self.rules = config, schema, config.rules()
+        self.config, self.rules = config, config.rules()
         self.watch = SamWatch(self.engine)
 
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        from weaksam.execution.rows import make_rows
-
-        return schemas.to_table(make_rows(batch, self.config.max_pixels, self._draw, prepare=self._encode), self.schema)
-
-    def _encode(self, image: np.ndarray, given: dict[str, Any]) -> Watched | None:
-        missing = _missing(given) if given.get("trusted") else given["boxes"]
+    def prepare(self, image: np.ndarray, row: Row) -> Watched | None:
+        """SAM's encoding of an image that lacks masks."""
+        missing = _missing(row) if row.get("trusted") else row["boxes"]
         return self.watch.encode(image) if missing else None
 
-    def _draw(self, image: np.ndarray, given: dict[str, Any], watched: Watched | None) -> dict[str, Any]:
+    def make(self, image: np.ndarray, row: Row, prepared: Watched | None) -> Row:
+        """The objects of an image with their masks."""
         from weaksam.ops.pseudo_masks import choose_masks, tight_boxes
 
-        if given.get("trusted"):
-            return self._complete(image, given, watched)
-        boxes, hw = np.array(given["boxes"] or [], np.float32).reshape(-1, 4), image.shape[:2]
-        masks, ratings = self._masks(watched, boxes)
+        if row.get("trusted"):
+            return self._complete(image, row, prepared)
+        boxes, hw = np.array(row["boxes"] or [], np.float32).reshape(-1, 4), image.shape[:2]
+        masks, ratings = self._masks(prepared, boxes)
         chosen = choose_masks(masks, boxes, hw, self.rules)
         kept = chosen.kept
         metrics.count("weaksam_boxes_kept", len(kept))
         dropped = np.delete(chosen.states, kept)
         return {
             "boxes": tight_boxes(chosen.masks, hw) if self.config.boxes == "mask" else boxes[kept],
-            "classes": np.array(given["classes"] or [], np.int32)[kept],
-            "scores": np.array(given["scores"] or [], np.float32)[kept],
+            "classes": np.array(row["classes"] or [], np.int32)[kept],
+            "scores": np.array(row["scores"] or [], np.float32)[kept],
             "masks": chosen.masks,
             "predicted_iou": ratings[kept],
             "mask_state": chosen.states[kept].astype(np.uint8),
@@ -115,14 +115,14 @@ class DrawMasks:
             "trusted": False,
         }
 
-    def _complete(self, image: np.ndarray, given: dict[str, Any], watched: Watched | None) -> dict[str, Any]:
+    def _complete(self, image: np.ndarray, row: Row, watched: Watched | None) -> Row:
         """A reviewed row with the masks that it lacks; ImageError when those it has are of another image's size."""
         from weaksam.ops.pseudo_masks import FITS, choose_masks
         from weaksam.ops.rle import rle_to_runs
 
-        boxes, hw = np.array(given["boxes"], np.float32).reshape(-1, 4), image.shape[:2]
-        masks: list[bytes | None] = list(given["masks"] or [None] * len(boxes))
-        missing = _missing(given)
+        boxes, hw = np.array(row["boxes"], np.float32).reshape(-1, 4), image.shape[:2]
+        masks: list[bytes | None] = list(row["masks"] or [None] * len(boxes))
+        missing = _missing(row)
         if any(mask is not None and rle_to_runs(mask).sum() != hw[0] * hw[1] for mask in masks):
             raise ImageError("unreadable", f"the masks that people drew are not of its size, {hw[0]} x {hw[1]}")
         rules = replace(self.rules, empty="box", exploding="keep" if self.rules.exploding == "keep" else "box")
@@ -133,8 +133,9 @@ class DrawMasks:
         for index, mask, rating, state in zip(missing, chosen.masks, drawn_ratings, chosen.states, strict=True):
             masks[index], ratings[index], states[index] = mask, float(rating), state
         metrics.count("weaksam_boxes_kept", len(boxes))
-        row = {key: given[key] for key in _GIVEN} | {"masks": masks, "predicted_iou": ratings, "mask_state": states}
-        return row | {"dropped": [], "trusted": True}
+        objects = {key: row[key] for key in _OBJECTS}
+        drawing = {"masks": masks, "predicted_iou": ratings, "mask_state": states, "dropped": []}
+        return objects | drawing | {"trusted": True}
 
     def _masks(self, watched: Watched | None, boxes: np.ndarray) -> tuple[list[bytes], np.ndarray]:
         """A mask and SAM's rating of it for each box."""
@@ -146,9 +147,9 @@ class DrawMasks:
         return [masks[i] for masks, i in zip(drawn.masks, best, strict=True)], drawn.predicted_iou.max(1)
 
 
-def _missing(given: dict[str, Any]) -> list[int]:
+def _missing(row: Row) -> list[int]:
     """Which boxes of a reviewed row have no mask."""
-    masks = given["masks"] or [None] * len(given["boxes"])
+    masks = row["masks"] or [None] * len(row["boxes"])
     return [index for index, mask in enumerate(masks) if mask is None]
 
 
@@ -157,46 +158,48 @@ def run(step: Step) -> Outcome:
     from weaksam.execution import runtime
 
     config: PseudoMasksConfig = step.config
-    source, names = read_prompts(step)
-    schema = schemas.with_metadata(schemas.PSEUDO_MASKS, fingerprint=step.fingerprint, class_names=names)
-    kwargs = {"config": config, "schema": schema}
-    outcome = runtime.map_images(step, source, DrawMasks, kwargs, schema=schema, resources=config.resources)
-    there = {"parts": outcome.parts, "excluded": outcome.excluded}
-    told = statistics(tables.read_table(step.folder, there, columns=["predicted_iou", "mask_state", "dropped"]))
-    storage.write_json(storage.join(step.folder, "statistics.json"), told)
-    return replace(outcome, summary=summarise(told))
+    outcome = runtime.map_images(
+        step,
+        read_prompts(step),
+        partial(DrawMasks, config),
+        schema=schemas.PSEUDO_MASKS,
+        max_pixels=config.max_pixels,
+        resources=config.resources,
+    )
+    manifest = {"parts": outcome.parts, "excluded": outcome.excluded}
+    counts = statistics(tables.read_table(step.folder, manifest, columns=["predicted_iou", "mask_state", "dropped"]))
+    storage.write_json(storage.join(step.folder, "statistics.json"), counts)
+    return replace(outcome, summary=summarise(counts))
 
 
-def read_prompts(step: Step) -> tuple[pa.Table, list[str]]:
-    """(image_id, uri, boxes, classes, scores) of the images with a row, and the class names.
+def read_prompts(step: Step) -> pa.Table:
+    """(image_id, uri, boxes, classes, scores) of the images with a row; the class names are in the metadata.
 
-    And masks and `trusted` where the rows are pseudo ground truth that says what people reviewed, and which rows of it
-    failed.
+    Rows of pseudo ground truth that people reviewed also have masks and `trusted`, and rows of `pgt` their status in
+    that step.
 
     Raises:
         DataError: the boxes are of other images.
     """
     config: PseudoMasksConfig = step.config
-    images = tables.read_step(step.inputs["images"], columns=["uri", "split"])
-    if config.split is not None:
-        images = tables.of_split(images, config.split, where=f"steps.{step.name}.split")
-    names, ids = schemas.class_names_of(images.schema), images.column("image_id").to_pylist()
+    images = read_images(step)
+    ids = images.column("image_id").to_pylist()
     if config.results is not None:
-        found = read_step_results(step, ids, default_score=1.0).select(["image_id", *_GIVEN])
+        found = read_step_results(step, ids, default_score=1.0).select(["image_id", *_OBJECTS])
     else:
         check_same_images(step, "pgt")
-        found = tables.read_step(step.inputs["pgt"], columns=[*_GIVEN, *_REVIEWED, *_STATE])
+        found = tables.read_step(step.inputs["pgt"], columns=[*_OBJECTS, *_REVIEWED, *_STATE])
     where = {image_id: row for row, image_id in enumerate(found.column("image_id").to_pylist())}
     images = images.filter(pa.array([image_id in where for image_id in ids], pa.bool_()))
     if not images.num_rows:
         raise DataError(f"steps.{step.name}.split: no image of split '{config.split}' has boxes: name that of the pgt")
     rows = found.take(pa.array([where[image_id] for image_id in images.column("image_id").to_pylist()], pa.int64()))
     source = images.select(["image_id", "uri"])
-    for key in [*_GIVEN, *(_REVIEWED if "trusted" in rows.column_names else [])]:
+    for key in [*_OBJECTS, *(_REVIEWED if "trusted" in rows.column_names else [])]:
         source = source.append_column(key, rows.column(key))
     if config.pgt is not None:
         source = with_states(source, rows, f"step {step.inputs['pgt'].name}")
-    return source, names
+    return source
 
 
 def statistics(rows: pa.Table) -> dict[str, Any]:
@@ -226,12 +229,12 @@ def _numbers(row: list[int] | None) -> np.ndarray:
     return np.array(row or [], np.int64)
 
 
-def summarise(told: dict[str, Any]) -> str:
+def summarise(counts: dict[str, Any]) -> str:
     """One line of `statistics`."""
-    rated = "" if told["predicted_iou"] is None else f", rated {told['predicted_iou']:.2f} by SAM"
+    rated = "" if counts["predicted_iou"] is None else f", rated {counts['predicted_iou']:.2f} by SAM"
     return (
-        f"{told['masks']} masks{rated}; {told['empty']} boxes had an empty one, {told['exploding']} an exploding one, "
-        f"{told['dropped']} objects left out"
+        f"{counts['masks']} masks{rated}; {counts['empty']} boxes had an empty one, {counts['exploding']} an exploding "
+        f"one, {counts['dropped']} objects left out"
     )
 
 
