@@ -49,7 +49,7 @@ steps:
   mist: {{stage: train_wsod, images: images, proposals: proposals, split: train, backbone: small, dropblock: "off",
     scales: [48], min_side: 4, steps: {training}, batch_size: 4, lr: 1.0e-3, warmup: 0, checkpoint_every: 4,
     log_every: 2, resources: {{max_failures: 8}}}}
-  found: {{stage: detect, images: images, proposals: proposals, checkpoint: mist, scales: [48], flip: false,
+  found: {{stage: detect, images: images, proposals: proposals, detector: mist, scales: [48], flip: false,
     resources: {{max_actors: 2, batch_size: 2}}}}
   pgt: {{stage: pgt, images: images, detections: found, split: train}}
 """

@@ -21,6 +21,7 @@ from weaksam.cli.reference import reference
 from weaksam.core import tables
 from weaksam.demo.scenes import draw_scene, write_scenes
 from weaksam.stages import STAGES
+from weaksam.stages.renamed import RENAMED
 
 README = (ROOT / "README.md").read_text()
 DOCS = [ROOT / "README.md", ROOT / "cluster" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -46,6 +47,13 @@ def test_every_config_is_right_once_its_data_is_named(path: Path) -> None:
 def test_every_stage_is_in_the_readme() -> None:
     for name in STAGES:
         assert f"| `{name}` |" in README
+
+
+def test_every_key_that_was_renamed_is_in_the_table_of_old_and_new_keys() -> None:
+    for stage, keys in RENAMED.items():
+        for old, new in keys.items():
+            assert old not in STAGES[stage].config.model_fields
+            assert f"| `{stage}.{old}` | {new} |" in PAGE["docs/migration.md"]
 
 
 @pytest.mark.parametrize("page", PAGE)

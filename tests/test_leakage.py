@@ -57,7 +57,7 @@ def write_run(base: Path, *, epochs: int = 1, steps: int = 3) -> str:
         "  mist: {stage: train_wsod, images: images, proposals: proposals, split: train, backbone: small, "
         f"dropblock: one_pass, scales: [32, 40], min_side: 4, steps: {steps}, batch_size: 3, lr: 1.0e-3, warmup: 0, "
         "checkpoint_every: 4, log_every: 2}\n"
-        "  found: {stage: detect, images: images, proposals: proposals, checkpoint: mist, scales: [32], "
+        "  found: {stage: detect, images: images, proposals: proposals, detector: mist, scales: [32], "
         "resources: {max_actors: 1}}\n"
         "  pgt: {stage: pgt, images: images, detections: found, split: train}\n"
         "  net: {stage: train_detector, images: images, pgt: pgt, backbone: small, scales: [32, 40], batch_size: 3, "

@@ -24,7 +24,7 @@ steps:
   hygiene: {{stage: hygiene, images: images}}
   proposals: {{stage: proposals, images: images, sam: {{model: vit_xs}}, max_failed: 0.2}}
   oicr: {{stage: train_wsod, images: images, proposals: proposals, split: trainval, method: oicr}}
-  boxes: {{stage: detect, images: images, proposals: proposals, checkpoint: oicr}}
+  boxes: {{stage: detect, images: images, proposals: proposals, detector: oicr}}
   pgt: {{stage: pgt, images: images, detections: boxes, split: trainval}}
   recall: {{stage: evaluate, images: images, proposals: proposals, split: test}}
   boxes_ap: {{stage: evaluate, images: images, detections: boxes, split: test}}

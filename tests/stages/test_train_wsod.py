@@ -233,8 +233,8 @@ def test_what_workers_cannot_do_is_a_fault_of_the_run_file(settings: dict, fault
 
 
 def detect_step(tmp_path: Path, inputs: dict[str, Step], **trained: object) -> Step:
-    config = DetectConfig(images="images", proposals="proposals", checkpoint="mist")
-    given = inputs | {"checkpoint": make_step(tmp_path, inputs, **trained)}
+    config = DetectConfig(images="images", proposals="proposals", detector="mist")
+    given = inputs | {"detector": make_step(tmp_path, inputs, **trained)}
     return Step("found", detect.STAGE, config, given, {}, "d", str(tmp_path / "found-d"))
 
 
@@ -275,7 +275,7 @@ def test_detections_come_from_every_readable_image(tmp_path: Path, inputs: dict[
     from safetensors.torch import save_file
 
     save_file(trained.spec(2).untrained().state_dict(), weights)
-    config = DetectConfig(images="i", proposals="p", checkpoint="c", scales=[40, 56], max_detections=5)
+    config = DetectConfig(images="i", proposals="p", detector="c", scales=[40, 56], max_detections=5)
     schema = schemas.with_metadata(schemas.DETECTIONS, fingerprint="d", class_names=["red", "blue"])
     detect = DetectObjects(config, WsodFinder(trained, 2, str(weights), config.rules("wsod")), schema)
     uris = tables.read_step(inputs["images"], columns=["uri"]).column("uri").to_pylist()

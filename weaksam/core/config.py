@@ -9,9 +9,10 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, TypeVar
 
 import pydantic
@@ -33,11 +34,11 @@ class Settings(BaseModel):
 Config = TypeVar("Config", bound=Settings)
 
 
-@dataclass(frozen=True)
 class Reads:
-    """Marks a field that names an earlier step, and what that step must write: `images`, `proposals`, ..."""
+    """Marks a field that names an earlier step, which must write one of these table kinds: `images`, `wsod`, ..."""
 
-    noun: str
+    def __init__(self, *kinds: str) -> None:
+        self.kinds = kinds
 
 
 @dataclass(frozen=True)
@@ -177,8 +178,17 @@ def _apply_override(content: dict[str, Any], text: str) -> str | None:
     return None
 
 
-def parse_settings(config: type[Settings], raw: Any, *, where: str) -> tuple[Settings | None, list[str]]:
-    """`raw` as an instance of `config`, or None and one fault a key, each starting with its full key."""
+def parse_settings(
+    config: type[Settings], raw: Any, *, where: str, renamed: Mapping[str, str] = MappingProxyType({})
+) -> tuple[Settings | None, list[str]]:
+    """`raw` as an instance of `config`, or None and one fault a key, each starting with its full key.
+
+    Args:
+        config: the settings class.
+        raw: a mapping, as YAML gives it.
+        where: the key of `raw` in its file.
+        renamed: of keys that older versions had, dotted below `where`: what replaces them.
+    """
     if not isinstance(raw, dict):
         return None, [f"{where}: must be a mapping of settings, got {raw!r}"]
     try:
@@ -187,11 +197,14 @@ def parse_settings(config: type[Settings], raw: Any, *, where: str) -> tuple[Set
     except (TypeError, RecursionError) as error:
         return None, [f"{where}: cannot be read as settings: {error}"]
     except pydantic.ValidationError as error:
-        return None, [_fault(config, fault, where) for fault in error.errors(include_url=False)]
+        return None, [_fault(config, fault, where, renamed) for fault in error.errors(include_url=False)]
 
 
-def _fault(config: type[Settings], fault: Any, where: str) -> str:
-    key = ".".join([where, *(str(part) for part in fault["loc"])])
+def _fault(config: type[Settings], fault: Any, where: str, renamed: Mapping[str, str]) -> str:
+    inner = ".".join(str(part) for part in fault["loc"])
+    key = f"{where}.{inner}" if inner else where
+    if fault["type"] == "extra_forbidden" and inner in renamed:
+        return f"{key}: unknown key: it is now {renamed[inner]}"
     if fault["type"] == "extra_forbidden":
         close = difflib.get_close_matches(str(fault["loc"][-1]), _names_at(config, fault["loc"][:-1]), n=1)
         return f"{key}: unknown key" + (f": did you mean '{close[0]}'?" if close else "")

@@ -67,6 +67,8 @@ class Stage:
         warnings: about settings that are valid but a poor choice for the data, each `steps.<step>.<key>: ` with what is
             wrong and what to do; called before the step runs, may read outside files and raise StorageError.
         look: reads of outside files what costs little, for `weaksam check`; None where the step has none of its own.
+        input_faults: faults of settings that depend on which table kind each named step writes (by key), each
+            `<key>: ` with what is wrong and what to do.
     """
 
     name: str
@@ -79,26 +81,32 @@ class Stage:
     listed: Callable[[Any], list[str]] = lambda config: []
     warnings: Callable[[Step], list[str]] = lambda step: []
     look: Callable[[Step], Look] | None = None
+    input_faults: Callable[[Any, Mapping[str, str]], list[str]] = lambda config, kinds: []
 
     @property
-    def reads(self) -> dict[str, str]:
-        """Field name -> what the step named there must write."""
+    def reads(self) -> dict[str, tuple[str, ...]]:
+        """Field name -> the table kinds, one of which the step named there must write."""
         return {
-            name: mark.noun
+            name: mark.kinds
             for name, info in self.config.model_fields.items()
             for mark in info.metadata
             if isinstance(mark, Reads)
         }
 
-    def references(self, settings: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
-        """Key -> (step it names, what that must write); the names of a list have keys like `detections.0`."""
+    @property
+    def read_kinds(self) -> list[str]:
+        """The table kinds that the stage reads, each once."""
+        return list(dict.fromkeys(kind for kinds in self.reads.values() for kind in kinds))
+
+    def references(self, settings: Mapping[str, Any]) -> dict[str, tuple[str, tuple[str, ...]]]:
+        """Key -> (step it names, table kinds that it may write); the names of a list have keys like `detections.0`."""
         found = {}
-        for key, noun in self.reads.items():
+        for key, kinds in self.reads.items():
             value = settings.get(key)
             named = {key: value} if isinstance(value, str) else {}
             if isinstance(value, list):
                 named = {f"{key}.{i}": one for i, one in enumerate(value) if isinstance(one, str)}
-            found |= {where: (name, noun) for where, name in named.items()}
+            found |= {where: (name, kinds) for where, name in named.items()}
         return found
 
     @property

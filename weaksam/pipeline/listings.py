@@ -184,7 +184,7 @@ def all_stages() -> Table:
 
     table = Table("stage", "reads", "writes", "what it does", box=None)
     for stage in STAGES.values():
-        table.add_row(stage.name, ", ".join(dict.fromkeys(stage.reads.values())), stage.writes, stage.summary)
+        table.add_row(stage.name, ", ".join(stage.read_kinds), stage.writes, stage.summary)
     return table
 
 

@@ -1,0 +1,6 @@
+"""Keys of run files that older versions had: an unknown key listed below is answered with the key that replaces it."""
+
+# Stage -> old key, dotted where it is nested -> what replaces it, after "it is now". docs/migration.md has them too.
+RENAMED: dict[str, dict[str, str]] = {
+    "detect": {"checkpoint": "`detector`"},
+}
