@@ -31,8 +31,9 @@ RUN_FILE = """
 run: {base}/run
 steps:
   images: {{stage: index, format: voc, root: {base}/data, splits: [trainval, test]}}
-  pgt: {{stage: pgt, images: images, results: {base}/found.json, split: trainval}}
-  best: {{stage: pgt, images: images, results: {base}/found.json, split: trainval, top_k: 1}}
+  imported: {{stage: import_detections, images: images, results: {base}/found.json}}
+  pgt: {{stage: pgt, images: images, detections: imported, split: trainval}}
+  best: {{stage: pgt, images: images, detections: imported, split: trainval, top_k: 1}}
 """
 Call = Callable[..., Result]
 
@@ -89,8 +90,8 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     images, *_ = pipeline.load(str(config))
     pipeline.run_steps([images])
     write_results(base / "found.json", tables.read_step(images).to_pylist())
-    images, pgt, best = pipeline.load(str(config))
-    pipeline.run_steps([images, pgt, best])
+    images, imported, pgt, best = pipeline.load(str(config))
+    pipeline.run_steps([images, imported, pgt, best])
     pipeline.run_steps(pipeline.load(str(config), ["steps.best.threshold=0.5", "steps.best.max_failed=0.5"]))
     inputs = {"images": images, "pgt": pgt}
     masks = fake("masks", "pseudo_masks", inputs, images="images", pgt="pgt", sam={"model": "vit_xs"})
@@ -284,7 +285,7 @@ def test_variants_are_told_apart_and_one_is_named(call: Call, run: str) -> None:
     assert call(run, "--step", "best", "--format", "coco").stdout.splitlines()[0].endswith(titles[1])
 
 
-KNOWN = "finished steps that can be exported are best, found, masks, pgt"
+KNOWN = "finished steps that can be exported are best, found, imported, masks, pgt"
 
 
 @pytest.mark.parametrize(

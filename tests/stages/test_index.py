@@ -186,9 +186,10 @@ def test_results_and_exports_have_the_category_ids_of_the_dataset(tmp_path: Path
     (tmp_path / "results.json").write_text(
         json.dumps([{"image_id": 1, "category_id": 2, "bbox": [4, 4, 20, 20], "score": 0.9}])
     )
-    given = {"images": "images", "results": str(tmp_path / "results.json")}
+    given = {"images": "images", "detections": "found"}
     steps = {
         "images": {"stage": "index", "format": "coco", "root": str(tmp_path / "data"), "splits": ["train"]},
+        "found": {"stage": "import_detections", "images": "images", "results": str(tmp_path / "results.json")},
         "judged": {"stage": "evaluate", **given},
         "pgt": {"stage": "pgt", "split": "train", **given},
         "out": {"stage": "export", "images": "images", "pgt": "pgt", "format": "coco_results"},
@@ -282,7 +283,8 @@ def test_an_export_into_the_folder_that_is_listed_is_refused(tmp_path: Path) -> 
     make_folder(tmp_path / "data")
     steps = {
         "images": {"stage": "index", "format": "folder", "root": str(tmp_path / "data")},
-        "pgt": {"stage": "pgt", "images": "images", "results": str(tmp_path / "results.json"), "split": "train"},
+        "found": {"stage": "import_detections", "images": "images", "results": str(tmp_path / "results.json")},
+        "pgt": {"stage": "pgt", "images": "images", "detections": "found", "split": "train"},
         "out": {
             "stage": "export",
             "images": "images",

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from tests.data.readers.test_import_label_studio import annotation, as_exported
+from tests.stages.test_import_detections import imported
 from tests.stages.test_train_wsod import finished
 from weaksam.core import schemas, storage, tables
 from weaksam.core.config import parse_settings
@@ -247,8 +248,9 @@ def test_detections_made_elsewhere_may_be_reviewed_too(tmp_path: Path, inputs: d
     tasks, _ = run_export(tmp_path, inputs, "out", detections="found", most_uncertain=2)
     review = write_review(tmp_path / "review.json", as_exported(tasks))
     sized = finished(tmp_path, "sized", [row | {"height": 60, "width": 100} for row in IMAGES], schemas.IMAGES, {})
-    images = {"images": replace(sized, config=inputs["images"].config)}
-    _, rows, _ = run_pgt(tmp_path, images, detections=None, results=str(results), reviewed=review)
+    images = replace(sized, config=inputs["images"].config)
+    given = {"images": images, "detections": imported(images, results)}
+    _, rows, _ = run_pgt(tmp_path, given, reviewed=review)
     assert np.allclose(rows["c"]["boxes"], [BOX], atol=0.01)
     assert (rows["c"]["height"], rows["c"]["width"]) == (60, 100)  # as Label Studio says
     assert (rows["b"]["boxes"], rows["b"]["trusted"]) == ([APART], False)

@@ -18,9 +18,8 @@ from weaksam.stages.evaluate_masks import Pair
 
 def pairs_of(step: Step, key: str, truth: pa.Table, found: pa.Table) -> Iterator[Pair]:
     """Each annotated image's row with the row of what was found there."""
-    name = step.inputs[key].name if key in step.inputs else key
-    if key in step.inputs:
-        check_same_images(step, key)
+    name = step.inputs[key].name
+    check_same_images(step, key)
     where = {image_id: index for index, image_id in enumerate(found.column("image_id").to_pylist())}
     missing = [image_id for image_id in truth.column("image_id").to_pylist() if image_id not in where]
     if missing:
@@ -56,7 +55,7 @@ def naming_image(step: Step, key: str, truth: Mapping[str, Any]) -> Iterator[Non
     try:
         yield
     except ValueError as error:
-        name = f"step {step.inputs[key].name}" if key in step.inputs else key
+        name = f"step {step.inputs[key].name}"
         raise DataError(
             f"steps.{step.name}: image {truth['image_id']} of {name} cannot be judged: {error}: make it again"
         ) from error

@@ -55,7 +55,7 @@ class ExportConfig(StageConfig):
     polygons follow every pixel."""
     number_images: bool = False
     """Format coco_results: images have the numbers that format coco gives them, so that both files fit together.
-    Otherwise they have the dataset's own ids, as `evaluate` and `pgt` read results. For COCO both are the same."""
+    Otherwise they have the dataset's own ids, as `import_detections` reads them. For COCO both are the same."""
     image_prefix: str | None = None
     """Format label_studio: what stands before the file names in URLs, e.g. https://host/images/ or
     /data/local-files/?d=images/. The images' own URIs when left out."""

@@ -1,4 +1,4 @@
-"""images, boxes (pgt or a COCO results json) -> pgt with masks: SAM draws one for each box.
+"""images, boxes (pgt or detections) -> pgt with masks: SAM draws one for each box.
 
 Each image is encoded once, all of its boxes prompt together. What people drew stays as it is.
 """
@@ -13,13 +13,12 @@ import pyarrow as pa
 from pydantic import Field, model_validator
 
 from weaksam.core import schemas, storage, tables
-from weaksam.core.config import OutsideFile, Reads, StageConfig
+from weaksam.core.config import Reads, StageConfig
 from weaksam.core.step import Outcome, Stage, Step
 from weaksam.errors import DataError, ImageError
 from weaksam.execution import metrics
 from weaksam.stages.checks import check_same_images, with_states
 from weaksam.stages.proposal_settings import ProposalResources, SamSettings
-from weaksam.stages.results import read_step_results
 from weaksam.stages.sam_actor import SamWatch, Watched, identify_shipped, load_engine
 
 if TYPE_CHECKING:
@@ -31,7 +30,7 @@ _STATE = ["status", "message"]
 
 
 class PseudoMasksConfig(StageConfig):
-    """Draws a mask for each box, of pseudo ground truth or from elsewhere: the box prompts SAM.
+    """Draws a mask for each box, of pseudo ground truth or of detections: the box prompts SAM.
 
     Rows are those of `pgt` with masks, SAM's own rating of each (`predicted_iou`) and what each was like as it was
     drawn (`mask_state`: 0 fits, 1 empty, 2 exploding). What people reviewed stays, boxes and masks: only masks that are
@@ -42,8 +41,9 @@ class PseudoMasksConfig(StageConfig):
     """The `index` step with the images."""
     pgt: Annotated[str | None, Reads("pgt")] = None
     """The step whose boxes prompt; its images are used."""
-    results: Annotated[str | None, OutsideFile()] = None
-    """URI of boxes made elsewhere that prompt instead, a COCO results json; `score` may be left out."""
+    detections: Annotated[str | None, Reads("detections")] = None
+    """The step whose detections prompt instead, all of them; boxes from elsewhere come from an `import_detections`
+    step."""
     split: str | None = None
     """Only images of this split; all that have a row when left out."""
     sam: SamSettings
@@ -65,8 +65,8 @@ class PseudoMasksConfig(StageConfig):
 
     @model_validator(mode="after")
     def _has_one_source(self) -> PseudoMasksConfig:
-        if (self.pgt is None) == (self.results is None):
-            raise ValueError("one of pgt and results is to prompt")
+        if (self.pgt is None) == (self.detections is None):
+            raise ValueError("one of pgt and detections is to prompt")
         return self
 
     def rules(self) -> MaskRules:
@@ -181,22 +181,20 @@ def read_prompts(step: Step) -> tuple[pa.Table, list[str]]:
     if config.split is not None:
         images = tables.of_split(images, config.split, where=f"steps.{step.name}.split")
     names, ids = schemas.class_names_of(images.schema), images.column("image_id").to_pylist()
-    if config.results is not None:
-        found = read_step_results(step, ids, default_score=1.0).select(["image_id", *_GIVEN])
-    else:
-        check_same_images(step, "pgt")
-        found = tables.read_step(step.inputs["pgt"], columns=[*_GIVEN, *_REVIEWED, *_STATE])
+    key, more = ("pgt", _REVIEWED) if config.pgt is not None else ("detections", [])
+    check_same_images(step, key)
+    found = tables.read_step(step.inputs[key], columns=[*_GIVEN, *more, *_STATE])
     where = {image_id: row for row, image_id in enumerate(found.column("image_id").to_pylist())}
     images = images.filter(pa.array([image_id in where for image_id in ids], pa.bool_()))
     if not images.num_rows:
-        raise DataError(f"steps.{step.name}.split: no image of split '{config.split}' has boxes: name that of the pgt")
+        raise DataError(
+            f"steps.{step.name}.split: no image of split '{config.split}' has boxes: name that of the {key}"
+        )
     rows = found.take(pa.array([where[image_id] for image_id in images.column("image_id").to_pylist()], pa.int64()))
     source = images.select(["image_id", "uri"])
-    for key in [*_GIVEN, *(_REVIEWED if "trusted" in rows.column_names else [])]:
-        source = source.append_column(key, rows.column(key))
-    if config.pgt is not None:
-        source = with_states(source, rows, f"step {step.inputs['pgt'].name}")
-    return source, names
+    for column in [*_GIVEN, *(_REVIEWED if "trusted" in rows.column_names else [])]:
+        source = source.append_column(column, rows.column(column))
+    return with_states(source, rows, f"step {step.inputs[key].name}"), names
 
 
 def statistics(rows: pa.Table) -> dict[str, Any]:
