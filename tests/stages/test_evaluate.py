@@ -268,7 +268,7 @@ def test_coco_figures_ignore_what_voc_calls_difficult_no_more(tmp_path: Path) ->
 
 
 def test_one_thing_is_judged(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="one of proposals, detections and pgt is to be judged, got none"):
+    with pytest.raises(ValueError, match="exactly one of proposals, detections and pgt must be set, got none"):
         evaluate.EvaluateConfig(images="images")
     with pytest.raises(ValueError, match="got proposals, detections"):
         evaluate.EvaluateConfig(images="images", proposals="a", detections="b")

@@ -212,9 +212,9 @@ def test_boxes_from_elsewhere_prompt_too(tmp_path: Path, weights: Path, inputs: 
 
 def test_one_of_two_sources_prompts(weights: Path) -> None:
     raw = {"images": "i", "sam": {"model": "vit_xs"}}
-    for given in ({}, {"pgt": "p", "detections": "d"}):
+    for given, named in (({}, "none"), ({"pgt": "p", "detections": "d"}, "pgt, detections")):
         _, faults = parse_settings(PseudoMasksConfig, raw | given, where="steps.m")
-        assert faults == ["steps.m: one of pgt and detections is to prompt"]
+        assert faults == [f"steps.m: exactly one of pgt and detections must be set, got {named}"]
 
 
 def test_statistics_count_what_was_drawn(

@@ -82,6 +82,19 @@ class StageConfig(Settings):
     """Share of rows, rounded up, that may fail before the step counts as failed."""
 
 
+def one_of(config: BaseModel, *keys: str) -> str:
+    """The key, out of these, that is set: not None, nor an empty text or list. For validators.
+
+    Raises:
+        ValueError: none is set, or several are.
+    """
+    given = [key for key in keys if getattr(config, key)]
+    if len(given) != 1:
+        wanted = f"{', '.join(keys[:-1])} and {keys[-1]}"
+        raise ValueError(f"exactly one of {wanted} must be set, got {', '.join(given) or 'none'}")
+    return given[0]
+
+
 _MOST_VALUES = 100_000  # a run file has some hundreds
 
 

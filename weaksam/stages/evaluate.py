@@ -14,7 +14,7 @@ import pyarrow as pa
 from pydantic import model_validator
 
 from weaksam.core import schemas, storage, tables
-from weaksam.core.config import Reads, StageConfig
+from weaksam.core.config import Reads, StageConfig, one_of
 from weaksam.core.parquet_files import write_parquet
 from weaksam.core.step import Outcome, Stage, Step
 from weaksam.errors import DataError
@@ -84,12 +84,10 @@ class EvaluateConfig(StageConfig):
 
     @model_validator(mode="after")
     def _judges_one_thing(self) -> EvaluateConfig:
-        given = [key for key in ("proposals", "detections", "pgt") if getattr(self, key)]
-        if len(given) != 1:
-            raise ValueError(f"one of proposals, detections and pgt is to be judged, got {', '.join(given) or 'none'}")
-        if given == ["pgt"] and self.protocol == "coco":
+        judged = one_of(self, "proposals", "detections", "pgt")
+        if judged == "pgt" and self.protocol == "coco":
             raise ValueError("pgt is judged by protocol voc: it has no ranking that COCO's AP could tell")
-        if self.kind == "segm" and given == ["proposals"]:
+        if self.kind == "segm" and judged == "proposals":
             raise ValueError("kind segm is for detections and pgt: proposals are judged by their boxes")
         if self.kind == "segm" and (self.eleven_point or self.reference_rules):
             raise ValueError("eleven_point and reference_rules are for kind bbox: they change nothing about masks")

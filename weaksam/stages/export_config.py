@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from weaksam.core.config import OutsideFolder, Place, Reads, StageConfig
+from weaksam.core.config import OutsideFolder, Place, Reads, StageConfig, one_of
 
 # Settings that only some formats know.
 _ONLY_FOR = {
@@ -65,8 +65,7 @@ class ExportConfig(StageConfig):
 
     @model_validator(mode="after")
     def _fits_together(self) -> ExportConfig:
-        if (self.pgt is None) == (self.detections is None):
-            raise ValueError("one of pgt and detections is to be exported")
+        one_of(self, "pgt", "detections")
         for key, formats in _ONLY_FOR.items():
             if getattr(self, key) not in (None, False) and self.format not in formats:
                 raise ValueError(f"{key} is for format {' and '.join(formats)}, not {self.format}")

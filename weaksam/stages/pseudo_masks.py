@@ -13,7 +13,7 @@ import pyarrow as pa
 from pydantic import Field, model_validator
 
 from weaksam.core import schemas, storage, tables
-from weaksam.core.config import Reads, StageConfig
+from weaksam.core.config import Reads, StageConfig, one_of
 from weaksam.core.step import Outcome, Stage, Step
 from weaksam.errors import DataError, ImageError
 from weaksam.execution import metrics
@@ -65,8 +65,7 @@ class PseudoMasksConfig(StageConfig):
 
     @model_validator(mode="after")
     def _has_one_source(self) -> PseudoMasksConfig:
-        if (self.pgt is None) == (self.detections is None):
-            raise ValueError("one of pgt and detections is to prompt")
+        one_of(self, "pgt", "detections")
         return self
 
     def rules(self) -> MaskRules:
@@ -181,9 +180,10 @@ def read_prompts(step: Step) -> tuple[pa.Table, list[str]]:
     if config.split is not None:
         images = tables.of_split(images, config.split, where=f"steps.{step.name}.split")
     names, ids = schemas.class_names_of(images.schema), images.column("image_id").to_pylist()
-    key, more = ("pgt", _REVIEWED) if config.pgt is not None else ("detections", [])
+    key = one_of(config, "pgt", "detections")
     check_same_images(step, key)
-    found = tables.read_step(step.inputs[key], columns=[*_GIVEN, *more, *_STATE])
+    columns = [*_GIVEN, *_STATE, *(_REVIEWED if key == "pgt" else [])]
+    found = tables.read_step(step.inputs[key], columns=columns)
     where = {image_id: row for row, image_id in enumerate(found.column("image_id").to_pylist())}
     images = images.filter(pa.array([image_id in where for image_id in ids], pa.bool_()))
     if not images.num_rows:
