@@ -18,7 +18,6 @@ from tests.stages.test_proposals import jpeg
 from weaksam import pipeline
 from weaksam.cli.main import app
 from weaksam.cli.reference import reference
-from weaksam.core import tables
 from weaksam.demo.scenes import draw_scene, write_scenes
 from weaksam.stages import STAGES
 from weaksam.stages.renamed import RENAMED
@@ -200,6 +199,6 @@ def test_the_run_file_for_boxes_of_ones_own_makes_proposals_and_masks(tmp_path: 
     config.write_text(block.replace("/data/mine", str(data)).replace("runs/alone", str(tmp_path / "run")))
     steps = {step.name: step for step in pipeline.load(str(config))}
     pipeline.run_steps(list(steps.values()))
-    (found,) = tables.read_step(steps["proposals"], columns=["status"]).to_pylist()
-    (drawn,) = tables.read_step(steps["masks"], columns=["status", "classes", "masks"]).to_pylist()
+    (found,) = steps["proposals"].read(["status"]).to_pylist()
+    (drawn,) = steps["masks"].read(["status", "classes", "masks"]).to_pylist()
     assert (found["status"], drawn["status"], drawn["classes"], len(drawn["masks"])) == ("ok", "ok", [0], 1)

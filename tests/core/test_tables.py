@@ -10,6 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from weaksam.core import schemas, storage, tables
+from weaksam.core.config import StageConfig
+from weaksam.core.step import Outcome, Stage, Step
 from weaksam.errors import DamagedError, DataError, StageError
 
 SCHEMA = schemas.with_metadata(schemas.PROPOSALS, fingerprint="abc", class_names=["cat", "dog"])
@@ -62,14 +64,9 @@ def test_a_damaged_part_is_named(tmp_path: Path) -> None:
 
 
 def test_an_unfinished_step_cannot_be_read() -> None:
-    class Unfinished:
-        name, folder = "a", "memory://nowhere"
-
-        def manifest(self) -> None:
-            return None
-
+    stage = Stage("s", 1, StageConfig, lambda step: Outcome(0), writes="things")
     with pytest.raises(StageError, match="step a: not finished"):
-        tables.read_step(Unfinished())
+        Step("a", stage, StageConfig(), {}, {}, "f", "memory://nowhere").read()
 
 
 def test_parts_written_after_the_manifest_are_not_read(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from testing.local_ray import local_ray
 from weaksam.cli import main as cli
-from weaksam.core import schemas, tables
+from weaksam.core import schemas
 from weaksam.core.config import Reads, StageConfig
 from weaksam.core.step import Outcome, Stage, Step
 from weaksam.execution import runtime
@@ -54,7 +54,7 @@ class AddBytes:
 
 def run(step: Step) -> Outcome:
     """Maps the images of the `images` step to sums."""
-    images = tables.read_step(step.inputs["images"], columns=["uri"])
+    images = step.inputs["images"].read(["uri"])
     schema = schemas.with_metadata(SCHEMA, fingerprint=step.fingerprint, class_names=[])
     source = images.select(["image_id", "uri"])
     kwargs = {"log": os.environ["RESUME_CHILD_LOG"], "seconds": float(os.environ["RESUME_CHILD_SECONDS"])}

@@ -18,7 +18,6 @@ import pytest
 from tests.stages.conftest import weights  # noqa: F401  (a fixture)
 from tests.stages.test_proposals import jpeg
 from weaksam import pipeline
-from weaksam.core import tables
 from weaksam.execution import metrics
 from weaksam.execution.rows import Worker
 from weaksam.sam.build import build_sam
@@ -61,7 +60,7 @@ def test_a_proposals_step_is_on_the_metrics_port_with_the_right_numbers(tmp_path
     )
     steps = pipeline.load(str(tmp_path / "run.yaml"))
     pipeline.run_steps(steps)
-    boxes = sum(len(row or []) for row in tables.read_step(steps[-1], columns=["boxes"]).column("boxes").to_pylist())
+    boxes = sum(len(row or []) for row in steps[-1].read(["boxes"]).column("boxes").to_pylist())
     wanted = {
         "ray_weaksam_images_done_total": IMAGES - 1,
         "ray_weaksam_images_failed_total": 1,

@@ -126,7 +126,7 @@ def check_rows(one: Step, other: Step) -> None:
     manifest = other.manifest()
     assert manifest is not None
     assert (manifest["rows"], manifest["failed"]) == (IMAGES, 0)
-    assert tables.read_step(one).equals(tables.read_step(other))
+    assert one.read().equals(other.read())
 
 
 def test_what_the_driver_reserves_is_not_there_for_work(monkeypatch: pytest.MonkeyPatch) -> None:

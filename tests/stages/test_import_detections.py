@@ -10,7 +10,7 @@ import pytest
 
 from tests.stages.test_train_wsod import finished
 from weaksam import pipeline
-from weaksam.core import schemas, storage, tables
+from weaksam.core import schemas, storage
 from weaksam.core.step import Step
 from weaksam.errors import ConfigError, DataError
 from weaksam.ops.rle import decode_rle
@@ -57,7 +57,7 @@ def test_every_image_has_a_row_and_masks_stay(
 ) -> None:
     monkeypatch.setattr(import_detections, "_ROWS_PER_PART", rows_per_part)
     step = imported(images, results)
-    table = tables.read_step(step)
+    table = step.read()
     assert table.schema.equals(schemas.DETECTIONS)
     assert schemas.class_names_of(table.schema) == ["red", "blue"]
     rows = {row["image_id"]: row for row in table.to_pylist()}
@@ -77,7 +77,7 @@ def test_every_image_has_a_row_and_masks_stay(
 def test_only_images_of_the_split_have_rows(images: Step, results: Path, caplog: pytest.LogCaptureFixture) -> None:
     results.write_text(json.dumps([*ENTRIES, {"image_id": "t", "category_id": 1, "bbox": [1, 2, 3, 4], "score": 0.5}]))
     step = imported(images, results, split="test")
-    (row,) = tables.read_step(step).to_pylist()
+    (row,) = step.read().to_pylist()
     assert (row["image_id"], row["boxes"], row["masks"]) == ("t", [[1, 2, 4, 6]], None)
     assert import_detections.run(step).summary == "1 boxes in 1 of 1 images"
     assert "json: 3 results are of images that are not asked for and are left out: entry 0 (c)" in caplog.text
@@ -89,7 +89,7 @@ def test_entries_without_a_score_need_one_for_all(images: Step, results: Path) -
     results.write_text(json.dumps([ENTRIES[0] | {"score": None}, ENTRIES[1]]))
     with pytest.raises(DataError, match=r"results\.json: entry 0 is no detection \(it has no score\)"):
         imported(images, results)
-    rows = tables.read_step(imported(images, results, default_score=1.0)).to_pylist()
+    rows = imported(images, results, default_score=1.0).read().to_pylist()
     assert np.concatenate([row["scores"] for row in rows]).tolist() == [0.5, 1.0]
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from tests.stages.test_import_detections import imported
 from tests.stages.test_train_wsod import finished
-from weaksam.core import schemas, storage, tables
+from weaksam.core import schemas, storage
 from weaksam.core.step import Step
 from weaksam.errors import ConfigError, DataError
 from weaksam.stages import pgt
@@ -50,7 +50,7 @@ def make_step(folder: Path, inputs: dict[str, Step], **changes: object) -> Step:
 
 def read(step: Step, parts: list[str]) -> dict[str, dict]:
     storage.write_json(step.manifest_uri, {"parts": parts, "excluded": {}})
-    return {row["image_id"]: row for row in tables.read_step(step).to_pylist()}
+    return {row["image_id"]: row for row in step.read().to_pylist()}
 
 
 def test_labelled_images_of_the_split_have_a_row_each(tmp_path: Path, inputs: dict[str, Step]) -> None:
@@ -66,7 +66,7 @@ def test_labelled_images_of_the_split_have_a_row_each(tmp_path: Path, inputs: di
     assert (rows["b"]["boxes"], rows["b"]["classes"]) == ([APART], [1])  # class 0 is not among its labels
     assert rows["c"]["boxes"] == []
     assert (rows["a"]["height"], rows["a"]["width"]) == (60, 100)
-    assert schemas.class_names_of(tables.read_step(step).schema) == ["red", "blue"]
+    assert schemas.class_names_of(step.read().schema) == ["red", "blue"]
 
 
 def test_statistics_tell_what_was_not_found(tmp_path: Path, inputs: dict[str, Step]) -> None:

@@ -70,7 +70,7 @@ def run_pgt(folder: Path, inputs: dict[str, Step], **settings: object) -> tuple[
     step = resolve(str(folder / "run"), "pgt", pgt.STAGE, config, inputs)  # type: ignore[arg-type]
     outcome = pgt.run(step)
     storage.write_json(step.manifest_uri, {"parts": outcome.parts, "excluded": outcome.excluded})
-    return step, {row["image_id"]: row for row in tables.read_step(step).to_pylist()}, outcome.summary
+    return step, {row["image_id"]: row for row in step.read().to_pylist()}, outcome.summary
 
 
 def run_export(folder: Path, inputs: dict[str, Step], name: str, **settings: object) -> tuple[list[dict], dict]:
@@ -174,7 +174,7 @@ def test_what_people_say_is_in_the_row_whatever_the_detector_says(
     assert storage.read_json(f"{step.folder}/statistics.json")["trusted_images"] == 4
     assert summary.endswith("labels without any, 4 images reviewed and trusted")
     assert "pgt: 1 reviewed images are of other splits than 'train': left out" in caplog.messages
-    assert {row["image_id"] for row in tables.read_step(step).to_pylist()} == set(rows)
+    assert {row["image_id"] for row in step.read().to_pylist()} == set(rows)
 
 
 def test_no_other_run_changes_what_people_say(tmp_path: Path, inputs: dict[str, Step]) -> None:

@@ -19,7 +19,7 @@ from torchvision.models import resnet50
 from tests.models.pictures import masked_pictures
 from tests.stages.test_train_wsod import finished
 from weaksam import pipeline
-from weaksam.core import schemas, tables
+from weaksam.core import schemas
 from weaksam.core.schemas import FAILED_STATUSES
 from weaksam.core.step import Step
 from weaksam.errors import ConfigError, DataError, WeightsError
@@ -78,7 +78,7 @@ def test_images_with_boxes_are_learnt_from(tmp_path: Path, inputs: dict[str, Ste
 def test_boxes_without_area_and_unknown_classes_are_not_learnt_from(
     tmp_path: Path, inputs: dict[str, Step], caplog: pytest.LogCaptureFixture
 ) -> None:
-    rows = tables.read_step(inputs["pgt"]).to_pylist()
+    rows = inputs["pgt"].read().to_pylist()
     rows[0]["boxes"][0] = [9, 9, 9, 20]
     rows[1]["boxes"] = [[9, 9, float("nan"), 20], [20, 9, 9, 20]]
     spoilt = finished(tmp_path, "spoilt", rows, schemas.DETECTIONS, {"images": inputs["images"]})
@@ -100,7 +100,7 @@ def test_boxes_without_area_and_unknown_classes_are_not_learnt_from(
 def test_an_object_too_thin_for_a_view_is_left_out_of_it_and_counted(tmp_path: Path, inputs: dict[str, Step]) -> None:
     thin = np.zeros((64, 64), bool)
     thin[5:60, 7] = True  # at a quarter of the size no pixel is covered by half
-    rows = tables.read_step(inputs["pgt"]).to_pylist()
+    rows = inputs["pgt"].read().to_pylist()
     rows[0] |= {"boxes": [[7, 5, 8, 60], rows[0]["boxes"][1]], "masks": [encode_rle(thin), rows[0]["masks"][1]]}
     pgt = finished(tmp_path, "thin", rows[:1], schemas.DETECTIONS, {"images": inputs["images"]})
     task = make_task(make_step(tmp_path, {**inputs, "pgt": pgt}, model="mask_rcnn", scales=[16]))
@@ -125,7 +125,7 @@ def test_a_target_that_cannot_be_learnt_from_names_its_image(tmp_path: Path, inp
 def test_of_a_reviewed_image_without_boxes_is_learnt_that_nothing_is_there(
     tmp_path: Path, inputs: dict[str, Step]
 ) -> None:
-    rows = [row | {"trusted": row["image_id"] == "2"} for row in tables.read_step(inputs["pgt"]).to_pylist()]
+    rows = [row | {"trusted": row["image_id"] == "2"} for row in inputs["pgt"].read().to_pylist()]
     reviewed = finished(tmp_path, "reviewed", rows, schemas.PGT, {"images": inputs["images"]})
     kept, objects, _ = read_objects(make_step(tmp_path, {**inputs, "pgt": reviewed}))
     assert [Path(uri).stem for uri in kept] == ["0", "1", "2", "3", "5"]

@@ -113,7 +113,7 @@ def test_proposals_that_min_side_leaves_none_of_are_an_error_and_a_few_a_warning
 def test_labels_that_teach_nothing_are_refused_or_give_a_warning(
     tmp_path: Path, inputs: dict[str, Step], caplog: pytest.LogCaptureFixture
 ) -> None:
-    rows = tables.read_step(inputs["images"]).to_pylist()
+    rows = inputs["images"].read().to_pylist()
     single = finished(tmp_path, "single", [row | {"labels": [0]} for row in rows], schemas.IMAGES, {}, ("red",))
     step = make_step(tmp_path, inputs | {"images": single}, method="oicr")
     with pytest.raises(ConfigError, match=r"steps.mist.method: oicr learns nothing from a single class"):
@@ -241,7 +241,7 @@ def detect_step(tmp_path: Path, inputs: dict[str, Step], **trained: object) -> S
 def test_an_image_whose_proposals_failed_fails_in_detection_too(
     tmp_path: Path, inputs: dict[str, Step], caplog: pytest.LogCaptureFixture
 ) -> None:
-    source = tables.read_step(inputs["images"], columns=["uri"])
+    source = inputs["images"].read(["uri"])
     fetched = Fetch()(detect.with_proposals(detect_step(tmp_path, inputs), source)).to_pylist()
     assert (fetched[4]["status"], fetched[4]["message"], fetched[4]["data"]) == ("oom", "step proposals: oom", None)
     assert {row["status"] for row in fetched if row["image_id"] != "4"} == {"ok"}
@@ -257,11 +257,10 @@ def test_detection_without_any_box_to_look_at_is_an_error(
     tmp_path: Path, inputs: dict[str, Step], trained: dict[str, object]
 ) -> None:
     grid = [
-        {**row, "source": np.zeros(len(row["boxes"] or []), np.uint8)}
-        for row in tables.read_step(inputs["proposals"]).to_pylist()
+        {**row, "source": np.zeros(len(row["boxes"] or []), np.uint8)} for row in inputs["proposals"].read().to_pylist()
     ]
     given = inputs | {"proposals": finished(tmp_path, "grid", grid, schemas.PROPOSALS, {})}
-    step, source = detect_step(tmp_path, given, **trained), tables.read_step(inputs["images"], columns=["uri"])
+    step, source = detect_step(tmp_path, given, **trained), inputs["images"].read(["uri"])
     wanted = (
         r"steps\.found\.proposals: step grid: no proposal of any of the 8 images is of the sources and of the min_side"
     )
@@ -278,8 +277,8 @@ def test_detections_come_from_every_readable_image(tmp_path: Path, inputs: dict[
     config = DetectConfig(images="i", proposals="p", detector="c", scales=[40, 56], max_detections=5)
     schema = schemas.with_metadata(schemas.DETECTIONS, fingerprint="d", class_names=["red", "blue"])
     detect = DetectObjects(config, WsodFinder(trained, 2, str(weights), config.rules("wsod")), schema)
-    uris = tables.read_step(inputs["images"], columns=["uri"]).column("uri").to_pylist()
-    boxes = tables.read_step(inputs["proposals"], columns=["boxes"]).column("boxes").to_pylist()
+    uris = inputs["images"].read(["uri"]).column("uri").to_pylist()
+    boxes = inputs["proposals"].read(["boxes"]).column("boxes").to_pylist()
     rows = [
         {
             "image_id": str(i),

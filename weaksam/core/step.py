@@ -12,9 +12,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from weaksam.core import storage
+import pyarrow as pa
+
+from weaksam.core import storage, tables
 from weaksam.core.config import OutsideFile, Place, Reads, StageConfig, result_settings
-from weaksam.errors import ConfigError, DamagedError
+from weaksam.errors import ConfigError, DamagedError, StageError
 from weaksam.masking import masked_values
 
 
@@ -133,6 +135,11 @@ class Step:
         """Written last; a step without it is not finished."""
         return storage.join(self.folder, "manifest.json")
 
+    @property
+    def weights_uri(self) -> str:
+        """The trained weights of a training."""
+        return tables.weights_uri(self.folder)
+
     def manifest(self) -> dict | None:
         """The manifest, or None while the step is unfinished, or finished with files that lie elsewhere by now.
 
@@ -144,6 +151,25 @@ class Step:
         except FileNotFoundError:
             return None
         return None if self.places and found.get("places") != self.places else found
+
+    def finished_manifest(self) -> dict[str, Any]:
+        """The manifest.
+
+        Raises:
+            StageError: the step is not finished.
+        """
+        manifest = self.manifest()
+        if manifest is None:
+            raise StageError(f"step {self.name}: not finished ({self.folder} has no manifest): run it first")
+        return manifest
+
+    def read(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """The finished table, sorted by image id; only `image_id` and these columns, all when left out.
+
+        Raises:
+            StageError: the step is not finished.
+        """
+        return tables.read_table(self.folder, self.finished_manifest(), columns=columns)
 
 
 def read_manifest(folder: str) -> dict[str, Any]:

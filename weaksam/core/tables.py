@@ -18,13 +18,13 @@ import pyarrow as pa
 
 from weaksam.core import schemas, storage
 from weaksam.core.parquet_files import read_parquet, write_parquet
-from weaksam.errors import ConfigError, DamagedError, DataError, StageError
+from weaksam.errors import ConfigError, DamagedError, DataError
 
 GROUND_TRUTH = "ground_truth"  # subfolder of an index step
 _THREADS = 16
 _AGAIN = "remove manifest.json beside it if there is one, and run the step again"
 _PART = re.compile(r"part-[0-9a-f]+-\d+\.parquet")
-_WEIGHTS = "checkpoint/model.safetensors"
+_WEIGHTS = "checkpoint/model.safetensors"  # in the folder of a training
 
 
 def part_name(image_ids: Sequence[str]) -> str:
@@ -57,6 +57,11 @@ def list_parts(folder: str) -> list[str]:
 def lasting_files(folder: str) -> dict[str, int]:
     """Bytes of the files that a finished step cannot do without, by path in its folder: parts and trained weights."""
     return {file.path: file.size for file in storage.list_files(folder) if is_lasting(file.path)}
+
+
+def weights_uri(folder: str) -> str:
+    """URI of the trained weights of a step, in its folder; written once, when the training ends."""
+    return storage.join(folder, _WEIGHTS)
 
 
 def is_lasting(path: str) -> bool:
@@ -204,18 +209,6 @@ def of_split(images: pa.Table, split: str, *, where: str) -> pa.Table:
     if split not in splits:
         raise ConfigError(f"{where}: no image has split '{split}': splits are {', '.join(sorted(set(splits)))}")
     return images.filter(pa.array([one == split for one in splits], pa.bool_()))
-
-
-def read_step(step: Any, *, columns: Sequence[str] | None = None) -> pa.Table:
-    """The finished table of a step (anything with `name`, `folder` and `manifest()`).
-
-    Raises:
-        StageError: the step is not finished.
-    """
-    manifest = step.manifest()
-    if manifest is None:
-        raise StageError(f"step {step.name}: not finished ({step.folder} has no manifest): run it first")
-    return read_table(step.folder, manifest, columns=columns)
 
 
 def read_rows(folder: str, manifest: Mapping[str, Any], image_ids: Iterable[str]) -> dict[str, dict[str, Any]]:

@@ -177,7 +177,7 @@ def run(step: Step) -> Outcome:
     from weaksam.execution import runtime
 
     config: DetectConfig = step.config
-    images = tables.read_step(step.inputs["images"], columns=["uri", "split"])
+    images = step.inputs["images"].read(["uri", "split"])
     if config.split is not None:
         images = tables.of_split(images, config.split, where=f"steps.{step.name}.split")
     names = schemas.class_names_of(images.schema)
@@ -186,7 +186,7 @@ def run(step: Step) -> Outcome:
     source = images.select(["image_id", "uri"])
     if config.proposals is not None:
         source = with_proposals(step, source)
-    uri = storage.join(trained.folder, "checkpoint", "model.safetensors")
+    uri = trained.weights_uri
     if isinstance(trained.config, TrainDetectorConfig):
         finder = DetectorFinder(trained.config, len(names), uri, config.rules(trained.config.model))
     else:
@@ -211,7 +211,7 @@ def with_proposals(step: Step, source: pa.Table) -> pa.Table:
     check_rows(step, "proposals", ids)
     columns = ["status", "message", "boxes", "source", "height", "width"]
     trained = step.inputs["detector"].config
-    proposals = keep_sources(tables.read_step(step.inputs["proposals"], columns=columns), trained.source_indices)
+    proposals = keep_sources(step.inputs["proposals"].read(columns), trained.source_indices)
     where = {image_id: i for i, image_id in enumerate(proposals.column("image_id").to_pylist())}
     rows = proposals.take(pa.array([where[image_id] for image_id in ids], pa.int64()))
     _check_boxes(step, rows)

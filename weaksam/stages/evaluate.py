@@ -140,7 +140,7 @@ def _judge_proposals(step: Step, truth: pa.Table, names: list[str]) -> Judged:
         if config.reference_rules
         else metrics.RecallRules(include_difficult=config.include_difficult, include_crowd=config.include_crowd)
     )
-    found = tables.read_step(step.inputs["proposals"], columns=_FOUND)
+    found = step.inputs["proposals"].read(_FOUND)
     matched, located = [], []
     for one, other in pairs_of(step, "proposals", truth, found):
         with naming_image(step, "proposals", one):
@@ -170,7 +170,7 @@ def _judge_detections(step: Step, truth: pa.Table, names: list[str]) -> Judged:
     judged, pairs = [], []
     columns = [*_DETECTED, "masks"] if config.kind == "segm" else _DETECTED
     for key in [key for key in step.inputs if key != "images"]:
-        found = tables.read_step(step.inputs[key], columns=columns)
+        found = step.inputs[key].read(columns)
         pairs = list(pairs_of(step, key, truth, found))
         for one, other in pairs:
             with naming_image(step, key, one):
@@ -232,7 +232,7 @@ def mean_and_std(figures: list[dict[str, float]]) -> dict[str, float]:
 
 def _read_truth(step: Step, split: str | None) -> tuple[pa.Table, list[str]]:
     """Ground truth of the images asked for, and the class names."""
-    images = tables.read_step(step.inputs["images"], columns=["split"])
+    images = step.inputs["images"].read(["split"])
     truth = tables.read_ground_truth(step.inputs["images"].folder)
     if truth is None:
         raise DataError(

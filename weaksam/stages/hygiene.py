@@ -95,7 +95,7 @@ def run(step: Step) -> Outcome:
     from weaksam.execution import runtime
 
     config: HygieneConfig = step.config
-    images = tables.read_step(step.inputs["images"], columns=["uri", "split", "labels", "height", "width"])
+    images = step.inputs["images"].read(["uri", "split", "labels", "height", "width"])
     names = schemas.class_names_of(images.schema)
     schema = schemas.with_metadata(schemas.HYGIENE, fingerprint=step.fingerprint, class_names=names)
     kwargs = {"config": config, "schema": schema}

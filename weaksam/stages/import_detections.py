@@ -63,7 +63,7 @@ def read_detections(step: Step) -> pa.Table:
     from weaksam.data.readers.coco_results import read_results
 
     config: ImportDetectionsConfig = step.config
-    images = tables.read_step(step.inputs["images"], columns=["uri", "split", "height", "width"])
+    images = step.inputs["images"].read(["uri", "split", "height", "width"])
     if config.split is not None:
         images = tables.of_split(images, config.split, where=f"steps.{step.name}.split")
     names = schemas.class_names_of(images.schema)

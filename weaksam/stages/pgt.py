@@ -127,9 +127,9 @@ def _read_reviews(step: Step) -> dict[str, Review]:
         return {}
     from weaksam.data.readers.label_studio import read_reviews
 
-    images = tables.read_step(step.inputs["images"], columns=["height", "width"])
+    images = step.inputs["images"].read(["height", "width"])
     sizes: dict[str, Size | None] = dict.fromkeys(images.column("image_id").to_pylist())
-    found = tables.read_step(step.inputs["detections"], columns=["height", "width"])  # of decoded images
+    found = step.inputs["detections"].read(["height", "width"])  # of decoded images
     for row in (row for table in (images, found) for row in table.to_pylist() if row["height"] and row["width"]):
         sizes[row["image_id"]] = row["height"], row["width"]
     is_sample = step.inputs["images"].config.sample is not None
@@ -153,7 +153,7 @@ def _read_found(step: Step, ids: list[str], reviewed: Collection[str]) -> pa.Tab
     """
     check_same_images(step, "detections")
     check_rows(step, "detections", [image_id for image_id in ids if image_id not in reviewed])
-    table = tables.read_step(step.inputs["detections"], columns=_COLUMNS)
+    table = step.inputs["detections"].read(_COLUMNS)
     where = {image_id: row for row, image_id in enumerate(table.column("image_id").to_pylist())}
     return table.take(pa.array([where.get(image_id) for image_id in ids], pa.int64()))
 

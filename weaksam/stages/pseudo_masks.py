@@ -176,14 +176,14 @@ def read_prompts(step: Step) -> tuple[pa.Table, list[str]]:
         DataError: the boxes are of other images.
     """
     config: PseudoMasksConfig = step.config
-    images = tables.read_step(step.inputs["images"], columns=["uri", "split"])
+    images = step.inputs["images"].read(["uri", "split"])
     if config.split is not None:
         images = tables.of_split(images, config.split, where=f"steps.{step.name}.split")
     names, ids = schemas.class_names_of(images.schema), images.column("image_id").to_pylist()
     key = one_of(config, "pgt", "detections")
     check_same_images(step, key)
     columns = [*_GIVEN, *_STATE, *(_REVIEWED if key == "pgt" else [])]
-    found = tables.read_step(step.inputs[key], columns=columns)
+    found = step.inputs[key].read(columns)
     where = {image_id: row for row, image_id in enumerate(found.column("image_id").to_pylist())}
     images = images.filter(pa.array([image_id in where for image_id in ids], pa.bool_()))
     if not images.num_rows:

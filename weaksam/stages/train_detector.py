@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from weaksam.core import schemas, storage, tables
+from weaksam.core import schemas
 from weaksam.core.config import NotInFingerprint, OutsideFile, Reads, changed
 from weaksam.core.step import Outcome, Stage, Step
 from weaksam.errors import ConfigError, DataError
@@ -217,7 +217,7 @@ def make_task(step: Step) -> DetectorTask:
     spec = config.spec(num_classes, boxes_per_image)
     if config.start is not None:
         _check_start(step)
-        spec = replace(spec, start=storage.join(step.inputs["start"].folder, "checkpoint", "model.safetensors"))
+        spec = replace(spec, start=step.inputs["start"].weights_uri)
     return DetectorTask(spec.with_starting_weights, uris, objects, recipe)
 
 
@@ -241,12 +241,12 @@ def read_objects(step: Step) -> tuple[list[str], PseudoObjects, int]:
 
     check_same_images(step, "pgt")
     source = step.inputs["pgt"]
-    images = tables.read_step(step.inputs["images"], columns=["uri"])
+    images = step.inputs["images"].read(["uri"])
     uri_of = dict(zip(images.column("image_id").to_pylist(), images.column("uri").to_pylist(), strict=True))
     learns_masks = step.config.model in LEARN_MASKS
     columns = ["status", "boxes", "classes", "trusted", *(["masks"] if learns_masks else [])]
     remarks = Remarks(f"steps.{step.name}: step {source.name}")
-    rows = [row for row in tables.read_step(source, columns=columns).to_pylist() if row["status"] == schemas.OK]
+    rows = [row for row in source.read(columns).to_pylist() if row["status"] == schemas.OK]
     rows = [keep_areas(row, remarks) for row in rows]
     remarks.log()
     # a person who reviewed an image and left it empty says that nothing is there
