@@ -212,8 +212,7 @@ def with_proposals(step: Step, source: pa.Table) -> pa.Table:
     columns = ["status", "message", "boxes", "source", "height", "width"]
     trained = step.inputs["detector"].config
     proposals = keep_sources(step.inputs["proposals"].read(columns), trained.source_indices)
-    where = {image_id: i for i, image_id in enumerate(proposals.column("image_id").to_pylist())}
-    rows = proposals.take(pa.array([where[image_id] for image_id in ids], pa.int64()))
+    rows = tables.rows_for(proposals, ids)
     _check_boxes(step, rows)
     return with_states(
         source.append_column("boxes", rows.column("boxes")), rows, f"step {step.inputs['proposals'].name}"
@@ -224,7 +223,7 @@ def _check_boxes(step: Step, rows: pa.Table) -> None:
     """Raises ConfigError when no image has a box to look at; warns of those without."""
     from weaksam.data.proposal_boxes import rows_without
 
-    usable = rows.filter(pa.array([status == schemas.OK for status in rows.column("status").to_pylist()], pa.bool_()))
+    usable = tables.with_status_ok(rows)
     trained = step.inputs["detector"]
     min_side = trained.config.min_side
     without = usable.take(pa.array(rows_without(usable, min_side=min_side), pa.int64())).column("image_id").to_pylist()

@@ -240,10 +240,7 @@ def _read_truth(step: Step, split: str | None) -> tuple[pa.Table, list[str]]:
         )
     if split is not None:
         images = tables.of_split(images, split, where=f"steps.{step.name}.split")
-    wanted = set(images.column("image_id").to_pylist())
-    truth = truth.filter(
-        pa.array([image_id in wanted for image_id in truth.column("image_id").to_pylist()], pa.bool_())
-    )
+    truth = tables.with_ids(truth, images.column("image_id").to_pylist())
     if not truth.num_rows:
         raise DataError(f"steps.{step.name}.split: no image of split '{split}' has boxes to compare with")
     return truth.select(["image_id", *_TRUTH]), schemas.class_names_of(truth.schema)

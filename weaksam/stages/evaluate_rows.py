@@ -20,15 +20,15 @@ def pairs_of(step: Step, key: str, truth: pa.Table, found: pa.Table) -> Iterator
     """Each annotated image's row with the row of what was found there."""
     name = step.inputs[key].name
     check_same_images(step, key)
-    where = {image_id: index for index, image_id in enumerate(found.column("image_id").to_pylist())}
-    missing = [image_id for image_id in truth.column("image_id").to_pylist() if image_id not in where]
-    if missing:
+    found_ids = found.column("image_id").to_pylist()
+    if missing := tables.without_ids(truth, found_ids).column("image_id").to_pylist():
         raise DataError(
             f"steps.{step.name}: step {name} has no row for {len(missing)} of "
             f"{truth.num_rows} images, e.g. {missing[0]}: set the same split for both"
         )
-    truth, found = truth.combine_chunks(), found.combine_chunks()
-    for index, image_id in enumerate(truth.column("image_id").to_pylist()):
+    found = tables.rows_for(found, truth.column("image_id").to_pylist()).combine_chunks()
+    truth = truth.combine_chunks()
+    for index in range(truth.num_rows):
         row = tables.row_at(truth, index)
         areas = row.pop("areas")
         if len(areas):
@@ -37,7 +37,7 @@ def pairs_of(step: Step, key: str, truth: pa.Table, found: pa.Table) -> Iterator
             from weaksam.ops.rle import rle_area
 
             row["areas"] = np.array([rle_area(mask) for mask in row["masks"]], np.float64)
-        yield row, tables.row_at(found, where[image_id])
+        yield row, tables.row_at(found, index)
 
 
 def check_pair(truth: dict[str, Any], found: Mapping[str, Any], num_classes: int) -> None:

@@ -153,9 +153,7 @@ def _read_found(step: Step, ids: list[str], reviewed: Collection[str]) -> pa.Tab
     """
     check_same_images(step, "detections")
     check_rows(step, "detections", [image_id for image_id in ids if image_id not in reviewed])
-    table = step.inputs["detections"].read(_COLUMNS)
-    where = {image_id: row for row, image_id in enumerate(table.column("image_id").to_pylist())}
-    return table.take(pa.array([where.get(image_id) for image_id in ids], pa.int64()))
+    return tables.rows_for(step.inputs["detections"].read(_COLUMNS), ids, may_lack=True)
 
 
 def trust(image_id: str, review: Review) -> dict[str, Any]:

@@ -179,18 +179,17 @@ def read_prompts(step: Step) -> tuple[pa.Table, list[str]]:
     images = step.inputs["images"].read(["uri", "split"])
     if config.split is not None:
         images = tables.of_split(images, config.split, where=f"steps.{step.name}.split")
-    names, ids = schemas.class_names_of(images.schema), images.column("image_id").to_pylist()
+    names = schemas.class_names_of(images.schema)
     key = one_of(config, "pgt", "detections")
     check_same_images(step, key)
     columns = [*_GIVEN, *_STATE, *(_REVIEWED if key == "pgt" else [])]
     found = step.inputs[key].read(columns)
-    where = {image_id: row for row, image_id in enumerate(found.column("image_id").to_pylist())}
-    images = images.filter(pa.array([image_id in where for image_id in ids], pa.bool_()))
+    images = tables.with_ids(images, found.column("image_id").to_pylist())
     if not images.num_rows:
         raise DataError(
             f"steps.{step.name}.split: no image of split '{config.split}' has boxes: name that of the {key}"
         )
-    rows = found.take(pa.array([where[image_id] for image_id in images.column("image_id").to_pylist()], pa.int64()))
+    rows = tables.rows_for(found, images.column("image_id").to_pylist())
     source = images.select(["image_id", "uri"])
     for column in [*_GIVEN, *(_REVIEWED if "trusted" in rows.column_names else [])]:
         source = source.append_column(column, rows.column(column))
