@@ -49,7 +49,7 @@ steps:
   mist: {{stage: train_wsod, images: images, proposals: proposals, split: train, backbone: small, dropblock: "off",
     scales: [48], min_side: 4, steps: {training}, batch_size: 4, lr: 1.0e-3, warmup: 0, checkpoint_every: 4,
     log_every: 2, resources: {{max_failures: 8}}}}
-  found: {{stage: detect, images: images, proposals: proposals, checkpoint: mist, scales: [48], flip: false,
+  found: {{stage: detect, images: images, proposals: proposals, detector: mist, scales: [48], flip: false,
     resources: {{max_actors: 2, batch_size: 2}}}}
   pgt: {{stage: pgt, images: images, detections: found, split: train}}
 """
@@ -169,12 +169,12 @@ def differences(calm: str, rough: str) -> list[str]:
         if before is None or after is None:
             found.append(f"{one.name}: not finished")
         elif one.stage.name == "train_wsod":
-            uris = [storage.join(step.folder, "checkpoint", "model.safetensors") for step in (one, other)]
+            uris = [step.weights_uri for step in (one, other)]
             found += [] if len(set(map(storage.read_bytes, uris))) == 1 else [f"{one.name}: other weights"]
         else:
             counts = [key for key in ("rows", "ok", "failed") if before[key] != after[key]]
             found += [f"{one.name}: {key} {before[key]} and {after[key]}" for key in counts]
-            table, again = tables.read_step(one), tables.read_step(other)
+            table, again = one.read(), other.read()
             if not len(set(again.column("image_id").to_pylist())) == again.num_rows == after["rows"]:
                 found.append(f"{one.name}: an image with two rows, or a count of the manifest that is wrong")
             if set(tables.list_parts(other.folder)) != set(after["parts"]):

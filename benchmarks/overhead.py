@@ -20,7 +20,7 @@ from pathlib import Path
 
 from weaksam import pipeline
 from weaksam.cli.terminal import set_up_logging
-from weaksam.core import storage, tables
+from weaksam.core import storage
 from weaksam.data.images import decode_image
 from weaksam.demo.scenes import write_scenes
 from weaksam.execution import runtime
@@ -57,7 +57,7 @@ def main() -> int:
         manifest = steps[-1].manifest()
         assert manifest is not None
         runtime.disconnect()
-        uris = tables.read_step(steps[0], columns=["uri"]).column("uri").to_pylist()
+        uris = steps[0].read(["uri"]).column("uri").to_pylist()
         bare = bare_loop(uris, steps[-1].config.grid)
     piped = manifest["seconds"]
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("ray", "torch", "pyarrow"))

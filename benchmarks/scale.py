@@ -64,7 +64,7 @@ steps:
     stage: detect
     images: images
     proposals: proposals
-    checkpoint: oicr
+    detector: oicr
     scales: [72]
     flip: false
     resources: {{actor_cpus: 0.75}}

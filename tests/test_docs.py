@@ -18,9 +18,9 @@ from tests.stages.test_proposals import jpeg
 from weaksam import pipeline
 from weaksam.cli.main import app
 from weaksam.cli.reference import reference
-from weaksam.core import tables
 from weaksam.demo.scenes import draw_scene, write_scenes
 from weaksam.stages import STAGES
+from weaksam.stages.renamed import RENAMED
 
 README = (ROOT / "README.md").read_text()
 DOCS = [ROOT / "README.md", ROOT / "cluster" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -46,6 +46,13 @@ def test_every_config_is_right_once_its_data_is_named(path: Path) -> None:
 def test_every_stage_is_in_the_readme() -> None:
     for name in STAGES:
         assert f"| `{name}` |" in README
+
+
+def test_every_key_that_was_renamed_is_in_the_table_of_old_and_new_keys() -> None:
+    for stage, keys in RENAMED.items():
+        for old, new in keys.items():
+            assert old not in STAGES[stage].config.model_fields
+            assert f"| `{stage}.{old}` | {new} |" in PAGE["docs/migration.md"]
 
 
 @pytest.mark.parametrize("page", PAGE)
@@ -192,6 +199,6 @@ def test_the_run_file_for_boxes_of_ones_own_makes_proposals_and_masks(tmp_path: 
     config.write_text(block.replace("/data/mine", str(data)).replace("runs/alone", str(tmp_path / "run")))
     steps = {step.name: step for step in pipeline.load(str(config))}
     pipeline.run_steps(list(steps.values()))
-    (found,) = tables.read_step(steps["proposals"], columns=["status"]).to_pylist()
-    (drawn,) = tables.read_step(steps["masks"], columns=["status", "classes", "masks"]).to_pylist()
+    (found,) = steps["proposals"].read(["status"]).to_pylist()
+    (drawn,) = steps["masks"].read(["status", "classes", "masks"]).to_pylist()
     assert (found["status"], drawn["status"], drawn["classes"], len(drawn["masks"])) == ("ok", "ok", [0], 1)

@@ -57,7 +57,7 @@ def write_run(base: Path, *, epochs: int = 1, steps: int = 3) -> str:
         "  mist: {stage: train_wsod, images: images, proposals: proposals, split: train, backbone: small, "
         f"dropblock: one_pass, scales: [32, 40], min_side: 4, steps: {steps}, batch_size: 3, lr: 1.0e-3, warmup: 0, "
         "checkpoint_every: 4, log_every: 2}\n"
-        "  found: {stage: detect, images: images, proposals: proposals, checkpoint: mist, scales: [32], "
+        "  found: {stage: detect, images: images, proposals: proposals, detector: mist, scales: [32], "
         "resources: {max_actors: 1}}\n"
         "  pgt: {stage: pgt, images: images, detections: found, split: train}\n"
         "  net: {stage: train_detector, images: images, pgt: pgt, backbone: small, scales: [32, 40], batch_size: 3, "
@@ -97,9 +97,9 @@ def test_neither_boxes_nor_labels_of_the_test_split_reach_training_or_proposals(
     pipeline.run_steps(steps)
     images, classifier, proposals, mist, found, pgt, net, net_found, masks, mask_net, mask_found = steps
     made = (found, pgt, net_found, masks, mask_found)
-    read = {step.name: tables.read_step(step) for step in made}
+    read = {step.name: step.read() for step in made}
     assert all(sum(map(len, one.column("boxes").to_pylist())) > 0 for one in read.values())
-    table = tables.read_step(proposals)
+    table = proposals.read()
     assert set(table.column("status").to_pylist()) == {"ok"}
     used = [row["labels"] for row in table.to_pylist() if row["image_id"].startswith("train")]
     assert used == [[0], [1]] * 3  # known
@@ -111,9 +111,9 @@ def test_neither_boxes_nor_labels_of_the_test_split_reach_training_or_proposals(
         shutil.rmtree(step.folder)
     spoil(images)
     pipeline.run_steps(pipeline.load(config))
-    assert tables.read_step(proposals).equals(table)
+    assert proposals.read().equals(table)
     for step in made:
-        assert tables.read_step(step).equals(read[step.name])
+        assert step.read().equals(read[step.name])
     for before, step in zip(weights, trained, strict=True):
         again = load_file(Path(step.folder) / "checkpoint" / "model.safetensors")
         assert all(np.array_equal(value, again[key]) for key, value in before.items())

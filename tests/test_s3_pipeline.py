@@ -16,7 +16,7 @@ from testing.s3.server import CephServer
 from testing.s3.world import write_scenes_small
 from tests.execution.test_resume import ROOT, clear_up
 from weaksam import pipeline
-from weaksam.core import storage, tables
+from weaksam.core import storage
 
 IMAGES = 24
 CONFIG = """
@@ -26,7 +26,7 @@ steps:
   proposals: {{stage: proposals, images: images, sam: {{model: vit_xs}}, grid: {{points_per_side: 3}}, masks: true}}
   mist: {{stage: train_wsod, images: images, proposals: proposals, split: train, backbone: small, dropblock: "off",
     scales: [48], min_side: 4, steps: 12, batch_size: 4, lr: 1.0e-3, warmup: 0, checkpoint_every: 2, log_every: 4}}
-  found: {{stage: detect, images: images, proposals: proposals, checkpoint: mist, scales: [48], flip: false}}
+  found: {{stage: detect, images: images, proposals: proposals, detector: mist, scales: [48], flip: false}}
   coco: {{stage: export, images: images, detections: found, format: coco_results}}
 """
 
@@ -84,8 +84,8 @@ def test_from_bucket_to_bucket_through_faults_is_what_a_folder_gets(
     assert 'data-step="found"' in page
     images, proposals, mist, found, coco = zip(pipeline.load(local), pipeline.load(remote), strict=True)
     for one, other in (proposals, found):
-        assert tables.read_step(one).equals(tables.read_step(other))
-    one, other = (tables.read_step(step) for step in images)
+        assert one.read().equals(other.read())
+    one, other = (step.read() for step in images)
     assert one.drop_columns("uri").equals(other.drop_columns("uri"))
     assert all(uri.startswith(bucket) for uri in other.column("uri").to_pylist())
     weights = [load(storage.read_bytes(storage.join(step.folder, "checkpoint", "model.safetensors"))) for step in mist]

@@ -226,7 +226,8 @@ def masks_config(config: str, tmp_path: Path) -> str:
     (tmp_path / "boxes.json").write_text("[]")
     steps = [
         f"  images: {{stage: index, format: folder, root: {tmp_path}/data}}",
-        f"  masks: {{stage: pseudo_masks, images: images, results: {tmp_path}/boxes.json, sam: {{model: vit_xs}}}}",
+        f"  boxes: {{stage: import_detections, images: images, results: {tmp_path}/boxes.json}}",
+        "  masks: {stage: pseudo_masks, images: images, detections: boxes, sam: {model: vit_xs}}",
     ]
     Path(config).write_text("\n".join([f"run: {tmp_path}/run", "steps:", *steps, ""]))
     return config
@@ -236,7 +237,7 @@ def test_check_warns_of_masks_that_the_small_sam_would_draw_in_photographs(masks
     done = call(WEAKSAM, "check", masks_config)
     assert done.returncode == 0
     assert done.stderr.splitlines() == [WARNING.format(root=tmp_path / "data")]
-    assert done.stdout.count("to do") == 2
+    assert done.stdout.count("to do") == 3
     assert not (tmp_path / "run").exists()
 
 
@@ -246,13 +247,13 @@ def test_check_does_not_warn_of_drawn_scenes_or_of_other_weights(masks_config: s
     own = [f"steps.masks.sam.checkpoint={tmp_path}/data/weights"]
     for overrides in (drawn, own, [*own, "steps.masks.sam.model=vit_b"]):
         done = CliRunner().invoke(cli.app, ["check", masks_config, *overrides])
-        assert (done.exit_code, done.stderr, done.stdout.count("to do")) == (0, "", 2)
+        assert (done.exit_code, done.stderr, done.stdout.count("to do")) == (0, "", 3)
 
 
 def test_a_run_logs_the_warnings_of_the_steps_it_is_to_run_first(masks_config: str, tmp_path: Path) -> None:
-    masks = pipeline.load(masks_config)[1]
+    masks = pipeline.load(masks_config)[-1]
     storage.write_json(masks.manifest_uri, {"rows": 1, "failed": 0, "failures": []})  # finished: SAM is not started
-    images = call(WEAKSAM, "run", masks_config, "--only", "images")
+    images = call(WEAKSAM, "run", masks_config, "--only", "images", "--only", "boxes")
     assert (images.returncode, "warning:" in images.stderr) == (0, False)
     done = call(WEAKSAM, "run", masks_config, "--only", "masks")
     assert done.returncode == 0

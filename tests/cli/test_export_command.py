@@ -31,8 +31,9 @@ RUN_FILE = """
 run: {base}/run
 steps:
   images: {{stage: index, format: voc, root: {base}/data, splits: [trainval, test]}}
-  pgt: {{stage: pgt, images: images, results: {base}/found.json, split: trainval}}
-  best: {{stage: pgt, images: images, results: {base}/found.json, split: trainval, top_k: 1}}
+  imported: {{stage: import_detections, images: images, results: {base}/found.json}}
+  pgt: {{stage: pgt, images: images, detections: imported, split: trainval}}
+  best: {{stage: pgt, images: images, detections: imported, split: trainval, top_k: 1}}
 """
 Call = Callable[..., Result]
 
@@ -58,13 +59,13 @@ def write_results(path: Path, images: list[dict[str, Any]]) -> None:
 
 def draw(step: Step) -> Outcome:
     """Instead of SAM and a detector: the boxes of `pgt` with an ellipse in each; one image fails."""
-    rows = tables.read_step(step.inputs["pgt"]).to_pylist()
-    sizes = {row["image_id"]: row for row in tables.read_step(step.inputs["images"]).to_pylist()}
+    rows = step.inputs["pgt"].read().to_pylist()
+    sizes = {row["image_id"]: row for row in step.inputs["images"].read().to_pylist()}
     for row in rows:
         hw = [sizes[row["image_id"]][key] for key in ("height", "width")]
         row |= {"height": hw[0], "width": hw[1], "masks": [ellipse(box, *hw) for box in row["boxes"]]}
     failed = {"image_id": rows[0]["image_id"], "status": "oom", "message": "too big"}
-    names = schemas.class_names_of(tables.read_step(step.inputs["images"]).schema)
+    names = schemas.class_names_of(step.inputs["images"].read().schema)
     schema = schemas.with_metadata(schemas.DETECTIONS, fingerprint=step.fingerprint, class_names=names)
     parts = [tables.write_part(step.folder, schemas.to_table([failed, *rows[1:]], schema))]
     return Outcome(rows=len(rows), failed=1, failures=["oom"], parts=parts)
@@ -88,9 +89,9 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (base / "found.json").write_text("[]")
     images, *_ = pipeline.load(str(config))
     pipeline.run_steps([images])
-    write_results(base / "found.json", tables.read_step(images).to_pylist())
-    images, pgt, best = pipeline.load(str(config))
-    pipeline.run_steps([images, pgt, best])
+    write_results(base / "found.json", images.read().to_pylist())
+    images, imported, pgt, best = pipeline.load(str(config))
+    pipeline.run_steps([images, imported, pgt, best])
     pipeline.run_steps(pipeline.load(str(config), ["steps.best.threshold=0.5", "steps.best.max_failed=0.5"]))
     inputs = {"images": images, "pgt": pgt}
     masks = fake("masks", "pseudo_masks", inputs, images="images", pgt="pgt", sam={"model": "vit_xs"})
@@ -284,7 +285,7 @@ def test_variants_are_told_apart_and_one_is_named(call: Call, run: str) -> None:
     assert call(run, "--step", "best", "--format", "coco").stdout.splitlines()[0].endswith(titles[1])
 
 
-KNOWN = "finished steps that can be exported are best, found, masks, pgt"
+KNOWN = "finished steps that can be exported are best, found, imported, masks, pgt"
 
 
 @pytest.mark.parametrize(

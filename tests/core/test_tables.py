@@ -10,6 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from weaksam.core import schemas, storage, tables
+from weaksam.core.config import StageConfig
+from weaksam.core.step import Outcome, Stage, Step
 from weaksam.errors import DamagedError, DataError, StageError
 
 SCHEMA = schemas.with_metadata(schemas.PROPOSALS, fingerprint="abc", class_names=["cat", "dog"])
@@ -61,15 +63,33 @@ def test_a_damaged_part_is_named(tmp_path: Path) -> None:
         tables.done_ids(str(tmp_path))
 
 
+def test_rows_are_joined_and_filtered_by_image_id() -> None:
+    given = [("a", "ok", 2), ("b", "oom", 0), ("c", "ok", 1)]
+    rows = [{"image_id": name, "status": status, "boxes": [[0, 0, 2, 3]] * count} for name, status, count in given]
+    parts = (schemas.to_table(some, schemas.DETECTIONS) for some in (rows[:2], rows[2:]))
+    table = pa.concat_tables(parts)
+
+    def ids(found: pa.Table) -> list[str | None]:
+        assert found.schema.equals(table.schema)
+        return found.column("image_id").to_pylist()
+
+    joined = tables.rows_for(table, ["c", "a", "c"])
+    assert (ids(joined), [len(boxes) for boxes in joined.column("boxes").to_pylist()]) == (["c", "a", "c"], [1, 2, 1])
+    assert ids(tables.rows_for(table, [])) == ids(tables.rows_for(table.slice(0, 0), [])) == []
+    with pytest.raises(KeyError, match="x"):
+        tables.rows_for(table, ["a", "x", "y"])
+    lacking = tables.rows_for(table, ["x", "a"], may_lack=True)
+    assert ids(lacking) == [None, "a"]
+    assert lacking.column("status").to_pylist() == [None, "ok"]
+    assert (ids(tables.with_ids(table, {"c", "a", "x"})), ids(tables.with_ids(table, []))) == (["a", "c"], [])
+    assert (ids(tables.without_ids(table, ["a", "x"])), ids(tables.without_ids(table, []))) == (["b", "c"], [*"abc"])
+    assert ids(tables.with_status_ok(table)) == ["a", "c"]
+
+
 def test_an_unfinished_step_cannot_be_read() -> None:
-    class Unfinished:
-        name, folder = "a", "memory://nowhere"
-
-        def manifest(self) -> None:
-            return None
-
+    stage = Stage("s", 1, StageConfig, lambda step: Outcome(0), writes="things")
     with pytest.raises(StageError, match="step a: not finished"):
-        tables.read_step(Unfinished())
+        Step("a", stage, StageConfig(), {}, {}, "f", "memory://nowhere").read()
 
 
 def test_parts_written_after_the_manifest_are_not_read(tmp_path: Path) -> None:

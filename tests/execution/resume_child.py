@@ -16,7 +16,6 @@ import pyarrow as pa
 
 from testing.local_ray import local_ray
 from weaksam.cli import main as cli
-from weaksam.core import tables
 from weaksam.core.config import Reads, StageConfig
 from weaksam.core.step import Outcome, Stage, Step
 from weaksam.execution import runtime
@@ -54,7 +53,7 @@ class AddBytes(ImageMapper):
 
 def run(step: Step) -> Outcome:
     """Maps the images of the `images` step to sums."""
-    source = tables.read_step(step.inputs["images"], columns=["uri"]).select(["image_id", "uri"])
+    source = step.inputs["images"].read(["uri"]).select(["image_id", "uri"])
     factory = partial(AddBytes, os.environ["RESUME_CHILD_LOG"], float(os.environ["RESUME_CHILD_SECONDS"]))
     return runtime.map_images(step, source, factory, schema=SCHEMA, max_pixels=1, resources=step.config.resources)
 

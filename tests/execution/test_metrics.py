@@ -19,7 +19,7 @@ from tests.execution.pixel import PIXEL
 from tests.stages.conftest import weights  # noqa: F401  (a fixture)
 from tests.stages.test_proposals import jpeg
 from weaksam import pipeline
-from weaksam.core import schemas, tables
+from weaksam.core import schemas
 from weaksam.execution import metrics
 from weaksam.execution.mapping import ImageMapper, Row
 from weaksam.execution.rows import Worker, WorkerSpec
@@ -63,7 +63,7 @@ def test_a_proposals_step_is_on_the_metrics_port_with_the_right_numbers(tmp_path
     )
     steps = pipeline.load(str(tmp_path / "run.yaml"))
     pipeline.run_steps(steps)
-    boxes = sum(len(row or []) for row in tables.read_step(steps[-1], columns=["boxes"]).column("boxes").to_pylist())
+    boxes = sum(len(row or []) for row in steps[-1].read(["boxes"]).column("boxes").to_pylist())
     wanted = {
         "ray_weaksam_images_done_total": IMAGES - 1,
         "ray_weaksam_images_failed_total": 1,

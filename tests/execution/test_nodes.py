@@ -34,7 +34,7 @@ steps:
   mist: {{stage: train_wsod, images: images, proposals: proposals, split: train, backbone: small, dropblock: "off",
     scales: [48], min_side: 4, steps: 30, batch_size: 4, lr: 1.0e-3, warmup: 0, checkpoint_every: 4, log_every: 2,
     resources: {{cpus_per_worker: 1}}}}  # one thread adds up in one order, whatever the node
-  found: {{stage: detect, images: images, proposals: proposals, checkpoint: mist, scales: [48], flip: false}}
+  found: {{stage: detect, images: images, proposals: proposals, detector: mist, scales: [48], flip: false}}
 """
 
 
@@ -126,7 +126,7 @@ def check_rows(one: Step, other: Step) -> None:
     manifest = other.manifest()
     assert manifest is not None
     assert (manifest["rows"], manifest["failed"]) == (IMAGES, 0)
-    assert tables.read_step(one).equals(tables.read_step(other))
+    assert one.read().equals(other.read())
 
 
 def test_what_the_driver_reserves_is_not_there_for_work(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -114,11 +114,11 @@ class Run:
         return told
 
     def rows(self) -> list[dict]:
-        return tables.read_step(self.step()).to_pylist()
+        return self.step().read().to_pylist()
 
     def calm_rows(self) -> list[dict]:
         """What the table must be: the mapper on all images, without Ray."""
-        images = tables.read_step(pipeline.load(self.config)[0], columns=["uri"]).select(["image_id", "uri"])
+        images = pipeline.load(self.config)[0].read(["uri"]).select(["image_id", "uri"])
         mapper, schema = resume_child.AddBytes("", 0.0), resume_child.SCHEMA
         return map_batch(mapper, Fetch()(images), schema=schema, max_pixels=1).sort_by("image_id").to_pylist()
 
@@ -225,7 +225,7 @@ def labelled(tmp_path: Path) -> str:
 def test_proposals_never_look_at_ground_truth_and_a_lost_manifest_costs_nothing(labelled: str) -> None:
     images, proposals = pipeline.load(labelled)
     pipeline.run_steps([images, proposals])
-    table = tables.read_step(proposals)
+    table = proposals.read()
     assert table.column("status").to_pylist() == ["ok"] * 4
     assert all(len(boxes) for boxes in table.column("boxes").to_pylist())
 
@@ -236,7 +236,7 @@ def test_proposals_never_look_at_ground_truth_and_a_lost_manifest_costs_nothing(
     (truth / "part-0-4.parquet").write_bytes(b"garbage")
     shutil.rmtree(proposals.folder)
     pipeline.run_steps(pipeline.load(labelled))
-    assert tables.read_step(proposals).equals(table)
+    assert proposals.read().equals(table)
 
     Path(proposals.folder, "manifest.json").unlink()  # as if killed between the last part and the manifest
     parts = {path: path.stat().st_mtime_ns for path in Path(proposals.folder).glob("part-*")}

@@ -32,7 +32,7 @@ steps:
     resources: {{max_actors: 1, batch_size: 2}}}}
   mist: {{stage: train_wsod, images: images, proposals: proposals, split: trainval, backbone: small, dropblock: 'off',
     scales: [96], min_side: 2, steps: 400, batch_size: 2, lr: 1.0e-3, warmup: 0, milestones: null}}
-  found: {{stage: detect, images: images, proposals: proposals, checkpoint: mist, scales: [96],
+  found: {{stage: detect, images: images, proposals: proposals, detector: mist, scales: [96],
     resources: {{max_actors: 1, batch_size: 2}}}}
   pgt: {{stage: pgt, images: images, detections: found, split: trainval}}
 """

@@ -24,7 +24,7 @@ steps:
   hygiene: {{stage: hygiene, images: images}}
   proposals: {{stage: proposals, images: images, sam: {{model: vit_xs}}, max_failed: 0.2}}
   oicr: {{stage: train_wsod, images: images, proposals: proposals, split: trainval, method: oicr}}
-  boxes: {{stage: detect, images: images, proposals: proposals, checkpoint: oicr}}
+  boxes: {{stage: detect, images: images, proposals: proposals, detector: oicr}}
   pgt: {{stage: pgt, images: images, detections: boxes, split: trainval}}
   recall: {{stage: evaluate, images: images, proposals: proposals, split: test}}
   boxes_ap: {{stage: evaluate, images: images, detections: boxes, split: test}}
@@ -39,7 +39,7 @@ def find(step: Step) -> Outcome:
     """The objects of each image, a little moved, once as proposals and once as detections; an image fails."""
     images = step.inputs["images"]
     truth = tables.read_ground_truth(images.folder)
-    names = schemas.class_names_of(tables.read_step(images, columns=[]).schema)
+    names = schemas.class_names_of(images.read([]).schema)
     kinds = {"proposals": schemas.PROPOSALS, "detections": schemas.DETECTIONS}
     schema = schemas.with_metadata(kinds[step.stage.writes], fingerprint=step.fingerprint, class_names=names)
     assert truth is not None
@@ -74,7 +74,7 @@ def learn(step: Step) -> Outcome:
 
 def look_through(step: Step) -> Outcome:
     """Two images in two splits that are told to be the same; the rest is what the stage counts."""
-    images = tables.read_step(step.inputs["images"], columns=["uri", "split", "labels"])
+    images = step.inputs["images"].read(["uri", "split", "labels"])
     names = schemas.class_names_of(images.schema)
     empty = [
         {"image_id": one, "status": "ok", "message": "", "height": 240, "width": 320}

@@ -268,13 +268,13 @@ def test_coco_figures_ignore_what_voc_calls_difficult_no_more(tmp_path: Path) ->
 
 
 def test_one_thing_is_judged(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="one of proposals, detections, pgt and results is to be judged, got none"):
+    with pytest.raises(ValueError, match="exactly one of proposals, detections and pgt must be set, got none"):
         evaluate.EvaluateConfig(images="images")
-    with pytest.raises(ValueError, match="got proposals, results"):
-        evaluate.EvaluateConfig(images="images", proposals="a", results="b")
+    with pytest.raises(ValueError, match="got proposals, detections"):
+        evaluate.EvaluateConfig(images="images", proposals="a", detections="b")
     with pytest.raises(ValueError, match="pgt is judged by protocol voc"):
         evaluate.EvaluateConfig(images="images", pgt="a", protocol="coco")
-    with pytest.raises(ValueError, match="kind segm is for detections, results and pgt: proposals are judged by their"):
+    with pytest.raises(ValueError, match="kind segm is for detections and pgt: proposals are judged by their"):
         evaluate.EvaluateConfig(images="images", proposals="a", kind="segm")
     with pytest.raises(ValueError, match="eleven_point and reference_rules are for kind bbox"):
         evaluate.EvaluateConfig(images="images", detections="a", kind="segm", eleven_point=True)
@@ -412,7 +412,8 @@ def test_the_published_figures_of_cocos_fake_detections_are_reproduced(tmp_path:
         f"run: {tmp_path}/run\nsteps:\n"
         f"  images: {{stage: index, format: coco, root: {tmp_path}, splits: [val],\n"
         f"    annotations: {{val: {oracle}/instances_val2014_100.json}}}}\n"
-        f"  ap: {{stage: evaluate, images: images, results: {oracle}/{results}, protocol: coco, kind: {kind}}}\n"
+        f"  found: {{stage: import_detections, images: images, results: {oracle}/{results}}}\n"
+        f"  ap: {{stage: evaluate, images: images, detections: found, protocol: coco, kind: {kind}}}\n"
     )
     loaded = pipeline.load(str(tmp_path / "run.yaml"))
     pipeline.run_steps(loaded)

@@ -248,8 +248,8 @@ def test_faults_are_named(tmp_path: Path, inputs: dict[str, Step]) -> None:
 @pytest.mark.parametrize(
     ("settings", "fault"),
     [
-        ({"pgt": None}, "one of pgt and detections"),
-        ({"detections": "found"}, "one of pgt and detections"),
+        ({"pgt": None}, "exactly one of pgt and detections must be set"),
+        ({"detections": "found"}, "exactly one of pgt and detections must be set"),
         ({"format": "voc", "polygons": True}, "polygons is for format coco, not voc"),
         ({"polygon_tolerance": 1.0}, "polygon_tolerance goes with polygons: true"),
         ({"number_images": True}, "number_images is for format coco_results, not coco"),

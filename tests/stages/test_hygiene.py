@@ -17,7 +17,7 @@ from PIL import Image, ImageEnhance
 from testing.places import ROOT
 from tests.stages.test_proposals import batch
 from weaksam import pipeline
-from weaksam.core import schemas, tables
+from weaksam.core import schemas
 from weaksam.data.likeness import perceptual_hash, thumbnail
 from weaksam.demo.scenes import draw_dataset_scene
 from weaksam.execution.mapping import map_batch
@@ -192,7 +192,7 @@ def test_a_dataset_is_looked_through(tmp_path: Path) -> None:
     manifest = step.manifest()
     assert manifest is not None
     assert (manifest["rows"], manifest["failed"]) == (7, 1)
-    status = {row["image_id"]: row["status"] for row in tables.read_step(step, columns=["status"]).to_pylist()}
+    status = {row["image_id"]: row["status"] for row in step.read(["status"]).to_pylist()}
     assert [name for name, one in status.items() if one != "ok"] == ["broken.jpg"]
     told = json.loads(Path(step.folder, "hygiene.json").read_text())
     assert told["duplicates"] == [
@@ -219,5 +219,5 @@ def test_a_dataset_is_looked_through(tmp_path: Path) -> None:
     config.write_text(f"run: {tmp_path}/run\nsteps:\n" + more.replace("/data/mine", f"{tmp_path}/data"))
     (images,) = pipeline.load(str(config))
     pipeline.run_steps([images])
-    kept = tables.read_step(images, columns=[]).column("image_id").to_pylist()
+    kept = images.read([]).column("image_id").to_pylist()
     assert kept == ["a_again.jpg", "b.jpg", "blank.png", "broken.jpg", "c.jpg"]

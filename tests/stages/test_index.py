@@ -43,7 +43,7 @@ def make_folder(folder: Path) -> None:
 def test_a_labelled_folder_becomes_images_without_ground_truth(index: Callable, tmp_path: Path) -> None:
     make_folder(tmp_path / "data")
     step = index(format="folder", root=str(tmp_path / "data"))
-    table = tables.read_step(step)
+    table = step.read()
     assert table.schema.equals(schemas.IMAGES)
     assert schemas.class_names_of(table.schema) == ["cat", "dog"]
     assert table.column("image_id").to_pylist() == ["a.jpg", "b.png"]
@@ -111,7 +111,7 @@ def test_real_datasets_are_read_whole(index: Callable, settings: dict, rows: int
     assert truth is not None
     assert truth.schema.equals(schemas.GROUND_TRUTH)
     assert sum(map(len, truth.column("boxes").to_pylist())) == boxes
-    assert tables.read_step(step).num_rows == rows
+    assert step.read().num_rows == rows
     assert len(schemas.class_names_of(truth.schema)) == classes
 
 
@@ -125,7 +125,7 @@ def make_labelled(folder: Path, labels: dict[str, str]) -> None:
 
 
 def sampled(index: Callable, root: Path, count: int | None) -> dict[str, list[int]]:
-    rows = tables.read_step(index(format="folder", root=str(root), sample=count)).to_pylist()
+    rows = index(format="folder", root=str(root), sample=count).read().to_pylist()
     return {row["image_id"]: row["labels"] for row in rows}
 
 
@@ -164,7 +164,7 @@ def test_the_ground_truth_of_a_sample_is_that_of_its_images(index: Callable, tmp
     step = index(format="voc_folder", root=str(tmp_path / "data"), sample=2)
     truth = tables.read_ground_truth(step.folder)
     assert truth is not None
-    ids = tables.read_step(step).column("image_id").to_pylist()
+    ids = step.read().column("image_id").to_pylist()
     assert len(ids) == 2
     assert truth.column("image_id").to_pylist() == ids
 
@@ -186,9 +186,10 @@ def test_results_and_exports_have_the_category_ids_of_the_dataset(tmp_path: Path
     (tmp_path / "results.json").write_text(
         json.dumps([{"image_id": 1, "category_id": 2, "bbox": [4, 4, 20, 20], "score": 0.9}])
     )
-    given = {"images": "images", "results": str(tmp_path / "results.json")}
+    given = {"images": "images", "detections": "found"}
     steps = {
         "images": {"stage": "index", "format": "coco", "root": str(tmp_path / "data"), "splits": ["train"]},
+        "found": {"stage": "import_detections", "images": "images", "results": str(tmp_path / "results.json")},
         "judged": {"stage": "evaluate", **given},
         "pgt": {"stage": "pgt", "split": "train", **given},
         "out": {"stage": "export", "images": "images", "pgt": "pgt", "format": "coco_results"},
@@ -197,7 +198,7 @@ def test_results_and_exports_have_the_category_ids_of_the_dataset(tmp_path: Path
     path.write_text(yaml.safe_dump({"run": str(tmp_path / "run"), "steps": steps}))
     made = {step.name: step for step in pipeline.load(str(path))}
     pipeline.run_steps(list(made.values()))
-    for table in (tables.read_step(made["images"]), tables.read_ground_truth(made["images"].folder)):
+    for table in (made["images"].read(), tables.read_ground_truth(made["images"].folder)):
         assert table is not None
         assert schemas.category_ids_of(table.schema) == [0, 1, 2]
     assert storage.read_json(f"{made['judged'].folder}/metrics.json")["metrics"]["AP50"] == pytest.approx(1.0)
@@ -255,7 +256,7 @@ def test_a_dataset_that_moved_is_the_same_and_is_listed_again(
     again = index(root=str(tmp_path / "moved"), **settings)
     assert again.folder == first.folder
     assert again.manifest() is not None
-    [row] = tables.read_step(again).to_pylist()
+    [row] = again.read().to_pylist()
     assert row["uri"].startswith(str(tmp_path / "moved"))
     assert len(tables.list_parts(again.folder)) == 1
     config = storage.read_json(storage.join(again.folder, "config.json"))
@@ -282,7 +283,8 @@ def test_an_export_into_the_folder_that_is_listed_is_refused(tmp_path: Path) -> 
     make_folder(tmp_path / "data")
     steps = {
         "images": {"stage": "index", "format": "folder", "root": str(tmp_path / "data")},
-        "pgt": {"stage": "pgt", "images": "images", "results": str(tmp_path / "results.json"), "split": "train"},
+        "found": {"stage": "import_detections", "images": "images", "results": str(tmp_path / "results.json")},
+        "pgt": {"stage": "pgt", "images": "images", "detections": "found", "split": "train"},
         "out": {
             "stage": "export",
             "images": "images",
@@ -322,7 +324,7 @@ def test_sizes_of_unturned_pictures_are_noticed_and_turned_when_asked(
     turned = index(**settings, orientation="stored")
     assert "turned by a quarter" not in caplog.text
     assert turned.fingerprint != plain.fingerprint
-    sizes = [(row["height"], row["width"]) for row in tables.read_step(turned).to_pylist()]
+    sizes = [(row["height"], row["width"]) for row in turned.read().to_pylist()]
     assert sizes == [(64, 48), (48, 64)]
     truth = tables.read_ground_truth(turned.folder)
     assert truth is not None

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.stages.test_import_detections import imported
 from tests.stages.test_train_wsod import finished
-from weaksam.core import schemas, storage, tables
+from weaksam.core import schemas, storage
 from weaksam.core.step import Step
 from weaksam.errors import ConfigError, DataError
 from weaksam.stages import pgt
@@ -49,7 +50,7 @@ def make_step(folder: Path, inputs: dict[str, Step], **changes: object) -> Step:
 
 def read(step: Step, parts: list[str]) -> dict[str, dict]:
     storage.write_json(step.manifest_uri, {"parts": parts, "excluded": {}})
-    return {row["image_id"]: row for row in tables.read_step(step).to_pylist()}
+    return {row["image_id"]: row for row in step.read().to_pylist()}
 
 
 def test_labelled_images_of_the_split_have_a_row_each(tmp_path: Path, inputs: dict[str, Step]) -> None:
@@ -65,7 +66,7 @@ def test_labelled_images_of_the_split_have_a_row_each(tmp_path: Path, inputs: di
     assert (rows["b"]["boxes"], rows["b"]["classes"]) == ([APART], [1])  # class 0 is not among its labels
     assert rows["c"]["boxes"] == []
     assert (rows["a"]["height"], rows["a"]["width"]) == (60, 100)
-    assert schemas.class_names_of(tables.read_step(step).schema) == ["red", "blue"]
+    assert schemas.class_names_of(step.read().schema) == ["red", "blue"]
 
 
 def test_statistics_tell_what_was_not_found(tmp_path: Path, inputs: dict[str, Step]) -> None:
@@ -100,7 +101,7 @@ def test_detections_made_elsewhere_are_taken(tmp_path: Path, inputs: dict[str, S
         {"image_id": "b", "category_id": 1, "bbox": [0, 0, 40, 40], "score": 0.9},
     ]
     path.write_text(json.dumps(found))
-    step = make_step(tmp_path, {"images": inputs["images"]}, detections=None, results=str(path))
+    step = make_step(tmp_path, {"images": inputs["images"], "detections": imported(inputs["images"], path)})
     outcome = pgt.run(step)
     rows = read(step, outcome.parts)
     assert (rows["b"]["boxes"], rows["b"]["classes"], outcome.failed) == ([APART], [1], 0)
@@ -114,19 +115,13 @@ def test_images_without_a_row_are_named(tmp_path: Path, inputs: dict[str, Step])
         pgt.run(make_step(tmp_path, inputs | {"detections": fewer}))
 
 
-@pytest.mark.parametrize("given", [{}, {"detections": "found", "results": "x.json"}])
-def test_it_chooses_from_one_thing(given: dict) -> None:
-    with pytest.raises(ValueError, match="one of detections and results"):
-        PgtConfig(images="images", split="train", **given)
-
-
 def test_results_are_cut_at_the_border_of_images_whose_size_only_their_header_says(tmp_path: Path) -> None:
     Image.new("RGB", (64, 48), "red").save(tmp_path / "a.png")
     images = finished(tmp_path, "images", [IMAGES[0] | {"uri": str(tmp_path / "a.png")}], schemas.IMAGES, {})
     boxes = [[500, 500, 20, 20], [40, 30, 90, 90]]
     entries = [{"image_id": "a", "category_id": 1, "bbox": box, "score": 0.9} for box in boxes]
     (tmp_path / "results.json").write_text(json.dumps(entries))
-    step = make_step(tmp_path, {"images": images}, detections=None, results=str(tmp_path / "results.json"))
+    step = make_step(tmp_path, {"images": images, "detections": imported(images, tmp_path / "results.json")})
     row = read(step, pgt.run(step).parts)["a"]
     assert (row["boxes"], row["height"], row["width"]) == ([[40, 30, 64, 48]], 48, 64)
 

@@ -191,7 +191,7 @@ LISTED = [
 
 def test_labels_are_known_on_the_classifiers_own_split_alone(tmp_path: Path) -> None:
     images = finished_images(tmp_path, LISTED)
-    table = tables.read_step(images)
+    table = images.read()
     step = proposals_step(tmp_path, images, images)
     assert proposals._known_labels(step, table).to_pylist() == [[1], None, []]
     step = proposals_step(tmp_path, images, images, known_splits=[])

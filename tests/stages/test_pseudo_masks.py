@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 from segment_anything import SamPredictor
 
+from tests.stages.test_import_detections import imported
 from tests.stages.test_proposals import batch, jpeg
 from tests.stages.test_train_wsod import finished
 from weaksam.core import schemas, storage, tables
@@ -208,16 +209,17 @@ def test_a_split_without_boxes_is_named(tmp_path: Path, weights: Path, inputs: d
 def test_boxes_from_elsewhere_prompt_too(tmp_path: Path, weights: Path, inputs: dict[str, Step]) -> None:
     path = tmp_path / "results.json"
     path.write_text(json.dumps([{"image_id": "t", "category_id": 2, "bbox": [1, 2, 30, 20]}]))
-    step = make_step(tmp_path, weights, inputs, pgt=None, results=str(path), split="test")
+    found = imported(inputs["images"], path, default_score=1.0)
+    step = make_step(tmp_path, weights, inputs | {"detections": found}, pgt=None, detections="found", split="test")
     (row,) = pseudo_masks.read_prompts(step).to_pylist()
     assert (row["image_id"], row["boxes"], row["classes"], row["scores"]) == ("t", [[1, 2, 31, 22]], [1], [1])
 
 
 def test_one_of_two_sources_prompts(weights: Path) -> None:
     raw = {"images": "i", "sam": {"model": "vit_xs"}}
-    for given in ({}, {"pgt": "p", "results": "r.json"}):
+    for given, named in (({}, "none"), ({"pgt": "p", "detections": "d"}, "pgt, detections")):
         _, faults = parse_settings(PseudoMasksConfig, raw | given, where="steps.m")
-        assert faults == ["steps.m: one of pgt and results is to prompt"]
+        assert faults == [f"steps.m: exactly one of pgt and detections must be set, got {named}"]
 
 
 def test_statistics_count_what_was_drawn(

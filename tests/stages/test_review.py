@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from tests.data.readers.test_import_label_studio import annotation, as_exported
+from tests.stages.test_import_detections import imported
 from tests.stages.test_train_wsod import finished
 from weaksam.core import schemas, storage, tables
 from weaksam.core.config import parse_settings
@@ -69,7 +70,7 @@ def run_pgt(folder: Path, inputs: dict[str, Step], **settings: object) -> tuple[
     step = resolve(str(folder / "run"), "pgt", pgt.STAGE, config, inputs)  # type: ignore[arg-type]
     outcome = pgt.run(step)
     storage.write_json(step.manifest_uri, {"parts": outcome.parts, "excluded": outcome.excluded})
-    return step, {row["image_id"]: row for row in tables.read_step(step).to_pylist()}, outcome.summary
+    return step, {row["image_id"]: row for row in step.read().to_pylist()}, outcome.summary
 
 
 def run_export(folder: Path, inputs: dict[str, Step], name: str, **settings: object) -> tuple[list[dict], dict]:
@@ -173,7 +174,7 @@ def test_what_people_say_is_in_the_row_whatever_the_detector_says(
     assert storage.read_json(f"{step.folder}/statistics.json")["trusted_images"] == 4
     assert summary.endswith("labels without any, 4 images reviewed and trusted")
     assert "pgt: 1 reviewed images are of other splits than 'train': left out" in caplog.messages
-    assert {row["image_id"] for row in tables.read_step(step).to_pylist()} == set(rows)
+    assert {row["image_id"] for row in step.read().to_pylist()} == set(rows)
 
 
 def test_no_other_run_changes_what_people_say(tmp_path: Path, inputs: dict[str, Step]) -> None:
@@ -247,8 +248,9 @@ def test_detections_made_elsewhere_may_be_reviewed_too(tmp_path: Path, inputs: d
     tasks, _ = run_export(tmp_path, inputs, "out", detections="found", most_uncertain=2)
     review = write_review(tmp_path / "review.json", as_exported(tasks))
     sized = finished(tmp_path, "sized", [row | {"height": 60, "width": 100} for row in IMAGES], schemas.IMAGES, {})
-    images = {"images": replace(sized, config=inputs["images"].config)}
-    _, rows, _ = run_pgt(tmp_path, images, detections=None, results=str(results), reviewed=review)
+    images = replace(sized, config=inputs["images"].config)
+    given = {"images": images, "detections": imported(images, results)}
+    _, rows, _ = run_pgt(tmp_path, given, reviewed=review)
     assert np.allclose(rows["c"]["boxes"], [BOX], atol=0.01)
     assert (rows["c"]["height"], rows["c"]["width"]) == (60, 100)  # as Label Studio says
     assert (rows["b"]["boxes"], rows["b"]["trusted"]) == ([APART], False)

@@ -18,7 +18,8 @@ from torchvision.models import resnet50
 
 from tests.models.pictures import masked_pictures
 from tests.stages.test_train_wsod import finished
-from weaksam.core import schemas, tables
+from weaksam import pipeline
+from weaksam.core import schemas
 from weaksam.core.schemas import FAILED_STATUSES
 from weaksam.core.step import Step
 from weaksam.errors import ConfigError, DataError, WeightsError
@@ -82,7 +83,7 @@ def test_images_with_boxes_are_learnt_from(tmp_path: Path, inputs: dict[str, Ste
 def test_boxes_without_area_and_unknown_classes_are_not_learnt_from(
     tmp_path: Path, inputs: dict[str, Step], caplog: pytest.LogCaptureFixture
 ) -> None:
-    rows = tables.read_step(inputs["pgt"]).to_pylist()
+    rows = inputs["pgt"].read().to_pylist()
     rows[0]["boxes"][0] = [9, 9, 9, 20]
     rows[1]["boxes"] = [[9, 9, float("nan"), 20], [20, 9, 9, 20]]
     spoilt = finished(tmp_path, "spoilt", rows, schemas.DETECTIONS, {"images": inputs["images"]})
@@ -104,7 +105,7 @@ def test_boxes_without_area_and_unknown_classes_are_not_learnt_from(
 def test_an_object_too_thin_for_a_view_is_left_out_of_it_and_counted(tmp_path: Path, inputs: dict[str, Step]) -> None:
     thin = np.zeros((64, 64), bool)
     thin[5:60, 7] = True  # at a quarter of the size no pixel is covered by half
-    rows = tables.read_step(inputs["pgt"]).to_pylist()
+    rows = inputs["pgt"].read().to_pylist()
     rows[0] |= {"boxes": [[7, 5, 8, 60], rows[0]["boxes"][1]], "masks": [encode_rle(thin), rows[0]["masks"][1]]}
     pgt = finished(tmp_path, "thin", rows[:1], schemas.DETECTIONS, {"images": inputs["images"]})
     task = make_task(make_step(tmp_path, {**inputs, "pgt": pgt}, model="mask_rcnn", scales=[16]))
@@ -129,7 +130,7 @@ def test_a_target_that_cannot_be_learnt_from_names_its_image(tmp_path: Path, inp
 def test_of_a_reviewed_image_without_boxes_is_learnt_that_nothing_is_there(
     tmp_path: Path, inputs: dict[str, Step]
 ) -> None:
-    rows = [row | {"trusted": row["image_id"] == "2"} for row in tables.read_step(inputs["pgt"]).to_pylist()]
+    rows = [row | {"trusted": row["image_id"] == "2"} for row in inputs["pgt"].read().to_pylist()]
     reviewed = finished(tmp_path, "reviewed", rows, schemas.PGT, {"images": inputs["images"]})
     kept, objects, _ = read_objects(make_step(tmp_path, {**inputs, "pgt": reviewed}))
     assert [Path(uri).stem for uri in kept] == ["0", "1", "2", "3", "5"]
@@ -333,15 +334,55 @@ def test_settings_that_would_be_ignored_are_refused(settings: dict, fault: str) 
 @pytest.mark.parametrize(
     ("given", "fault"),
     [
-        ({}, "one of checkpoint and detector"),
-        ({"checkpoint": "c", "detector": "d", "proposals": "p"}, "one of checkpoint and detector"),
-        ({"checkpoint": "c"}, "proposals go with checkpoint"),
-        ({"detector": "d", "proposals": "p"}, "proposals go with checkpoint"),
+        ("", "steps.found.detector: required: set it in the file or on the command line as steps.found.detector=..."),
+        (
+            ", detector: mist",
+            "steps.found.proposals: required: step 'mist' trained a weakly supervised detector, which rates proposals: "
+            "name the step with those of these images",
+        ),
+        (
+            ", detector: net, proposals: proposals",
+            "steps.found.proposals: the detector of step 'net' finds objects without proposals: remove the key",
+        ),
+        (
+            ", detector: proposals",
+            "steps.found.detector: needs a step that writes wsod or detector, 'proposals' writes proposals",
+        ),
+        (", detector: mist, proposals: proposals", None),
+        (", detector: net", None),
     ],
 )
-def test_a_detector_has_proposals_if_it_needs_them(given: dict, fault: str) -> None:
-    with pytest.raises(ValueError, match=fault):
-        DetectConfig(images="i", **given)
+def test_a_detector_has_proposals_if_it_needs_them(tmp_path: Path, given: str, fault: str | None) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        f"run: {tmp_path}/run\n"
+        "steps:\n"
+        "  images: {stage: index, format: folder, root: data}\n"
+        "  proposals: {stage: proposals, images: images, sam: {model: vit_xs}}\n"
+        "  mist: {stage: train_wsod, images: images, proposals: proposals, split: train}\n"
+        "  pgt: {stage: pgt, images: images, detections: found, split: train}\n"
+        "  net: {stage: train_detector, images: images, pgt: other, split: train}\n"
+        "  other: {stage: pgt, images: images, detections: first, split: train}\n"
+        "  first: {stage: detect, images: images, proposals: proposals, detector: mist}\n"
+        f"  found: {{stage: detect, images: images{given}}}\n"
+    )
+    if fault is None:
+        assert "found" in pipeline.parse(str(path))[1]
+        return
+    with pytest.raises(ConfigError) as caught:
+        pipeline.parse(str(path))
+    assert caught.value.faults == [fault]
+
+
+def test_an_old_key_of_detect_is_answered_with_the_new_one(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        f"run: {tmp_path}\n"
+        "steps: {found: {stage: detect, images: images, proposals: proposals, checkpoint: mist}}\n"
+    )
+    with pytest.raises(ConfigError) as caught:
+        pipeline.parse(str(path))
+    assert "steps.found.checkpoint: unknown key: it is now `detector`" in caught.value.faults
 
 
 def test_weights_of_imagenet_are_taken_by_uri(tmp_path: Path) -> None:
@@ -464,6 +505,6 @@ def test_what_several_views_show_is_one_object_in_the_images_own_pixels() -> Non
 
 
 def test_the_stages_read_what_the_others_write() -> None:
-    assert detect.STAGE.reads == {"images": "images", "proposals": "proposals", "checkpoint": "wsod",
-                                  "detector": "detector"}  # fmt: skip
-    assert train_detector.STAGE.reads == {"images": "images", "pgt": "pgt", "start": "detector"}
+    reads = {"images": ("images",), "proposals": ("proposals",), "detector": ("wsod", "detector")}
+    assert detect.STAGE.reads == reads
+    assert train_detector.STAGE.reads == {"images": ("images",), "pgt": ("pgt",), "start": ("detector",)}

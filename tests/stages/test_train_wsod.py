@@ -19,6 +19,7 @@ from weaksam.core.step import Outcome, Stage, Step
 from weaksam.errors import ConfigError, DataError, WeightsError
 from weaksam.execution.mapping import map_batch
 from weaksam.execution.rows import Fetch
+from weaksam.models.detectors.rules import InferenceRules
 from weaksam.models.wsod.build import WsodSpec
 from weaksam.models.wsod.network import METHODS
 from weaksam.stages import detect, train_wsod
@@ -115,7 +116,7 @@ def test_proposals_that_min_side_leaves_none_of_are_an_error_and_a_few_a_warning
 def test_labels_that_teach_nothing_are_refused_or_give_a_warning(
     tmp_path: Path, inputs: dict[str, Step], caplog: pytest.LogCaptureFixture
 ) -> None:
-    rows = tables.read_step(inputs["images"]).to_pylist()
+    rows = inputs["images"].read().to_pylist()
     single = finished(tmp_path, "single", [row | {"labels": [0]} for row in rows], schemas.IMAGES, {}, ("red",))
     step = make_step(tmp_path, inputs | {"images": single}, method="oicr")
     with pytest.raises(ConfigError, match=r"steps.mist.method: oicr learns nothing from a single class"):
@@ -235,15 +236,15 @@ def test_what_workers_cannot_do_is_a_fault_of_the_run_file(settings: dict, fault
 
 
 def detect_step(tmp_path: Path, inputs: dict[str, Step], **trained: object) -> Step:
-    config = DetectConfig(images="images", proposals="proposals", checkpoint="mist")
-    given = inputs | {"checkpoint": make_step(tmp_path, inputs, **trained)}
+    config = DetectConfig(images="images", proposals="proposals", detector="mist")
+    given = inputs | {"detector": make_step(tmp_path, inputs, **trained)}
     return Step("found", detect.STAGE, config, given, {}, "d", str(tmp_path / "found-d"))
 
 
 def test_an_image_whose_proposals_failed_fails_in_detection_too(
     tmp_path: Path, inputs: dict[str, Step], caplog: pytest.LogCaptureFixture
 ) -> None:
-    source = tables.read_step(inputs["images"], columns=["uri"])
+    source = inputs["images"].read(["uri"])
     fetched = Fetch()(detect.with_proposals(detect_step(tmp_path, inputs), source)).to_pylist()
     assert (fetched[4]["status"], fetched[4]["message"], fetched[4]["data"]) == ("oom", "step proposals: oom", None)
     assert {row["status"] for row in fetched if row["image_id"] != "4"} == {"ok"}
@@ -259,11 +260,10 @@ def test_detection_without_any_box_to_look_at_is_an_error(
     tmp_path: Path, inputs: dict[str, Step], trained: dict[str, object]
 ) -> None:
     grid = [
-        {**row, "source": np.zeros(len(row["boxes"] or []), np.uint8)}
-        for row in tables.read_step(inputs["proposals"]).to_pylist()
+        {**row, "source": np.zeros(len(row["boxes"] or []), np.uint8)} for row in inputs["proposals"].read().to_pylist()
     ]
     given = inputs | {"proposals": finished(tmp_path, "grid", grid, schemas.PROPOSALS, {})}
-    step, source = detect_step(tmp_path, given, **trained), tables.read_step(inputs["images"], columns=["uri"])
+    step, source = detect_step(tmp_path, given, **trained), inputs["images"].read(["uri"])
     wanted = (
         r"steps\.found\.proposals: step grid: no proposal of any of the 8 images is of the sources and of the min_side"
     )
@@ -277,11 +277,11 @@ def test_detections_come_from_every_readable_image(tmp_path: Path, inputs: dict[
     from safetensors.torch import save_file
 
     save_file(trained.spec(2).untrained().state_dict(), weights)
-    config = DetectConfig(images="i", proposals="p", checkpoint="c", scales=[40, 56], max_detections=5)
+    config = DetectConfig(images="i", proposals="p", detector="c", scales=[40, 56], max_detections=5)
     schema = schemas.with_metadata(schemas.DETECTIONS, fingerprint="d", class_names=["red", "blue"])
-    mapper = DetectObjects(config, WsodFinder(trained, 2, str(weights), config.rules("wsod")))
-    uris = tables.read_step(inputs["images"], columns=["uri"]).column("uri").to_pylist()
-    boxes = tables.read_step(inputs["proposals"], columns=["boxes"]).column("boxes").to_pylist()
+    mapper = DetectObjects(config, WsodFinder(trained, 2, str(weights), config.rules(InferenceRules())))
+    uris = inputs["images"].read(["uri"]).column("uri").to_pylist()
+    boxes = inputs["proposals"].read(["boxes"]).column("boxes").to_pylist()
     rows = [
         {
             "image_id": str(i),

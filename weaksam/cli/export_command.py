@@ -21,7 +21,8 @@ from weaksam.stages.export_config import ExportConfig
 from weaksam.stages.started_steps import Started, read_started
 
 FORMATS: tuple[str, ...] = get_args(ExportConfig.model_fields["format"].annotation)
-KEYS = {noun: key for key, noun in STAGE.reads.items() if key != "images"}  # what a step writes -> the export's key
+# table kind -> the export's key for a step that writes it
+KEYS = {kind: key for key, kinds in STAGE.reads.items() for kind in kinds if key != "images"}
 
 _GIVEN_ELSEWHERE = {"to": "--to", "format": "--format", **dict.fromkeys(STAGE.reads, "--step")}
 

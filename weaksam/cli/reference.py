@@ -24,7 +24,7 @@ def reference() -> str:
     """The whole document."""
     parts = [_HEAD]
     for stage in STAGES.values():
-        reads = ", ".join(dict.fromkeys(stage.reads.values())) or "a dataset"
+        reads = ", ".join(stage.read_kinds) or "a dataset"
         parts.append(_section(stage.name, f"{reads} → {stage.writes}", stage.config))
     return "\n".join([*parts, _section("A cluster file", "", ClusterSettings)])
 

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, TypeVar
 
 import pydantic
@@ -35,15 +36,15 @@ class Settings(BaseModel):
 Config = TypeVar("Config", bound=Settings)
 
 
-@dataclass(frozen=True)
 class Reads:
-    """Marks a field that names an earlier step, and what that step must write: `images`, `proposals`, ..."""
+    """Marks a field that names an earlier step, which must write one of these table kinds: `images`, `wsod`, ..."""
 
-    noun: str
+    def __init__(self, *kinds: str) -> None:
+        self.kinds = kinds
 
 
 @dataclass(frozen=True)
-class OneOf:
+class Choice:
     """Marks a text field whose value is one of the names of a catalogue."""
 
     names: tuple[str, ...]
@@ -136,6 +137,19 @@ class StageConfig(Settings):
         values = {name: field.default for name, field in cls.model_fields.items()} | raw
         used = [recipe for recipe in cls.recipes if all(values[key] == value for key, value in recipe.when.items())]
         return {key: value for recipe in used for key, value in recipe.defaults.items()} | raw
+
+
+def one_of(config: BaseModel, *keys: str) -> str:
+    """The key, out of these, that is set: not None, nor an empty text or list. For validators.
+
+    Raises:
+        ValueError: none is set, or several are.
+    """
+    given = [key for key in keys if getattr(config, key)]
+    if len(given) != 1:
+        wanted = f"{', '.join(keys[:-1])} and {keys[-1]}"
+        raise ValueError(f"exactly one of {wanted} must be set, got {', '.join(given) or 'none'}")
+    return given[0]
 
 
 _MOST_VALUES = 100_000  # a run file has some hundreds
@@ -234,8 +248,17 @@ def _apply_override(content: dict[str, Any], text: str) -> str | None:
     return None
 
 
-def parse_settings(config: type[Settings], raw: Any, *, where: str) -> tuple[Settings | None, list[str]]:
-    """`raw` as an instance of `config`, or None and one fault a key, each starting with its full key."""
+def parse_settings(
+    config: type[Settings], raw: Any, *, where: str, renamed: Mapping[str, str] = MappingProxyType({})
+) -> tuple[Settings | None, list[str]]:
+    """`raw` as an instance of `config`, or None and one fault a key, each starting with its full key.
+
+    Args:
+        config: the settings class.
+        raw: a mapping, as YAML gives it.
+        where: the key of `raw` in its file.
+        renamed: of keys that older versions had, dotted below `where`: what replaces them.
+    """
     if not isinstance(raw, dict):
         return None, [f"{where}: must be a mapping of settings, got {raw!r}"]
     try:
@@ -244,12 +267,16 @@ def parse_settings(config: type[Settings], raw: Any, *, where: str) -> tuple[Set
     except (TypeError, RecursionError) as error:
         return None, [f"{where}: cannot be read as settings: {error}"]
     except pydantic.ValidationError as error:
-        return None, [_fault(config, fault, where) for fault in error.errors(include_url=False)]
+        return None, [_fault(config, fault, where, renamed) for fault in error.errors(include_url=False)]
 
 
-def _fault(config: type[Settings], fault: Any, where: str) -> str:
-    key = ".".join([where, *(str(part) for part in fault["loc"])])
-    if fault["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+def _fault(config: type[Settings], fault: Any, where: str, renamed: Mapping[str, str]) -> str:
+    inner = ".".join(str(part) for part in fault["loc"])
+    key = f"{where}.{inner}" if inner else where
+    is_unknown = fault["type"] in ("extra_forbidden", "unexpected_keyword_argument")
+    if is_unknown and inner in renamed:
+        return f"{key}: unknown key: it is now {renamed[inner]}"
+    if is_unknown:
         close = difflib.get_close_matches(str(fault["loc"][-1]), _names_at(config, fault["loc"][:-1]), n=1)
         return f"{key}: unknown key" + (f": did you mean '{close[0]}'?" if close else "")
     if fault["type"] == "missing":

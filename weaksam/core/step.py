@@ -12,9 +12,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from weaksam.core import storage
+import pyarrow as pa
+
+from weaksam.core import storage, tables
 from weaksam.core.config import OutsideFile, Place, Reads, StageConfig, result_settings
-from weaksam.errors import ConfigError, DamagedError
+from weaksam.errors import ConfigError, DamagedError, StageError
 from weaksam.masking import masked_values
 
 
@@ -67,6 +69,8 @@ class Stage:
         warnings: about settings that are valid but a poor choice for the data, each `steps.<step>.<key>: ` with what is
             wrong and what to do; called before the step runs, may read outside files and raise StorageError.
         look: reads of outside files what costs little, for `weaksam check`; None where the step has none of its own.
+        input_faults: faults of settings that depend on which table kind each named step writes (by key), each
+            `<key>: ` with what is wrong and what to do.
     """
 
     name: str
@@ -79,26 +83,32 @@ class Stage:
     listed: Callable[[Any], list[str]] = lambda config: []
     warnings: Callable[[Step], list[str]] = lambda step: []
     look: Callable[[Step], Look] | None = None
+    input_faults: Callable[[Any, Mapping[str, str]], list[str]] = lambda config, kinds: []
 
     @property
-    def reads(self) -> dict[str, str]:
-        """Field name -> what the step named there must write."""
+    def reads(self) -> dict[str, tuple[str, ...]]:
+        """Field name -> the table kinds, one of which the step named there must write."""
         return {
-            name: mark.noun
+            name: mark.kinds
             for name, info in self.config.model_fields.items()
             for mark in info.metadata
             if isinstance(mark, Reads)
         }
 
-    def references(self, settings: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
-        """Key -> (step it names, what that must write); the names of a list have keys like `detections.0`."""
+    @property
+    def read_kinds(self) -> list[str]:
+        """The table kinds that the stage reads, each once."""
+        return list(dict.fromkeys(kind for kinds in self.reads.values() for kind in kinds))
+
+    def references(self, settings: Mapping[str, Any]) -> dict[str, tuple[str, tuple[str, ...]]]:
+        """Key -> (step it names, table kinds that it may write); the names of a list have keys like `detections.0`."""
         found = {}
-        for key, noun in self.reads.items():
+        for key, kinds in self.reads.items():
             value = settings.get(key)
             named = {key: value} if isinstance(value, str) else {}
             if isinstance(value, list):
                 named = {f"{key}.{i}": one for i, one in enumerate(value) if isinstance(one, str)}
-            found |= {where: (name, noun) for where, name in named.items()}
+            found |= {where: (name, kinds) for where, name in named.items()}
         return found
 
     @property
@@ -125,6 +135,11 @@ class Step:
         """Written last; a step without it is not finished."""
         return storage.join(self.folder, "manifest.json")
 
+    @property
+    def weights_uri(self) -> str:
+        """The trained weights of a training."""
+        return tables.weights_uri(self.folder)
+
     def manifest(self) -> dict | None:
         """The manifest, or None while the step is unfinished, or finished with files that lie elsewhere by now.
 
@@ -136,6 +151,25 @@ class Step:
         except FileNotFoundError:
             return None
         return None if self.places and found.get("places") != self.places else found
+
+    def finished_manifest(self) -> dict[str, Any]:
+        """The manifest.
+
+        Raises:
+            StageError: the step is not finished.
+        """
+        manifest = self.manifest()
+        if manifest is None:
+            raise StageError(f"step {self.name}: not finished ({self.folder} has no manifest): run it first")
+        return manifest
+
+    def read(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """The finished table, sorted by image id; only `image_id` and these columns, all when left out.
+
+        Raises:
+            StageError: the step is not finished.
+        """
+        return tables.read_table(self.folder, self.finished_manifest(), columns=columns)
 
 
 def read_manifest(folder: str) -> dict[str, Any]:

@@ -15,16 +15,17 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from weaksam.core import schemas, storage
 from weaksam.core.parquet_files import read_parquet, write_parquet
-from weaksam.errors import ConfigError, DamagedError, DataError, StageError
+from weaksam.errors import ConfigError, DamagedError, DataError
 
 GROUND_TRUTH = "ground_truth"  # subfolder of an index step
 _THREADS = 16
 _AGAIN = "remove manifest.json beside it if there is one, and run the step again"
 _PART = re.compile(r"part-[0-9a-f]+-\d+\.parquet")
-_WEIGHTS = "checkpoint/model.safetensors"
+_WEIGHTS = "checkpoint/model.safetensors"  # in the folder of a training
 
 
 def part_name(image_ids: Sequence[str]) -> str:
@@ -57,6 +58,11 @@ def list_parts(folder: str) -> list[str]:
 def lasting_files(folder: str) -> dict[str, int]:
     """Bytes of the files that a finished step cannot do without, by path in its folder: parts and trained weights."""
     return {file.path: file.size for file in storage.list_files(folder) if is_lasting(file.path)}
+
+
+def weights_uri(folder: str) -> str:
+    """URI of the trained weights of a step, in its folder; written once, when the training ends."""
+    return storage.join(folder, _WEIGHTS)
 
 
 def is_lasting(path: str) -> bool:
@@ -186,12 +192,41 @@ def read_table(folder: str, manifest: Mapping[str, Any], *, columns: Sequence[st
     return pa.concat_tables(kept).sort_by("image_id")
 
 
+def rows_for(table: pa.Table, image_ids: Iterable[str], *, may_lack: bool = False) -> pa.Table:
+    """The rows of these images, in their order.
+
+    Args:
+        table: each image id at most once.
+        image_ids: of the rows.
+        may_lack: whether an image may have no row; its values are null then, its id too.
+
+    Raises:
+        KeyError: an image has no row.
+    """
+    wanted = pa.array(list(image_ids), pa.string())
+    rows = pc.index_in(wanted, value_set=table["image_id"].combine_chunks())
+    if rows.null_count and not may_lack:
+        raise KeyError(wanted.filter(rows.is_null())[0].as_py())
+    return table.take(rows)
+
+
+def with_ids(table: pa.Table, image_ids: Iterable[str]) -> pa.Table:
+    """The rows of `table` whose image id is among `image_ids`, in its order."""
+    return table.filter(_is_among(table, image_ids))
+
+
 def without_ids(table: pa.Table, image_ids: Iterable[str]) -> pa.Table:
-    """The rows of `table` whose image id is not among `image_ids`."""
-    left_out = set(image_ids)
-    return table.filter(
-        pa.array([image_id not in left_out for image_id in table.column("image_id").to_pylist()], pa.bool_())
-    )
+    """The rows of `table` whose image id is not among `image_ids`, in its order."""
+    return table.filter(pc.invert(_is_among(table, image_ids)))
+
+
+def _is_among(table: pa.Table, image_ids: Iterable[str]) -> pa.ChunkedArray:
+    return pc.is_in(table["image_id"], value_set=pa.array(list(image_ids), pa.string()))
+
+
+def with_status_ok(table: pa.Table) -> pa.Table:
+    """The rows of `table` whose status is ok."""
+    return table.filter(pc.equal(table["status"], schemas.OK))
 
 
 def of_split(images: pa.Table, split: str, *, where: str) -> pa.Table:
@@ -200,22 +235,11 @@ def of_split(images: pa.Table, split: str, *, where: str) -> pa.Table:
     Raises:
         ConfigError: there are none; `where` is the key that named the split.
     """
-    splits = images.column("split").to_pylist()
-    if split not in splits:
-        raise ConfigError(f"{where}: no image has split '{split}': splits are {', '.join(sorted(set(splits)))}")
-    return images.filter(pa.array([one == split for one in splits], pa.bool_()))
-
-
-def read_step(step: Any, *, columns: Sequence[str] | None = None) -> pa.Table:
-    """The finished table of a step (anything with `name`, `folder` and `manifest()`).
-
-    Raises:
-        StageError: the step is not finished.
-    """
-    manifest = step.manifest()
-    if manifest is None:
-        raise StageError(f"step {step.name}: not finished ({step.folder} has no manifest): run it first")
-    return read_table(step.folder, manifest, columns=columns)
+    found = images.filter(pc.equal(images["split"], split))
+    if not found.num_rows:
+        splits = ", ".join(sorted(images["split"].unique().to_pylist()))
+        raise ConfigError(f"{where}: no image has split '{split}': splits are {splits}")
+    return found
 
 
 def read_rows(folder: str, manifest: Mapping[str, Any], image_ids: Iterable[str]) -> dict[str, dict[str, Any]]:
@@ -229,8 +253,7 @@ def read_rows(folder: str, manifest: Mapping[str, Any], image_ids: Iterable[str]
         if not wanted.isdisjoint(table.column("image_id").to_pylist())
     ]
     for table in read_parts(folder, holding):
-        here = [image_id in wanted for image_id in table.column("image_id").to_pylist()]
-        for row in table.filter(pa.array(here, pa.bool_())).to_pylist():
+        for row in with_ids(table, wanted).to_pylist():
             rows.setdefault(row["image_id"], row)  # an id that two parts share is that of the first
     return rows
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from weaksam.core import schemas
+from weaksam.core import schemas, tables
 from weaksam.core.storage import FileInfo
 from weaksam.data.images import read_sizes
 from weaksam.errors import DataError
@@ -98,9 +98,9 @@ def sample_dataset(dataset: Dataset, count: int) -> Dataset:
         rows.sort(key=order.__getitem__)
         kept += _with_every_class({row: labels[row] or () for row in rows}, count)
     images = dataset.images.take(pa.array(sorted(kept), pa.int64()))
-    truth, chosen = dataset.ground_truth, set(images.column("image_id").to_pylist())
+    truth = dataset.ground_truth
     if truth is not None:
-        truth = truth.filter(pa.array([one in chosen for one in truth.column("image_id").to_pylist()], pa.bool_()))
+        truth = tables.with_ids(truth, images.column("image_id").to_pylist())
     return replace(dataset, images=images, ground_truth=truth)
 
 

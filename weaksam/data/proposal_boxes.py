@@ -13,6 +13,8 @@ from itertools import pairwise
 import numpy as np
 import pyarrow as pa
 
+from weaksam.core import tables
+
 PER_BOX = ("boxes", "predicted_iou", "source")
 
 
@@ -52,8 +54,7 @@ def pack_proposals(table: pa.Table, image_ids: list[str]) -> ProposalBoxes:
     Raises:
         KeyError: an image has no row.
     """
-    where = {image_id: i for i, image_id in enumerate(table.column("image_id").to_pylist())}
-    rows = table.take(pa.array([where[image_id] for image_id in image_ids], pa.int64())).combine_chunks()
+    rows = tables.rows_for(table, image_ids).combine_chunks()
     boxes, starts, sizes = _flat(rows)
     ratings = rows.column("predicted_iou").combine_chunks().flatten().to_numpy().astype(np.float32)
     return ProposalBoxes(boxes, ratings, starts, sizes)

@@ -263,7 +263,7 @@ def _account(step: Step, source: pa.Table, *, computed: int) -> Outcome:
 def _compare_sizes(step: Step, rows: list[dict[str, Any]]) -> None:
     """Warns when images, as they were decoded, have other sizes than the dataset states."""
     if "images" in step.inputs and rows and rows[0].keys() >= {"height", "width"}:
-        images = tables.read_step(step.inputs["images"], columns=["height", "width"]).to_pylist()
+        images = step.inputs["images"].read(["height", "width"]).to_pylist()
         stated = {row["image_id"]: (row["height"], row["width"]) for row in images}
         sizes = [
             (r["image_id"], stated[r["image_id"]], (r["height"], r["width"])) for r in rows if r["image_id"] in stated

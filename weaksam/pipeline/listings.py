@@ -11,7 +11,7 @@ from typing import Any, get_type_hints
 from rich.table import Table
 
 from weaksam.core import storage, tables
-from weaksam.core.config import OneOf
+from weaksam.core.config import Choice
 from weaksam.core.step import Step, read_manifest
 from weaksam.core.step_folders import name_lost
 from weaksam.errors import ConfigError, DamagedError
@@ -186,7 +186,7 @@ def all_stages() -> Table:
 
     table = Table("stage", "reads", "writes", "what it does", box=None)
     for stage in STAGES.values():
-        table.add_row(stage.name, ", ".join(dict.fromkeys(stage.reads.values())), stage.writes, stage.summary)
+        table.add_row(stage.name, ", ".join(stage.read_kinds), stage.writes, stage.summary)
     return table
 
 
@@ -219,7 +219,7 @@ def settings_rows(config: Any, prefix: str = "") -> list[tuple[str, str, str, st
         if is_dataclass(inner):
             rows += _rule_rows(inner, f"{prefix}{name}.")
             continue
-        kind = next((" | ".join(mark.names) for mark in info.metadata if isinstance(mark, OneOf)), _type_name(inner))
+        kind = next((" | ".join(mark.names) for mark in info.metadata if isinstance(mark, Choice)), _type_name(inner))
         default = "required" if info.is_required() else _shortly(info.get_default(call_default_factory=True))
         rows.append((prefix + name, kind, default, " ".join((info.description or "").split())))
     return rows

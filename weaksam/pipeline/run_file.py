@@ -15,6 +15,7 @@ from weaksam.core.step import Stage, Step, resolve
 from weaksam.core.uris import fault_of, fault_of_folder, fault_of_text, is_uri
 from weaksam.errors import ConfigError, DamagedError, MissingFileError, StorageError, WeakSamError
 from weaksam.stages import STAGES
+from weaksam.stages.renamed import RENAMED
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +83,7 @@ def _parse_step(name: str, raw: Any) -> tuple[Stage | None, StageConfig | None, 
         hint = f"did you mean '{close[0]}'?" if close else f"one of {', '.join(STAGES)}"
         return None, None, [f"{where}.stage: there is no stage '{raw['stage']}': {hint}"]
     settings = {key: value for key, value in raw.items() if key != "stage"}
-    config, faults = parse_settings(stage.config, settings, where=where)
+    config, faults = parse_settings(stage.config, settings, where=where, renamed=RENAMED.get(stage.name, {}))
     config = config and with_absolute_files(config)
     return stage, config, faults  # type: ignore[return-value]  (parse_settings returns what it was asked for)
 
@@ -106,17 +107,23 @@ def _reference_faults(
 ) -> list[str]:
     """Faults of references between steps: to nothing, to a step that writes something else, in a circle."""
     faults, graph = [], {}
-    for name, (stage, _) in parsed.items():
-        graph[name] = []
-        for key, (target, noun) in stage.references(raw_steps[name]).items():
+    for name, (stage, config) in parsed.items():
+        graph[name], kinds = [], {}
+        references = stage.references(raw_steps[name])
+        for key, (target, wanted) in references.items():
             if target not in raw_steps:
                 close = difflib.get_close_matches(target, raw_steps, n=1)
                 hint = f": did you mean '{close[0]}'?" if close else f": steps are {', '.join(raw_steps)}"
                 faults.append(f"steps.{name}.{key}: there is no step '{target}'{hint}")
             elif target in parsed:
                 graph[name].append(target)
-                if (found := parsed[target][0].writes) != noun:
-                    faults.append(f"steps.{name}.{key}: needs a step that writes {noun}, '{target}' writes {found}")
+                if (found := parsed[target][0].writes) in wanted:
+                    kinds[key] = found
+                else:
+                    needed = " or ".join(wanted)
+                    faults.append(f"steps.{name}.{key}: needs a step that writes {needed}, '{target}' writes {found}")
+        if config is not None and kinds.keys() == references.keys():
+            faults += [f"steps.{name}.{fault}" for fault in stage.input_faults(config, kinds)]
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from weaksam import pipeline
-from weaksam.core import storage, tables
+from weaksam.core import storage
 from weaksam.core.config import changed
 from weaksam.core.step import Step
 from weaksam.execution.pools import PoolResources, fit_pool
@@ -147,7 +147,7 @@ def _count_places(indexed: Sequence[Step]) -> Counter[tuple[str, str]]:
     """Number of images of each split of each dataset."""
     found: Counter[tuple[str, str]] = Counter()
     for step in indexed:
-        splits = tables.read_step(step, columns=["split"]).column("split").to_pylist()
+        splits = step.read(["split"]).column("split").to_pylist()
         found.update((step.name, split) for split in splits)
     return found
 

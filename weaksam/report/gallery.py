@@ -76,8 +76,7 @@ def is_below(uri: str, folders: Sequence[str]) -> bool:
 
 def _rows_of(table: pa.Table, chosen: Chosen) -> dict[str, dict[str, Any]]:
     """The rows of chosen images, by image id."""
-    here = [image_id in chosen.groups for image_id in table.column("image_id").to_pylist()]
-    return {row["image_id"]: row for row in table.filter(pa.array(here, pa.bool_())).to_pylist()}
+    return {row["image_id"]: row for row in tables.with_ids(table, chosen.groups).to_pylist()}
 
 
 def _panel(one: RunStep, row: Mapping[str, Any], size: tuple[int, int], names: Sequence[str]) -> Panel:

@@ -52,7 +52,7 @@ def make_look(proposals: RunStep, names: Sequence[str]) -> Look | None:
         log.warning("no heatmaps: %s", "; ".join(faults))
         return None
     try:
-        weights = storage.fetch(storage.join(classifier.folder, "checkpoint", "model.safetensors"))
+        weights = storage.fetch(classifier.weights_uri)
         options = {"gated": trained.get("gated", False), "fine_of": trained.get("fine_of", "both")}
         model = load_trained(weights, trained["backbone"], len(names), **options)
     except (WeakSamError, FileNotFoundError) as error:

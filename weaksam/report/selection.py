@@ -83,13 +83,11 @@ def _read(one: RunStep, *columns: str) -> pa.Table:
 def _add_by_truth(chosen: Chosen, judged: RunStep, dataset: Dataset, truth: pa.Table, count: int) -> None:
     """The images in which detections are best and worst, of those that have ground truth."""
     found = _read(judged, "status", "boxes", "classes", "scores")
-    truth = truth.select(["image_id", "boxes", "classes", "difficult", "crowd"]).combine_chunks()
-    where = {image_id: row for row, image_id in enumerate(found.column("image_id").to_pylist())}
-    pairs = {
-        image_id: (tables.row_at(truth, row), tables.row_at(found, where[image_id]))
-        for row, image_id in enumerate(truth.column("image_id").to_pylist())
-        if image_id in where
-    }
+    truth = truth.select(["image_id", "boxes", "classes", "difficult", "crowd"])
+    truth = tables.with_ids(truth, found.column("image_id").to_pylist()).combine_chunks()
+    ids = truth.column("image_id").to_pylist()
+    found = tables.rows_for(found, ids).combine_chunks()
+    pairs = {image_id: (tables.row_at(truth, row), tables.row_at(found, row)) for row, image_id in enumerate(ids)}
     rated, chosen.least_score = choose.rate_images(pairs, len(dataset.names))
     best, worst = choose.best_and_worst(rated, count)
     told = {key: f"F1 of {judged.name} {f1:.2f} from score {chosen.least_score:.2f}" for key, f1 in rated.items()}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from weaksam.core import schemas, tables
+from weaksam.core import schemas
 from weaksam.core.step import Step
 from weaksam.errors import ConfigError, DataError
 from weaksam.ops.box_areas import has_area
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def check_rows(step: Step, key: str, image_ids: Sequence[str]) -> None:
     """Raises DataError when the input named by `key` lacks one of these images."""
     source = step.inputs[key]
-    there = set(tables.read_step(source, columns=[]).column("image_id").to_pylist())
+    there = set(source.read([]).column("image_id").to_pylist())
     if missing := [image_id for image_id in image_ids if image_id not in there]:
         raise DataError(
             f"steps.{step.name}.{key}: step {source.name} has no row for {len(missing)} of {len(image_ids)} "
@@ -56,9 +56,7 @@ def check_same_images(step: Step, key: str) -> None:
 def check_same_classes(step: Step, key: str) -> None:
     """Raises ConfigError when the detector named by `key` learnt other classes than those of the step's images."""
     trained = step.inputs[key]
-    learnt, names = (
-        schemas.class_names_of(tables.read_step(one.inputs["images"], columns=[]).schema) for one in (trained, step)
-    )
+    learnt, names = (schemas.class_names_of(one.inputs["images"].read([]).schema) for one in (trained, step))
     if learnt != names:
         raise ConfigError(
             f"steps.{step.name}.{key}: step {trained.name} knows the classes {', '.join(learnt[:3])}, ..., the "

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import pyarrow as pa
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from weaksam.core import schemas, storage, tables
 from weaksam.core.config import Reads, StageConfig
@@ -46,11 +46,9 @@ class DetectConfig(StageConfig):
     images: Annotated[str, Reads("images")]
     """The `index` step whose images are used."""
     proposals: Annotated[str | None, Reads("proposals")] = None
-    """The step with the proposals of these images; goes with `checkpoint`."""
-    checkpoint: Annotated[str | None, Reads("wsod")] = None
-    """The step that trained the weakly supervised detector."""
-    detector: Annotated[str | None, Reads("detector")] = None
-    """The step that trained any other detector."""
+    """The step with the proposals of these images: required for a weakly supervised detector, refused for any other."""
+    detector: Annotated[str, Reads("wsod", "detector")]
+    """The step that trained the detector, of stage `train_wsod` or `train_detector`."""
     split: str | None = None
     """Only images of this split; all when left out."""
     scales: list[int] | None = Field(default=None, min_length=1)
@@ -70,14 +68,6 @@ class DetectConfig(StageConfig):
     """Larger images are refused with status `too_large`."""
     resources: PoolResources = PoolResources()
     """Where it runs."""
-
-    @model_validator(mode="after")
-    def _has_one_detector(self) -> DetectConfig:
-        if (self.checkpoint is None) == (self.detector is None):
-            raise ValueError("one of checkpoint and detector is to find objects")
-        if (self.checkpoint is None) != (self.proposals is None):
-            raise ValueError("proposals go with checkpoint, the step of a weakly supervised detector")
-        return self
 
     def rules(self, published: InferenceRules) -> InferenceRules:
         """`published`, how the detector is published to be tested, with the settings that the step has."""
@@ -171,13 +161,12 @@ def run(step: Step) -> Outcome:
     config: DetectConfig = step.config
     images = read_images(step)
     num_classes = len(schemas.class_names_of(images.schema))
-    key = "detector" if config.detector is not None else "checkpoint"
-    trained = step.inputs[key]
-    check_same_classes(step, key)
+    trained = step.inputs["detector"]
+    check_same_classes(step, "detector")
     source = images.select(["image_id", "uri"])
     if config.proposals is not None:
         source = with_proposals(step, source)
-    uri = storage.join(trained.folder, "checkpoint", "model.safetensors")
+    uri = trained.weights_uri
     if isinstance(trained.config, TrainDetectorConfig):
         rules = config.rules(kind_of(trained.config.model).inference)
         finder = DetectorFinder(trained.config, num_classes, uri, rules)
@@ -207,10 +196,9 @@ def with_proposals(step: Step, source: pa.Table) -> pa.Table:
     ids = source.column("image_id").to_pylist()
     check_rows(step, "proposals", ids)
     columns = ["status", "message", "boxes", "source", "height", "width"]
-    trained = step.inputs["checkpoint"].config
-    proposals = keep_sources(tables.read_step(step.inputs["proposals"], columns=columns), trained.source_indices)
-    where = {image_id: i for i, image_id in enumerate(proposals.column("image_id").to_pylist())}
-    rows = proposals.take(pa.array([where[image_id] for image_id in ids], pa.int64()))
+    trained = step.inputs["detector"].config
+    proposals = keep_sources(step.inputs["proposals"].read(columns), trained.source_indices)
+    rows = tables.rows_for(proposals, ids)
     _check_boxes(step, rows)
     return with_states(
         source.append_column("boxes", rows.column("boxes")), rows, f"step {step.inputs['proposals'].name}"
@@ -221,8 +209,8 @@ def _check_boxes(step: Step, rows: pa.Table) -> None:
     """Raises ConfigError when no image has a box to look at; warns of those without."""
     from weaksam.data.proposal_boxes import rows_without
 
-    usable = rows.filter(pa.array([status == schemas.OK for status in rows.column("status").to_pylist()], pa.bool_()))
-    trained = step.inputs["checkpoint"]
+    usable = tables.with_status_ok(rows)
+    trained = step.inputs["detector"]
     min_side = trained.config.min_side
     without = usable.take(pa.array(rows_without(usable, min_side=min_side), pa.int64())).column("image_id").to_pylist()
     if not without:
@@ -241,4 +229,17 @@ def _check_boxes(step: Step, rows: pa.Table) -> None:
     )
 
 
-STAGE = Stage("detect", 3, DetectConfig, run, writes="detections")
+def find_input_faults(config: DetectConfig, kinds: Mapping[str, str]) -> list[str]:
+    """Faults of `proposals`, which a weakly supervised detector needs and any other does not; `kinds` by key."""
+    is_weak = kinds["detector"] == "wsod"
+    if is_weak and config.proposals is None:
+        return [
+            f"proposals: required: step '{config.detector}' trained a weakly supervised detector, which rates "
+            "proposals: name the step with those of these images"
+        ]
+    if not is_weak and config.proposals is not None:
+        return [f"proposals: the detector of step '{config.detector}' finds objects without proposals: remove the key"]
+    return []
+
+
+STAGE = Stage("detect", 3, DetectConfig, run, writes="detections", input_faults=find_input_faults)

@@ -14,13 +14,12 @@ import pyarrow as pa
 from pydantic import model_validator
 
 from weaksam.core import schemas, storage, tables
-from weaksam.core.config import OutsideFile, Reads, StageConfig
+from weaksam.core.config import Reads, StageConfig, one_of
 from weaksam.core.parquet_files import write_parquet
 from weaksam.core.step import Outcome, Stage, Step
 from weaksam.errors import DataError
 from weaksam.stages.evaluate_masks import Pair, mask_figures, pairs_with_masks
 from weaksam.stages.evaluate_rows import check_pair, naming_image, pairs_of
-from weaksam.stages.results import read_step_results
 
 if TYPE_CHECKING:
     from weaksam.ops.peak_metrics import PeakRecords
@@ -58,11 +57,10 @@ class EvaluateConfig(StageConfig):
     proposals: Annotated[str | None, Reads("proposals")] = None
     """The step to be judged."""
     detections: Annotated[str | list[str] | None, Reads("detections")] = None
-    """The step to be judged, or several, of other seeds: then mean and standard deviation are told."""
+    """The step to be judged, or several, of other seeds: then mean and standard deviation are reported. Detections of
+    other programs come from an `import_detections` step."""
     pgt: Annotated[str | list[str] | None, Reads("pgt")] = None
     """The step to be judged, or several."""
-    results: Annotated[str | None, OutsideFile()] = None
-    """URI of detections made elsewhere to be judged, a COCO results json."""
     split: str | None = None
     """Only images of this split; all that have ground truth when left out."""
     include_difficult: bool = False
@@ -73,8 +71,8 @@ class EvaluateConfig(StageConfig):
     """How AP is defined: AP50 and AP75 of boxes by the VOC devkit, AP25, AP50, AP70 and AP75 of masks as those who
     segment VOC12 count them; or COCO's twelve figures. Masks and COCO's figures are by pycocotools."""
     kind: Literal["bbox", "segm"] = "bbox"
-    """Whether boxes or masks of detections, results or pgt are compared. Objects without a mask, as difficult ones of
-    VOC are, do not count then; others flagged difficult do, but not in pgt."""
+    """Whether boxes or masks of detections or pgt are compared. Objects without a mask, as difficult ones of VOC are,
+    do not count then; others flagged difficult do, but not in pgt."""
     eleven_point: bool = False
     """AP as the mean of 11 precisions, VOC07's way, instead of the area under the curve."""
     corloc: Literal["all", "not_difficult"] = "all"
@@ -86,15 +84,11 @@ class EvaluateConfig(StageConfig):
 
     @model_validator(mode="after")
     def _judges_one_thing(self) -> EvaluateConfig:
-        given = [key for key in ("proposals", "detections", "pgt", "results") if getattr(self, key)]
-        if len(given) != 1:
-            raise ValueError(
-                f"one of proposals, detections, pgt and results is to be judged, got {', '.join(given) or 'none'}"
-            )
-        if given == ["pgt"] and self.protocol == "coco":
+        judged = one_of(self, "proposals", "detections", "pgt")
+        if judged == "pgt" and self.protocol == "coco":
             raise ValueError("pgt is judged by protocol voc: it has no ranking that COCO's AP could tell")
-        if self.kind == "segm" and given == ["proposals"]:
-            raise ValueError("kind segm is for detections, results and pgt: proposals are judged by their boxes")
+        if self.kind == "segm" and judged == "proposals":
+            raise ValueError("kind segm is for detections and pgt: proposals are judged by their boxes")
         if self.kind == "segm" and (self.eleven_point or self.reference_rules):
             raise ValueError("eleven_point and reference_rules are for kind bbox: they change nothing about masks")
         return self
@@ -146,7 +140,7 @@ def _judge_proposals(step: Step, truth: pa.Table, names: list[str]) -> Judged:
         if config.reference_rules
         else metrics.RecallRules(include_difficult=config.include_difficult, include_crowd=config.include_crowd)
     )
-    found = tables.read_step(step.inputs["proposals"], columns=_FOUND)
+    found = step.inputs["proposals"].read(_FOUND)
     matched, located = [], []
     for one, other in pairs_of(step, "proposals", truth, found):
         with naming_image(step, "proposals", one):
@@ -174,12 +168,9 @@ def _judge_detections(step: Step, truth: pa.Table, names: list[str]) -> Judged:
     """Mean figures of every step to be judged, `<name>_std` when there are several; classes are those of the first."""
     config: EvaluateConfig = step.config
     judged, pairs = [], []
-    for key in [key for key in step.inputs if key != "images"] or ["results"]:
-        if key == "results":
-            found = read_step_results(step, truth.column("image_id").to_pylist())
-        else:
-            columns = [*_DETECTED, "masks"] if config.kind == "segm" else _DETECTED
-            found = tables.read_step(step.inputs[key], columns=columns)
+    columns = [*_DETECTED, "masks"] if config.kind == "segm" else _DETECTED
+    for key in [key for key in step.inputs if key != "images"]:
+        found = step.inputs[key].read(columns)
         pairs = list(pairs_of(step, key, truth, found))
         for one, other in pairs:
             with naming_image(step, key, one):
@@ -241,7 +232,7 @@ def mean_and_std(figures: list[dict[str, float]]) -> dict[str, float]:
 
 def _read_truth(step: Step, split: str | None) -> tuple[pa.Table, list[str]]:
     """Ground truth of the images asked for, and the class names."""
-    images = tables.read_step(step.inputs["images"], columns=["split"])
+    images = step.inputs["images"].read(["split"])
     truth = tables.read_ground_truth(step.inputs["images"].folder)
     if truth is None:
         raise DataError(
@@ -249,10 +240,7 @@ def _read_truth(step: Step, split: str | None) -> tuple[pa.Table, list[str]]:
         )
     if split is not None:
         images = tables.of_split(images, split, where=f"steps.{step.name}.split")
-    wanted = set(images.column("image_id").to_pylist())
-    truth = truth.filter(
-        pa.array([image_id in wanted for image_id in truth.column("image_id").to_pylist()], pa.bool_())
-    )
+    truth = tables.with_ids(truth, images.column("image_id").to_pylist())
     if not truth.num_rows:
         raise DataError(f"steps.{step.name}.split: no image of split '{split}' has boxes to compare with")
     return truth.select(["image_id", *_TRUTH]), schemas.class_names_of(truth.schema)

@@ -35,9 +35,9 @@ def pairs_with_masks(step: Step, key: str, pairs: list[Pair]) -> list[Pair]:
     """
     from weaksam.ops import mask_metrics as masks
 
-    of_pgt, results = bool(step.config.pgt), step.config.results
+    of_pgt = bool(step.config.pgt)
     where = f"steps.{step.name}: kind segm"
-    what = f"step {step.inputs[key].name}" if key in step.inputs else str(results)
+    what = f"step {step.inputs[key].name}"
     annotated = [truth for truth, _ in pairs if len(truth["boxes"])]
     if bare := [truth["image_id"] for truth in annotated if masks.is_unsegmented(truth)]:
         raise DataError(

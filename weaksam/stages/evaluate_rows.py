@@ -18,18 +18,17 @@ from weaksam.stages.evaluate_masks import Pair
 
 def pairs_of(step: Step, key: str, truth: pa.Table, found: pa.Table) -> Iterator[Pair]:
     """Each annotated image's row with the row of what was found there."""
-    name = step.inputs[key].name if key in step.inputs else key
-    if key in step.inputs:
-        check_same_images(step, key)
-    where = {image_id: index for index, image_id in enumerate(found.column("image_id").to_pylist())}
-    missing = [image_id for image_id in truth.column("image_id").to_pylist() if image_id not in where]
-    if missing:
+    name = step.inputs[key].name
+    check_same_images(step, key)
+    found_ids = found.column("image_id").to_pylist()
+    if missing := tables.without_ids(truth, found_ids).column("image_id").to_pylist():
         raise DataError(
             f"steps.{step.name}: step {name} has no row for {len(missing)} of "
             f"{truth.num_rows} images, e.g. {missing[0]}: set the same split for both"
         )
-    truth, found = truth.combine_chunks(), found.combine_chunks()
-    for index, image_id in enumerate(truth.column("image_id").to_pylist()):
+    found = tables.rows_for(found, truth.column("image_id").to_pylist()).combine_chunks()
+    truth = truth.combine_chunks()
+    for index in range(truth.num_rows):
         row = tables.row_at(truth, index)
         areas = row.pop("areas")
         if len(areas):
@@ -38,7 +37,7 @@ def pairs_of(step: Step, key: str, truth: pa.Table, found: pa.Table) -> Iterator
             from weaksam.ops.rle import rle_area
 
             row["areas"] = np.array([rle_area(mask) for mask in row["masks"]], np.float64)
-        yield row, tables.row_at(found, where[image_id])
+        yield row, tables.row_at(found, index)
 
 
 def check_pair(truth: dict[str, Any], found: Mapping[str, Any], num_classes: int) -> None:
@@ -56,7 +55,7 @@ def naming_image(step: Step, key: str, truth: Mapping[str, Any]) -> Iterator[Non
     try:
         yield
     except ValueError as error:
-        name = f"step {step.inputs[key].name}" if key in step.inputs else key
+        name = f"step {step.inputs[key].name}"
         raise DataError(
             f"steps.{step.name}: image {truth['image_id']} of {name} cannot be judged: {error}: make it again"
         ) from error

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from weaksam.core.config import OutsideFolder, Place, Reads, StageConfig
+from weaksam.core.config import OutsideFolder, Place, Reads, StageConfig, one_of
 
 # Settings that only some formats know.
 _ONLY_FOR = {
@@ -55,7 +55,7 @@ class ExportConfig(StageConfig):
     polygons follow every pixel."""
     number_images: bool = False
     """Format coco_results: images have the numbers that format coco gives them, so that both files fit together.
-    Otherwise they have the dataset's own ids, as `evaluate` and `pgt` read results. For COCO both are the same."""
+    Otherwise they have the dataset's own ids, as `import_detections` reads them. For COCO both are the same."""
     image_prefix: str | None = None
     """Format label_studio: what stands before the file names in URLs, e.g. https://host/images/ or
     /data/local-files/?d=images/. The images' own URIs when left out."""
@@ -65,8 +65,7 @@ class ExportConfig(StageConfig):
 
     @model_validator(mode="after")
     def _fits_together(self) -> ExportConfig:
-        if (self.pgt is None) == (self.detections is None):
-            raise ValueError("one of pgt and detections is to be exported")
+        one_of(self, "pgt", "detections")
         for key, formats in _ONLY_FOR.items():
             if getattr(self, key) not in (None, False) and self.format not in formats:
                 raise ValueError(f"{key} is for format {' and '.join(formats)}, not {self.format}")

@@ -62,14 +62,12 @@ class Source:
             read = tables.read_parts(self.step.folder, group, columns=["image_id", *columns])
             kept = [tables.without_ids(t, self.excluded.get(p, [])) for p, t in zip(group, read, strict=True)]
             table = pa.concat_tables(kept).sort_by("image_id")
-            wanted = [image_id in self.places for image_id in table.column("image_id").to_pylist()]
-            yield table.filter(pa.array(wanted, pa.bool_()))
+            yield tables.with_ids(table, self.places)
 
     def _in_order(self, found: Iterator[pa.Table]) -> Iterator[pa.Table]:
         """One table, the most uncertain image first: so few, as many as people look at, that memory is enough."""
         table = pa.concat_tables(list(found))
-        row_of = {image_id: row for row, image_id in enumerate(table.column("image_id").to_pylist())}
-        yield table.take(pa.array([row_of[image_id] for image_id in self.uncertainty or ()], pa.int64()))
+        yield tables.rows_for(table, self.uncertainty or ())
 
     def _image(self, row: Mapping[str, Any], left_out: Counter[str]) -> ExportImage:
         image = to_image(row, self.places[row["image_id"]], self.config, left_out)

@@ -6,7 +6,7 @@ import pyarrow as pa
 
 from weaksam.core import schemas, tables
 from weaksam.core.step import Step
-from weaksam.errors import DataError, StageError
+from weaksam.errors import DataError
 from weaksam.stages import export_rows
 from weaksam.stages.export_config import ExportConfig
 from weaksam.stages.export_rows import Source
@@ -22,11 +22,9 @@ def read_source(step: Step) -> Source:
     from weaksam.data.writers.places import place_images
 
     config: ExportConfig = step.config
-    images = tables.read_step(step.inputs["images"], columns=["uri", "height", "width", "split", "labels"])
+    images = step.inputs["images"].read(["uri", "height", "width", "split", "labels"])
     source = step.inputs["pgt" if config.pgt is not None else "detections"]
-    manifest = source.manifest()
-    if manifest is None:
-        raise StageError(f"step {source.name}: not finished ({source.folder} has no manifest): run it first")
+    manifest = source.finished_manifest()
     read = tables.read_parts(source.folder, manifest["parts"], columns=["image_id", "status", "message", "trusted"])
     parts = dict(zip(manifest["parts"], read, strict=True))
     kept = [tables.without_ids(table, manifest["excluded"].get(part, [])) for part, table in parts.items()]

@@ -118,8 +118,8 @@ def list_duplicates(images: pa.Table, rows: pa.Table, config: HygieneConfig) -> 
     from weaksam.data.likeness import THUMBNAIL_SIDE
     from weaksam.ops.duplicates import DuplicateRules, group_duplicates
 
-    usable = pa.array([status == schemas.OK for status in rows.column("status").to_pylist()], pa.bool_())
-    images, rows = images.filter(usable), rows.filter(usable)
+    rows = tables.with_status_ok(rows)
+    images = tables.rows_for(images, rows.column("image_id").to_pylist())
     pixels = np.frombuffer(b"".join(rows.column("thumbnail").to_pylist()), np.uint8)
     thumbnails = pixels.reshape(-1, THUMBNAIL_SIDE**2)
     rules = DuplicateRules(config.max_bits, config.max_difference)

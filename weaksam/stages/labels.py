@@ -25,7 +25,7 @@ def labelled_images(step: Step, *, also: Collection[str] = ()) -> tuple[pa.Table
         DataError: there are none.
     """
     split = step.config.split
-    images = tables.read_step(step.inputs["images"], columns=["uri", "split", "labels"])
+    images = step.inputs["images"].read(["uri", "split", "labels"])
     names = schemas.class_names_of(images.schema)
     images = tables.of_split(images, split, where=f"steps.{step.name}.split")
     usable = [row["labels"] is not None or row["image_id"] in also for row in images.to_pylist()]

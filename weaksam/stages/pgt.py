@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import pyarrow as pa
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from weaksam.core import schemas, storage, tables
 from weaksam.core.config import Added, OutsideFile, Reads, StageConfig
@@ -20,7 +20,6 @@ from weaksam.core.step import Outcome, Stage, Step
 from weaksam.errors import ConfigError
 from weaksam.stages.checks import check_rows, check_same_images, keep_areas
 from weaksam.stages.labels import labelled_images
-from weaksam.stages.results import read_step_results
 
 if TYPE_CHECKING:
     from weaksam.data.readers.label_studio import Review, Size
@@ -42,10 +41,8 @@ class PgtConfig(StageConfig):
 
     images: Annotated[str, Reads("images")]
     """The `index` step with the images and their labels."""
-    detections: Annotated[str | None, Reads("detections")] = None
-    """The step whose detections are chosen from."""
-    results: Annotated[str | None, OutsideFile()] = None
-    """URI of detections made elsewhere to be chosen from instead, a COCO results json."""
+    detections: Annotated[str, Reads("detections")]
+    """The step whose detections are chosen from; those of other programs come from an `import_detections` step."""
     reviewed: Annotated[str | None, OutsideFile()] = None
     """URI of a Label Studio export (JSON) of tasks that `export` wrote. Images with an annotation get its boxes, with
     score 1, and its polygons, and are `trusted`: no detection, label or rule changes them, in any run that names the
@@ -69,12 +66,6 @@ class PgtConfig(StageConfig):
     """Most boxes of a class in an image; unset = no limit."""
     max_per_image: int | None = Field(default=None, ge=1)
     """Most boxes of an image, the best of each class first; unset = no limit."""
-
-    @model_validator(mode="after")
-    def _chooses_from_one_thing(self) -> PgtConfig:
-        if (self.detections is None) == (self.results is None):
-            raise ValueError("one of detections and results is to be chosen from")
-        return self
 
 
 def run(step: Step) -> Outcome:
@@ -136,12 +127,10 @@ def _read_reviews(step: Step) -> dict[str, Review]:
         return {}
     from weaksam.data.readers.label_studio import read_reviews
 
-    images = tables.read_step(step.inputs["images"], columns=["height", "width"])
+    images = step.inputs["images"].read(["height", "width"])
     sizes: dict[str, Size | None] = dict.fromkeys(images.column("image_id").to_pylist())
-    found = [images]
-    if step.config.detections is not None:  # it has decoded the images
-        found.append(tables.read_step(step.inputs["detections"], columns=["height", "width"]))
-    for row in (row for table in found for row in table.to_pylist() if row["height"] and row["width"]):
+    found = step.inputs["detections"].read(["height", "width"])  # of decoded images
+    for row in (row for table in (images, found) for row in table.to_pylist() if row["height"] and row["width"]):
         sizes[row["image_id"]] = row["height"], row["width"]
     is_sample = step.inputs["images"].config.sample is not None
     return read_reviews(step.config.reviewed, sizes, schemas.class_names_of(images.schema), is_sample=is_sample)
@@ -162,13 +151,9 @@ def _read_found(step: Step, ids: list[str], reviewed: Collection[str]) -> pa.Tab
     Raises:
         DataError: another image has no row, or the detections are of other images.
     """
-    if step.config.results is not None:
-        return read_step_results(step, ids).select(["image_id", *_COLUMNS])
     check_same_images(step, "detections")
     check_rows(step, "detections", [image_id for image_id in ids if image_id not in reviewed])
-    table = tables.read_step(step.inputs["detections"], columns=_COLUMNS)
-    where = {image_id: row for row, image_id in enumerate(table.column("image_id").to_pylist())}
-    return table.take(pa.array([where.get(image_id) for image_id in ids], pa.int64()))
+    return tables.rows_for(step.inputs["detections"].read(_COLUMNS), ids, may_lack=True)
 
 
 def trust(image_id: str, review: Review) -> dict[str, Any]:

@@ -162,15 +162,14 @@ def run(step: Step) -> Outcome:
 
 def _trained_classifier(step: Step, names: list[str]) -> TrainedClassifier:
     trained = step.inputs["classifier"]
-    learnt = schemas.class_names_of(tables.read_step(trained.inputs["images"], columns=["image_id"]).schema)
+    learnt = schemas.class_names_of(trained.inputs["images"].read(["image_id"]).schema)
     if learnt != names:
         raise ConfigError(
             f"steps.{step.name}.classifier: step {trained.name} knows {len(learnt)} classes ({', '.join(learnt[:3])}, "
             f"...), the images have {len(names)} ({', '.join(names[:3])}, ...): give both datasets the same `classes`"
         )
-    uri = storage.join(trained.folder, "checkpoint", "model.safetensors")
     config = trained.config
-    return TrainedClassifier(uri, config.backbone, config.gated, len(names), config.fine_of)
+    return TrainedClassifier(trained.weights_uri, config.backbone, config.gated, len(names), config.fine_of)
 
 
 def _known_labels(step: Step, images: pa.Table) -> pa.Array:

@@ -1,4 +1,4 @@
-"""images, boxes (pgt or a COCO results json) -> pgt with masks: SAM draws one for each box.
+"""images, boxes (pgt or detections) -> pgt with masks: SAM draws one for each box.
 
 Each image is encoded once, all of its boxes prompt together. What people drew stays as it is.
 """
@@ -14,14 +14,13 @@ import pyarrow as pa
 from pydantic import Field, model_validator
 
 from weaksam.core import schemas, storage, tables
-from weaksam.core.config import OutsideFile, Reads, StageConfig
+from weaksam.core.config import Reads, StageConfig, one_of
 from weaksam.core.step import Outcome, Stage, Step
 from weaksam.errors import DataError, ImageError
 from weaksam.execution import metrics
 from weaksam.execution.mapping import ImageMapper, Row
 from weaksam.stages.checks import check_same_images, with_states
 from weaksam.stages.proposal_settings import ProposalResources, SamSettings
-from weaksam.stages.results import read_step_results
 from weaksam.stages.sam_actor import SamWatch, Watched, identify_shipped, load_engine
 from weaksam.stages.step_images import read_images
 
@@ -34,7 +33,7 @@ _STATE = ["status", "message"]
 
 
 class PseudoMasksConfig(StageConfig):
-    """Draws a mask for each box, of pseudo ground truth or from elsewhere: the box prompts SAM.
+    """Draws a mask for each box, of pseudo ground truth or of detections: the box prompts SAM.
 
     Rows are those of `pgt` with masks, SAM's own rating of each (`predicted_iou`) and what each was like as it was
     drawn (`mask_state`: 0 fits, 1 empty, 2 exploding). What people reviewed stays, boxes and masks: only masks that are
@@ -45,8 +44,9 @@ class PseudoMasksConfig(StageConfig):
     """The `index` step with the images."""
     pgt: Annotated[str | None, Reads("pgt")] = None
     """The step whose boxes prompt; its images are used."""
-    results: Annotated[str | None, OutsideFile()] = None
-    """URI of boxes made elsewhere that prompt instead, a COCO results json; `score` may be left out."""
+    detections: Annotated[str | None, Reads("detections")] = None
+    """The step whose detections prompt instead, all of them; boxes from elsewhere come from an `import_detections`
+    step."""
     split: str | None = None
     """Only images of this split; all that have a row when left out."""
     sam: SamSettings
@@ -68,8 +68,7 @@ class PseudoMasksConfig(StageConfig):
 
     @model_validator(mode="after")
     def _has_one_source(self) -> PseudoMasksConfig:
-        if (self.pgt is None) == (self.results is None):
-            raise ValueError("one of pgt and results is to prompt")
+        one_of(self, "pgt", "detections")
         return self
 
     def rules(self) -> MaskRules:
@@ -183,23 +182,20 @@ def read_prompts(step: Step) -> pa.Table:
     """
     config: PseudoMasksConfig = step.config
     images = read_images(step)
-    ids = images.column("image_id").to_pylist()
-    if config.results is not None:
-        found = read_step_results(step, ids, default_score=1.0).select(["image_id", *_OBJECTS])
-    else:
-        check_same_images(step, "pgt")
-        found = tables.read_step(step.inputs["pgt"], columns=[*_OBJECTS, *_REVIEWED, *_STATE])
-    where = {image_id: row for row, image_id in enumerate(found.column("image_id").to_pylist())}
-    images = images.filter(pa.array([image_id in where for image_id in ids], pa.bool_()))
+    key = one_of(config, "pgt", "detections")
+    check_same_images(step, key)
+    columns = [*_OBJECTS, *_STATE, *(_REVIEWED if key == "pgt" else [])]
+    found = step.inputs[key].read(columns)
+    images = tables.with_ids(images, found.column("image_id").to_pylist())
     if not images.num_rows:
-        raise DataError(f"steps.{step.name}.split: no image of split '{config.split}' has boxes: name that of the pgt")
-    rows = found.take(pa.array([where[image_id] for image_id in images.column("image_id").to_pylist()], pa.int64()))
+        raise DataError(
+            f"steps.{step.name}.split: no image of split '{config.split}' has boxes: name that of the {key}"
+        )
+    rows = tables.rows_for(found, images.column("image_id").to_pylist())
     source = images.select(["image_id", "uri"])
-    for key in [*_OBJECTS, *(_REVIEWED if "trusted" in rows.column_names else [])]:
-        source = source.append_column(key, rows.column(key))
-    if config.pgt is not None:
-        source = with_states(source, rows, f"step {step.inputs['pgt'].name}")
-    return source
+    for column in [*_OBJECTS, *(_REVIEWED if "trusted" in rows.column_names else [])]:
+        source = source.append_column(column, rows.column(column))
+    return with_states(source, rows, f"step {step.inputs[key].name}")
 
 
 def statistics(rows: pa.Table) -> dict[str, Any]:

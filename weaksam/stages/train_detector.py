@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from weaksam.core import schemas, storage, tables
-from weaksam.core.config import OneOf, OutsideFile, Reads, Recipe, changed, with_defaults
+from weaksam.core import schemas
+from weaksam.core.config import Choice, OutsideFile, Reads, Recipe, changed, with_defaults
 from weaksam.core.step import Outcome, Stage, Step
 from weaksam.errors import ConfigError, DataError
 from weaksam.models.detectors.catalogue import KINDS, kind_of
@@ -71,9 +71,9 @@ class TrainDetectorConfig(_PUBLISHED):
     """The `index` step with the images."""
     pgt: Annotated[str, Reads("pgt")]
     """The step with the boxes, and masks, to learn from; its images are trained on."""
-    model: Annotated[str, OneOf(tuple(kind.name for kind in KINDS))] = "faster_rcnn"
+    model: Annotated[str, Choice(tuple(kind.name for kind in KINDS))] = "faster_rcnn"
     """What is trained."""
-    backbone: Annotated[str, OneOf(BACKBONES)] = "resnet50"
+    backbone: Annotated[str, Choice(BACKBONES)] = "resnet50"
     """The last two are for few images and no GPU. Photographs want `efficientnet_lite0`, for Faster and Mask R-CNN,
     which comes with weights of ImageNet; `small` is a smaller network on what the frozen small SAM sees."""
     pretrained: bool = True
@@ -208,7 +208,7 @@ def make_task(step: Step) -> DetectorTask:
     spec = config.spec(num_classes, boxes_per_image)
     if config.start is not None:
         _check_start(step)
-        spec = replace(spec, start=storage.join(step.inputs["start"].folder, "checkpoint", "model.safetensors"))
+        spec = replace(spec, start=step.inputs["start"].weights_uri)
     return DetectorTask(partial(build_to_train, spec), uris, objects, recipe)
 
 
@@ -231,12 +231,12 @@ def read_objects(step: Step) -> tuple[list[str], PseudoObjects, int]:
 
     check_same_images(step, "pgt")
     source = step.inputs["pgt"]
-    images = tables.read_step(step.inputs["images"], columns=["uri"])
+    images = step.inputs["images"].read(["uri"])
     uri_of = dict(zip(images.column("image_id").to_pylist(), images.column("uri").to_pylist(), strict=True))
     learns_masks = step.config.kind.learns_masks
     columns = ["status", "boxes", "classes", "trusted", *(["masks"] if learns_masks else [])]
     remarks = Remarks(f"steps.{step.name}: step {source.name}")
-    rows = [row for row in tables.read_step(source, columns=columns).to_pylist() if row["status"] == schemas.OK]
+    rows = [row for row in source.read(columns).to_pylist() if row["status"] == schemas.OK]
     rows = [keep_areas(row, remarks) for row in rows]
     remarks.log()
     # a person who reviewed an image and left it empty says that nothing is there

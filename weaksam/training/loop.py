@@ -33,7 +33,7 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from safetensors.torch import save
 from torch import Tensor
 
-from weaksam.core import storage
+from weaksam.core import storage, tables
 from weaksam.errors import ConfigError, StageError
 from weaksam.execution.nodes import alive_nodes
 from weaksam.execution.turns import turn
@@ -89,7 +89,7 @@ def train(task: TrainTask[Any], settings: TrainSettings, folder: str) -> str:
         TrainingFailedError: the code of the task raised, a bug.
     """
     folder = storage.absolute(folder)
-    final = storage.join(folder, "checkpoint", "model.safetensors")
+    final = tables.weights_uri(folder)
     if storage.exists(final):
         return final
     nodes = alive_nodes()
@@ -282,5 +282,5 @@ def _train_worker(config: dict) -> None:
             _report(trainee, is_writer=journal is not None)
     trainee.check()
     if journal:
-        storage.write_bytes(storage.join(folder, "checkpoint", "model.safetensors"), save(trainee.weights()))
+        storage.write_bytes(tables.weights_uri(folder), save(trainee.weights()))
     ray.train.report({"step": trainee.step})
