@@ -30,7 +30,7 @@ from torchvision.ops import roi_pool
 
 from weaksam.data.proposal_boxes import ProposalBoxes
 from weaksam.models.backbones.roi_backbones import DilatedVgg16
-from weaksam.models.noise import SampleNoise
+from weaksam.models.noise import SampleNoise, make_generators
 from weaksam.models.wsod.network import METHODS, WsodNet, wsod_losses
 from weaksam.ops import mil
 from weaksam.ops.boxes import box_iou, to_inclusive
@@ -115,7 +115,7 @@ def step_in_parts(task: WsodTask, net: WsodNet, images: int, clock: Clock) -> No
     with clock.time("data (read, decode, resize)"):
         batch = load(task, 0, images, clock.device)
     boxes = [batch[f"boxes/{i}"] for i in range(images)]
-    noise = SampleNoise(batch["seed"].tolist(), [len(one) for one in boxes], clock.device)
+    noise = SampleNoise(make_generators(batch["seed"].tolist(), clock.device), [len(one) for one in boxes])
     with clock.time("backbone"):
         maps = [net.roi_net.features(net.roi_net.normalise(batch[f"image/{i}"])) for i in range(images)]
     cut_maps = [one.detach().requires_grad_() for one in maps]

@@ -246,7 +246,6 @@ def test_training_that_goes_on_from_a_checkpoint_ends_with_the_same_weights(
 
     def batches(first: int) -> Any:
         for number in range(first, settings.steps):
-            torch.manual_seed(number)
             yield task.load_batch(*draw_batch(0, number, batch_size=2, num_samples=task.num_samples), POOL)
 
     def go_on(trainee: Trainee, until: int) -> None:

@@ -271,4 +271,4 @@ def _shipped_weights(config: TrainDetectorConfig) -> dict[str, str]:
     return identify_shipped(config.backbone) if is_used else {}
 
 
-STAGE = Stage("train_detector", 4, TrainDetectorConfig, run, writes="detector", outside=_shipped_weights)
+STAGE = Stage("train_detector", 5, TrainDetectorConfig, run, writes="detector", outside=_shipped_weights)

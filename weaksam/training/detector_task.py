@@ -20,6 +20,7 @@ from weaksam.data.views import View, crop_view, fill_view, flip_view, resize_vie
 from weaksam.errors import DataError, ImageError
 from weaksam.models.detectors.base import Detector, Targets
 from weaksam.models.detectors.targets import TargetError
+from weaksam.models.noise import make_generators, noise_seeds
 from weaksam.ops.box_areas import has_area
 from weaksam.ops.choices import check_choices
 from weaksam.ops.rle import decode_rle
@@ -151,7 +152,7 @@ class DetectorTask:
         """What `loss` wants.
 
         Returns:
-            `index` (B,) int64; `weight` (B,), 0 for an image that could not be read, and `left_out` (B,) why, see
+            `index`, `seed` (B,) int64; `weight` (B,), 0 for an unreadable image, and `left_out` (B,) why, see
             `left_out_codes`; for image i `image/i` (3, H, W) uint8, `boxes/i` (G, 4) xyxy on it, `classes/i` (G,)
             int64 and, if masks are learnt, `masks/i` (G, H, W) bool and `vanished/i` (), how many objects are left out
             because no pixel of them is in this view.
@@ -164,7 +165,8 @@ class DetectorTask:
             for key, value in row.items()
         }
         left_out = torch.from_numpy(left_out_codes(rows))
-        return batch | {"weight": (left_out == 0).float(), "left_out": left_out, "index": torch.from_numpy(indices)}
+        weight, index = (left_out == 0).float(), torch.from_numpy(indices)
+        return batch | {"weight": weight, "left_out": left_out, "index": index, "seed": noise_seeds(seeds)}
 
     def _load(self, index: int, seed: np.ndarray) -> dict[str, Tensor] | ImageError:
         pixels = read_for_training(self.uris[index])
@@ -210,7 +212,7 @@ class DetectorTask:
 
     def loss(self, model: Detector, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Sum over images of all losses; an image that could not be read counts for nothing."""
-        step, weights = int(batch["step"]), batch["weight"].tolist()
+        step, weights, seeds = int(batch["step"]), batch["weight"].tolist(), batch["seed"].tolist()
         rows = [i for i, weight in enumerate(weights) if weight]
         images = [batch[f"image/{i}"] for i in rows]
         targets = [Targets(batch[f"boxes/{i}"], batch[f"classes/{i}"], batch.get(f"masks/{i}")) for i in rows]
@@ -218,7 +220,8 @@ class DetectorTask:
             images = [batch["weight"].new_zeros((3, 64, 64), dtype=torch.uint8)]
             targets = [Targets(batch["weight"].new_zeros(0, 4), batch["weight"].new_zeros(0, dtype=torch.int64))]
         try:
-            found = model.losses(images, targets, step)
+            generators = make_generators([seeds[i] for i in rows or [0]], images[0].device)
+            found = model.losses(images, targets, step, generators)
         except TargetError as error:
             uri = self.uris[int(batch["index"][rows[error.image]])]
             raise DataError(f"{uri}: {error.fault}: this cannot be learnt from") from error

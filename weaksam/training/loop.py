@@ -6,8 +6,10 @@ In: a `TrainTask` (what is trained; it knows no cluster) and `TrainSettings`. Ou
 `left_out.jsonl` (samples that could not be read).
 
 What a step sees is a pure function of (seed, step): its global batch is cut over the workers and the gradient is the
-mean over the global batch. So neither the number of workers, nor micro-batches, nor an interruption changes what is
-learnt, except for the order of floating-point sums.
+mean over the global batch. All randomness is a sample's own, from generators of (seed, step, sample): what augments it
+(`load_batch` of the task) and what is drawn inside the network (`models.noise`). So neither the number of workers, nor
+micro-batches, nor an interruption changes what is learnt, except for the order of floating-point sums. Only RT-DETRv2
+sees images of a micro-batch together, see `RtDetrV2`.
 
 A loss, gradient or weight that is not finite ends the training; nothing of it is written (`training_watch`).
 """
@@ -263,7 +265,6 @@ def _train_worker(config: dict) -> None:
     journal = Journal(folder, settings, trainee.step) if context.get_world_rank() == 0 else None
     sums, since = {}, trainee.step
     while trainee.step < settings.steps:
-        torch.manual_seed(hash((settings.seed, trainee.step, context.get_world_rank())))
         for key, value in trainee.take_step(batches, len(share)).items():
             sums[key] = sums.get(key, 0) + value
         if trainee.step % settings.log_every == 0 or trainee.step == settings.steps:

@@ -57,6 +57,8 @@ class TrainTask(Protocol[Model]):
     def load_batch(self, indices: np.ndarray, seeds: np.ndarray, pool: Executor) -> dict[str, Tensor]:
         """CPU tensors of the samples `indices` (B,); `seeds` (B, 3) int64 seed each sample's augmentation.
 
+        A task whose network draws random numbers adds `seed` (B,), see `models.noise.noise_seeds`.
+
         Samples are read and decoded by the threads of `pool`. Where some may be unreadable, `left_out` (B,) uint8 says
         which are and why (`data.images.left_out_codes`); they count for nothing in the loss.
         """
@@ -64,6 +66,8 @@ class TrainTask(Protocol[Model]):
 
     def loss(self, model: Model, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss *summed* over the samples of `batch`, and metrics summed likewise (no gradient).
+
+        Nothing is drawn from torch's own generators: it would change with the workers.
 
         To what `load_batch` gave, `step` () int64 is added: the step of the training, from 0.
         """

@@ -24,7 +24,7 @@ from weaksam.data.images import left_out_codes, read_for_training
 from weaksam.data.proposal_boxes import ProposalBoxes
 from weaksam.data.views import View, flip_view, resize_view, view_size
 from weaksam.errors import ConfigError, ImageError
-from weaksam.models.noise import SampleNoise
+from weaksam.models.noise import SampleNoise, make_generators, noise_seeds
 from weaksam.models.wsod.network import WsodNet, forward_losses
 from weaksam.ops.choices import check_choices
 from weaksam.training.optimizers import MuonAdamW
@@ -147,9 +147,8 @@ class WsodTask:
         rows = [_nothing() if one is None or isinstance(one, ImageError) else one for one in read]
         batch = {f"{key}/{i}": value for i, row in enumerate(rows) for key, value in row.items()}
         weights = [batch.pop(f"weight/{i}") for i in range(len(rows))]
-        noise = np.array([np.random.default_rng([*seed, 1]).integers(2**62) for seed in seeds])
         left_out = torch.from_numpy(left_out_codes(read))
-        return batch | {"weight": torch.stack(weights), "left_out": left_out, "seed": torch.from_numpy(noise)}
+        return batch | {"weight": torch.stack(weights), "left_out": left_out, "seed": noise_seeds(seeds)}
 
     def _load(self, index: int, seed: np.ndarray) -> dict[str, Tensor] | ImageError | None:
         """A view with its proposals; None of an image that has none."""
@@ -177,7 +176,8 @@ class WsodTask:
         count = len(batch["weight"])
         keys = ("image", "boxes", "present", "prior")
         images, boxes, present, priors = ([batch[f"{key}/{i}"] for i in range(count)] for key in keys)
-        noise = SampleNoise(batch["seed"].tolist(), [len(one) for one in boxes], images[0].device)
+        generators = make_generators(batch["seed"].tolist(), images[0].device)
+        noise = SampleNoise(generators, [len(one) for one in boxes])
         losses, adverse = forward_losses(
             model, images, boxes, present, noise, priors, second_pass=self.recipe.second_pass
         )

@@ -20,9 +20,11 @@ from weaksam.models.detectors.dino_denoising import FILLER, Noised, noise_object
 from weaksam.models.detectors.dino_layers import InsideNorm
 from weaksam.models.detectors.dino_loss import box_losses, focal_losses, match, matched_losses
 from weaksam.models.detectors.relative_boxes import inverse_sigmoid, to_relative
+from weaksam.models.noise import make_generators
 from weaksam.ops.boxes import box_iou
 from weaksam.ops.roi_drop import RoiDropRules
 
+CPU = torch.device("cpu")
 SIZE = DinoSize(
     dim=32, heads=4, points=2, encoder_layers=1, decoder_layers=3, ffn=48, levels=4, queries=12, num_denoising=6,
     detections=20,
@@ -95,13 +97,13 @@ def check_learnt(net: Detector, images: list[Tensor], targets: list[Targets]) ->
 
 def make_noised(targets: list[Targets], size: int = 64, queries: int = 6) -> Noised:
     known = [to_relative(one, (size, size)) for one in targets]
-    noised = noise_objects(known, 3, queries=queries, label_noise=0.5, box_noise=1.0)
+    generators = make_generators(range(len(targets)), CPU)
+    noised = noise_objects(known, generators, 3, queries=queries, label_noise=0.5, box_noise=1.0)
     assert noised is not None
     return noised
 
 
 def test_noisy_queries_come_in_groups_of_near_and_far_copies() -> None:
-    torch.manual_seed(0)
     noised = make_noised([TWO, NOTHING, ONE], queries=300)
     assert noised.objects.shape == (3, 600)
     assert noised.num_groups.tolist() == [150, 1, 300]
@@ -127,7 +129,8 @@ def test_more_objects_than_noisy_queries_make_one_group() -> None:
     noised = make_noised([many, NOTHING])
     assert noised.objects.shape == (2, 18)
     assert noised.num_groups.tolist() == [1, 1]
-    assert noise_objects([NOTHING, NOTHING], 3, queries=6, label_noise=0.5, box_noise=1.0) is None
+    generators = make_generators([0, 1], CPU)
+    assert noise_objects([NOTHING, NOTHING], generators, 3, queries=6, label_noise=0.5, box_noise=1.0) is None
 
 
 def test_a_noisy_query_is_seen_by_its_group_alone() -> None:
@@ -191,18 +194,17 @@ def test_every_weight_takes_part_in_every_step(targets: list[Targets], num_denoi
 
 
 def test_losses_of_a_batch_are_the_sum_of_its_images() -> None:
-    """With the noise on: it is drawn image by image, so from one seed it is the same in a batch and apart.
+    """With the noise on: each image has a generator of its own, so it is the same in a batch and apart.
 
     Sizes and numbers of objects differ, so padding and filler are there.
     """
     net = make_dino(boxes_per_image=2.5)
-    images, targets = [make_image(), make_image(48, 100, seed=1)], [TWO, ONE]
-    torch.manual_seed(5)
-    together = net.losses(images, targets, 0)
-    torch.manual_seed(5)
-    apart = [net.losses([image], [target], 0) for image, target in zip(images, targets, strict=True)]
+    images, targets = [make_image(), make_image(48, 100, seed=1), make_image(60, 50, seed=2)], [TWO, ONE, ONE]
+    together = net.losses(images, targets, 0, make_generators(range(3), CPU))
+    rows = zip(images, targets, make_generators(range(3), CPU), strict=True)
+    apart = [net.losses([image], [target], 0, [generator]) for image, target, generator in rows]
     for name, value in together.items():
-        torch.testing.assert_close(value, apart[0][name] + apart[1][name], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(value, sum(one[name] for one in apart), rtol=1e-4, atol=1e-5)
 
 
 def test_losses_are_divided_by_the_boxes_per_image() -> None:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN, fasterrcnn_resnet50_fpn
+from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.ops import MultiScaleRoIAlign
 
@@ -17,8 +18,11 @@ from tests.models.pictures import best_box_overlap, squares_and_discs
 from weaksam.models.backbones.pyramids import Pyramid, ResNet50
 from weaksam.models.detectors.base import Targets
 from weaksam.models.detectors.faster_rcnn import FasterRcnn, FasterRcnnSize, roi_losses
+from weaksam.models.detectors.rcnn_parts import ImageSampler
+from weaksam.models.noise import make_generators
 from weaksam.ops.roi_drop import RoiDropRules
 
+CPU = torch.device("cpu")
 SMALL = FasterRcnnSize(dim=32, hidden=64, anchors=(16, 32, 64), roi_samples=64, proposals=100, pre_nms=(200, 200))
 
 
@@ -41,7 +45,7 @@ def tiny(**changes: Any) -> FasterRcnn:
 
 
 def twin(ours: FasterRcnn) -> FasterRCNN:
-    """The one of torchvision, sharing all weights."""
+    """The one of torchvision, sharing all weights and the samplers, which draw for it what they draw for ours."""
     backbone: Any = ours.backbone
     backbone.out_channels = SMALL.dim
     theirs = FasterRCNN(
@@ -62,6 +66,7 @@ def twin(ours: FasterRcnn) -> FasterRCNN:
         box_score_thresh=0.05,
     )
     theirs.rpn.load_state_dict(ours.rpn.state_dict())
+    theirs.rpn.fg_bg_sampler, theirs.roi_heads.fg_bg_sampler = ours.samplers
     theirs.transform.torch_choice = lambda sizes: sizes[0]  # it would draw a random number, which ours does not
     return theirs
 
@@ -79,10 +84,9 @@ def test_losses_equal_torchvisions(count: int) -> None:
     ours = tiny(box_loss="smooth_l1").train()
     theirs = twin(ours).train()
     listed = [{"boxes": one.boxes, "labels": one.classes + 1} for one in targets]
-    torch.manual_seed(1)
+    ours._start_step(0, make_generators(range(count), CPU))
     wanted = theirs(list(ours.normaliser(images).pixels), listed)
-    torch.manual_seed(1)
-    got = ours.losses(images, targets, 0)
+    got = ours.losses(images, targets, 0, make_generators(range(count), CPU))
     assert got.keys() == wanted.keys()
     for key, value in wanted.items():
         assert got[key].item() == pytest.approx(count * value.item(), rel=1e-4), key  # theirs is a mean over images
@@ -96,6 +100,28 @@ def test_detections_equal_torchvisions() -> None:
         assert torch.allclose(found.boxes, wanted["boxes"], atol=1e-3)
         assert torch.equal(found.classes + 1, wanted["labels"])
         assert torch.allclose(found.scores, wanted["scores"], atol=1e-5)
+
+
+def test_an_image_is_sampled_as_torchvision_samples_it_alone() -> None:
+    torch.manual_seed(0)
+    labels = [torch.randint(-1, 3, (size,)) for size in (200, 300)]
+    sampler = ImageSampler(32, 0.25)
+    sampler.generators = make_generators([3, 4], CPU)
+    chosen = sampler(labels)
+    for i, seed in enumerate((3, 4)):
+        torch.manual_seed(seed)
+        alone = BalancedPositiveNegativeSampler(32, 0.25)(labels[i : i + 1])
+        assert all(torch.equal(own[i], one) for own, (one,) in zip(chosen, alone, strict=True))
+
+
+def test_a_low_image_does_not_decide_where_the_next_is_pooled() -> None:
+    """Of 40 rows and 24 of padding torchvision infers that strides are half as long as they are."""
+    low, (image,) = torch.full((3, 40, 64), 90, dtype=torch.uint8), squares_and_discs(1, side=64)[0]
+    net = tiny().eval()
+    net.detect([low])
+    (after,), (alone,) = net.detect([image]), tiny().eval().detect([image])
+    assert len(alone.boxes) > 0
+    assert torch.equal(after.scores, alone.scores)
 
 
 @pytest.mark.parametrize("gate", ["off", "and", "independent", "independent_all", "cls", "reg"])

@@ -18,7 +18,7 @@ from torchvision.ops import roi_align, roi_pool
 from weaksam.data.proposal_boxes import ProposalBoxes
 from weaksam.models.backbones.pyramids import SamPyramid
 from weaksam.models.backbones.roi_backbones import CropNet, DilatedVgg16, ResNet50C5, RoiNet, load_imagenet
-from weaksam.models.noise import SampleNoise, dropout
+from weaksam.models.noise import SampleNoise, dropout, make_generators
 from weaksam.models.wsod.build import WsodSpec
 from weaksam.models.wsod.dropblock import ConcreteDropBlock
 from weaksam.models.wsod.network import METHODS, WsodNet, forward_losses, wsod_losses
@@ -34,6 +34,10 @@ BOXES = torch.tensor([[4.0, 4, 30, 30], [10, 12, 50, 40], [0, 0, 64, 48], [33, 3
 
 def make_image(seed: int = 0) -> Tensor:
     return torch.randint(0, 256, (3, 48, 64), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+
+
+def make_noise(seeds: list[int], sizes: list[int]) -> SampleNoise:
+    return SampleNoise(make_generators(seeds, CPU), sizes)
 
 
 def make_net(method: str = "mist", *, dropblock: bool = False, classes: int = 3) -> WsodNet:
@@ -132,11 +136,11 @@ def test_images_of_one_colour_are_not_taken_for_one_another() -> None:
 
 
 def test_noise_of_a_sample_does_not_depend_on_its_neighbours() -> None:
-    alone = SampleNoise([7], [3], CPU).uniform(2)
-    among = SampleNoise([5, 7, 9], [2, 3, 1], CPU).uniform(2)
+    alone = make_noise([7], [3]).uniform(2)
+    among = make_noise([5, 7, 9], [2, 3, 1]).uniform(2)
     torch.testing.assert_close(among[2:5], alone)
     x = torch.ones(4000, 10)
-    dropped = dropout(x, SampleNoise([1], [4000], CPU))
+    dropped = dropout(x, make_noise([1], [4000]))
     assert set(dropped.unique().tolist()) == {0.0, 2.0}
     assert dropped.mean().item() == pytest.approx(1, abs=0.05)
     assert dropout(x, None) is x
@@ -146,7 +150,7 @@ def test_dropblock_drops_blocks_and_learns_to_raise_the_loss() -> None:
     torch.manual_seed(0)
     block = ConcreteDropBlock(4)
     pooled = torch.rand(60, 4, 7, 7, requires_grad=True)
-    noise = functools.partial(SampleNoise, [1, 2], [40, 20], CPU)
+    noise = functools.partial(make_noise, [1, 2], [40, 20])
     keep = block.draw(pooled.detach(), noise())
     assert set(keep.unique().tolist()) == {0.0, 1.0}
     assert 0.02 < 1 - keep.mean().item() < 0.3
@@ -172,7 +176,7 @@ def test_dropblock_drops_blocks_and_learns_to_raise_the_loss() -> None:
 @pytest.mark.parametrize("second_pass", [False, True])
 def test_the_detector_lowers_what_the_dropblock_raises(second_pass: bool) -> None:
     net = make_net(dropblock=True)
-    noise = SampleNoise([3], [5], CPU)
+    noise = make_noise([3], [5])
     losses, adverse = forward_losses(net, [make_image()], [BOXES], [torch.tensor([1])], noise, second_pass=second_pass)
     total = torch.stack(list(losses[0].values())).sum() + adverse - adverse.detach()
     total.backward()
@@ -182,7 +186,7 @@ def test_the_detector_lowers_what_the_dropblock_raises(second_pass: bool) -> Non
         learnt = {name: p for name, p in net.named_parameters() if p.requires_grad and not name.startswith("dropblock")}
         others = [p.grad.clone() for p in learnt.values()]
         net.zero_grad()
-        noise = SampleNoise([3], [5], CPU)
+        noise = make_noise([3], [5])
         (found,) = net.heads(net.pool([make_image()], [BOXES]), [5], noise)
         torch.stack(list(wsod_losses(found, BOXES, torch.tensor([1]), net.rules).values())).sum().backward()
         torch.testing.assert_close(others, [p.grad for p in learnt.values()])
@@ -194,7 +198,7 @@ def test_the_detector_lowers_what_the_dropblock_raises(second_pass: bool) -> Non
 def test_losses_are_finite_whatever_the_image_holds(method: str, present: list[int], num: int) -> None:
     net = make_net(method)
     classes = torch.tensor(present, dtype=torch.int64)
-    losses, _ = forward_losses(net, [make_image()], [BOXES[:num]], [classes], SampleNoise([0], [num], CPU))
+    losses, _ = forward_losses(net, [make_image()], [BOXES[:num]], [classes], make_noise([0], [num]))
     total = torch.stack(list(losses[0].values())).sum()
     total.backward()
     assert total.isfinite()

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from weaksam.models.backbones.pyramids import Pyramid, load_from
 from weaksam.models.detectors.targets import Targets, check_targets
+from weaksam.models.noise import make_generators
 
 __all__ = ["Batch", "Detector", "Found", "Normaliser", "Targets"]
 
@@ -48,16 +49,28 @@ class Batch(NamedTuple):
 class Detector(nn.Module):
     """Base of the detectors.
 
+    The loss of an image depends on no other image of its batch, up to the order of floating-point sums: its random
+    numbers come from its own generator, and it is padded as it would be alone. So the losses of a batch are the sums of
+    those of its parts, whatever workers and micro-batches it is cut into. A detector of which this is not true says so.
+
     Attributes:
         num_classes: C.
         learns_masks: whether every object needs a mask to learn from.
+        normaliser: makes images a batch.
     """
 
     num_classes: int
     learns_masks = False
+    normaliser: Normaliser
 
-    def losses(self, images: Sequence[Tensor], targets: Sequence[Targets], step: int) -> dict[str, Tensor]:
-        """Every loss of a training step, each the sum over images, differentiable; and what is only to be told.
+    def losses(
+        self,
+        images: Sequence[Tensor],
+        targets: Sequence[Targets],
+        step: int,
+        generators: Sequence[torch.Generator] | None = None,
+    ) -> dict[str, Tensor]:
+        """Every loss of a training step, each the sum over images, differentiable; and numbers for the log.
 
         The names of losses start with `loss`; whatever has another name is not learnt from. Every trainable weight
         takes part in every call.
@@ -66,15 +79,32 @@ class Detector(nn.Module):
             images: B of (3, H, W) uint8 RGB, of any sizes, on the detector's device.
             targets: B, there too.
             step: of the training, from 0.
+            generators: B, there too; whatever is random about an image is drawn from its generator. Left out: new ones,
+                which torch's own generator of the processor seeds.
 
         Raises:
             ValueError: a target cannot be learnt from, see `check_targets`.
         """
         check_targets(images, targets, self.num_classes, with_masks=self.learns_masks)
-        return self._losses(images, targets, step)
+        if generators is None:
+            generators = make_generators(torch.randint(2**62, (len(images),)).tolist(), images[0].device)
+        by_size: dict[tuple[int, int], list[int]] = {}
+        for i, image in enumerate(images):
+            by_size.setdefault(self._padded_size(image), []).append(i)
+        parts = [
+            self._losses([images[i] for i in rows], [targets[i] for i in rows], step, [generators[i] for i in rows])
+            for rows in by_size.values()
+        ]
+        return {key: torch.stack([part[key] for part in parts]).sum() for key in parts[0]}
 
-    def _losses(self, images: Sequence[Tensor], targets: Sequence[Targets], step: int) -> dict[str, Tensor]:
-        """`losses` of targets that have been checked."""
+    def _padded_size(self, image: Tensor) -> tuple[int, int]:
+        """Height and width of an image with padding; images that have them in common are computed together."""
+        return self.normaliser.padded_size([image])
+
+    def _losses(
+        self, images: Sequence[Tensor], targets: Sequence[Targets], step: int, generators: Sequence[torch.Generator]
+    ) -> dict[str, Tensor]:
+        """`losses` of images with one `_padded_size` and of targets that have been checked."""
         raise NotImplementedError
 
     def detect(self, images: Sequence[Tensor], mask_sizes: Sequence[tuple[int, int]] | None = None) -> list[Found]:
@@ -123,9 +153,15 @@ class Normaliser(nn.Module):
         self.register_buffer("mean", torch.tensor(pyramid.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(pyramid.std).view(3, 1, 1), persistent=False)
 
+    def padded_size(self, images: Sequence[Tensor]) -> tuple[int, int]:
+        """Height and width of the batch."""
+        sides = zip(*(image.shape[1:] for image in images), strict=True)
+        height, width = (-(-max(side) // self.multiple) * self.multiple for side in sides)
+        return height, width
+
     def forward(self, images: Sequence[Tensor]) -> Batch:
         sizes = [(int(image.shape[1]), int(image.shape[2])) for image in images]
-        height, width = (-(-max(side) // self.multiple) * self.multiple for side in zip(*sizes, strict=True))
+        height, width = self.padded_size(images)
         pixels = images[0].new_zeros((len(images), 3, height, width), dtype=torch.float32)
         for i, image in enumerate(images):
             pixels[i, :, : image.shape[1], : image.shape[2]] = (image.float() - self.mean) / self.std

@@ -72,11 +72,17 @@ class CutOutMaskRcnn(CutOutRcnn):
     def _told(self) -> tuple[str, ...]:
         return *super()._told(), "loss_mask", *(() if self.roi_heads.drop.gate == "off" else ("dropped_mask",))
 
-    def _second_stage(self, remembered: list[list[Tensor]], targets: Sequence[Targets], step: int) -> dict[str, Tensor]:
+    def _second_stage(
+        self,
+        remembered: list[list[Tensor]],
+        targets: Sequence[Targets],
+        step: int,
+        generators: Sequence[torch.Generator],
+    ) -> dict[str, Tensor]:
         """Those of `CutOutRcnn` and `loss_mask`."""
         heads: Any = self.roi_heads
         samples = self._sample(remembered, targets)
-        by_roi = self._roi_losses(remembered, samples, step)
+        by_roi = self._roi_losses(remembered, samples, step, generators)
         chosen = [one[2] for one in remembered]
         maps = [torch.cat(level).float() for level in zip(*(one[3:] for one in remembered), strict=True)]
         logits = self.mask_head(maps)

@@ -34,6 +34,7 @@ from weaksam.models.detectors.faster_rcnn import (
     roi_losses,
 )
 from weaksam.models.detectors.rules import DetectionFilter
+from weaksam.models.noise import SampleNoise, dropout
 from weaksam.ops.boxes import mirror_boxes
 from weaksam.ops.roi_drop import NO_DROP, RoiDropRules
 from weaksam.sam.build import VARIANTS
@@ -108,11 +109,7 @@ class CutOutRcnn(FasterRcnn):
         self.engine = SamEngine(load_sam(size.variant))  # no part of what is trained or saved
         self.roi_heads.box_roi_pool = _CutOuts(size)
         inputs = self.cut_outs.sam.channels * size.patches**2
-        self.roi_heads.box_head = nn.Sequential(
-            nn.Flatten(),
-            *(nn.Linear(inputs, size.hidden), nn.LayerNorm(size.hidden), nn.ReLU(), nn.Dropout(size.dropout)),
-            *(nn.Linear(size.hidden, size.hidden), nn.ReLU(), nn.Dropout(size.dropout)),
-        )
+        self.roi_heads.box_head = _BoxHead(inputs, size.hidden, size.dropout)
 
     @property
     def cut_outs(self) -> _CutOuts:
@@ -128,8 +125,11 @@ class CutOutRcnn(FasterRcnn):
         parts = (*self.backbone.parameters(), *self.rpn.parameters())
         return [p for p in parts if p.requires_grad], self.first_steps
 
-    def _losses(self, images: Sequence[Tensor], targets: Sequence[Targets], step: int) -> dict[str, Tensor]:
+    def _losses(
+        self, images: Sequence[Tensor], targets: Sequence[Targets], step: int, generators: Sequence[torch.Generator]
+    ) -> dict[str, Tensor]:
         """See `Detector.losses`; either stage's are 0 while the other learns."""
+        self._start_step(step, generators)
         # all weights take part, always; one number of each is enough
         zero = torch.stack([p.reshape(-1)[0] for p in self.parameters() if p.requires_grad]).sum() * 0
         nothing = dict.fromkeys(self._told(), zero)
@@ -141,18 +141,24 @@ class CutOutRcnn(FasterRcnn):
             self.seen.recall([image, one.boxes], partial(self._look, image, one.boxes))
             for image, one in zip(images, targets, strict=True)
         ]
-        return nothing | self._second_stage(remembered, targets, step)
+        return nothing | self._second_stage(remembered, targets, step, generators)
 
     def _told(self) -> tuple[str, ...]:
         """Names of all that `losses` tells."""
         dropped = () if self.roi_heads.drop.gate == "off" else ("dropped_cls", "dropped_reg")
         return "loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg", *dropped
 
-    def _second_stage(self, remembered: list[list[Tensor]], targets: Sequence[Targets], step: int) -> dict[str, Tensor]:
+    def _second_stage(
+        self,
+        remembered: list[list[Tensor]],
+        targets: Sequence[Targets],
+        step: int,
+        generators: Sequence[torch.Generator],
+    ) -> dict[str, Tensor]:
         """Losses of what was remembered of each image."""
         heads: Any = self.roi_heads
         samples = self._sample(remembered, targets)
-        return self._roi_losses(remembered, samples, step).sums(heads.drop)
+        return self._roi_losses(remembered, samples, step, generators).sums(heads.drop)
 
     def _sample(self, remembered: list[list[Tensor]], targets: Sequence[Targets]) -> _Samples:
         """Every region, and the boxes to learn, with what it is to be."""
@@ -160,9 +166,12 @@ class CutOutRcnn(FasterRcnn):
         heads: Any = self.roi_heads
         return _Samples(*heads.select_training_samples([one[0] for one in remembered], listed))
 
-    def _roi_losses(self, remembered: list[list[Tensor]], samples: _Samples, step: int) -> RoiLosses:
+    def _roi_losses(
+        self, remembered: list[list[Tensor]], samples: _Samples, step: int, generators: Sequence[torch.Generator]
+    ) -> RoiLosses:
         heads: Any = self.roi_heads
-        logits, deltas = heads.box_predictor(heads.box_head(torch.cat([one[1] for one in remembered])))
+        noise = SampleNoise(generators, [len(one) for one in samples.labels])
+        logits, deltas = heads.box_predictor(heads.box_head(torch.cat([one[1] for one in remembered]), noise))
         return roi_losses(logits, deltas, samples.labels, samples.wanted, heads.beta, heads.drop, step)
 
     @torch.no_grad()
@@ -214,6 +223,22 @@ class CutOutRcnn(FasterRcnn):
         batch, maps = super()._see(images)
         self.cut_outs.pixels = batch.tensors
         return batch, maps
+
+
+class _BoxHead(nn.Sequential):
+    """(R, E, s, s) to (R, hidden): two layers, and dropout after each where there is noise."""
+
+    def __init__(self, inputs: int, hidden: int, rate: float) -> None:
+        super().__init__(
+            nn.Flatten(),
+            *(nn.Linear(inputs, hidden), nn.LayerNorm(hidden), nn.ReLU(), nn.Dropout(rate)),
+            *(nn.Linear(hidden, hidden), nn.ReLU(), nn.Dropout(rate)),
+        )
+
+    def forward(self, input: Tensor, noise: SampleNoise | None = None) -> Tensor:
+        for layer in self:
+            input = dropout(input, noise, rate=layer.p) if isinstance(layer, nn.Dropout) else layer(input)
+        return input
 
 
 class _CutOuts(nn.Module):

@@ -139,7 +139,9 @@ class Dino(Detector):
         boxes = self.proposal_box(take(told, rows)) + inverse_sigmoid(take(around, rows))
         return Chosen(take(logits, rows).masked_fill(is_none, _SURELY_NOT), boxes.float().masked_fill(is_none, 0.0))
 
-    def _losses(self, images: Sequence[Tensor], targets: Sequence[Targets], step: int) -> dict[str, Tensor]:
+    def _losses(
+        self, images: Sequence[Tensor], targets: Sequence[Targets], step: int, generators: Sequence[torch.Generator]
+    ) -> dict[str, Tensor]:
         """See `Detector.losses`; classes count once, L1 of boxes 5 times, GIoU twice, on all layers and the encoder.
 
         Returns:
@@ -151,7 +153,7 @@ class Dino(Detector):
         noised = None
         if size.num_denoising:
             noise = {"label_noise": size.label_noise, "box_noise": size.box_noise}
-            noised = noise_objects(known, self.num_classes, queries=size.num_denoising, **noise)
+            noised = noise_objects(known, generators, self.num_classes, queries=size.num_denoising, **noise)
         answers, num = self(batch, noised), size.queries
         layers = list(zip(answers.logits, answers.boxes, strict=True))
         parts = [matched_losses(logits[:, :num], boxes[:, :num], known, self.drop, step) for logits, boxes in layers]

@@ -55,40 +55,48 @@ class Noised(NamedTuple):
 
 
 def noise_objects(
-    targets: Sequence[Targets], num_classes: int, *, queries: int, label_noise: float, box_noise: float
+    targets: Sequence[Targets],
+    generators: Sequence[torch.Generator],
+    num_classes: int,
+    *,
+    queries: int,
+    label_noise: float,
+    box_noise: float,
 ) -> Noised | None:
     """Noisy copies of the objects of B images; None where there is no object at all.
 
-    The noise comes from torch's generator on the CPU, image by image, so it is the same on every device and however
-    images are put in batches.
+    The noise of an image is drawn from its own generator, so it is the same however images are put in batches.
 
     Args:
         targets: B, cxcywh in sizes of the image.
+        generators: B, on the device of the targets.
         queries: noisy copies of one kind per image, about: groups are as many as fit, at least one.
         label_noise: half of this share of the copies get a class drawn from all.
         box_noise: how far sides move, in half sizes of the box: less than this, or once to twice this.
     """
     if not any(len(one.classes) for one in targets):
         return None
-    device = targets[0].boxes.device
-    rows = [_noise_one(one, num_classes, queries, label_noise, box_noise) for one in targets]
+    rows = [
+        _noise_one(one, generator, num_classes, queries, label_noise, box_noise)
+        for one, generator in zip(targets, generators, strict=True)
+    ]
     parts = zip(zip(*rows, strict=True), (0, 0, -1, FILLER), strict=True)
-    return Noised(*(pad_sequence(list(part), True, padding_value=fill).to(device) for part, fill in parts))
+    return Noised(*(pad_sequence(list(part), True, padding_value=fill) for part, fill in parts))
 
 
 def _noise_one(
-    targets: Targets, num_classes: int, queries: int, label_noise: float, box_noise: float
+    targets: Targets, generator: torch.Generator, num_classes: int, queries: int, label_noise: float, box_noise: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Classes (N,), references (N, 4), objects (N,) and groups (N,) of one image, on the CPU."""
-    num = len(targets.classes)
+    """Classes (N,), references (N, 4), objects (N,) and groups (N,) of one image."""
+    num, on = len(targets.classes), {"generator": generator, "device": generator.device}
     copies = 2 * max(queries // max(num, 1), 1)
-    slots = torch.arange(num * copies)
+    slots = torch.arange(num * copies, device=generator.device)
     objects, copy = slots % max(num, 1), slots // max(num, 1)
     is_far = copy % 2
-    classes, boxes = targets.classes.cpu()[objects], targets.boxes.float().cpu()[objects]
-    redrawn = torch.rand(len(slots)) < label_noise / 2
-    classes = torch.where(redrawn, torch.randint(num_classes, (len(slots),)), classes)
-    shift = (torch.rand(len(slots), 4) + is_far[:, None]) * (torch.randint(2, (len(slots), 4)) * 2 - 1)
+    classes, boxes = targets.classes[objects], targets.boxes.float()[objects]
+    redrawn = torch.rand(len(slots), **on) < label_noise / 2
+    classes = torch.where(redrawn, torch.randint(num_classes, (len(slots),), **on), classes)
+    shift = (torch.rand(len(slots), 4, **on) + is_far[:, None]) * (torch.randint(2, (len(slots), 4), **on) * 2 - 1)
     corners = box_convert(boxes, "cxcywh", "xyxy") + shift * box_noise * boxes[:, 2:].repeat(1, 2) / 2
     references = inverse_sigmoid(box_convert(corners.clamp(0, 1), "xyxy", "cxcywh"))
     return classes, references, torch.where(is_far == 1, -1, objects), copy // 2

@@ -22,12 +22,13 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHe
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
-from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
+from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from weaksam.models.backbones.pyramids import Pyramid
 from weaksam.models.detectors.base import Detector, Found, Normaliser, Targets
 from weaksam.models.detectors.catalogue.kind import BoxLoss
+from weaksam.models.detectors.rcnn_parts import ImageSampler, RoiAlign
 from weaksam.models.detectors.rules import DetectionFilter
 from weaksam.ops.roi_drop import NO_DROP, RoiDropRules, select_drops
 
@@ -106,9 +107,8 @@ class FasterRcnn(Detector):
             post_nms_top_n={"training": size.proposals, "testing": size.proposals},
             nms_thresh=size.nms,
         )
-        names = [str(level) for level in range(len(pyramid.channels))]
         self.roi_heads = _RoiHeads(
-            MultiScaleRoIAlign(names, output_size=size.pooled, sampling_ratio=2),
+            RoiAlign(pyramid.strides, size.pooled),
             TwoMLPHead(size.dim * size.pooled**2, size.hidden),
             FastRCNNPredictor(size.hidden, num_classes + 1),
             fg_iou_thresh=0.5,
@@ -122,9 +122,19 @@ class FasterRcnn(Detector):
         )
         self.rpn.beta = self.roi_heads.beta = _BETA[box_loss]
         self.roi_heads.drop = drop
+        self.samplers = [ImageSampler.like(part.fg_bg_sampler) for part in (self.rpn, self.roi_heads)]
+        self.rpn.fg_bg_sampler, self.roi_heads.fg_bg_sampler = self.samplers
 
-    def _losses(self, images: Sequence[Tensor], targets: Sequence[Targets], step: int) -> dict[str, Tensor]:
+    def _start_step(self, step: int, generators: Sequence[torch.Generator]) -> None:
+        """Sets what parts of torchvision cannot be called with."""
         self.roi_heads.step = step
+        for sampler in self.samplers:
+            sampler.generators = generators
+
+    def _losses(
+        self, images: Sequence[Tensor], targets: Sequence[Targets], step: int, generators: Sequence[torch.Generator]
+    ) -> dict[str, Tensor]:
+        self._start_step(step, generators)
         listed = [{"boxes": one.boxes, "labels": one.classes + 1} for one in targets]
         batch, maps = self._see(images)
         proposals, first = self.rpn(batch, maps, listed)

@@ -1,7 +1,8 @@
 """Mask2Former of transformers (arXiv 2112.01527) on our backbones: queries that each find a class and a mask.
 
 As published, padding is not told from image: features, positions and normalisation see it. So answers to an image
-depend a little on how far it is padded, and only images of one size are answered in a batch as they are alone.
+depend a little on how far it is padded, and only images of one size are answered in a batch as they are alone. While
+training, only images of one padded size share a batch.
 Axis legend: B images, Q queries, C classes, G objects of an image, K detections, H W pixels, h w cells of a mask.
 """
 
@@ -102,7 +103,9 @@ class Mask2Former(Detector):
             maps.append(F.max_pool2d(maps[-1], 1, stride=2))
         return self.network(maps)
 
-    def _losses(self, images: Sequence[Tensor], targets: Sequence[Targets], step: int) -> dict[str, Tensor]:
+    def _losses(
+        self, images: Sequence[Tensor], targets: Sequence[Targets], step: int, generators: Sequence[torch.Generator]
+    ) -> dict[str, Tensor]:
         """See `Detector.losses`; classes count twice, cross-entropy and dice of masks 5 times each.
 
         Returns:
@@ -117,7 +120,9 @@ class Mask2Former(Detector):
         layers = layers[-1:] + layers[:-1]  # points are drawn for the last first, as transformers does
         with torch.autocast(batch.pixels.device.type, enabled=False):
             config = self.network.config
-            parts = [matched_losses(a.float(), b.float(), known, config, self.masks_per_image) for a, b in layers]
+            parts = [
+                matched_losses(a.float(), b.float(), known, generators, config, self.masks_per_image) for a, b in layers
+            ]
         last, *others = parts
         aux = torch.stack([part.total for part in others]).sum()
         return {"loss_class": last.classes, "loss_mask": last.masks, "loss_dice": last.dice, "loss_aux": aux}

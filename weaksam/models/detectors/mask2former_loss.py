@@ -15,6 +15,7 @@ from transformers import Mask2FormerConfig
 from transformers.models.mask2former.modeling_mask2former import Mask2FormerLoss
 
 from weaksam.models.detectors.base import Targets
+from weaksam.models.noise import drawn_from
 
 
 class SetLosses(NamedTuple):
@@ -30,7 +31,12 @@ class SetLosses(NamedTuple):
 
 
 def matched_losses(
-    logits: Tensor, masks: Tensor, targets: Sequence[Targets], config: Mask2FormerConfig, masks_per_image: float
+    logits: Tensor,
+    masks: Tensor,
+    targets: Sequence[Targets],
+    generators: Sequence[torch.Generator],
+    config: Mask2FormerConfig,
+    masks_per_image: float,
 ) -> SetLosses:
     """Losses of one layer of queries.
 
@@ -45,22 +51,25 @@ def matched_losses(
         logits: (B, Q, C + 1) float32; the last class is none.
         masks: (B, Q, h, w) float32, logits of the image with its padding.
         targets: B, with masks (G, H, W) float32 of the image with its padding.
+        generators: B, which the points that masks are compared at are drawn from.
         config: weights, and how many points of masks are compared.
         masks_per_image: m, over 0.
     """
     criterion: Any = Mask2FormerLoss(config, {})
-    known, classes, device = [one.masks for one in targets], [one.classes for one in targets], logits.device
-    pairs = criterion.matcher(masks.detach(), logits.detach(), known, classes)
     none, weight = logits.shape[2] - 1, config.no_object_weight
-    labels = torch.full(logits.shape[:2], none, device=device)
-    for row, own, (query, place) in zip(labels, classes, pairs, strict=True):
-        row[query.to(device)] = own[place.to(device)]
+    labels, by_image = torch.full(logits.shape[:2], none, device=logits.device), []
+    for i, (one, generator) in enumerate(zip(targets, generators, strict=True)):
+        own, known = slice(i, i + 1), [one.masks]
+        with drawn_from(generator):
+            pairs = criterion.matcher(masks[own].detach(), logits[own].detach(), known, [one.classes])
+            by_image.append(criterion.loss_masks(masks[own], known, pairs, masks_per_image))
+        ((query, place),) = pairs
+        labels[i, query.to(labels.device)] = one.classes[place.to(labels.device)]
     entropies = F.cross_entropy(logits.transpose(1, 2), labels, reduction="none")
     weights = torch.where(labels == none, weight, 1.0)
     share = masks_per_image + weight * max(logits.shape[1] - masks_per_image, 0)
-    by_mask = criterion.loss_masks(masks, known, pairs, masks_per_image)
     return SetLosses(
         config.class_weight * (entropies * weights).sum() / share,
-        config.mask_weight * by_mask["loss_mask"],
-        config.dice_weight * by_mask["loss_dice"],
+        config.mask_weight * torch.stack([found["loss_mask"] for found in by_image]).sum(),
+        config.dice_weight * torch.stack([found["loss_dice"] for found in by_image]).sum(),
     )

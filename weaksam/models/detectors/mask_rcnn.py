@@ -19,12 +19,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.roi_heads import paste_masks_in_image, project_masks_on_boxes
-from torchvision.ops import MultiScaleRoIAlign
 
 from weaksam.models.backbones.pyramids import Pyramid
 from weaksam.models.detectors.base import Found, Targets
 from weaksam.models.detectors.catalogue.kind import BoxLoss
 from weaksam.models.detectors.faster_rcnn import PUBLISHED, FasterRcnn, FasterRcnnSize
+from weaksam.models.detectors.rcnn_parts import RoiAlign
 from weaksam.models.detectors.rules import DetectionFilter
 from weaksam.ops.roi_drop import NO_DROP, RoiDropRules
 
@@ -72,19 +72,20 @@ class MaskRcnn(FasterRcnn):
         found: DetectionFilter = PUBLISHED,
     ) -> None:
         super().__init__(pyramid, num_classes, size, box_loss=box_loss, drop=drop, found=found)
-        names = [str(level) for level in range(len(pyramid.channels))]
         dims = [size.mask_dim] * size.mask_layers
-        self.roi_heads.mask_roi_pool = MultiScaleRoIAlign(names, output_size=size.mask_pooled, sampling_ratio=2)
+        self.roi_heads.mask_roi_pool = RoiAlign(pyramid.strides, size.mask_pooled)
         self.roi_heads.mask_head = MaskRCNNHeads(size.dim, dims, dilation=1)
         self.roi_heads.mask_predictor = MaskRCNNPredictor(size.mask_dim, size.mask_dim, num_classes + 1)
 
-    def _losses(self, images: Sequence[Tensor], targets: Sequence[Targets], step: int) -> dict[str, Tensor]:
+    def _losses(
+        self, images: Sequence[Tensor], targets: Sequence[Targets], step: int, generators: Sequence[torch.Generator]
+    ) -> dict[str, Tensor]:
         """See `Detector.losses`.
 
         Returns:
             those of `FasterRcnn` and `loss_mask`; with RoI drop also `dropped_mask`, of how many RoIs.
         """
-        self.roi_heads.step = step
+        self._start_step(step, generators)
         listed = [{"boxes": one.boxes, "labels": one.classes + 1, "masks": one.known_masks()} for one in targets]
         batch, maps = self._see(images)
         proposals, first = self.rpn(batch, maps, listed)

@@ -20,6 +20,7 @@ from transformers.loss.loss_rt_detr import RTDetrLoss
 from weaksam.models.backbones.pyramids import Pyramid
 from weaksam.models.detectors.base import Detector, Found, Normaliser, Targets
 from weaksam.models.detectors.relative_boxes import best_found, to_relative
+from weaksam.models.noise import drawn_from
 
 
 @dataclass(frozen=True)
@@ -44,10 +45,12 @@ class RtDetrV2Size:
 
 
 class RtDetrV2(Detector):
-    """The detector. Its many BatchNorms learn from the batch of one worker: give it 4 images or more.
+    """The detector. Its many BatchNorms learn from one micro-batch of one worker: give it 4 images or more.
 
-    Therefore, and because noisy queries are filled up to the image with most objects, a batch is not quite the sum of
-    its images; but the losses of each are divided by a constant, as in `Dino`.
+    Differs from the other detectors: numbers of workers and micro-batches change what it learns. BatchNorms normalise
+    by the images they see together; noisy queries are as many as fit the image with most objects of these; and
+    transformers draws the noise of all of them at once, here from the generator of the first. An interruption changes
+    nothing. Losses are divided by a constant, as in `Dino`.
 
     Args:
         pyramid: the backbone; its last three maps are used, each half as large as the one before.
@@ -72,7 +75,13 @@ class RtDetrV2(Detector):
         )
         _restart(self.network)
 
-    def _losses(self, images: Sequence[Tensor], targets: Sequence[Targets], step: int) -> dict[str, Tensor]:
+    def _padded_size(self, image: Tensor) -> tuple[int, int]:
+        """That of the square."""
+        return self.size.image, self.size.image
+
+    def _losses(
+        self, images: Sequence[Tensor], targets: Sequence[Targets], step: int, generators: Sequence[torch.Generator]
+    ) -> dict[str, Tensor]:
         """See `Detector.losses`; varifocal losses of classes count once, L1 of boxes 5 times, GIoU twice.
 
         Returns:
@@ -81,7 +90,8 @@ class RtDetrV2(Detector):
         """
         known = [to_relative(one, hw) for one, hw in zip(targets, _sizes(images), strict=True)]
         labels = [{"class_labels": one.classes, "boxes": one.boxes} for one in known]
-        said = self._answer(images, labels)
+        with drawn_from(generators[0]):
+            said = self._answer(images, labels)
         found = RTDetrLoss(self.network.config)(_sort(said, self.size.queries), labels)
         share = max(sum(len(one.classes) for one in targets), 1) / self.boxes_per_image  # over what it divided by
         kinds = ("class", "box", "giou", "aux", "encoder", "denoising")

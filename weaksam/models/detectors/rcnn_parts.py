@@ -1,0 +1,66 @@
+"""Parts of torchvision's Faster R-CNN, made so that what they do to an image depends on no other image.
+
+Axis legend: A anchors or RoIs of an image.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
+from torchvision.ops import MultiScaleRoIAlign
+from torchvision.ops.poolers import initLevelMapper
+
+from weaksam.models.noise import drawn_from
+
+
+class ImageSampler(BalancedPositiveNegativeSampler):
+    """Chooses anchors or RoIs to learn from, each image's by the image's own generator.
+
+    Attributes:
+        generators: of the images of the next call.
+    """
+
+    generators: Sequence[torch.Generator] = ()
+
+    @classmethod
+    def like(cls, other: BalancedPositiveNegativeSampler) -> ImageSampler:
+        """One that chooses as many as another."""
+        return cls(other.batch_size_per_image, other.positive_fraction)
+
+    def __call__(self, matched_idxs: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """The chosen objects and the chosen background of each image, masks (A,) uint8.
+
+        Args:
+            matched_idxs: of each image (A,), -1 = neither, 0 = background, above = an object.
+        """
+        positive, negative = [], []
+        for matched, generator in zip(matched_idxs, self.generators, strict=True):
+            with drawn_from(generator):
+                (own_positive,), (own_negative,) = super().__call__([matched])
+            positive.append(own_positive)
+            negative.append(own_negative)
+        return positive, negative
+
+
+class RoiAlign(MultiScaleRoIAlign):
+    """RoIAlign on levels of known strides.
+
+    torchvision infers the strides from the first image and keeps them; padding makes it infer wrong ones from an image
+    that is lower than 76 pixels.
+
+    Args:
+        strides: of the levels, fine to coarse.
+        output_size: side of a pooled RoI.
+    """
+
+    def __init__(self, strides: Sequence[int], output_size: int) -> None:
+        super().__init__([str(level) for level in range(len(strides))], output_size, sampling_ratio=2)
+        self.scales = [1 / stride for stride in strides]
+        first, last = (int(math.log2(stride)) for stride in (strides[0], strides[-1]))
+        self.map_levels = initLevelMapper(
+            first, last, canonical_scale=self.canonical_scale, canonical_level=self.canonical_level
+        )
