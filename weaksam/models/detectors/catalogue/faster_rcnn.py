@@ -24,7 +24,7 @@ _LITE0_RECIPE = {
     "frozen_stages": 3,
     "square": 448,
     "jitter": [0.7, 1.5],
-    "steps": 400,
+    "steps": 300,
     "batch_size": 4,
     "optimizer": "adamw",
     "lr": 6e-4,
