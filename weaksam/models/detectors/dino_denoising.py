@@ -88,15 +88,17 @@ def _noise_one(
     targets: Targets, generator: torch.Generator, num_classes: int, queries: int, label_noise: float, box_noise: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Classes (N,), references (N, 4), objects (N,) and groups (N,) of one image."""
-    num, on = len(targets.classes), {"generator": generator, "device": generator.device}
+    num, on = len(targets.classes), generator.device
     copies = 2 * max(queries // max(num, 1), 1)
-    slots = torch.arange(num * copies, device=generator.device)
+    slots = torch.arange(num * copies, device=on)
     objects, copy = slots % max(num, 1), slots // max(num, 1)
     is_far = copy % 2
     classes, boxes = targets.classes[objects], targets.boxes.float()[objects]
-    redrawn = torch.rand(len(slots), **on) < label_noise / 2
-    classes = torch.where(redrawn, torch.randint(num_classes, (len(slots),), **on), classes)
-    shift = (torch.rand(len(slots), 4, **on) + is_far[:, None]) * (torch.randint(2, (len(slots), 4), **on) * 2 - 1)
+    redrawn = torch.rand(len(slots), generator=generator, device=on) < label_noise / 2
+    drawn = torch.randint(num_classes, (len(slots),), generator=generator, device=on)
+    classes = torch.where(redrawn, drawn, classes)
+    length = torch.rand(len(slots), 4, generator=generator, device=on) + is_far[:, None]
+    shift = length * (torch.randint(2, (len(slots), 4), generator=generator, device=on) * 2 - 1)
     corners = box_convert(boxes, "cxcywh", "xyxy") + shift * box_noise * boxes[:, 2:].repeat(1, 2) / 2
     references = inverse_sigmoid(box_convert(corners.clamp(0, 1), "xyxy", "cxcywh"))
     return classes, references, torch.where(is_far == 1, -1, objects), copy // 2
