@@ -13,6 +13,7 @@ from weaksam.core.config import StageConfig
 from weaksam.core.step import Outcome, Step
 from weaksam.core.step_folders import keep_config, whole_manifest
 from weaksam.errors import FailedRowsError
+from weaksam.execution import ray_env
 from weaksam.pipeline.changes import log_changes
 from weaksam.pipeline.manifest import manifest_of
 
@@ -27,6 +28,7 @@ def run_steps(steps: Sequence[Step]) -> None:
     Raises:
         WeakSamError: a step could not finish, or too many of its rows failed.
     """
+    ray_env.prepare()  # before a stage imports Ray
     for step in steps:
         manifest = whole_manifest(step)
         if manifest is not None:
