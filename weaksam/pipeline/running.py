@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from weaksam.core import storage
-from weaksam.core.config import StageConfig
 from weaksam.core.step import Outcome, Step
 from weaksam.core.step_folders import keep_config, whole_manifest
 from weaksam.errors import FailedRowsError
@@ -78,7 +77,7 @@ def _tolerance_of_inputs(step: Step) -> str:
     more = [
         (other.config.max_failed, other.name)
         for other in step.inputs.values()
-        if isinstance(other.config, StageConfig) and other.config.max_failed > step.config.max_failed
+        if isinstance(other, Step) and other.config.max_failed > step.config.max_failed
     ]
     if not more:
         return ""

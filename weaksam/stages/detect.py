@@ -190,7 +190,7 @@ def run(step: Step) -> Outcome:
     images = tables.read_step(step.inputs["images"], columns=["uri", "split"])
     if config.split is not None:
         images = tables.of_split(images, config.split, where=f"steps.{step.name}.split")
-    names = schemas.class_names_of(images.schema)
+    names = tables.class_names(step.inputs["images"])
     key = "detector" if config.detector is not None else "checkpoint"
     trained = step.inputs[key]
     check_same_classes(step, key)

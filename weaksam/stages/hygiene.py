@@ -96,7 +96,7 @@ def run(step: Step) -> Outcome:
 
     config: HygieneConfig = step.config
     images = tables.read_step(step.inputs["images"], columns=["uri", "split", "labels", "height", "width"])
-    names = schemas.class_names_of(images.schema)
+    names = tables.class_names(step.inputs["images"])
     schema = schemas.with_metadata(schemas.HYGIENE, fingerprint=step.fingerprint, class_names=names)
     kwargs = {"config": config, "schema": schema}
     source = images.select(["image_id", "uri"])

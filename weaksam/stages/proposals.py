@@ -160,7 +160,7 @@ def run(step: Step) -> Outcome:
     images = tables.read_step(step.inputs["images"], columns=["uri", "split", "labels"])
     if config.split is not None:
         images = tables.of_split(images, config.split, where=f"steps.{step.name}.split")
-    names = schemas.class_names_of(images.schema)
+    names = tables.class_names(step.inputs["images"])
     schema = schemas.with_metadata(schemas.PROPOSALS, fingerprint=step.fingerprint, class_names=names)
     kwargs: dict[str, Any] = {"config": config, "schema": schema}
     source = images.select(["image_id", "uri"])
@@ -172,7 +172,7 @@ def run(step: Step) -> Outcome:
 
 def _trained_classifier(step: Step, names: list[str]) -> TrainedClassifier:
     trained = step.inputs["classifier"]
-    learnt = schemas.class_names_of(tables.read_step(trained.inputs["images"], columns=["image_id"]).schema)
+    learnt = tables.class_names(trained.inputs["images"])
     if learnt != names:
         raise ConfigError(
             f"steps.{step.name}.classifier: step {trained.name} knows {len(learnt)} classes ({', '.join(learnt[:3])}, "

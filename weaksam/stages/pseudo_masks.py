@@ -180,7 +180,7 @@ def read_prompts(step: Step) -> tuple[pa.Table, list[str]]:
     images = tables.read_step(step.inputs["images"], columns=["uri", "split"])
     if config.split is not None:
         images = tables.of_split(images, config.split, where=f"steps.{step.name}.split")
-    names, ids = schemas.class_names_of(images.schema), images.column("image_id").to_pylist()
+    names, ids = tables.class_names(step.inputs["images"]), images.column("image_id").to_pylist()
     if config.results is not None:
         found = read_step_results(step, ids, default_score=1.0).select(["image_id", *_GIVEN])
     else:

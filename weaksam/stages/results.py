@@ -30,7 +30,7 @@ def read_step_results(step: Step, image_ids: Sequence[str], *, default_score: fl
     return read_results(
         step.config.results,
         list(image_ids),
-        schemas.class_names_of(images.schema),
+        tables.class_names(step.inputs["images"]),
         category_ids=schemas.category_ids_of(images.schema),
         sizes=sizes,
         default_score=default_score,
