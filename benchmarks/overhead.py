@@ -23,7 +23,7 @@ from weaksam.cli.terminal import set_up_logging
 from weaksam.core import storage
 from weaksam.data.images import decode_image
 from weaksam.demo.scenes import write_scenes
-from weaksam.execution import runtime
+from weaksam.execution.connection import connect, disconnect
 from weaksam.stages.proposal_settings import GridSettings
 
 CONFIG = """
@@ -52,11 +52,11 @@ def main() -> int:
         config = Path(folder) / "run.yaml"
         config.write_text(CONFIG.format(folder=folder, points=args.points_per_side))
         steps = pipeline.load(str(config))
-        runtime.connect()
+        connect()
         pipeline.run_steps(steps)
         manifest = steps[-1].manifest()
         assert manifest is not None
-        runtime.disconnect()
+        disconnect()
         uris = steps[0].read(["uri"]).column("uri").to_pylist()
         bare = bare_loop(uris, steps[-1].config.grid)
     piped = manifest["seconds"]

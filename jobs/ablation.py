@@ -15,7 +15,7 @@ from typing import Any
 from jobs.demo import PROMPTS, STUDENTS, TEACHERS, detector_table, pgt_table, prepare, read_report
 from weaksam import pipeline
 from weaksam.cli.main import metrics, run_pipeline
-from weaksam.cli.terminal import set_up_logging
+from weaksam.cli.terminal import end_on_sigterm, set_up_logging
 from weaksam.core.step import Step
 from weaksam.stages.evaluate import mean_and_std
 
@@ -76,4 +76,5 @@ if __name__ == "__main__":
     parser.add_argument("folder", nargs="?", default="demo", help="where `make demo` ran")
     parser.add_argument("--seeds", type=int, default=3, help="of `detectors`")
     given = parser.parse_args()
+    end_on_sigterm()
     main(given.kind, given.folder, given.seeds)

@@ -10,9 +10,8 @@ import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from weaksam import pipeline
 from weaksam.cli.main import run_pipeline
-from weaksam.cli.terminal import set_up_logging
+from weaksam.cli.terminal import end_on_sigterm, set_up_logging
 from weaksam.core import schemas, storage
 from weaksam.core.step import Step
 from weaksam.demo.scenes import write_scenes
@@ -36,8 +35,7 @@ def main(folder: str, config: str) -> None:
     """Runs a config of the demo below `folder`."""
     set_up_logging()
     overrides = prepare(folder)
-    run_pipeline(config, overrides)
-    steps = {step.name: step for step in pipeline.load(config, overrides)}
+    steps = {step.name: step for step in run_pipeline(config, overrides)}
     report = write_report(storage.join(folder, "run"))
     print(recall_table(read_report(steps["recall"])))
     print("\nDetectors that learnt from image-level labels")
@@ -143,4 +141,5 @@ if __name__ == "__main__":
     parser.add_argument("folder", nargs="?", default="demo")
     parser.add_argument("--full", action="store_true", help="every detector, and MIST by kinds of prompts")
     given = parser.parse_args()
+    end_on_sigterm()
     main(given.folder, str(CONFIGS / ("demo_full.yaml" if given.full else "demo.yaml")))

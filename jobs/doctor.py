@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from weaksam.cli.terminal import guarded
+from weaksam.cli.terminal import end_on_sigterm, guarded
 from weaksam.cluster.doctor import run_doctor
 
 if __name__ == "__main__":
@@ -12,6 +12,7 @@ if __name__ == "__main__":
     if not given or given[0] in ("-h", "--help"):
         print(__doc__)
         sys.exit(0 if given else 2)
+    end_on_sigterm()
     try:
         guarded(run_doctor)(given[0], given[1:], as_json="--json" in sys.argv)
     except typer.Exit as end:

@@ -14,14 +14,14 @@ from typing import Annotated
 import typer
 from safetensors.torch import load_file
 
-from weaksam.cli.terminal import set_up_logging
+from weaksam.cli.terminal import end_on_sigterm, set_up_logging
 from weaksam.demo.sam_training import SegmenterTask, export_weights, sam_weights
 from weaksam.demo.sam_training_loss import DICE_WEIGHT
 from weaksam.demo.sam_training_scores import score_segmenter
 from weaksam.demo.scene_cache import cache_scenes
-from weaksam.execution import runtime
+from weaksam.execution.connection import connect
 from weaksam.sam.build import build_sam
-from weaksam.training.loop import TrainResources, TrainSettings, train
+from weaksam.training.settings import TrainResources, TrainSettings
 
 log = logging.getLogger("weaksam.jobs")
 BATCH = 24  # pictures a step
@@ -44,7 +44,9 @@ def main(
     folder = run_folder.resolve()
     drawn = cache_scenes(folder / "scenes", images=scenes, seed=seed, family="varied")
     held_out = cache_scenes(folder / "heldout", images=300, seed=HELD_OUT_SEED, family="demo")
-    runtime.connect()
+    connect()
+    from weaksam.training.loop import train  # imports Ray
+
     settings = TrainSettings(
         steps=steps,
         batch_size=BATCH,
@@ -81,4 +83,5 @@ def finish(weights: str, held_out: Path, folder: Path, settings: TrainSettings) 
 
 
 if __name__ == "__main__":
+    end_on_sigterm()
     typer.run(main)

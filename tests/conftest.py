@@ -13,13 +13,15 @@ import pytest
 import torch
 from hypothesis import settings
 
-if not torch.cuda.is_available():  # before anything imports Triton, which asks then
-    os.environ.setdefault("TRITON_INTERPRET", "1")
-
 from testing.local_ray import local_ray
 from testing.places import ROOT
 from testing.s3.server import CephServer
 from testing.s3.world import make_bucket
+from weaksam.execution import ray_env
+
+ray_env.prepare()  # before anything imports Ray; programs that tests start inherit it
+if not torch.cuda.is_available():  # before anything imports Triton, which asks then
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 settings.register_profile("weaksam", deadline=None)  # no test is timed: the first call loads code, machines are busy
 settings.load_profile("weaksam")
@@ -27,7 +29,6 @@ settings.load_profile("weaksam")
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
-    os.environ["RAY_DATA_AUTOSCALING_REQUEST_EXPIRE_TIME_S"] = "30"
     with local_ray(store_bytes=400_000_000):
         yield
 

@@ -328,7 +328,7 @@ def test_nothing_but_a_run_starts_torch_or_ray(config: str, tmp_path: Path) -> N
 def test_a_program_that_imported_ray_first_keeps_the_settings_ray_was_loaded_with() -> None:
     # Ray reads them when it is imported; changed later, no local cluster starts any more ("InvalidAuthToken").
     check = (
-        "import os, ray; before = dict(os.environ); from weaksam.execution import runtime\n"
+        "import os, ray; before = dict(os.environ); from weaksam.execution import ray_env; ray_env.prepare()\n"
         "print([k for k in ('RAY_AUTH_MODE', 'RAY_BACKEND_LOG_LEVEL') if os.environ.get(k) != before.get(k)])"
     )
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}

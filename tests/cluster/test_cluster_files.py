@@ -66,13 +66,14 @@ def ray_package() -> Path:
 def submit_faults(content: dict[str, Any]) -> list[str]:
     """What is wrong with a file of `--cluster`, also with what it does to configs/coco17.yaml."""
     settings, faults = parse_settings(ClusterSettings, content, where="cluster")
-    if not isinstance(settings, ClusterSettings):
+    if settings is None:
         return faults
     faults += cluster_faults(settings, "cluster")
     config = str(ROOT / "configs" / "coco17.yaml")
     given = ["steps.images.root=s3://bucket/coco", "steps.proposals.sam.checkpoint=s3://bucket/sam.pth"]
     try:
-        pipeline.parse(config, [*given, *resources_here(settings, pipeline.parse(config, given)[1])])
+        run_file = pipeline.parse(config, given)
+        pipeline.with_defaults(run_file, resources_here(settings, run_file))
     except Exception as error:  # whatever it is, it is a fault of the file
         faults.append(str(error))
     return faults
@@ -241,8 +242,7 @@ def test_the_job_of_a_manifest_is_a_right_command_that_is_retried_on_a_new_clust
     spec = load("kuberay/rayjob.yaml")["spec"]
     python, dash_m, module, config, *overrides = spec["entrypoint"].split()
     assert (python, dash_m, module) == ("python", "-m", "jobs.pipeline")
-    _, parsed = pipeline.parse(str(ROOT / config), overrides)
-    assert parsed
+    assert pipeline.parse(str(ROOT / config), overrides).steps
     assert spec["shutdownAfterJobFinishes"]
     assert spec["backoffLimit"] > 0
     assert spec["ttlSecondsAfterFinished"] > 0

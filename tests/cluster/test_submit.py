@@ -16,6 +16,7 @@ import pytest
 from testing.places import ROOT
 from testing.ray_head import RayHead
 from testing.s3.server import CephServer, free_port
+from weaksam import pipeline
 from weaksam.cluster import settings, submit
 from weaksam.core import storage
 from weaksam.demo.scenes import write_scenes
@@ -199,11 +200,7 @@ def test_faults_of_a_cluster_file_are_told_by_key(text: str, fault: str, tmp_pat
     assert fault in str(caught.value)
 
 
-def test_what_everybody_on_the_cluster_could_read_holds_no_secret(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("AWS_ENDPOINT_URL_S3", "AWS_S3_ADDRESSING_STYLE"):
-        monkeypatch.setenv(name, "before")  # restored after the run file has set another
+def test_what_everybody_on_the_cluster_could_read_holds_no_secret(tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
     file.write_text("addressing: virtual\n" + RUN_FILE.format(bucket="s3://bucket", endpoint="http://127.0.0.1:1"))
     cluster = settings.ClusterSettings()
@@ -212,10 +209,10 @@ def test_what_everybody_on_the_cluster_could_read_holds_no_secret(
         "steps.proposals.sam.checkpoint=https://host/sam.pth?X-Amz-Signature=hid",
     )
     with submit.staged() as folder, pytest.raises(ConfigError, match=r"sam\.checkpoint: holds a URL with a") as caught:
-        submit.plan_job(str(file), weights, cluster, folder)
+        submit.plan_job(pipeline.parse(str(file), weights), cluster, folder)
     assert "hid" not in str(caught.value)
     with submit.staged() as folder:
-        job = submit.plan_job(str(file), [], cluster, folder)
+        job = submit.plan_job(pipeline.parse(str(file)), cluster, folder)
     assert job.runtime_env["env_vars"]["AWS_S3_ADDRESSING_STYLE"] == "virtual"
 
 
@@ -231,11 +228,9 @@ def test_a_cluster_sets_resources_by_kind_of_step(tmp_path: Path, monkeypatch: p
     classifier = "  classifier: {stage: train_classifier, images: images, split: train, resources: {workers: 2}}\n"
     hygiene = "  hygiene: {stage: hygiene, images: images}\n"  # has no use for a GPU
     file.write_text(RUN_FILE.format(bucket="s3://bucket", endpoint="http://127.0.0.1:1") + classifier + hygiene)
-    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://before")  # restored after the run file has named another
+    run_file = pipeline.parse(str(file), ["steps.images.splits=[test]"])
     with submit.staged() as folder:
-        job = submit.plan_job(
-            str(file), ["steps.images.splits=[test]"], settings.load_cluster(str(cluster), None), folder
-        )
+        job = submit.plan_job(run_file, settings.load_cluster(str(cluster), None), folder)
         assert os.listdir(folder) == ["run.yaml"]
     assert job.address == "http://head:8265"
     given = "steps.proposals.resources.max_actors=8 steps.proposals.resources.actor_gpus=1.0 "

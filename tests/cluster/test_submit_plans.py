@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from weaksam import pipeline
 from weaksam.cluster import submit
 from weaksam.cluster.settings import ClusterSettings
 from weaksam.errors import ClusterError, ConfigError
@@ -25,7 +26,7 @@ def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str, addre
     monkeypatch.chdir(tmp_path)
     Path("run.yaml").write_text(RUN_FILE)
     with submit.staged() as folder:
-        return submit.plan_job("run.yaml", list(overrides), ClusterSettings(address=address), folder)
+        return submit.plan_job(pipeline.parse("run.yaml", overrides), ClusterSettings(address=address), folder)
 
 
 def test_places_of_this_machine_are_absolute_in_a_job(

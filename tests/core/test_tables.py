@@ -126,3 +126,34 @@ def test_ground_truth_lies_apart(tmp_path: Path) -> None:
 def test_a_manifest_that_names_something_else_than_parts_is_damaged(part: object, tmp_path: Path) -> None:
     with pytest.raises(DamagedError, match="which is no part of a table"):
         tables.read_table(str(tmp_path), {"parts": [part], "excluded": {}})
+
+
+def test_class_names_come_from_the_manifest_and_no_part_is_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(uri: str, **_: object) -> None:
+        raise AssertionError(f"{uri} was opened")
+
+    monkeypatch.setattr(tables, "read_parquet", refuse)
+    manifest = {"parts": ["part-0-1.parquet"], "class_names": ["cat", "dog"]}
+    assert tables.read_class_names(str(tmp_path), manifest) == ["cat", "dog"]
+
+
+def test_class_names_of_an_older_manifest_come_from_the_schema_and_no_row_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part = tables.write_part(str(tmp_path), schemas.to_table([ROW], SCHEMA))
+    read, asked = tables.read_parquet, []
+
+    def count(uri: str, *, columns: list[str] | None = None) -> pa.Table:
+        asked.append(columns)
+        return read(uri, columns=columns)
+
+    monkeypatch.setattr(tables, "read_parquet", count)
+    manifest = {"parts": [part, "part-1-1.parquet"], "excluded": {}}
+    assert tables.read_class_names(str(tmp_path), manifest) == ["cat", "dog"]
+    assert asked == [[]]
+    with pytest.raises(DamagedError, match=r"part-1-1\.parquet: the manifest lists it, but it is gone"):
+        tables.read_class_names(str(tmp_path), {"parts": ["part-1-1.parquet"]})
+    with pytest.raises(DamagedError, match="is no part of a table"):
+        tables.read_class_names(str(tmp_path), {"parts": ["../part-1-1.parquet"]})

@@ -14,7 +14,7 @@ import pytest
 
 from weaksam.core.cache import cache_folder
 from weaksam.errors import ClusterError, ConfigError
-from weaksam.execution import connection, lost_cluster, own_cluster
+from weaksam.execution import connection, lost_cluster, own_cluster, ray_env
 
 GIB = 2**30
 
@@ -68,14 +68,14 @@ def test_a_new_token_and_an_old_one_are_for_their_user_alone(tmp_path: Path, mon
     monkeypatch.setenv("HOME", str(tmp_path))
     before = os.umask(0o022)
     try:
-        assert own_cluster.give_token({}) == {}
+        assert ray_env.give_token({}) == {}
     finally:
         os.umask(before)
     file = tmp_path / ".ray" / "auth_token"
     token = file.read_text()
     assert (len(token), stat.S_IMODE(file.stat().st_mode)) == (64, 0o600)
     file.chmod(0o644)
-    assert own_cluster.give_token({}) == {}
+    assert ray_env.give_token({}) == {}
     assert (file.read_text(), stat.S_IMODE(file.stat().st_mode)) == (token, 0o600)
 
 
@@ -84,12 +84,12 @@ def test_without_a_home_folder_a_cluster_has_a_token_of_its_own(
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("HOME", str(tmp_path / "file"))  # whoever runs this, there can be no folder below it
-    first, second = own_cluster.give_token({}), own_cluster.give_token({})
+    first, second = ray_env.give_token({}), ray_env.give_token({})
     assert list(first) == list(second) == ["RAY_AUTH_TOKEN"]
     assert len(first["RAY_AUTH_TOKEN"]) == 64
     assert first != second
-    assert own_cluster.give_token({"RAY_AUTH_TOKEN": "given"}) == {}
-    assert own_cluster.give_token({"RAY_AUTH_TOKEN_PATH": "/given"}) == {}
+    assert ray_env.give_token({"RAY_AUTH_TOKEN": "given"}) == {}
+    assert ray_env.give_token({"RAY_AUTH_TOKEN_PATH": "/given"}) == {}
 
 
 def test_a_user_without_a_name_gets_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,9 +101,9 @@ def test_a_user_without_a_name_gets_one(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr("pwd.getpwuid", unknown)
     monkeypatch.setattr(os, "getuid", lambda: 12345)
-    assert own_cluster.missing_name() == {"USER": "user12345"}
+    assert ray_env.missing_name() == {"USER": "user12345"}
     monkeypatch.setenv("USER", "someone")
-    assert own_cluster.missing_name() == {}
+    assert ray_env.missing_name() == {}
 
 
 def test_memory_that_ray_cannot_start_in_is_told_before_it_does() -> None:

@@ -13,7 +13,7 @@ import yaml
 from pydantic import Field
 
 from weaksam import pipeline
-from weaksam.core import storage
+from weaksam.core import schemas, storage, tables
 from weaksam.core.config import Added, NotInFingerprint, OutsideFile, Reads, Settings, StageConfig, result_settings
 from weaksam.core.step import Outcome, Stage, Step
 from weaksam.errors import ConfigError, DeniedError, FailedRowsError, MissingFileError, StageError, StorageError
@@ -350,6 +350,23 @@ def test_the_manifest_says_what_it_is_made_of(load: Callable) -> None:
     assert manifest["versions"]["ray"]
     config = storage.read_json(storage.join(step.folder, "config.json"))
     assert config["settings"]["inner"]["lr"] == 0.1
+
+
+def test_the_manifest_says_the_class_names_that_the_parts_carry(
+    load: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(step: Step) -> Outcome:
+        schema = schemas.with_metadata(schemas.IMAGES, fingerprint=step.fingerprint, class_names=["cat", "dog"])
+        part = tables.write_part(step.folder, schemas.to_table([{"image_id": "a"}], schema))
+        return Outcome(rows=1, parts=[part])
+
+    make = dataclasses.replace(run_file.STAGES["make"], run=write)
+    monkeypatch.setitem(run_file.STAGES, "make", make)
+    made, used = load(GOOD)[:2]
+    pipeline.run_steps([made])
+    assert (made.manifest() or {})["class_names"] == made.class_names() == ["cat", "dog"]
+    pipeline.run_steps([used])
+    assert "class_names" not in (used.manifest() or {})  # it has no table
 
 
 @pytest.mark.parametrize("run", ["file", "file/run", "file/deep/run"])

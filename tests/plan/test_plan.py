@@ -196,7 +196,6 @@ def test_money_is_that_of_reserved_gpus_and_processors() -> None:
 
 
 def test_a_pilot_that_stopped_in_a_step_measures_it_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from weaksam.execution import runtime
     from weaksam.plan import pilot
 
     (tmp_path / "data").mkdir()
@@ -208,7 +207,7 @@ def test_a_pilot_that_stopped_in_a_step_measures_it_anew(tmp_path: Path, monkeyp
     )
     (step,) = pipeline.load(str(config))
     storage.write_bytes(storage.join(step.folder, "part-0123456789abcdef-9.parquet"), b"what was done before")
-    monkeypatch.setattr(runtime, "connect", lambda: None)
+    monkeypatch.setattr(pilot, "connect", lambda: None)
     pilot._run([step])
     assert (step.manifest() or {})["rows"] == 1
     assert "part-0123456789abcdef-9.parquet" not in os.listdir(step.folder)

@@ -149,8 +149,7 @@ def make_export(source: Started, format: str, to: str | None, settings: Sequence
         check_outside({"--to": to}, images.stage.listed(listed) if listed is not None else [])
     inputs = {"images": images.to_step({})}
     inputs[key] = source.to_step(inputs)
-    name = f"export_{source.name}_{format}"
-    return resolve(source.run, name, STAGE, config, inputs)  # type: ignore[arg-type]  (parsed as ExportConfig)
+    return resolve(source.run, f"export_{source.name}_{format}", STAGE, config, inputs)
 
 
 def find_format(text: str) -> str:

@@ -54,10 +54,12 @@ def submit(
     from weaksam.cluster.settings import load_cluster
 
     set_up_logging()
+    settings = load_cluster(cluster, address)
+    run_file = pipeline.parse(config, overrides or [])
     with submitting.staged() as folder:
-        job = submitting.plan_job(config, overrides or [], load_cluster(cluster, address), folder, name=name)
+        job = submitting.plan_job(run_file, settings, folder, name=name)
         if look:
-            pipeline.load(config, job.overrides)
+            pipeline.resolve_steps(run_file)
         there = submitting.Cluster(job.address)
         log.info("%s: sending %s", job.address, job.sent)
         there.submit(job)
@@ -134,6 +136,7 @@ def doctor(
     as_json: AsJson = False,
 ) -> None:
     """Examine every node of a cluster for what CONFIG needs: versions, storage, weights, memory. It runs as a job."""
+    from weaksam import pipeline
     from weaksam.cluster import submit as submitting
     from weaksam.cluster.doctor import run_doctor
     from weaksam.cluster.settings import load_cluster
@@ -142,11 +145,12 @@ def doctor(
     if here:
         run_doctor(config, overrides or [], as_json=as_json)
         return
+    settings = load_cluster(cluster, address)
+    run_file = pipeline.parse(config, overrides or [])
     with submitting.staged() as folder:
         job = submitting.plan_job(
-            config,
-            overrides or [],
-            load_cluster(cluster, address),
+            run_file,
+            settings,
             folder,
             module="jobs.doctor",
             name="weaksam-doctor",

@@ -12,7 +12,8 @@ from rich.table import Table
 
 import weaksam
 from weaksam.cli.job_commands import app as job_app
-from weaksam.cli.terminal import AsJson, ConfigPath, Overrides, console, guarded, set_up_logging
+from weaksam.cli.terminal import AsJson, ConfigPath, Overrides, console, end_on_sigterm, guarded, set_up_logging
+from weaksam.core.step import Step
 from weaksam.core.uris import check_place
 from weaksam.errors import ConfigError, DamagedError
 
@@ -53,7 +54,9 @@ def run(
     run_pipeline(config, overrides or [], only=only or [])
 
 
-def run_pipeline(config: str, overrides: list[str], *, only: list[str] | None = None, stage: str | None = None) -> None:
+def run_pipeline(
+    config: str, overrides: list[str], *, only: list[str] | None = None, stage: str | None = None
+) -> list[Step]:
     """Checks everything, logs the warnings, runs the chosen steps.
 
     Args:
@@ -61,6 +64,9 @@ def run_pipeline(config: str, overrides: list[str], *, only: list[str] | None = 
         overrides: `key=value` texts.
         only: names of the steps to run; all when empty.
         stage: run only the steps of this stage.
+
+    Returns:
+        Every step of the run file, in order, also those that were not run.
     """
     from weaksam import pipeline
 
@@ -74,6 +80,7 @@ def run_pipeline(config: str, overrides: list[str], *, only: list[str] | None = 
     for text in pipeline.warnings_of(chosen):
         log.warning("warning: %s", text)
     pipeline.run_steps(chosen)
+    return steps
 
 
 def run_job(*, of_stage: bool = False) -> None:
@@ -88,6 +95,7 @@ def run_job(*, of_stage: bool = False) -> None:
         print(f"usage: python -m jobs.{job} CONFIG [KEY=VALUE]...\nRuns {what} of a run file.")
         sys.exit(0 if given and given[0].startswith("-") else 2)
     stage = given.pop(0) if of_stage else None
+    end_on_sigterm()
     try:
         guarded(run_pipeline)(given[0], given[1:], stage=stage)
     except typer.Exit as end:
@@ -296,4 +304,5 @@ def scenes(
 
 def main() -> None:
     """The `weaksam` command."""
+    end_on_sigterm()
     app()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -25,7 +26,7 @@ Overrides = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
-def guarded(command: Callable[..., None]) -> Callable[..., None]:
+def guarded(command: Callable[..., object]) -> Callable[..., None]:
     """Turns the errors a user can act on into messages and exit codes (`errors`)."""
 
     @functools.wraps(command)
@@ -42,6 +43,14 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
             raise typer.Exit(130) from None
 
     return inner
+
+
+def end_on_sigterm() -> None:
+    """Lets SIGTERM end this program as Ctrl-C does, so that it gives back what it holds of a cluster.
+
+    Each program calls it once, at its start; Ray's own handler ends a process with a dump of its stacks.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def _check_working_folder() -> None:

@@ -16,7 +16,9 @@ from typing import Any
 from weaksam import pipeline
 from weaksam.core import storage
 from weaksam.core.config import OutsideFile
+from weaksam.core.object_stores import use_server
 from weaksam.errors import ClusterError, WeakSamError
+from weaksam.execution.connection import connect
 from weaksam.execution.pools import PoolResources, fit_pool
 from weaksam.masking import masked_url
 from weaksam.stages.proposal_settings import SamSettings
@@ -48,9 +50,9 @@ def run_doctor(config: str, overrides: Sequence[str], *, as_json: bool = False) 
     Raises:
         ClusterError: something is not well.
     """
-    run, parsed = pipeline.parse(config, overrides)
-    settings = [config for _, config in parsed.values()]
-    findings = examine_cluster(run, settings)
+    run_file = pipeline.parse(config, overrides)
+    use_server(run_file.server)
+    findings = examine_cluster(run_file.run, [config for _, config in run_file.steps.values()])
     if as_json:
         print(json.dumps([asdict(finding) for finding in findings], indent=2), flush=True)
     else:
@@ -67,12 +69,10 @@ def run_doctor(config: str, overrides: Sequence[str], *, as_json: bool = False) 
 
 def examine_cluster(run: str, settings: Sequence[Any]) -> list[Finding]:
     """Looks at every node, from a task that runs there."""
-    from weaksam.execution.runtime import connect
-
-    import ray  # isort: skip
+    connect()  # before Ray is imported
+    import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    connect()
     nodes = [node for node in ray.nodes() if node["Alive"]]
     weights = weights_of(settings)
     examine = ray.remote(num_cpus=0, max_retries=1)(examine_node)

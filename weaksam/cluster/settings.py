@@ -12,7 +12,7 @@ from weaksam.core.config import Settings, load_run_file, parse_settings
 from weaksam.errors import ConfigError
 from weaksam.execution.pools import CpuPoolResources, PoolResources
 from weaksam.masking import is_secret
-from weaksam.pipeline import Parsed
+from weaksam.pipeline import RunFile
 from weaksam.training.settings import TrainResources
 
 
@@ -57,10 +57,10 @@ def load_cluster(path: str | None, address: str | None) -> ClusterSettings:
     raw = load_run_file(path) if path else {}
     settings, faults = parse_settings(ClusterSettings, raw, where=path or "cluster")
     address = address or os.environ.get("RAY_API_SERVER_ADDRESS")
-    if isinstance(settings, ClusterSettings):
+    if settings is not None:
         settings = settings.model_copy(update={"address": address or settings.address})
         faults += cluster_faults(settings, path or "cluster")
-    if faults or not isinstance(settings, ClusterSettings):
+    if faults or settings is None:
         raise ConfigError(*faults)
     return settings
 
@@ -84,10 +84,10 @@ def cluster_faults(settings: ClusterSettings, where: str) -> list[str]:
     return faults
 
 
-def resources_here(cluster: ClusterSettings, parsed: Parsed) -> list[str]:
+def resources_here(cluster: ClusterSettings, run_file: RunFile) -> list[str]:
     """What a cluster says of resources, as overrides of the steps of a run file."""
     found = []
-    for name, (stage, _) in parsed.items():
+    for name, (stage, _) in run_file.steps.items():
         field = stage.config.model_fields.get("resources")
         for here in (cluster.pools, cluster.trainings):
             if field and isinstance(field.annotation, type) and issubclass(field.annotation, type(here)):

@@ -25,12 +25,13 @@ from urllib.parse import urlsplit
 from weaksam import pipeline
 from weaksam.cluster.settings import ClusterSettings, Entrypoint, resources_here
 from weaksam.core import storage
-from weaksam.core.config import load_run_file, places_of
-from weaksam.core.object_stores import ADDRESSING_VARIABLE, ENDPOINT_VARIABLE
+from weaksam.core.config import places_of
 from weaksam.core.proxies import is_loopback, spare_loopback
 from weaksam.errors import ClusterError, ConfigError
+from weaksam.execution import ray_env
 from weaksam.execution.pools import DRIVER_CPUS_VARIABLE
 from weaksam.masking import holds_secret, masked, masked_values
+from weaksam.pipeline import RunFile
 
 log = logging.getLogger(__name__)
 
@@ -76,8 +77,7 @@ class Job:
 
 
 def plan_job(
-    config: str,
-    overrides: Sequence[str],
+    run_file: RunFile,
     cluster: ClusterSettings,
     folder: str,
     *,
@@ -85,17 +85,24 @@ def plan_job(
     flags: Sequence[str] = (),
     name: str | None = None,
 ) -> Job:
-    """Checks a run file and makes the job of it; `folder` receives what is sent.
+    """The job that runs a run file on a cluster, with the resources that the cluster gives its steps.
+
+    Args:
+        run_file: what the job runs.
+        cluster: where it runs.
+        folder: receives what is sent.
+        module: that the job runs.
+        flags: of the module, after the overrides.
+        name: beginning of the job's id.
 
     Raises:
-        ConfigError: with every fault of the run file, or a run folder that the cluster cannot reach.
+        ConfigError: the resources of the cluster do not fit a step, or an override holds a secret.
     """
-    run, parsed = pipeline.parse(config, overrides)
-    used = [*resources_here(cluster, parsed), *overrides]
-    pipeline.parse(config, used)
+    run_file = pipeline.with_defaults(run_file, resources_here(cluster, run_file))
+    config, run, used = run_file.path, run_file.run, list(run_file.overrides)
     if faults := [_secret_fault(text) for text in used if holds_secret(text)]:
         raise ConfigError(*faults)
-    places = _places_here(parsed, load_run_file(config, used)["steps"])
+    places = _places_here(run_file)
     used += places
     if storage.is_local(run):
         used = [*(text for text in used if not text.startswith("run=")), f"run={run}"]  # the job works elsewhere
@@ -103,7 +110,7 @@ def plan_job(
         for place in [*([f"run={run}"] if storage.is_local(run) else []), *places]:
             log.warning("%s: every node of the cluster must see this folder: usually an s3:// URI is meant", place)
     shutil.copy(config, folder)
-    runtime_env: dict[str, Any] = {"working_dir": folder, "env_vars": _environment(cluster, config, used)}
+    runtime_env: dict[str, Any] = {"working_dir": folder, "env_vars": _environment(cluster, run_file)}
     sent = "the run file"
     if cluster.send_code:
         code = {"py_modules": [str(CODE / package) for package in PACKAGES]}
@@ -124,12 +131,12 @@ def plan_job(
     )
 
 
-def _places_here(parsed: pipeline.Parsed, raw_steps: Mapping[str, Any]) -> list[str]:
+def _places_here(run_file: RunFile) -> list[str]:
     """Relative paths that steps name, as overrides with absolute ones: the job has another working folder."""
     found = []
-    for name, (_, config) in parsed.items():
+    for name, (_, config) in run_file.steps.items():
         for key, place in places_of(config):
-            raw: Any = raw_steps[name]
+            raw: Any = run_file.content["steps"].get(name)
             for part in key.split("."):
                 raw = raw.get(part) if isinstance(raw, Mapping) else None
             if isinstance(raw, str) and storage.is_local(raw) and raw != (whole := storage.absolute(place)):
@@ -145,13 +152,10 @@ def _secret_fault(override: str) -> str:
     )
 
 
-def _environment(cluster: ClusterSettings, config: str, overrides: Sequence[str]) -> dict[str, str]:
+def _environment(cluster: ClusterSettings, run_file: RunFile) -> dict[str, str]:
     """What the environment of the job and of its workers holds beside that of the nodes."""
     env = {**cluster.env, **{key: os.environ[key] for key in cluster.pass_env if key in os.environ}}
-    content = load_run_file(config, overrides)
-    for key, variable in (("endpoint", ENDPOINT_VARIABLE), ("addressing", ADDRESSING_VARIABLE)):
-        if (value := content.get(key)) is not None:
-            env[variable] = value
+    env |= run_file.server.variables
     if cluster.entrypoint.cpus:
         env[DRIVER_CPUS_VARIABLE] = f"{cluster.entrypoint.cpus:g}"
     env.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its complaint about every actor pool is no error
@@ -182,7 +186,7 @@ class Cluster:
     def __init__(self, address: str) -> None:
         self.address = address
         spare_loopback()  # Ray's client asks the proxy of the environment for every address
-        os.environ.setdefault("RAY_AUTH_MODE", "token" if _has_token() else "disabled")
+        ray_env.prepare_client()
         from ray.job_submission import JobSubmissionClient
 
         for name in ("ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging"):
@@ -306,8 +310,3 @@ def _described(details: Any) -> dict[str, Any]:
 
 def _when(milliseconds: int | None) -> str | None:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(milliseconds / 1000)) if milliseconds else None
-
-
-def _has_token() -> bool:
-    named = any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
-    return named or os.path.exists(os.path.expanduser("~/.ray/auth_token"))

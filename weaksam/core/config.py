@@ -201,11 +201,11 @@ def read_value(text: str) -> Any:
     return yaml.load(text, Loader=_Loader)
 
 
-def load_run_file(path: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """The raw content of a run file with `key.path=value` overrides laid over it; values are read as YAML.
+def load_run_file(path: str) -> dict[str, Any]:
+    """The raw content of a run file.
 
     Raises:
-        ConfigError: the file is missing or not YAML, or an override is not of that form.
+        ConfigError: the file is missing or not YAML.
     """
     try:
         content = _unshared(yaml.load(Path(path).read_text(), Loader=_Loader))
@@ -216,15 +216,25 @@ def load_run_file(path: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
         raise ConfigError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: must be a mapping with the keys 'run' and 'steps'")
-    faults = [fault for text in overrides if (fault := _apply_override(content, text))]
-    if faults:
-        raise ConfigError(*faults)
     return content
 
 
+def with_overrides(content: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """A copy of a run file's raw content with `key.path=value` overrides laid over it; values are read as YAML.
+
+    Raises:
+        ConfigError: an override is not of that form.
+    """
+    copied = _unshared(content)
+    faults = [fault for text in overrides if (fault := _apply_override(copied, text))]
+    if faults:
+        raise ConfigError(*faults)
+    return copied
+
+
 def _unshared(content: Any) -> Any:
-    """A copy in which what was named by an anchor is a thing of its own each time: an override changes one step."""
-    if isinstance(content, dict):
+    """A deep copy in which no two keys share a value, as YAML anchors do: an override changes one step."""
+    if isinstance(content, Mapping):
         return {key: _unshared(value) for key, value in content.items()}
     return [_unshared(value) for value in content] if isinstance(content, list) else content
 
@@ -249,8 +259,8 @@ def _apply_override(content: dict[str, Any], text: str) -> str | None:
 
 
 def parse_settings(
-    config: type[Settings], raw: Any, *, where: str, renamed: Mapping[str, str] = MappingProxyType({})
-) -> tuple[Settings | None, list[str]]:
+    config: type[Config], raw: Any, *, where: str, renamed: Mapping[str, str] = MappingProxyType({})
+) -> tuple[Config | None, list[str]]:
     """`raw` as an instance of `config`, or None and one fault a key, each starting with its full key.
 
     Args:

@@ -13,17 +13,14 @@ import os
 import urllib.error
 import urllib.request
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
-
-from weaksam.core.proxies import proxy_for, proxy_options
-
-# pyarrow's S3 client sends trailing checksums by default, which several S3 servers reject or store as data.
-os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
 
 from pyarrow import fs as pafs
 
 from weaksam.core.fsspec_stores import Entry, FreshHandler
+from weaksam.core.proxies import proxy_for, proxy_options
 from weaksam.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -96,12 +93,40 @@ def s3_is_virtual() -> bool:
     return os.environ.get(ADDRESSING_VARIABLE, "").lower() == "virtual"
 
 
-def use_s3_endpoint(url: Any) -> list[str]:
-    """Names the S3 server for this process and those that it starts; a list of faults if this is no URL of one."""
-    if (fault := _fault_of_endpoint(url)) is not None:
-        return [f"endpoint: {fault}"]
-    os.environ[ENDPOINT_VARIABLE] = url
-    return []
+@dataclass(frozen=True)
+class S3Server:
+    """The S3 server that a run file names; where it names none, the environment does.
+
+    Attributes:
+        endpoint: URL of the server, http://... or https://...
+        addressing: `path` (https://host/bucket) or `virtual` (https://bucket.host).
+    """
+
+    endpoint: str | None = None
+    addressing: str | None = None
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """Environment variables by which a process, and those that it starts, find this server."""
+        named = {ENDPOINT_VARIABLE: self.endpoint, ADDRESSING_VARIABLE: self.addressing}
+        return {name: value for name, value in named.items() if value is not None}
+
+
+def read_server(endpoint: Any, addressing: Any) -> tuple[S3Server, list[str]]:
+    """The server of the keys `endpoint` and `addressing` of a run file, and a fault for each that is wrong."""
+    faults = []
+    if endpoint is not None and (fault := _fault_of_endpoint(endpoint)) is not None:
+        faults.append(f"endpoint: {fault}")
+    if addressing not in (None, "path", "virtual"):
+        faults.append(
+            f"addressing: must be path (https://host/bucket) or virtual (https://bucket.host), got {addressing!r}"
+        )
+    return (S3Server() if faults else S3Server(endpoint, addressing)), faults
+
+
+def use_server(server: S3Server) -> None:
+    """Makes this process and those that it starts read `s3://` URIs from `server`, by the environment."""
+    os.environ.update(server.variables)
 
 
 def _fault_of_endpoint(url: Any) -> str | None:
@@ -114,14 +139,6 @@ def _fault_of_endpoint(url: Any) -> str | None:
     except ValueError:  # a port that is none, brackets that are not closed
         is_server = False
     return None if is_server else f"must be the URL of an S3 server, http://... or https://..., got {url!r}"
-
-
-def use_s3_addressing(style: Any) -> list[str]:
-    """Sets how buckets are addressed, for this process and those that it starts; a list of faults if that is no way."""
-    if style not in ("path", "virtual"):
-        return [f"addressing: must be path (https://host/bucket) or virtual (https://bucket.host), got {style!r}"]
-    os.environ[ADDRESSING_VARIABLE] = style
-    return []
 
 
 def _object_store_at(scheme: str, bucket: str, endpoint: str | None, virtual: bool) -> pafs.FileSystem:
@@ -166,6 +183,9 @@ class _S3(pafs.S3FileSystem):
 
 
 def _s3(bucket: str, endpoint: str | None, virtual: bool, proxy: str | None) -> pafs.S3FileSystem:
+    # A client sends trailing checksums by default, which several S3 servers reject or store as data. There is no
+    # argument for it: a client reads the variable when it is made.
+    os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
     where: dict[str, Any] = {}
     if endpoint is not None:

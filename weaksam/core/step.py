@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import pyarrow as pa
 
@@ -18,6 +18,8 @@ from weaksam.core import storage, tables
 from weaksam.core.config import OutsideFile, Place, Reads, StageConfig, result_settings
 from weaksam.errors import ConfigError, DamagedError, StageError
 from weaksam.masking import masked_values
+
+ConfigT = TypeVar("ConfigT")
 
 
 @dataclass(frozen=True)
@@ -118,17 +120,28 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Step:
-    """One resolved step of a run, ready to be worked on."""
+class AnyStep(Generic[ConfigT]):
+    """A step with its folder in a run: all that a reader of its table needs. Either a `Step` or a `SavedStep`.
+
+    Attributes:
+        name: of the step in the run file.
+        stage: what it does.
+        config: its settings.
+        inputs: the steps it reads, by the setting that names each.
+        outside: identities of the outside files that decide the result, by name.
+        fingerprint: of all that decides the result.
+        folder: URI of its folder.
+        places: `Stage.places`; empty: those it was finished with.
+    """
 
     name: str
     stage: Stage
-    config: Any
-    inputs: Mapping[str, Step]
+    config: ConfigT
+    inputs: Mapping[str, AnyStep[Any]]
     outside: Mapping[str, str]
     fingerprint: str
     folder: str
-    places: Mapping[str, str] = field(default_factory=dict)  # `Stage.places`; empty: those it was finished with
+    places: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def manifest_uri(self) -> str:
@@ -171,6 +184,27 @@ class Step:
         """
         return tables.read_table(self.folder, self.finished_manifest(), columns=columns)
 
+    def class_names(self) -> list[str]:
+        """The names of the classes of the finished table, by class.
+
+        Raises:
+            StageError: the step is not finished.
+        """
+        return tables.read_class_names(self.folder, self.finished_manifest())
+
+
+class Step(AnyStep[Any]):
+    """A resolved step of a run file, ready to be worked on; `config` is an instance of `stage.config`."""
+
+
+class SavedStep(AnyStep[Mapping[str, Any]]):
+    """A step as the config.json of its folder describes it, to be read from; `config` is raw.
+
+    An older weaksam may have written it, with other settings than those of today.
+    """
+
+    inputs: Mapping[str, SavedStep]
+
 
 def read_manifest(folder: str) -> dict[str, Any]:
     """The manifest of a step's folder.
@@ -182,6 +216,7 @@ def read_manifest(folder: str) -> dict[str, Any]:
     uri = storage.join(folder, "manifest.json")
     found = storage.read_json(uri)
     kinds = {"stage": str, "rows": int, "failed": int, "parts": list, "excluded": dict, "files": dict}
+    kinds |= {"class_names": list}
     if (
         not isinstance(found, dict)
         or not any(key in found for key in kinds)
@@ -191,7 +226,7 @@ def read_manifest(folder: str) -> dict[str, Any]:
     return found
 
 
-def resolve(run: str, name: str, stage: Stage, config: StageConfig, inputs: Mapping[str, Step]) -> Step:
+def resolve(run: str, name: str, stage: Stage, config: StageConfig, inputs: Mapping[str, AnyStep[Any]]) -> Step:
     """A step with its fingerprint and folder; reads the identity of outside files.
 
     Raises:
@@ -199,7 +234,7 @@ def resolve(run: str, name: str, stage: Stage, config: StageConfig, inputs: Mapp
     """
     check_outside({"the run": run}, stage.listed(config))
     if written := {f"{key}:": uri for key, uri in _written_places(config).items()}:
-        read = [step for step in inputs.values() if isinstance(step.config, StageConfig)]
+        read = [step for step in inputs.values() if isinstance(step, Step)]
         check_outside(written, [folder for step in read for folder in step.stage.listed(step.config)])
     files = {name: storage.identity(uri) for name, uri in outside_files(config).items()}
     outside = {**files, **stage.outside(config), **_relative_places(run, config)}

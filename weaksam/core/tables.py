@@ -107,26 +107,36 @@ def read_parts(folder: str, parts: Sequence[str], *, columns: Sequence[str] | No
         DamagedError: a part is gone, or was altered since it was written, or a manifest names something else.
         DataError: it was written by another major version.
     """
-    if foreign := [part for part in parts if not isinstance(part, str) or not _PART.fullmatch(part)]:
-        raise DamagedError(f"{folder}: the manifest lists {foreign[0]!r}, which is no part of a table: {_AGAIN}")
+    _check_names(folder, parts)
 
     def read(part: str) -> pa.Table:
-        uri = storage.join(folder, part)
-        try:
-            table = read_parquet(uri, columns=columns)
-        except FileNotFoundError as error:
-            raise DamagedError(f"{uri}: the manifest lists it, but it is gone: {_AGAIN}") from error
-        except DamagedError as error:
-            raise DamagedError(f"{error}; {_AGAIN}") from error
-        schemas.check_version(table.schema, where=uri)
-        if _PART.fullmatch(part) and table.num_rows != rows_in(part):
+        table = _read_part(folder, part, columns)
+        if table.num_rows != rows_in(part):
             raise DamagedError(
-                f"{uri}: damaged ({table.num_rows} rows, {rows_in(part)} were written): remove it; {_AGAIN}"
+                f"{storage.join(folder, part)}: damaged ({table.num_rows} rows, {rows_in(part)} were written): remove "
+                f"it; {_AGAIN}"
             )
         return table
 
     with ThreadPoolExecutor(_THREADS) as pool:
         return list(pool.map(read, parts))
+
+
+def _check_names(folder: str, parts: Sequence[str]) -> None:
+    if foreign := [part for part in parts if not isinstance(part, str) or not _PART.fullmatch(part)]:
+        raise DamagedError(f"{folder}: the manifest lists {foreign[0]!r}, which is no part of a table: {_AGAIN}")
+
+
+def _read_part(folder: str, part: str, columns: Sequence[str] | None) -> pa.Table:
+    uri = storage.join(folder, part)
+    try:
+        table = read_parquet(uri, columns=columns)
+    except FileNotFoundError as error:
+        raise DamagedError(f"{uri}: the manifest lists it, but it is gone: {_AGAIN}") from error
+    except DamagedError as error:
+        raise DamagedError(f"{error}; {_AGAIN}") from error
+    schemas.check_version(table.schema, where=uri)
+    return table
 
 
 def done_ids(folder: str) -> dict[str, list[str]]:
@@ -240,6 +250,19 @@ def of_split(images: pa.Table, split: str, *, where: str) -> pa.Table:
         splits = ", ".join(sorted(images["split"].unique().to_pylist()))
         raise ConfigError(f"{where}: no image has split '{split}': splits are {splits}")
     return found
+
+
+def read_class_names(folder: str, manifest: Mapping[str, Any]) -> list[str]:
+    """The class names of a finished table.
+
+    A manifest that an older weaksam wrote lacks them: then the schema of the first part has them. Without parts there
+    are none.
+    """
+    if (names := manifest.get("class_names")) is not None:
+        return names
+    parts = manifest["parts"][:1]
+    _check_names(folder, parts)
+    return schemas.class_names_of(_read_part(folder, parts[0], []).schema) if parts else []
 
 
 def read_rows(folder: str, manifest: Mapping[str, Any], image_ids: Iterable[str]) -> dict[str, dict[str, Any]]:

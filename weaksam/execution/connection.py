@@ -2,6 +2,8 @@
 
 A cluster of our own listens on the loopback interface only, has a token that no other user can read, and needs neither
 a home folder nor a name of the user.
+
+Ray is imported by `connect`, after `ray_env.prepare`: what imports Ray at its top is imported after that.
 """
 
 from __future__ import annotations
@@ -12,35 +14,18 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from weaksam.core.object_stores import VARIABLES
 from weaksam.errors import ClusterError, ConfigError
-
-# A killed driver's reservation in Ray Data's coordinator starves the next one until it expires (default 180 s).
-os.environ.setdefault("RAY_DATA_AUTOSCALING_REQUEST_EXPIRE_TIME_S", "30")
-# A task whose worker is ended for want of memory is tried again for ever by default.
-os.environ.setdefault("RAY_task_oom_retries", "5")
-if os.environ.get("RAY_ADDRESS", "local") == "local" and "ray" not in sys.modules:  # Ray reads them when it is imported
-    os.environ.setdefault("RAY_AUTH_MODE", "token")  # what a local cluster has anyway, without the notice
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its complaint about every actor pool is no error
-
-import ray
-import ray.exceptions
-
-from weaksam.execution import own_cluster
+from weaksam.execution import ray_env
 from weaksam.execution.lost_cluster import end_when_lost, host_and_port, stop_watching
 
 log = logging.getLogger(__name__)
-
-# glibc gives large buffers back to the system at once, and getting them again can cost more than the work on them:
-# elementwise operations of torch on a virtual machine were three times slower without these.
-_KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**33)}
-# Where there are more workers than cores, Ray ends one that had no task for a second, and the next block of images
-# pays for another: some two seconds of a core. Small images on two cores took a fifth longer.
-_KEEP_WORKERS = {"RAY_idle_worker_killing_time_threshold_ms": "60000"}
 
 _LOCAL = "local"
 _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": False}
@@ -51,23 +36,36 @@ _CONNECT_SECONDS = 5.0
 def connect() -> None:
     """Joins the cluster of `RAY_ADDRESS` (a submitted job has it set) or starts one on this machine.
 
+    Does nothing where this process has joined one. The program's own handler of SIGTERM stays.
+
     Raises:
         ConfigError: RAY_ADDRESS is no address, or Ray cannot start with these folders or this little memory.
         ClusterError: the cluster cannot be reached.
     """
-    if not ray.is_initialized():
-        for variable, value in (_KEEP_MEMORY | _KEEP_WORKERS).items():
-            os.environ.setdefault(variable, value)  # a local cluster inherits it
-        address = cluster_address(os.environ)
+    ray_env.prepare()
+    if _has_joined():
+        return
+    from weaksam.execution import own_cluster
+
+    address = cluster_address(os.environ)
+    with _own_sigterm():
         if address == _LOCAL:
             own_cluster.start(_QUIET)
         else:
             _join(address)
-        if not address.startswith("ray://"):  # whose driver is a process of the cluster
-            end_when_lost()
+    if not address.startswith("ray://"):  # whose driver is a process of the cluster
+        end_when_lost()
 
-    # Ray's own handler ends the process with a dump; this way the reservation is given back.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Keeps the program's handler of SIGTERM, if it has one: Ray's core puts its own there, which dumps its stacks."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if callable(before) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 def check_cluster() -> None:
@@ -77,14 +75,21 @@ def check_cluster() -> None:
         ConfigError: RAY_ADDRESS is no address.
         ClusterError: nothing answers there.
     """
-    if not ray.is_initialized() and (address := cluster_address(os.environ)) != _LOCAL:
+    if not _has_joined() and (address := cluster_address(os.environ)) != _LOCAL:
         check_reachable(address)
 
 
 def disconnect() -> None:
     """Leaves the cluster; ends it when `connect` started it."""
+    import ray
+
     stop_watching()
     ray.shutdown()
+
+
+def _has_joined() -> bool:
+    """Whether Ray runs in this process; does not import it."""
+    return "ray" in sys.modules and sys.modules["ray"].is_initialized()
 
 
 def cluster_address(environment: Mapping[str, str]) -> str:
@@ -134,6 +139,9 @@ def check_reachable(address: str, *, seconds: float = _REACH_SECONDS) -> None:
 
 
 def _join(address: str) -> None:
+    import ray
+    import ray.exceptions
+
     check_reachable(address)
     try:
         ray.init(address=address, runtime_env={"env_vars": _variables_of_workers(os.environ)}, **_QUIET)

@@ -17,8 +17,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import ray
-
 from weaksam.errors import ClusterError
 
 log = logging.getLogger(__name__)
@@ -31,6 +29,8 @@ _stop = threading.Event()
 
 def end_when_lost() -> None:
     """Watches the cluster that Ray has just joined, until the process ends or `stop_watching` is called."""
+    import ray  # whoever calls this has imported it, after `ray_env.prepare`
+
     _stop.clear()
     address, node_id = ray.get_runtime_context().gcs_address, ray.get_runtime_context().get_node_id()
     sockets = [node["RayletSocketName"] for node in ray.nodes() if node["NodeID"] == node_id]
@@ -106,6 +106,8 @@ def _answers(place: tuple[str, int]) -> bool:
 
 
 def _end(what: str) -> Any:
+    import ray
+
     if _stop.is_set() or not ray.is_initialized():
         return
     print(

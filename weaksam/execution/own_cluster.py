@@ -1,14 +1,11 @@
-"""What Ray needs to start on this machine, whoever runs it: memory, a CPU, a name of the user, a token, short paths."""
+"""Starts Ray on this machine, whoever runs it, and explains why it does not start: memory, a CPU, short paths."""
 
 from __future__ import annotations
 
-import getpass
 import logging
 import os
-import secrets
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from contextlib import contextmanager
 from typing import Any
 
 import ray
@@ -16,13 +13,12 @@ from ray._private import ray_constants
 
 from weaksam.core.memory import available_memory, cpu_quota, memory_limit
 from weaksam.errors import ClusterError, ConfigError, WeakSamError
+from weaksam.execution import ray_env
 
 log = logging.getLogger(__name__)
 
 # An estimate: Ray up to 1.0 GiB, a driver 0.4, a worker with torch and a small SAM 0.6.
 LEAST_MEMORY = 2 * 2**30
-
-_TOKEN_VARIABLES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
 
 def start(options: Mapping[str, Any]) -> None:
@@ -38,9 +34,7 @@ def start(options: Mapping[str, Any]) -> None:
     if (cpus := cpu_quota()) is not None and cpus < 1:
         log.info("this container has %g CPU: it counts as one, the least that Ray works with", cpus)
         given["num_cpus"] = 1
-    os.environ.update(missing_name())
-    if os.environ.get("RAY_AUTH_MODE") == "token":
-        os.environ.update(give_token(os.environ))
+    ray_env.prepare_own_cluster()
     try:
         with _on_loopback():
             ray.init(address="local", **options, **given)
@@ -67,37 +61,6 @@ def check_memory(available: int, limit: int) -> None:
             f"{available / 2**30:.1f} GiB of {limit / 2**30:.1f} GiB of memory are free, Ray and one worker need about "
             f"{LEAST_MEMORY / 2**30:g}: end other programs, or give the machine (or container) more"
         )
-
-
-def missing_name() -> dict[str, str]:
-    """A name for a user who has none (a container with any user id), as an environment variable; else nothing."""
-    try:
-        getpass.getuser()
-    except (KeyError, OSError):
-        return {"USER": f"user{os.getuid()}"}
-    return {}
-
-
-def give_token(environment: Mapping[str, str]) -> dict[str, str]:
-    """Makes the token of Ray's clusters on this machine, readable by its user alone, or makes the file so.
-
-    Returns:
-        Environment variables with a token for this cluster alone, where the home folder cannot hold one; else none.
-    """
-    if any(environment.get(name) for name in _TOKEN_VARIABLES):
-        return {}
-    try:
-        path = Path.home() / ".ray" / "auth_token"
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with suppress(FileExistsError), open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.write(secrets.token_hex(32))
-        if path.stat().st_mode & 0o077:
-            path.chmod(0o600)
-        path.read_bytes()
-    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home folder
-        log.debug("no token in the home folder (%s): this cluster has one of its own", error)
-        return {"RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    return {}
 
 
 def explain(error: Exception, environment: Mapping[str, str]) -> WeakSamError | None:

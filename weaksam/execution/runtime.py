@@ -29,17 +29,13 @@ from weaksam.core.step_folders import are_there
 from weaksam.data.stated_sizes import warn_of_sizes
 from weaksam.errors import StageError, StorageError
 from weaksam.execution import nodes
-
-# first: it sets what Ray reads when it is imported
-from weaksam.execution.connection import check_cluster, connect, disconnect
+from weaksam.execution.connection import check_cluster, connect
 from weaksam.execution.isolation import find_user_error, run_alone
 from weaksam.execution.mapping import ImageMapper
 from weaksam.execution.pools import TASK_CPUS, Pool, PoolResources, fit_pool
 from weaksam.execution.progress import part_counter, tell_progress
 from weaksam.execution.rows import Fetch, PartSink, Worker, WorkerSpec, common_folder
 from weaksam.execution.turns import turn
-
-__all__ = ["connect", "disconnect", "map_images"]
 
 log = logging.getLogger(__name__)
 

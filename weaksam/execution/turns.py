@@ -8,7 +8,6 @@ however that ends.
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +16,8 @@ from typing import Any
 import ray
 from ray.exceptions import ActorDiedError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from weaksam.execution import ray_env
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ class _Turn:
 @contextmanager
 def turn(step: str) -> Iterator[None]:
     """Waits until no other job's step has this cluster; on a cluster of our own there is none."""
-    if os.environ.get("RAY_ADDRESS", "local") == "local":
+    if ray_env.starts_own_cluster():
         yield
         return
     mine = _take(step)

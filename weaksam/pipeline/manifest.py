@@ -34,11 +34,17 @@ def manifest_of(step: Step, outcome: Outcome, seconds: float) -> dict[str, Any]:
         "versions": _versions(),
         "git_commit": git_commit(),
         "cluster": _cluster(),
+        **_class_names(step, outcome),
         "parts": outcome.parts,
         "excluded": outcome.excluded,
         "files": tables.lasting_files(step.folder),
         **({"places": dict(step.places)} if step.places else {}),
     }
+
+
+def _class_names(step: Step, outcome: Outcome) -> dict[str, list[str]]:
+    """The class names that the parts carry, so that readers of the table need not open one."""
+    return {"class_names": tables.read_class_names(step.folder, {"parts": outcome.parts})} if outcome.parts else {}
 
 
 def _cluster() -> dict[str, float] | None:

@@ -1,16 +1,28 @@
-"""A run file becomes steps: parsing, references between steps, faults of all of them at once."""
+"""A run file becomes steps: parsing, references between steps, faults of all of them at once.
+
+`parse` reads one file and returns a value; it changes no environment and starts nothing. `resolve_steps` looks at
+outside files.
+"""
 
 from __future__ import annotations
 
 import difflib
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
 from weaksam.core import storage
-from weaksam.core.config import StageConfig, load_run_file, parse_settings, place_texts, with_absolute_files
-from weaksam.core.object_stores import use_s3_addressing, use_s3_endpoint
+from weaksam.core.config import (
+    StageConfig,
+    load_run_file,
+    parse_settings,
+    place_texts,
+    with_absolute_files,
+    with_overrides,
+)
+from weaksam.core.object_stores import S3Server, read_server, use_server
 from weaksam.core.step import Stage, Step, resolve
 from weaksam.core.uris import fault_of, fault_of_folder, fault_of_text, is_uri
 from weaksam.errors import ConfigError, DamagedError, MissingFileError, StorageError, WeakSamError
@@ -23,50 +35,95 @@ _KEYS = ("run", "endpoint", "addressing", "steps")
 
 _LONGEST_NAME = 200  # of 255 bytes for a folder's, which has the fingerprint behind it
 
-Parsed = dict[str, tuple[Stage, Any]]  # step name -> stage and settings
+ParsedSteps = Mapping[str, tuple[Stage, StageConfig]]  # step name -> stage and settings
+
+
+@dataclass(frozen=True)
+class RunFile:
+    """A run file as it was read and checked, overrides included.
+
+    Attributes:
+        path: of the file.
+        overrides: `key=value` texts that are laid over the file, in order.
+        run: absolute URI of the folder of the run.
+        server: S3 server that the file names.
+        steps: stage and settings of each step, by name.
+        content: the file's raw content under the overrides.
+    """
+
+    path: str
+    overrides: tuple[str, ...]
+    run: str
+    server: S3Server
+    steps: ParsedSteps
+    content: Mapping[str, Any]
 
 
 def load(path: str, overrides: Sequence[str] = ()) -> list[Step]:
-    """The steps of a run file, in an order in which they can run.
-
-    Reads outside files as far as fingerprints need them; starts nothing and writes nothing.
+    """The steps of a run file, in an order in which they can run: `parse`, then `resolve_steps`.
 
     Raises:
         ConfigError: with every fault of the file and the overrides, each named by its key.
     """
-    run, parsed = parse(path, overrides)
-    return resolve_steps(run, parsed)
+    return resolve_steps(parse(path, overrides))
 
 
-def parse(path: str, overrides: Sequence[str] = ()) -> tuple[str, Parsed]:
-    """The run folder and the checked settings of every step, as `load` but without a look at outside files."""
-    content = load_run_file(path, overrides)
+def parse(path: str, overrides: Sequence[str] = ()) -> RunFile:
+    """Reads a run file and checks the settings of every step; looks at no outside file.
+
+    Raises:
+        ConfigError: with every fault of the file and the overrides, each named by its key.
+    """
+    return _check(path, overrides, with_overrides(load_run_file(path), overrides))
+
+
+def with_defaults(run_file: RunFile, defaults: Sequence[str]) -> RunFile:
+    """The same run file under more overrides; those that it has already go before them.
+
+    Raises:
+        ConfigError: as `parse`.
+    """
+    overrides = (*defaults, *run_file.overrides)
+    return _check(run_file.path, overrides, with_overrides(run_file.content, overrides))
+
+
+def _check(path: str, overrides: Sequence[str], content: Mapping[str, Any]) -> RunFile:
+    """The run file of this raw content, which has the overrides already."""
     faults = [f"{key}: unknown key: a run file has {', '.join(_KEYS)}" for key in content if key not in _KEYS]
     run, endpoint, addressing, raw_steps = (content.get(key) for key in _KEYS)
     if not isinstance(run, str) or not run:
         faults.append("run: required: the URI where everything of this run lives")
     elif (fault := fault_of(run) or fault_of_folder(run)) is not None:
         faults.append(f"run: {fault}")
-    if endpoint is not None:
-        faults += use_s3_endpoint(endpoint)
-    if addressing is not None:
-        faults += use_s3_addressing(addressing)
+    server, server_faults = read_server(endpoint, addressing)
+    faults += server_faults
     if not isinstance(raw_steps, dict) or not raw_steps:
         raise ConfigError(*faults, "steps: required: a mapping of step names to settings")
-    raw_steps = {str(name): raw for name, raw in raw_steps.items()}
-    parsed: Parsed = {}
+    steps, step_faults = _parse_steps({str(name): raw for name, raw in raw_steps.items()})
+    if faults or step_faults:
+        raise ConfigError(*faults, *step_faults)
+    return RunFile(path, tuple(overrides), storage.absolute(str(run)), server, steps, content)
+
+
+def _parse_steps(raw_steps: Mapping[str, Any]) -> tuple[ParsedSteps, list[str]]:
+    """Stage and settings of each step, and all faults; where there are any, steps may be missing."""
+    stages: dict[str, Stage] = {}
+    parsed: dict[str, tuple[Stage, StageConfig]] = {}
+    faults: list[str] = []
     for name, raw in raw_steps.items():
         stage, config, step_faults = _parse_step(name, raw)
         faults += step_faults
-        if stage is not None:
+        if stage is None:
+            continue
+        stages[name] = stage
+        named: list[str] = []
+        if config is not None:
             parsed[name] = (stage, config)
-            places = place_texts(config) if config is not None else []
-            named = [f"steps.{name}.{key}: {fault}" for key, text in places if (fault := fault_of(text)) is not None]
-            faults += dict.fromkeys([*_uri_faults(raw, f"steps.{name}"), *named])
-    faults += _reference_faults(parsed, raw_steps)
-    if faults:
-        raise ConfigError(*faults)
-    return storage.absolute(str(run)), parsed
+            places = ((key, fault_of(text)) for key, text in place_texts(config))
+            named = [f"steps.{name}.{key}: {fault}" for key, fault in places if fault is not None]
+        faults += dict.fromkeys([*_uri_faults(raw, f"steps.{name}"), *named])
+    configs = {name: config for name, (_, config) in parsed.items()}
+    return parsed, faults + _reference_faults(stages, configs, raw_steps)
 
 
 def _parse_step(name: str, raw: Any) -> tuple[Stage | None, StageConfig | None, list[str]]:
@@ -84,8 +141,7 @@ def _parse_step(name: str, raw: Any) -> tuple[Stage | None, StageConfig | None, 
         return None, None, [f"{where}.stage: there is no stage '{raw['stage']}': {hint}"]
     settings = {key: value for key, value in raw.items() if key != "stage"}
     config, faults = parse_settings(stage.config, settings, where=where, renamed=RENAMED.get(stage.name, {}))
-    config = config and with_absolute_files(config)
-    return stage, config, faults  # type: ignore[return-value]  (parse_settings returns what it was asked for)
+    return stage, config and with_absolute_files(config), faults
 
 
 def _uri_faults(raw: Any, where: str) -> list[str]:
@@ -103,27 +159,28 @@ def _uri_faults(raw: Any, where: str) -> list[str]:
 
 
 def _reference_faults(
-    parsed: Mapping[str, tuple[Stage, StageConfig | None]], raw_steps: Mapping[str, Any]
+    stages: Mapping[str, Stage], configs: Mapping[str, StageConfig], raw_steps: Mapping[str, Any]
 ) -> list[str]:
-    """Faults of references between steps: to nothing, to a step that writes something else, in a circle."""
+    """Faults of references between steps: to nothing, to a step that writes another table kind, in a circle."""
     faults, graph = [], {}
-    for name, (stage, config) in parsed.items():
+    for name, stage in stages.items():
         graph[name], kinds = [], {}
         references = stage.references(raw_steps[name])
-        for key, (target, wanted) in references.items():
+        for key, (target, needed) in references.items():
             if target not in raw_steps:
                 close = difflib.get_close_matches(target, raw_steps, n=1)
                 hint = f": did you mean '{close[0]}'?" if close else f": steps are {', '.join(raw_steps)}"
                 faults.append(f"steps.{name}.{key}: there is no step '{target}'{hint}")
-            elif target in parsed:
+            elif target in stages:
                 graph[name].append(target)
-                if (found := parsed[target][0].writes) in wanted:
-                    kinds[key] = found
+                if (kind := stages[target].writes) in needed:
+                    kinds[key] = kind
                 else:
-                    needed = " or ".join(wanted)
-                    faults.append(f"steps.{name}.{key}: needs a step that writes {needed}, '{target}' writes {found}")
-        if config is not None and kinds.keys() == references.keys():
-            faults += [f"steps.{name}.{fault}" for fault in stage.input_faults(config, kinds)]
+                    faults.append(
+                        f"steps.{name}.{key}: needs a step that writes {' or '.join(needed)}, '{target}' writes {kind}"
+                    )
+        if name in configs and kinds.keys() == references.keys():
+            faults += [f"steps.{name}.{fault}" for fault in stage.input_faults(configs[name], kinds)]
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
@@ -131,8 +188,18 @@ def _reference_faults(
     return faults
 
 
-def resolve_steps(run: str, parsed: Parsed) -> list[Step]:
-    """The steps in an order in which they can run, with folders below `run`; looks at outside files."""
+def resolve_steps(run_file: RunFile) -> list[Step]:
+    """The steps in an order in which they can run, each with its folder.
+
+    Reads outside files as far as fingerprints need them; starts nothing and writes nothing. From here on this process
+    reads `s3://` URIs from the server that the run file names.
+
+    Raises:
+        ConfigError: an outside file is missing, or a step would write into a dataset's folder.
+        StorageError: nothing is wrong but the storage.
+    """
+    use_server(run_file.server)
+    parsed = run_file.steps
     references = {name: stage.references(dict(config)) for name, (stage, config) in parsed.items()}
     graph = {name: [target for target, _ in named.values()] for name, named in references.items()}
     steps: dict[str, Step] = {}
@@ -143,7 +210,7 @@ def resolve_steps(run: str, parsed: Parsed) -> list[Step]:
             continue  # its input has a fault, which is reported
         inputs = {key: steps[target] for key, (target, _) in references[name].items()}
         try:
-            steps[name] = resolve(run, name, stage, config, inputs)
+            steps[name] = resolve(run_file.run, name, stage, config, inputs)
         except WeakSamError as error:
             faults[name] = error
             if isinstance(error, StorageError):

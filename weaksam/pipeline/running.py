@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from weaksam.core import storage
-from weaksam.core.config import StageConfig
 from weaksam.core.step import Outcome, Step
 from weaksam.core.step_folders import keep_config, whole_manifest
 from weaksam.errors import FailedRowsError
+from weaksam.execution import ray_env
 from weaksam.pipeline.changes import log_changes
 from weaksam.pipeline.manifest import manifest_of
 
@@ -27,6 +27,7 @@ def run_steps(steps: Sequence[Step]) -> None:
     Raises:
         WeakSamError: a step could not finish, or too many of its rows failed.
     """
+    ray_env.prepare()  # before a stage imports Ray
     for step in steps:
         manifest = whole_manifest(step)
         if manifest is not None:
@@ -76,7 +77,7 @@ def _tolerance_of_inputs(step: Step) -> str:
     more = [
         (other.config.max_failed, other.name)
         for other in step.inputs.values()
-        if isinstance(other.config, StageConfig) and other.config.max_failed > step.config.max_failed
+        if isinstance(other, Step) and other.config.max_failed > step.config.max_failed
     ]
     if not more:
         return ""

@@ -11,13 +11,14 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from weaksam import pipeline
 from weaksam.core import storage
 from weaksam.core.config import changed
 from weaksam.core.step import Step
+from weaksam.execution.connection import connect
 from weaksam.execution.pools import PoolResources, fit_pool
 from weaksam.training.settings import LoopSettings
 
@@ -66,20 +67,22 @@ def run_pilot(config: str, overrides: Sequence[str], *, images: int | None, fold
         WeakSamError: the run file is wrong, or a step cannot be done with so few images.
     """
     began = time.monotonic()
-    run, parsed = pipeline.parse(config, overrides)
-    folder = storage.absolute(folder or storage.join(run, "plan"))
-    listed = {step.name: step for step in pipeline.resolve_steps(folder, parsed)}
+    run_file = pipeline.parse(config, overrides)
+    folder = storage.absolute(folder or storage.join(run_file.run, "plan"))
+    run_file = replace(run_file, run=folder)
+    listed = {step.name: step for step in pipeline.resolve_steps(run_file)}
     cluster = _look_at_cluster(folder, read_seconds=time.monotonic() - began)
-    images = images or _images_for(parsed, cluster["nodes"])
+    images = images or _images_for(run_file, cluster["nodes"])
     _run([step for step in listed.values() if step.stage.name == "index"])
     there = _count_places([step for step in listed.values() if step.stage.name == "index"])
     totals = {name: sum(there[place] for place in places_of(step, there)) for name, step in listed.items()}
     sampled = {place: min(count, images) for place, count in there.items()}
     samples = {name: sum(sampled[place] for place in places_of(step, there)) for name, step in listed.items()}
     small = {
-        name: (stage, _for_pilot(stage.name, config, images, samples[name])) for name, (stage, config) in parsed.items()
+        name: (stage, _for_pilot(stage.name, config, images, samples[name]))
+        for name, (stage, config) in run_file.steps.items()
     }
-    steps = pipeline.resolve_steps(folder, small)
+    steps = pipeline.resolve_steps(replace(run_file, steps=small))
     log.info("plan: a pilot with %d images of each split, in %s", images, folder)
     _run(steps)
     measured = [listed[step.name] if step.stage.name == "index" else step for step in steps]
@@ -88,7 +91,7 @@ def run_pilot(config: str, overrides: Sequence[str], *, images: int | None, fold
     wanted = {name: round(count * ratios.get(name, 1.0)) for name, count in rows.items()}
     return Pilot(
         steps=measured,
-        whole={name: settings for name, (_, settings) in parsed.items()},
+        whole={name: settings for name, (_, settings) in run_file.steps.items()},
         rows=rows,
         wanted=wanted,
         nodes=cluster["nodes"],
@@ -100,25 +103,24 @@ def run_pilot(config: str, overrides: Sequence[str], *, images: int | None, fold
 
 def _look_at_cluster(folder: str, *, read_seconds: float) -> dict[str, Any]:
     """The cluster as it was when this folder's first pilot began; that is now when there was none."""
-    from weaksam.execution import runtime
-    from weaksam.execution.nodes import alive_nodes
-
     uri = storage.join(folder, "cluster.json")
     try:
         return storage.read_json(uri)
     except FileNotFoundError:
         began = time.monotonic()
-        runtime.connect()
+        connect()
         seconds = time.monotonic() - began
+        from weaksam.execution.nodes import alive_nodes  # imports Ray
+
         there = [{kind: node.get(kind, 0.0) for kind in ("CPU", "GPU")} for node in alive_nodes()]
         told = {"connect_seconds": seconds, "read_seconds": read_seconds, "nodes": there}
         storage.write_json(uri, told)
         return told
 
 
-def _images_for(parsed: pipeline.Parsed, nodes: Sequence[Mapping[str, float]]) -> int:
+def _images_for(run_file: pipeline.RunFile, nodes: Sequence[Mapping[str, float]]) -> int:
     wanted = [LEAST_IMAGES]
-    for _, config in parsed.values():
+    for _, config in run_file.steps.values():
         if isinstance(asked := getattr(config, "resources", None), PoolResources):
             wanted.append(_BATCHES * asked.batch_size * fit_pool(asked, nodes).actors)
     return max(wanted)
@@ -126,13 +128,11 @@ def _images_for(parsed: pipeline.Parsed, nodes: Sequence[Mapping[str, float]]) -
 
 def _run(steps: Sequence[Step]) -> None:
     """Runs the steps that are not finished; what an interrupted one left is removed, for it would not be measured."""
-    from weaksam.execution import runtime
-
     for step in steps:
         if step.manifest() is None:
             for file in storage.list_files(step.folder):
                 storage.delete(file.uri)
-            runtime.connect()  # its time is told apart
+            connect()  # its time is measured apart
     # a row of metrics for each step or two is for the projection, not for people
     rows = logging.getLogger("weaksam.training")
     before = rows.level

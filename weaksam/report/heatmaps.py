@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -46,7 +45,7 @@ def make_look(proposals: RunStep, names: Sequence[str]) -> Look | None:
     from weaksam.models.classifiers.build import load_trained
     from weaksam.models.classifiers.clues import KINDS, find_clues, shrink
 
-    trained: dict[str, Any] = classifier.config
+    trained = classifier.config
     config, faults = parse_settings(ProposalsConfig, proposals.step.config, where=proposals.name)
     if config is None:
         log.warning("no heatmaps: %s", "; ".join(faults))
@@ -58,7 +57,7 @@ def make_look(proposals: RunStep, names: Sequence[str]) -> Look | None:
     except (WeakSamError, FileNotFoundError) as error:
         log.warning("no heatmaps: %s", error)
         return None
-    rules = config.clues.rules(model.depth)  # type: ignore[attr-defined]  (parsed as ProposalsConfig)
+    rules = config.clues.rules(model.depth)
     title = f"{classifier.name} heatmaps"
 
     def look(image: np.ndarray, labels: Sequence[int] | None) -> list[Panel]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from weaksam.core import schemas, storage, tables
 from weaksam.core.parquet_files import read_parquet
-from weaksam.core.step import Step
+from weaksam.core.step import SavedStep
 from weaksam.errors import ConfigError, DamagedError
 from weaksam.pipeline.listings import read_figures, read_states
 from weaksam.stages.started_steps import Started, read_started
@@ -39,7 +39,7 @@ class RunStep:
     """
 
     name: str
-    step: Step
+    step: SavedStep
     state: Mapping[str, Any]
     manifest: Mapping[str, Any] | None
     told: Mapping[str, Any]
@@ -74,7 +74,7 @@ class RunStep:
         table = tables.read_table(self.step.folder, self.manifest, columns=["status", "message"])
         return [row for row in table.to_pylist() if row["status"] != schemas.OK][:_MOST_FAILURES]
 
-    def judged(self) -> list[Step]:
+    def judged(self) -> list[SavedStep]:
         """The steps that an evaluate step compared with the ground truth."""
         return [step for key, step in self.step.inputs.items() if key != "images"]
 
@@ -93,7 +93,7 @@ def read_run(run: str) -> list[RunStep]:
     if not started:
         raise ConfigError(f"{run}: no step there can be read: the log above says why")
     names = Counter(one.name for one in started.values())
-    steps: dict[str, Step] = {}
+    steps: dict[str, SavedStep] = {}
     found = []
     for title in _in_order(started, began):
         one = started[title]

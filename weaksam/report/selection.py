@@ -118,7 +118,9 @@ def read_dataset(steps: Sequence[RunStep]) -> Dataset | None:
         return None
     images = tables.read_table(index.step.folder, index.manifest, columns=["uri", "split", "labels"])
     truth = tables.read_ground_truth(index.step.folder)
-    return Dataset(images, schemas.class_names_of(images.schema), truth, _folders(index.told["settings"]))
+    return Dataset(
+        images, tables.read_class_names(index.step.folder, index.manifest), truth, _folders(index.told["settings"])
+    )
 
 
 def _folders(settings: Mapping[str, Any]) -> tuple[str, ...]:

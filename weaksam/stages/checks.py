@@ -56,7 +56,7 @@ def check_same_images(step: Step, key: str) -> None:
 def check_same_classes(step: Step, key: str) -> None:
     """Raises ConfigError when the detector named by `key` learnt other classes than those of the step's images."""
     trained = step.inputs[key]
-    learnt, names = (schemas.class_names_of(one.inputs["images"].read([]).schema) for one in (trained, step))
+    learnt, names = (used.inputs["images"].class_names() for used in (trained, step))
     if learnt != names:
         raise ConfigError(
             f"steps.{step.name}.{key}: step {trained.name} knows the classes {', '.join(learnt[:3])}, ..., the "

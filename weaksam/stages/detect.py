@@ -160,7 +160,7 @@ def run(step: Step) -> Outcome:
 
     config: DetectConfig = step.config
     images = read_images(step)
-    num_classes = len(schemas.class_names_of(images.schema))
+    num_classes = len(step.inputs["images"].class_names())
     trained = step.inputs["detector"]
     check_same_classes(step, "detector")
     source = images.select(["image_id", "uri"])

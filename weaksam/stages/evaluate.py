@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import model_validator
 
-from weaksam.core import schemas, storage, tables
+from weaksam.core import storage, tables
 from weaksam.core.config import Reads, StageConfig, one_of
 from weaksam.core.parquet_files import write_parquet
 from weaksam.core.step import Outcome, Stage, Step
@@ -243,7 +243,7 @@ def _read_truth(step: Step, split: str | None) -> tuple[pa.Table, list[str]]:
     truth = tables.with_ids(truth, images.column("image_id").to_pylist())
     if not truth.num_rows:
         raise DataError(f"steps.{step.name}.split: no image of split '{split}' has boxes to compare with")
-    return truth.select(["image_id", *_TRUTH]), schemas.class_names_of(truth.schema)
+    return truth.select(["image_id", *_TRUTH]), step.inputs["images"].class_names()
 
 
 STAGE = Stage("evaluate", 4, EvaluateConfig, run, writes="metrics")

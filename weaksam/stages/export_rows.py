@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from weaksam.core import tables
-from weaksam.core.step import Step
+from weaksam.core.step import AnyStep
 from weaksam.data.images import read_sizes
 from weaksam.errors import DataError
 from weaksam.stages.export_config import ExportConfig
@@ -31,7 +31,7 @@ class Source:
     `uncertainty` is by image id, in the order of the export; None: the order is that of the ids.
     """
 
-    step: Step
+    step: AnyStep[Any]
     config: ExportConfig
     class_names: list[str]
     places: dict[str, Place]  # of the images that have a usable row

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pyarrow as pa
 
 from weaksam.core import schemas, tables
-from weaksam.core.step import Step
+from weaksam.core.step import AnyStep, Step
 from weaksam.errors import DataError
 from weaksam.stages import export_rows
 from weaksam.stages.export_config import ExportConfig
@@ -29,9 +31,9 @@ def read_source(step: Step) -> Source:
     parts = dict(zip(manifest["parts"], read, strict=True))
     kept = [tables.without_ids(table, manifest["excluded"].get(part, [])) for part, table in parts.items()]
     rows = [row for table in kept for row in table.to_pylist()]
-    names = schemas.class_names_of(images.schema)
+    names = step.inputs["images"].class_names()
     rows = _of_split(step, source, images, rows)
-    _check_same(step, source, images, rows, [table.schema for table in read], names)
+    _check_same(step, source, images, rows)
     failures = [f"{r['image_id']}: {r['status']}: {r['message']}" for r in rows if r["status"] != schemas.OK]
     chosen = {row["image_id"] for row in rows if row["status"] == schemas.OK}
     if not chosen:
@@ -52,7 +54,7 @@ def read_source(step: Step) -> Source:
     return keep_most_uncertain(found, images, trusted, config.most_uncertain)
 
 
-def _of_split(step: Step, source: Step, images: pa.Table, rows: list[dict]) -> list[dict]:
+def _of_split(step: Step, source: AnyStep[Any], images: pa.Table, rows: list[dict]) -> list[dict]:
     """The rows of the split that is asked for."""
     split = step.config.split
     if split is None:
@@ -67,12 +69,10 @@ def _of_split(step: Step, source: Step, images: pa.Table, rows: list[dict]) -> l
     return rows
 
 
-def _check_same(
-    step: Step, source: Step, images: pa.Table, rows: list[dict], found: list[pa.Schema], names: list[str]
-) -> None:
+def _check_same(step: Step, source: AnyStep[Any], images: pa.Table, rows: list[dict]) -> None:
     """Raises DataError when the rows are of another dataset than the images."""
     strange = sorted({row["image_id"] for row in rows}.difference(images.column("image_id").to_pylist()))
-    if strange or any(schemas.class_names_of(schema) != names for schema in found):
+    if strange or source.class_names() != step.inputs["images"].class_names():
         what = f"image {strange[0]}, which is" if strange else "classes that are"
         raise DataError(
             f"steps.{step.name}: step {source.name} has {what} not in step {step.inputs['images'].name}: "

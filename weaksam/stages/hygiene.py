@@ -93,7 +93,7 @@ def run(step: Step) -> Outcome:
         resources=config.resources,
     )
     rows = tables.read_table(step.folder, {"parts": outcome.parts, "excluded": outcome.excluded})
-    names = schemas.class_names_of(images.schema)
+    names = step.inputs["images"].class_names()
     listed = list_duplicates(images, rows, config)
     metadata = schemas.with_metadata(DUPLICATES, fingerprint=step.fingerprint, class_names=names).metadata
     write_parquet(storage.join(step.folder, "duplicates.parquet"), listed.replace_schema_metadata(metadata))

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 import numpy as np
 import pyarrow as pa
 
-from weaksam.core import schemas, tables
+from weaksam.core import tables
 from weaksam.core.step import Step
 from weaksam.errors import DataError
 
@@ -26,7 +26,7 @@ def labelled_images(step: Step, *, also: Collection[str] = ()) -> tuple[pa.Table
     """
     split = step.config.split
     images = step.inputs["images"].read(["uri", "split", "labels"])
-    names = schemas.class_names_of(images.schema)
+    names = step.inputs["images"].class_names()
     images = tables.of_split(images, split, where=f"steps.{step.name}.split")
     usable = [row["labels"] is not None or row["image_id"] in also for row in images.to_pylist()]
     images = images.filter(pa.array(usable, pa.bool_()))
@@ -66,8 +66,8 @@ def warn_of_classes_everywhere(step: Step) -> list[str]:
     if step.inputs["images"].manifest() is None:
         return []
     try:
-        images, labels = labelled_images(step)
+        _, labels = labelled_images(step)
     except DataError:
         return []  # the step itself says so
-    names = schemas.class_names_of(images.schema)
+    names = step.inputs["images"].class_names()
     return describe_everywhere(f"steps.{step.name}.images", count_labels(labels, names), len(labels))

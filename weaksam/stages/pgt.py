@@ -76,7 +76,7 @@ def run(step: Step) -> Outcome:
     config: PgtConfig = step.config
     reviews = _read_reviews(step)
     images, labels = labelled_images(step, also=reviews)
-    names = schemas.class_names_of(images.schema)
+    names = step.inputs["images"].class_names()
     ids = images.column("image_id").to_pylist()
     reviews = _of_images(step, reviews, ids)
     found = _read_found(step, ids, reviews)
@@ -133,7 +133,7 @@ def _read_reviews(step: Step) -> dict[str, Review]:
     for row in (row for table in (images, found) for row in table.to_pylist() if row["height"] and row["width"]):
         sizes[row["image_id"]] = row["height"], row["width"]
     is_sample = step.inputs["images"].config.sample is not None
-    return read_reviews(step.config.reviewed, sizes, schemas.class_names_of(images.schema), is_sample=is_sample)
+    return read_reviews(step.config.reviewed, sizes, step.inputs["images"].class_names(), is_sample=is_sample)
 
 
 def _of_images(step: Step, reviews: Mapping[str, Review], ids: list[str]) -> dict[str, Review]:

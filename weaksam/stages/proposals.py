@@ -148,7 +148,7 @@ def run(step: Step) -> Outcome:
     images = read_images(step, "labels")
     source, classifier = images.select(["image_id", "uri"]), None
     if "classifier" in step.inputs:
-        classifier = _trained_classifier(step, schemas.class_names_of(images.schema))
+        classifier = _trained_classifier(step, step.inputs["images"].class_names())
         source = source.append_column("labels", _known_labels(step, images))
     return runtime.map_images(
         step,
@@ -162,7 +162,7 @@ def run(step: Step) -> Outcome:
 
 def _trained_classifier(step: Step, names: list[str]) -> TrainedClassifier:
     trained = step.inputs["classifier"]
-    learnt = schemas.class_names_of(trained.inputs["images"].read(["image_id"]).schema)
+    learnt = trained.inputs["images"].class_names()
     if learnt != names:
         raise ConfigError(
             f"steps.{step.name}.classifier: step {trained.name} knows {len(learnt)} classes ({', '.join(learnt[:3])}, "

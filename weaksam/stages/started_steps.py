@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from weaksam.core import storage
-from weaksam.core.step import Stage, Step
+from weaksam.core.step import SavedStep, Stage
 from weaksam.errors import ConfigError, DamagedError
 from weaksam.masking import masked_values
 from weaksam.stages import STAGES
@@ -48,10 +48,10 @@ class Started:
         """Whether it has a manifest."""
         return storage.exists(self.manifest_uri)
 
-    def to_step(self, inputs: Mapping[str, Step]) -> Step:
-        """A step that can be read from. Its settings stay raw: those of an older weaksam may be others than today's."""
-        told = self.told
-        return Step(self.name, self.stage, told["settings"], inputs, told["outside"], told["fingerprint"], self.folder)
+    def to_step(self, inputs: Mapping[str, SavedStep]) -> SavedStep:
+        """A step that can be read from, with the steps that it read."""
+        config, outside, fingerprint = (self.told[key] for key in ("settings", "outside", "fingerprint"))
+        return SavedStep(self.name, self.stage, config, inputs, outside, fingerprint, self.folder)
 
 
 def read_started(run: str, title: str) -> Started | None:

@@ -16,6 +16,6 @@ def read_images(step: Step, *columns: str) -> pa.Table:
     Raises:
         ConfigError: no image is of the split.
     """
-    images = tables.read_step(step.inputs["images"], columns=["uri", "split", *columns])
+    images = step.inputs["images"].read(["uri", "split", *columns])
     split = getattr(step.config, "split", None)
     return images if split is None else tables.of_split(images, split, where=f"steps.{step.name}.split")

@@ -245,7 +245,7 @@ def read_objects(step: Step) -> tuple[list[str], PseudoObjects, int]:
     classes = [np.array(row["classes"], np.int64) for row in rows]
     if not any(map(len, boxes)):
         raise DataError(f"steps.{step.name}: step {source.name} holds no box to learn from: lower its threshold")
-    num_classes = len(schemas.class_names_of(images.schema))
+    num_classes = len(step.inputs["images"].class_names())
     if wrong := [row["image_id"] for row, own in zip(rows, classes, strict=True) if not _exist(own, num_classes)]:
         raise DataError(
             f"steps.{step.name}.pgt: step {source.name} has boxes of classes that the images do not have, in "

@@ -202,7 +202,7 @@ def make_task(step: Step) -> WsodTask:
             f"steps.{step.name}.method: oicr learns nothing from a single class, whose share of all is always 1: "
             "take mist, which has a background"
         )
-    names = schemas.class_names_of(images.schema)
+    names = step.inputs["images"].class_names()
     for text in describe_everywhere(f"steps.{step.name}.images", count_labels(labels, names), len(labels)):
         log.warning("warning: %s", text)
     ids = images.column("image_id").to_pylist()

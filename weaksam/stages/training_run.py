@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from weaksam.core import storage
 from weaksam.core.step import Outcome, Step
+from weaksam.execution.connection import check_cluster, connect
 from weaksam.execution.progress import Seen, tell_progress
 from weaksam.sam.shipped import SHIPPED
 from weaksam.training.settings import Course, LoopSettings, TrainSettings
@@ -49,15 +50,13 @@ def make_course(
 
 def train_task(step: Step, task: TrainTask[Any], settings: TrainSettings) -> dict[str, float]:
     """Trains, from where an earlier call stopped; gives the last row of metrics."""
-    from weaksam.execution import runtime
-    from weaksam.execution.connection import check_cluster
-    from weaksam.training import loop
-
     check_cluster()
     task.build_model()  # a fault of the weights is told here, at once, and not by every worker in turn
     # the loop logs each row of metrics itself
     with tell_progress(step, total=settings.steps, unit="steps", look=lambda: _look(step, settings), in_log=False):
-        runtime.connect()
+        connect()
+        from weaksam.training import loop  # imports Ray
+
         loop.train(task, settings, step.folder)
     return _last_metrics(step.folder, warns=True)
 

@@ -51,10 +51,6 @@ __all__ = ["TrainResources", "TrainSettings", "TrainTask", "train"]
 
 log = logging.getLogger(__name__)
 
-# Ray Train looks at its workers every two seconds by default, and twice after the last step: the end of a training, a
-# report and a dead worker are seen that much later.
-os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-
 _PREFETCH = 2  # micro-batches prepared ahead of the one in use
 # Threads that read and decode, where a worker has fewer CPUs: a read from an object store takes tens of milliseconds in
 # which nothing is computed.
