@@ -24,8 +24,8 @@ from pydantic.fields import FieldInfo
 from testing.places import ROOT
 from weaksam import errors
 from weaksam.cluster import doctor
-from weaksam.core.config import read_value
 from weaksam.core.schemas import FAILED_STATUSES
+from weaksam.core.yaml_files import read_value
 from weaksam.stages import STAGES
 from weaksam.stages.proposal_settings import ProposalResources
 from weaksam.training.settings import TrainResources

@@ -23,7 +23,8 @@ from weaksam import pipeline
 from weaksam.cli.main import app
 from weaksam.core import schemas, storage, tables
 from weaksam.core.config import parse_settings
-from weaksam.core.step import Outcome, Step, describe, resolve
+from weaksam.core.fingerprints import describe, resolve
+from weaksam.core.step import Outcome, Step
 from weaksam.demo.scenes import write_scenes
 from weaksam.stages import STAGES
 

@@ -18,7 +18,8 @@ from testing.kuberay import manifest_faults
 from testing.places import ROOT
 from weaksam import pipeline
 from weaksam.cluster.settings import ClusterSettings, cluster_faults, resources_here
-from weaksam.core.config import parse_settings, read_value
+from weaksam.core.config import parse_settings
+from weaksam.core.yaml_files import read_value
 
 CLUSTER = ROOT / "cluster"
 RAY_FILES = ["aws.yaml", "gcp.yaml"]

@@ -16,7 +16,8 @@ from tests.stages.test_import_detections import imported
 from tests.stages.test_train_wsod import finished
 from weaksam.core import schemas, storage, tables
 from weaksam.core.config import parse_settings
-from weaksam.core.step import Step, resolve
+from weaksam.core.fingerprints import resolve
+from weaksam.core.step import Step
 from weaksam.errors import DataError
 from weaksam.ops.rle import decode_rle
 from weaksam.stages import STAGES, export, pgt

@@ -13,8 +13,10 @@ from typing import Any, get_args
 import yaml
 
 from weaksam.core import storage
-from weaksam.core.config import parse_settings, read_value
-from weaksam.core.step import Step, check_outside, resolve
+from weaksam.core.config import parse_settings
+from weaksam.core.fingerprints import check_outside, resolve
+from weaksam.core.step import Step
+from weaksam.core.yaml_files import read_value
 from weaksam.errors import ConfigError, DamagedError
 from weaksam.stages.export import STAGE, folder_of, marker_uri
 from weaksam.stages.export_config import ExportConfig

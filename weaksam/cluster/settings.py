@@ -8,7 +8,8 @@ from urllib.parse import urlsplit
 
 from pydantic import Field
 
-from weaksam.core.config import Settings, load_run_file, parse_settings
+from weaksam.core.config import Settings, parse_settings
+from weaksam.core.yaml_files import load_run_file
 from weaksam.errors import ConfigError
 from weaksam.execution.pools import CpuPoolResources, PoolResources
 from weaksam.masking import is_secret

@@ -9,7 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from weaksam.core import storage, tables
-from weaksam.core.step import Step, describe
+from weaksam.core.fingerprints import describe
+from weaksam.core.step import Step
 from weaksam.errors import DamagedError
 
 log = logging.getLogger(__name__)

@@ -8,7 +8,8 @@ from typing import Any
 
 from weaksam.core import storage
 from weaksam.core.config import result_settings
-from weaksam.core.step import Step, describe
+from weaksam.core.fingerprints import describe
+from weaksam.core.step import Step
 from weaksam.errors import WeakSamError
 
 log = logging.getLogger(__name__)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from weaksam.core.step import Step, outside_files
+from weaksam.core.fingerprints import outside_files
+from weaksam.core.step import Step
 from weaksam.errors import DamagedError, StorageError
 
 

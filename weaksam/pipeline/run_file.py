@@ -14,17 +14,12 @@ from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
 from weaksam.core import storage
-from weaksam.core.config import (
-    StageConfig,
-    load_run_file,
-    parse_settings,
-    place_texts,
-    with_absolute_files,
-    with_overrides,
-)
+from weaksam.core.config import StageConfig, parse_settings, place_texts, with_absolute_files
+from weaksam.core.fingerprints import resolve
 from weaksam.core.object_stores import S3Server, read_server, use_server
-from weaksam.core.step import Stage, Step, resolve
+from weaksam.core.step import Stage, Step
 from weaksam.core.uris import fault_of, fault_of_folder, fault_of_text, is_uri
+from weaksam.core.yaml_files import load_run_file, with_overrides
 from weaksam.errors import ConfigError, DamagedError, MissingFileError, StorageError, WeakSamError
 from weaksam.stages import STAGES
 from weaksam.stages.renamed import RENAMED
