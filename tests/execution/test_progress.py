@@ -19,7 +19,7 @@ from tests.execution.test_runtime import CountBytes, a_step, images, run
 from weaksam.core import schemas, storage, tables
 from weaksam.execution import progress
 from weaksam.execution.progress import Seen, count_up, is_due, part_counter, read_progress, tell_progress, words_of
-from weaksam.pipeline import listings
+from weaksam.pipeline import states
 from weaksam.stages.training_run import seen_in
 from weaksam.training.settings import TrainSettings
 
@@ -183,10 +183,10 @@ def test_a_killed_driver_leaves_a_step_that_runs_until_its_last_sign_is_too_old(
     finally:
         os.kill(driver.pid, signal.SIGKILL)
         driver.wait()
-    (state,) = listings.read_states(str(tmp_path))
+    (state,) = states.read_states(str(tmp_path))
     assert (state["state"], state["stage"], state["progress"]["done"]) == ("running", "count", 120)
     told = storage.read_json(str(tmp_path / "count-f" / "progress.json"))
     now = time.time()
     monkeypatch.setattr(time, "time", lambda: now + progress.FRESH + 1)
-    (state,) = listings.read_states(str(tmp_path))
+    (state,) = states.read_states(str(tmp_path))
     assert (told["state"], state["state"]) == ("running", "stopped")

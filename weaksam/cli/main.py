@@ -110,8 +110,8 @@ def check(config: ConfigPath, overrides: Overrides = None) -> None:
     Also looks into the files of a dataset as far as that is quick, and says what it did not look at.
     """
     from weaksam import pipeline
-    from weaksam.pipeline.listings import describe_state
     from weaksam.pipeline.looking import look_at
+    from weaksam.pipeline.states import describe_state
 
     table = Table("step", "stage", "reads", "state", "folder", box=None)
     damaged = []
@@ -179,7 +179,8 @@ def status(
     as_json: AsJson = False,
 ) -> None:
     """Show what is done in RUN, what runs and what stopped. Reads its files only, so it needs no cluster."""
-    from weaksam.pipeline.listings import read_states, states_of_steps
+    from weaksam.pipeline.listings import states_of_steps
+    from weaksam.pipeline.states import read_states
 
     states = read_states(run_uri)
     if as_json:

@@ -10,82 +10,10 @@ from typing import Any, get_type_hints
 
 from rich.table import Table
 
-from weaksam.core import storage, tables
+from weaksam.core import storage
 from weaksam.core.config import Choice
-from weaksam.core.step import Step, read_manifest
-from weaksam.core.step_folders import name_lost
 from weaksam.errors import ConfigError, DamagedError
-from weaksam.execution.progress import duration, read_progress, state_of, words_of
-
-_STEP_FOLDER = re.compile(r".+-[0-9a-f]{8}")
-
-
-def read_states(run: str) -> list[dict[str, Any]]:
-    """What is done in a run folder, one step folder an entry, as its files say.
-
-    `state` is finished, running, stopped, damaged, or unfinished where nothing tells which of them. `rows` and what
-    follows are None where unknown; `progress` is that of a step that is not finished, with its age in seconds; `damage`
-    is what is wrong and what to do.
-
-    Raises:
-        ConfigError: no step has been started there.
-        StorageError: the folder cannot be read, which says nothing of what is in it.
-    """
-    states = []
-    for name in storage.list_folders(run):
-        folder = storage.join(run, name)
-        # by its name, where config.json was lost; another folder may hold whole runs, which are not listed
-        if _STEP_FOLDER.fullmatch(name) or storage.exists(storage.join(folder, "config.json")):
-            files = {file.path: file.size for file in storage.list_files(folder)}
-            if "config.json" in files or "manifest.json" in files or any(map(tables.is_lasting, files)):
-                states.append(_read_state(name.rsplit("-", 1)[0], folder, files))
-    if not states:
-        raise ConfigError(f"{run}: no step has been started there: check the folder, or run a config first")
-    return states
-
-
-def _read_state(step: str, folder: str, files: Mapping[str, int]) -> dict[str, Any]:
-    counts = dict.fromkeys(("rows", "failed", "seconds", "rows_per_second"))
-    state = {"step": step, "stage": None, "state": "damaged", **counts, "folder": folder, "progress": None}
-    state["damage"] = None
-    try:
-        done = read_manifest(folder) if "manifest.json" in files else None
-        if done is None:
-            return state | _unfinished_state(folder, files)
-        state |= {"stage": done.get("stage"), **{key: done.get(key) for key in counts}}
-        if lost := tables.lost_files(folder, done, files):
-            return state | {"damage": f"{name_lost(lost)}: the same command makes the missing again"}
-    except (DamagedError, FileNotFoundError) as error:  # missing: removed since it was listed
-        return state | {"damage": str(error)}
-    return state | {"state": "finished"}
-
-
-def _unfinished_state(folder: str, files: Mapping[str, int]) -> dict[str, Any]:
-    progress = read_progress(folder)
-    rows = sum(tables.rows_in(path) for path in files if "/" not in path and tables.is_lasting(path))
-    state = {"stage": _read_stage(folder), "state": "unfinished", "rows": rows}
-    if progress is not None:
-        state |= {"state": state_of(progress), "failed": progress["failed"], "progress": progress}
-    return state
-
-
-def _read_stage(folder: str) -> str | None:
-    try:
-        return storage.read_json(storage.join(folder, "config.json")).get("stage")
-    except (FileNotFoundError, DamagedError, AttributeError):
-        return None  # the next run writes it again
-
-
-def describe_state(step: Step) -> tuple[str, DamagedError | None]:
-    """What `check` says of a step: `finished` or `to do`, and why; a fault where a run could not go on from there."""
-    try:
-        manifest = step.manifest()
-    except DamagedError as error:
-        return "damaged", error
-    if manifest is None:
-        return "to do", None
-    lost = tables.lost_files(step.folder, manifest)
-    return (f"to do: {name_lost(lost)}" if lost else "finished"), None
+from weaksam.execution.progress import duration, words_of
 
 
 def states_of_steps(states: Sequence[Mapping[str, Any]]) -> Table:

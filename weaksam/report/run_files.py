@@ -17,7 +17,8 @@ from weaksam.core import schemas, storage, tables
 from weaksam.core.parquet_files import read_parquet
 from weaksam.core.step import SavedStep
 from weaksam.errors import ConfigError, DamagedError
-from weaksam.pipeline.listings import read_figures, read_states
+from weaksam.pipeline.listings import read_figures
+from weaksam.pipeline.states import read_states
 from weaksam.stages.started_steps import Started, read_started
 from weaksam.training.written import read_metrics
 
@@ -33,7 +34,7 @@ class RunStep:
     Attributes:
         name: as the run file calls it; with its fingerprint where the report shows another variant too.
         step: to read its table from.
-        state: an entry of `listings.read_states`.
+        state: an entry of `states.read_states`.
         manifest: None while the step is unfinished.
         told: its config.json.
     """

@@ -1,0 +1,103 @@
+"""The state of a run and of its steps, read off their files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from weaksam.core import storage, tables
+from weaksam.core.step import Step, read_manifest
+from weaksam.core.step_folders import name_lost
+from weaksam.errors import ConfigError, DamagedError
+from weaksam.execution.progress import read_progress, state_of
+
+_STEP_FOLDER = re.compile(r".+-[0-9a-f]{8}")
+
+
+def read_states(run: str) -> list[dict[str, Any]]:
+    """The steps of a run folder as their files describe them, each after those that it reads.
+
+    `state` is finished, running, stopped, damaged, or unfinished where nothing tells which of them. `rows` and what
+    follows are None where unknown; `progress` is that of a step that is not finished, with its age in seconds; `damage`
+    is what is wrong and what to do.
+
+    Raises:
+        ConfigError: no step has been started there.
+        StorageError: the folder cannot be read, which says nothing of what is in it.
+    """
+    states = []
+    for name in storage.list_folders(run):
+        folder = storage.join(run, name)
+        # by its name, where config.json was lost; another folder may hold whole runs, which are not listed
+        if _STEP_FOLDER.fullmatch(name) or storage.exists(storage.join(folder, "config.json")):
+            files = {file.path: file.size for file in storage.list_files(folder)}
+            if "config.json" in files or "manifest.json" in files or any(map(tables.is_lasting, files)):
+                states.append(_read_state(name.rsplit("-", 1)[0], folder, files))
+    if not states:
+        raise ConfigError(f"{run}: no step has been started there: check the folder, or run a config first")
+    return _in_order(states)
+
+
+def _in_order(states: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The order of the pipeline: a step stands after all that it reads, otherwise the order is kept."""
+    by_folder = {state["folder"].rsplit("/", 1)[-1]: state for state in states}
+    ordered: dict[str, dict[str, Any]] = {}
+
+    def add(folder: str, above: tuple[str, ...] = ()) -> None:
+        if folder in by_folder and folder not in ordered and folder not in above:
+            for read in by_folder[folder]["reads"]:
+                add(read, (*above, folder))
+            ordered[folder] = by_folder[folder]
+
+    for folder in by_folder:
+        add(folder)
+    return list(ordered.values())
+
+
+def _read_state(step: str, folder: str, files: Mapping[str, int]) -> dict[str, Any]:
+    counts = dict.fromkeys(("rows", "failed", "seconds", "rows_per_second"))
+    state = {"step": step, "stage": None, "state": "damaged", **counts, "folder": folder, "progress": None}
+    config = _read_config(folder) if "config.json" in files else {}
+    inputs = config.get("inputs")
+    state |= {"damage": None, "reads": list(inputs.values()) if isinstance(inputs, dict) else []}
+    try:
+        done = read_manifest(folder) if "manifest.json" in files else None
+        if done is None:
+            return state | _unfinished_state(folder, files) | {"stage": config.get("stage")}
+        state |= {"stage": done.get("stage"), **{key: done.get(key) for key in counts}}
+        if lost := tables.lost_files(folder, done, files):
+            return state | {"damage": f"{name_lost(lost)}: the same command makes the missing again"}
+    except (DamagedError, FileNotFoundError) as error:  # missing: removed since it was listed
+        return state | {"damage": str(error)}
+    return state | {"state": "finished"}
+
+
+def _unfinished_state(folder: str, files: Mapping[str, int]) -> dict[str, Any]:
+    progress = read_progress(folder)
+    rows = sum(tables.rows_in(path) for path in files if "/" not in path and tables.is_lasting(path))
+    state: dict[str, Any] = {"state": "unfinished", "rows": rows}
+    if progress is not None:
+        state |= {"state": state_of(progress), "failed": progress["failed"], "progress": progress}
+    return state
+
+
+def _read_config(folder: str) -> dict[str, Any]:
+    """The config.json of a step's folder; empty where it is damaged: the next run writes it again."""
+    try:
+        config = storage.read_json(storage.join(folder, "config.json"))
+    except (FileNotFoundError, DamagedError):
+        return {}
+    return config if isinstance(config, dict) else {}
+
+
+def describe_state(step: Step) -> tuple[str, DamagedError | None]:
+    """What `check` says of a step: `finished` or `to do`, and why; a fault where a run could not go on from there."""
+    try:
+        manifest = step.manifest()
+    except DamagedError as error:
+        return "damaged", error
+    if manifest is None:
+        return "to do", None
+    lost = tables.lost_files(step.folder, manifest)
+    return (f"to do: {name_lost(lost)}" if lost else "finished"), None
