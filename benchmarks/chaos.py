@@ -128,7 +128,7 @@ def share_done(steps: list[Step]) -> float:
         return 0.0
     rows = sum(tables.rows_in(part) for step in (proposals, found) for part in tables.list_parts(step.folder))
     try:
-        lines = storage.read_replaceable(storage.join(mist.folder, "metrics.jsonl")).decode().splitlines()
+        lines = storage.read_replaceable(storage.join(mist.folder, "training_log.jsonl")).decode().splitlines()
     except FileNotFoundError:
         lines = []
     trained = json.loads(lines[-1])["step"] / _TRAINING if lines else 0.0

@@ -103,7 +103,7 @@ def test_ground_truth_is_read_by_evaluate_and_report_alone(module: str) -> None:
     ("code", "absent"),
     [
         ("import weaksam.cli.main, weaksam.pipeline, weaksam.stages", ["torch", "ray", "torchvision"]),
-        ("import weaksam.sam.engine, weaksam.sam.checkpoints, weaksam.ops.metrics", ["ray", "pydantic"]),
+        ("import weaksam.sam.engine, weaksam.sam.checkpoints, weaksam.ops.proposal_metrics", ["ray", "pydantic"]),
         ("import weaksam.sam, weaksam.sam.shipped", ["torch", "ray"]),
         ("import weaksam.data.images, weaksam.demo.scenes", ["ray", "torch"]),
     ],

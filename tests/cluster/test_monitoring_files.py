@@ -11,7 +11,7 @@ import jsonschema
 import pytest
 
 from tests.cluster.test_cluster_files import CLUSTER, changed, load, ray_package
-from weaksam.execution.metrics import SERIES
+from weaksam.execution.telemetry import SERIES
 
 
 @cache

@@ -30,7 +30,7 @@ def test_a_large_object_comes_back_as_it_was(bucket: str) -> None:
 def test_an_object_replaced_while_it_is_read_comes_back_whole(
     bucket: str, monkeypatch: pytest.MonkeyPatch, later: bytes
 ) -> None:
-    uri, find, opened = storage.join(bucket, "metrics.jsonl"), storage.filesystem, []
+    uri, find, opened = storage.join(bucket, "training_log.jsonl"), storage.filesystem, []
 
     def put(data: bytes) -> None:
         files, path = find(uri)

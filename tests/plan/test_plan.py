@@ -81,7 +81,7 @@ def test_a_plan_runs_a_pilot_and_tells_what_follows_from_what_that_took(tmp_path
         assert planned["advice"]["actors"] == 1
     mist = by_step["mist"]
     (folder,) = (tmp_path / "run" / "plan").glob("mist-*")
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (folder / "training_log.jsonl").read_text().splitlines()]
     assert rows[-1]["step"] == 16
     assert sum(row["seconds"] for row in rows) <= rows[-1]["at"] <= done["mist"]["seconds"]
     later = [row["seconds"] for row in rows[9:]]  # from the fourth round on most is remembered

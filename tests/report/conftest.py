@@ -68,7 +68,7 @@ def _row(truth: dict[str, Any], writes: str) -> dict[str, Any]:
 def learn(step: Step) -> Outcome:
     """A training that left its journal alone."""
     rows = "".join(f'{{"step": {s}, "loss": {2.0 / s}, "lr": 0.1, "images_per_second": 5}}\n' for s in (1, 2, 4))
-    storage.write_bytes(storage.join(step.folder, "metrics.jsonl"), rows.encode())
+    storage.write_bytes(storage.join(step.folder, "training_log.jsonl"), rows.encode())
     return Outcome(rows=8)
 
 

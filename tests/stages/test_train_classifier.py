@@ -233,7 +233,7 @@ def test_the_stage_trains_on_two_workers_reports_and_is_not_repeated(images: Lab
     outcome = train_classifier.run(step)
     assert outcome.rows == 24
     assert "held-out mAP" in outcome.summary
-    rows = [json.loads(line) for line in (Path(step.folder) / "metrics.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (Path(step.folder) / "training_log.jsonl").read_text().splitlines()]
     assert rows[-1]["step"] == 5
     assert {"loss", "cls_loss", "patch_loss", "held_out_loss", "held_out_mAP", "lr"} <= set(rows[-1])
     told = storage.read_json(f"{step.folder}/progress.json")

@@ -272,7 +272,7 @@ def test_a_step_trains_and_tells_how_many_regions_it_dropped(tmp_path: Path, inp
     drop = {"gate": "cls", "cls_threshold": 0.01, "start": 2}
     step = make_step(tmp_path, inputs, roi_drop=drop, resources=TrainResources(workers=2).model_dump())
     assert train_detector.run(step).rows == 4
-    rows = [json.loads(line) for line in (Path(step.folder) / "metrics.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (Path(step.folder) / "training_log.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [2, 4]
     assert rows[0]["dropped_cls"] == 0 < rows[1]["dropped_cls"]
     assert load_file(Path(step.folder) / "checkpoint" / "model.safetensors")

@@ -81,7 +81,7 @@ def test_two_workers_learn_what_one_learns(tmp_path: Path, inputs: dict[str, Ste
         outcome = train_wsod.run(step)
         assert outcome.rows == 9
         weights.append(load_file(Path(step.folder) / "checkpoint" / "model.safetensors"))
-        rows = [json.loads(line) for line in (Path(step.folder) / "metrics.jsonl").read_text().splitlines()]
+        rows = [json.loads(line) for line in (Path(step.folder) / "training_log.jsonl").read_text().splitlines()]
         assert [row["step"] for row in rows] == [2, 4]
         assert {"loss", "image_loss", "refine_loss", "box_loss"} <= set(rows[0])
     for key, value in weights[0].items():

@@ -222,7 +222,7 @@ def test_rows_after_the_checkpoint_are_written_again_not_twice(tmp_path: Path):
         first.write(step, {"loss": 1.0}, lr=0.1)
     resumed = Journal(str(tmp_path), _settings(), 6)
     resumed.write(8, {"loss": 2.0}, lr=0.1)
-    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (tmp_path / "training_log.jsonl").read_text().splitlines()]
     assert [(row["step"], row["loss"]) for row in rows] == [(4, 1.0), (8, 2.0)]
     (file,) = (tmp_path / "tensorboard").iterdir()
     events = _events(file.read_bytes())
@@ -248,7 +248,7 @@ def test_a_row_tells_what_its_steps_took_without_the_writing_of_rows(tmp_path: P
     for step in (4, 8):
         now[0] += 2
         journal.write(step, {"loss": 1.0}, lr=0.1)
-    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (tmp_path / "training_log.jsonl").read_text().splitlines()]
     assert [row["seconds"] for row in rows] == [2, 2]
     assert [row["at"] for row in rows] == [2, 14]  # two files are written for each row
 
@@ -274,7 +274,7 @@ def test_two_workers_one_of_them_killed_learn_what_one_does(tmp_path: Path, capl
     alone = _run_alone(LineTask(), _settings(ema=0.9), 12)
     for key, value in load_file(uri).items():
         torch.testing.assert_close(value, alone.weights()[key], rtol=1e-4, atol=1e-5)
-    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (tmp_path / "run/training_log.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [4, 8, 12]
     assert [("slope" in row) for row in rows] == [False, True, True]  # every 8 steps, and at the end
     share = max(1, (os.cpu_count() or 1) // 2)

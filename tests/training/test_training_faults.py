@@ -278,7 +278,7 @@ def test_metrics_are_json_without_nan(tmp_path: Path) -> None:
     def refuse(constant: str) -> None:
         raise AssertionError(constant)
 
-    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    lines = (tmp_path / "training_log.jsonl").read_text().splitlines()
     rows = [json.loads(line, parse_constant=refuse) for line in lines]
     assert (rows[0]["held_out_mAP"], rows[0]["peak"], rows[1]["loss"]) == (None, None, 2.0)
     assert "mAP" not in progress_line(rows[0], _settings())
@@ -293,16 +293,16 @@ def test_lines_that_cannot_be_read_do_not_end_a_training(tmp_path: Path, caplog:
         json.dumps(row | {"loss": "x"}),
         '{"step": 2, "lr": 0.1, "seco',
     ]
-    (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
+    (tmp_path / "training_log.jsonl").write_text("\n".join(lines))
     assert written.read_metrics(str(tmp_path)) == [row | {"peak": None}]
-    uri = tmp_path / "metrics.jsonl"
+    uri = tmp_path / "training_log.jsonl"
     assert caplog.messages == [f"warning: {uri}: 4 lines cannot be read and are left out, e.g. line 2"]
     with follow(str(tmp_path), _settings()):
         Journal(str(tmp_path), _settings(), 5).write(8, {"loss": 1.0}, lr=0.1)
     assert [one["step"] for one in written.read_metrics(str(tmp_path))] == [1, 8]
     step = Step("net", STAGES["train_detector"], None, {}, {}, "f", str(tmp_path))
     assert training_run._look(step, _settings()).done == 8
-    (tmp_path / "metrics.jsonl").write_text("{}\n")
+    (tmp_path / "training_log.jsonl").write_text("{}\n")
     assert training_run._look(step, _settings()).done == 0
 
     good = {"sample": 1, "step": 0, "name": "1.png", "status": "unreadable"}
@@ -432,7 +432,7 @@ def test_two_workers_stop_at_once_and_another_task_goes_on_from_their_checkpoint
         train(SpoiltTask(starts=str(starts)), _settings(resources=resources), str(folder))
     assert len(starts.read_text().splitlines()) == 2  # no worker was started again
     assert not (folder / "checkpoint" / "model.safetensors").exists()
-    assert json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])["step"] == 4
+    assert json.loads((folder / "training_log.jsonl").read_text().splitlines()[-1])["step"] == 4
     snapshot = folder / "checkpoint" / "checkpoint_manager_snapshot.json"
     snapshot.write_text(snapshot.read_text()[:-9])
     uri = train(LineTask(), _settings(resources=resources), str(folder))

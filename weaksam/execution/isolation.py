@@ -15,7 +15,7 @@ from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskErr
 from weaksam.core import schemas, tables
 from weaksam.core.step import Step
 from weaksam.errors import StageError, WeakSamError
-from weaksam.execution import metrics
+from weaksam.execution import telemetry
 from weaksam.execution.mapping import failed_row
 from weaksam.execution.pools import Pool
 from weaksam.execution.rows import Fetch, PartSink, Worker, WorkerSpec
@@ -118,8 +118,8 @@ def run_alone(step: Step, todo: pa.Table, spec: WorkerSpec, pool: Pool, *, image
                     raise StageError(f"step {step.name}: every image fails, the last one with: {': '.join(failure)}")
                 log.warning("%s: %s failed alone twice: %s: %s", step.name, image_id, *failure)
                 tables.write_part(step.folder, schemas.to_table([failed_row(image_id, *failure)], spec.schema))
-                metrics.set_tags(step=step.name, stage=step.stage.name)
-                metrics.count("weaksam_images_failed")
+                telemetry.set_tags(step=step.name, stage=step.stage.name)
+                telemetry.count("weaksam_images_failed")
     finally:  # a traceback may refer to them: they would keep their CPUs and GPUs for as long as it lives
         for actor in [*idle, *(image.actor for image in running.values())]:
             ray.kill(actor)

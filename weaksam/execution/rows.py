@@ -14,7 +14,7 @@ from ray.data import Datasink
 
 from weaksam.core import schemas, storage, tables
 from weaksam.errors import StorageError, WeakSamError
-from weaksam.execution import metrics
+from weaksam.execution import telemetry
 from weaksam.execution.mapping import ImageMapper, map_batch
 from weaksam.execution.times import FETCH_SECONDS, TimesWriter, take_fetch_seconds
 from weaksam.masking import masked_url
@@ -132,7 +132,7 @@ class Worker:
     """
 
     def __init__(self, spec: WorkerSpec) -> None:
-        metrics.set_tags(step=spec.step, stage=spec.stage)
+        telemetry.set_tags(step=spec.step, stage=spec.stage)
         self.spec = spec
         self.idle_since: float | None = None  # the first batch waited for nothing but the start
         self.times = None
@@ -148,15 +148,15 @@ class Worker:
             raise self.error
         if (since := self.idle_since) is not None:
             waited = time.monotonic() - since
-            metrics.observe("weaksam_wait_seconds", lambda: waited)
+            telemetry.observe("weaksam_wait_seconds", lambda: waited)
         batch, fetch_seconds = take_fetch_seconds(batch)
         began = time.time()
         rows = map_batch(self.mapper, batch, schema=self.spec.schema, max_pixels=self.spec.max_pixels)
         if self.times is not None:
             self.times.add(began, time.time(), fetch_seconds)
         done = rows.column("status").to_pylist().count(schemas.OK)
-        metrics.count("weaksam_images_done", done)
-        metrics.count("weaksam_images_failed", rows.num_rows - done)
+        telemetry.count("weaksam_images_done", done)
+        telemetry.count("weaksam_images_failed", rows.num_rows - done)
         self.idle_since = time.monotonic()
         return rows
 

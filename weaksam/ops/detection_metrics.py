@@ -19,7 +19,7 @@ import numpy as np
 
 from weaksam.core.schemas import OK
 from weaksam.ops.checks import check_objects
-from weaksam.ops.metrics import pairwise_iou
+from weaksam.ops.proposal_metrics import pairwise_iou
 
 HIT, MISS, IGNORED = 1, 0, -1
 # The levels as the published evaluators in Python compute them: three are one rounding step above 0.3, 0.6 and 0.7, so

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from weaksam.core import tables
-from weaksam.ops.metrics import RecallRules
+from weaksam.ops.proposal_metrics import RecallRules
 from weaksam.pipeline.listings import figure
 from weaksam.report import charts
 from weaksam.report.run_files import RunStep

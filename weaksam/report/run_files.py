@@ -64,7 +64,7 @@ class RunStep:
 
     @cached_property
     def journal(self) -> list[dict[str, float]]:
-        """metrics.jsonl of a training, a row every `log_every` steps; empty for others."""
+        """training_log.jsonl of a training, a row every `log_every` steps; empty for others."""
         return read_metrics(self.step.folder)
 
     @cached_property

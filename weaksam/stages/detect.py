@@ -17,7 +17,7 @@ from weaksam.core import schemas, storage, tables
 from weaksam.core.config import Reads, StageConfig
 from weaksam.core.step import Outcome, Stage, Step
 from weaksam.errors import ConfigError, ImageError
-from weaksam.execution import metrics
+from weaksam.execution import telemetry
 from weaksam.execution.mapping import ImageMapper, Row
 from weaksam.execution.pools import PoolResources
 from weaksam.models.detectors.catalogue import kind_of
@@ -141,7 +141,7 @@ class DetectObjects(ImageMapper):
             columns = _columns(self.find(pixels, np.array(row.get("boxes") or [], np.float32).reshape(-1, 4)))
         except torch.OutOfMemoryError as error:
             raise ImageError("oom", f"no device memory for {image.shape[:2]} pixels: {error}") from error
-        metrics.count("weaksam_boxes_kept", len(columns["boxes"]))
+        telemetry.count("weaksam_boxes_kept", len(columns["boxes"]))
         return columns
 
 

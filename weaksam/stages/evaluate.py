@@ -132,23 +132,27 @@ def run(step: Step) -> Outcome:
 
 
 def _judge_proposals(step: Step, truth: pa.Table, names: list[str]) -> Judged:
-    from weaksam.ops import metrics, peak_metrics
+    from weaksam.ops import peak_metrics, proposal_metrics
 
     config: EvaluateConfig = step.config
     rules = (
-        metrics.REFERENCE_RULES
+        proposal_metrics.REFERENCE_RULES
         if config.reference_rules
-        else metrics.RecallRules(include_difficult=config.include_difficult, include_crowd=config.include_crowd)
+        else proposal_metrics.RecallRules(
+            include_difficult=config.include_difficult, include_crowd=config.include_crowd
+        )
     )
     found = step.inputs["proposals"].read(_FOUND)
     matched, located = [], []
     for one, other in pairs_of(step, "proposals", truth, found):
         with naming_image(step, "proposals", one):
-            matched.append(metrics.match_row(one, other, rules))
+            matched.append(proposal_metrics.match_row(one, other, rules))
         located.append(_locate_peaks(step, one, other))
-    records = metrics.concat_records(matched)
-    per_class = metrics.recall_by_class(records, names)
-    figures = metrics.proposal_metrics(records, rules) | peak_metrics.peak_metrics(peak_metrics.concat_records(located))
+    records = proposal_metrics.concat_records(matched)
+    per_class = proposal_metrics.recall_by_class(records, names)
+    figures = proposal_metrics.proposal_metrics(records, rules) | peak_metrics.peak_metrics(
+        peak_metrics.concat_records(located)
+    )
     return Judged("proposals", records.num_objects, figures, per_class)
 
 

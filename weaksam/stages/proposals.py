@@ -16,7 +16,7 @@ import pyarrow as pa
 from weaksam.core import schemas, storage, tables
 from weaksam.core.step import Outcome, Stage, Step
 from weaksam.errors import ConfigError, ImageError
-from weaksam.execution import metrics
+from weaksam.execution import telemetry
 from weaksam.execution.mapping import ImageMapper, Row
 from weaksam.stages.proposal_settings import GridSettings, PeakSettings, ProposalsConfig, SamSettings
 from weaksam.stages.sam_actor import SamWatch, Watched, identify_shipped, load_engine
@@ -73,7 +73,7 @@ class ProposeBoxes(ImageMapper):
                 max_proposals=self.config.max_proposals,
                 return_masks=self.config.masks,
             )
-        metrics.count("weaksam_boxes_kept", len(proposals.boxes))
+        telemetry.count("weaksam_boxes_kept", len(proposals.boxes))
         return {
             "boxes": proposals.boxes,
             "predicted_iou": proposals.predicted_iou,

@@ -17,7 +17,7 @@ from weaksam.core import schemas, storage, tables
 from weaksam.core.config import Reads, StageConfig, one_of
 from weaksam.core.step import Outcome, Stage, Step
 from weaksam.errors import DataError, ImageError
-from weaksam.execution import metrics
+from weaksam.execution import telemetry
 from weaksam.execution.mapping import ImageMapper, Row
 from weaksam.stages.checks import check_same_images, with_states
 from weaksam.stages.proposal_settings import ProposalResources, SamSettings
@@ -101,7 +101,7 @@ class DrawMasks(ImageMapper):
         masks, ratings = self._masks(prepared, boxes)
         chosen = choose_masks(masks, boxes, hw, self.rules)
         kept = chosen.kept
-        metrics.count("weaksam_boxes_kept", len(kept))
+        telemetry.count("weaksam_boxes_kept", len(kept))
         dropped = np.delete(chosen.states, kept)
         return {
             "boxes": tight_boxes(chosen.masks, hw) if self.config.boxes == "mask" else boxes[kept],
@@ -131,7 +131,7 @@ class DrawMasks(ImageMapper):
         states = np.full(len(boxes), FITS, np.uint8)
         for index, mask, rating, state in zip(missing, chosen.masks, drawn_ratings, chosen.states, strict=True):
             masks[index], ratings[index], states[index] = mask, float(rating), state
-        metrics.count("weaksam_boxes_kept", len(boxes))
+        telemetry.count("weaksam_boxes_kept", len(boxes))
         objects = {key: row[key] for key in _OBJECTS}
         drawing = {"masks": masks, "predicted_iou": ratings, "mask_state": states, "dropped": []}
         return objects | drawing | {"trusted": True}

@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from weaksam.core import storage
-from weaksam.execution import metrics
+from weaksam.execution import telemetry
 from weaksam.sam.shipped import SHIPPED
 from weaksam.stages.proposal_settings import ProposalResources, SamSettings
 
@@ -78,12 +78,12 @@ class SamWatch:
         before, start = self._counts(), self._mark()
         try:
             yield watched.image
-            metrics.observe("weaksam_decoder_seconds", partial(_seconds, start, self._mark()))
+            telemetry.observe("weaksam_decoder_seconds", partial(_seconds, start, self._mark()))
         finally:
             prompts, backoffs = (now - then for now, then in zip(self._counts(), before, strict=True))
-            metrics.count("weaksam_prompts", prompts)
-            metrics.count("weaksam_oom_backoffs", backoffs)
-            metrics.observe("weaksam_encoder_seconds", partial(_seconds, watched.start, watched.end))
+            telemetry.count("weaksam_prompts", prompts)
+            telemetry.count("weaksam_oom_backoffs", backoffs)
+            telemetry.observe("weaksam_encoder_seconds", partial(_seconds, watched.start, watched.end))
 
     def _counts(self) -> tuple[int, int]:
         return self.engine.prompts_decoded, self.engine.oom_backoffs

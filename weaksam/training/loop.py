@@ -2,7 +2,7 @@
 
 In: a `TrainTask` (what is trained; it knows no cluster) and `TrainSettings`. Out, below the folder given:
 `checkpoint/` (Ray Train's checkpoints while it runs), `checkpoint/model.safetensors` (written once, at the end),
-`metrics.jsonl` (one row every `log_every` steps) and, if there are any, `warnings.jsonl` (the first of one worker) and
+`training_log.jsonl` (one row every `log_every` steps) and, if there are any, `warnings.jsonl` (the first of one worker) and
 `left_out.jsonl` (samples that could not be read).
 
 What a step sees is a pure function of (seed, step): its global batch is cut over the workers and the gradient is the

@@ -15,7 +15,7 @@ from typing import Any
 from weaksam.core import storage
 from weaksam.core.schemas import FAILED_STATUSES
 
-METRICS, LEFT_OUT = "metrics.jsonl", "left_out.jsonl"
+METRICS, LEFT_OUT = "training_log.jsonl", "left_out.jsonl"
 
 log = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from weaksam.models.detectors.dino import Dino, DinoSize
 from weaksam.models.detectors.dino_denoising import FILLER, Noised, noise_objects
 from weaksam.models.detectors.dino_layers import InsideNorm
 from weaksam.models.detectors.dino_loss import box_losses, focal_losses, match, matched_losses
-from weaksam.models.detectors.relative_boxes import inverse_sigmoid, to_relative
+from weaksam.models.detectors.normalized_boxes import inverse_sigmoid, to_relative
 from weaksam.models.noise import make_generators
 from weaksam.ops.boxes import box_iou
 from weaksam.ops.roi_drop import RoiDropRules

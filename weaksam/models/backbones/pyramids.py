@@ -16,8 +16,8 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from weaksam.core import storage
 from weaksam.errors import WeightsError
+from weaksam.models.backbones.frozen_sam import FrozenSam
 from weaksam.models.backbones.lite0 import CHANNELS, MEAN, STD, STRIDES, Lite0
-from weaksam.models.backbones.sam_stem import FrozenSam
 from weaksam.models.backbones.seen_views import SeenViews
 from weaksam.sam.build import PIXEL_MEAN, PIXEL_STD
 from weaksam.sam.checkpoints import read_state

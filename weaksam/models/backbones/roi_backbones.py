@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torchvision.models import resnet50, vgg16
 from torchvision.ops import FrozenBatchNorm2d, roi_pool
 
+from weaksam.models.backbones.frozen_sam import FrozenSam, cut_out
 from weaksam.models.backbones.lite0 import NAME, Lite0, normalise
-from weaksam.models.backbones.sam_stem import FrozenSam, cut_out
 from weaksam.models.backbones.seen_views import SeenViews
 from weaksam.models.noise import SampleNoise, dropout
 from weaksam.ops.boxes import to_inclusive

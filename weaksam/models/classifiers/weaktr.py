@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from weaksam.data.augment import IMAGE_MEAN, IMAGE_STD
-from weaksam.models.backbones.sam_stem import SamStem
+from weaksam.models.backbones.frozen_sam import SamStem
 
 FineOf = Literal["both", "coarse", "cross"]
 _GATE_REDUCTION = 4  # of the gate's hidden layer, as in the published code

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from weaksam.errors import ConfigError, WeightsError
-from weaksam.models.backbones.sam_stem import SamStem
+from weaksam.models.backbones.frozen_sam import SamStem
 from weaksam.models.classifiers.weaktr import FineOf, WeakTr, WeakTrSize
 from weaksam.sam.checkpoints import read_state
 

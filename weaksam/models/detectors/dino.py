@@ -20,7 +20,7 @@ from weaksam.models.detectors.base import Batch, Detector, Found, Normaliser, Ta
 from weaksam.models.detectors.dino_denoising import Noised, noise_objects
 from weaksam.models.detectors.dino_layers import Cells, Decoder, Encoder, Levels, box_head, class_head
 from weaksam.models.detectors.dino_loss import denoising_loss, matched_losses
-from weaksam.models.detectors.relative_boxes import best_found, inverse_sigmoid, take, to_relative
+from weaksam.models.detectors.normalized_boxes import best_found, inverse_sigmoid, take, to_relative
 from weaksam.ops.roi_drop import NO_DROP, RoiDropRules
 
 _SURELY_NOT = -30.0  # logit of a place that only fills up the choice

@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torchvision.ops import box_convert
 
 from weaksam.models.detectors.base import Targets
-from weaksam.models.detectors.relative_boxes import inverse_sigmoid
+from weaksam.models.detectors.normalized_boxes import inverse_sigmoid
 
 FILLER = -1  # group of a slot that holds nothing
 _OTHERS = -2  # group of the queries that are no noisy copies

@@ -25,7 +25,7 @@ from transformers.models.deformable_detr.modeling_deformable_detr import (
 
 from weaksam.models.detectors.base import Batch
 from weaksam.models.detectors.deformable import start_attention
-from weaksam.models.detectors.relative_boxes import inverse_sigmoid
+from weaksam.models.detectors.normalized_boxes import inverse_sigmoid
 
 PRIOR = 0.01  # what a class head says of everything at first
 _ANSWER_EPS = 1e-5  # of the inverse sigmoid where a layer answers; where it moves the next layer's box, 1e-3

@@ -19,7 +19,7 @@ from transformers.loss.loss_rt_detr import RTDetrLoss
 
 from weaksam.models.backbones.pyramids import Pyramid
 from weaksam.models.detectors.base import Detector, Found, Normaliser, Targets
-from weaksam.models.detectors.relative_boxes import best_found, to_relative
+from weaksam.models.detectors.normalized_boxes import best_found, to_relative
 from weaksam.models.noise import drawn_from
 
 

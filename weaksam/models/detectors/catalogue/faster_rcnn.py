@@ -48,13 +48,13 @@ RECIPES_BY_BACKBONE = {"efficientnet_lite0": _LITE0_RECIPE, "small": _SMALL_RECI
 
 def _build(spec: DetectorSpec, rules: DetectionFilter) -> Detector:
     from weaksam.models.backbones.pyramids import make_pyramid
-    from weaksam.models.detectors.cut_out_rcnn import CutOutRcnn, CutOutRcnnSize
     from weaksam.models.detectors.faster_rcnn import FasterRcnn, FasterRcnnSize
+    from weaksam.models.detectors.small_rcnn import SmallRcnn, SmallRcnnSize
 
     pyramid = make_pyramid(spec.backbone, frozen_stages=spec.frozen_stages, finest=8)
     if spec.backbone == "small":
-        size = CutOutRcnnSize(first_steps=spec.first_steps)
-        return CutOutRcnn(pyramid, spec.num_classes, size, box_loss=spec.box_loss, drop=spec.drop, found=rules)
+        size = SmallRcnnSize(first_steps=spec.first_steps)
+        return SmallRcnn(pyramid, spec.num_classes, size, box_loss=spec.box_loss, drop=spec.drop, found=rules)
     size = FasterRcnnSize(**(LITE0_SIZE if spec.backbone == "efficientnet_lite0" else {}))
     return FasterRcnn(pyramid, spec.num_classes, size, box_loss=spec.box_loss, drop=spec.drop, found=rules)
 

@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
 def _build(spec: DetectorSpec, rules: DetectionFilter) -> Detector:
     from weaksam.models.backbones.pyramids import make_pyramid
-    from weaksam.models.detectors.cut_out_mask_rcnn import CutOutMaskRcnn, CutOutMaskRcnnSize
     from weaksam.models.detectors.mask_rcnn import MaskRcnn, MaskRcnnSize
+    from weaksam.models.detectors.small_mask_rcnn import SmallMaskRcnn, SmallMaskRcnnSize
 
     pyramid = make_pyramid(spec.backbone, frozen_stages=spec.frozen_stages, finest=8)
     if spec.backbone == "small":
-        size = CutOutMaskRcnnSize(first_steps=spec.first_steps)
-        return CutOutMaskRcnn(pyramid, spec.num_classes, size, box_loss=spec.box_loss, drop=spec.drop, found=rules)
+        size = SmallMaskRcnnSize(first_steps=spec.first_steps)
+        return SmallMaskRcnn(pyramid, spec.num_classes, size, box_loss=spec.box_loss, drop=spec.drop, found=rules)
     lite0 = LITE0_SIZE | {"mask_dim": 64, "mask_layers": 2}
     size = MaskRcnnSize(**(lite0 if spec.backbone == "efficientnet_lite0" else {}))
     return MaskRcnn(pyramid, spec.num_classes, size, box_loss=spec.box_loss, drop=spec.drop, found=rules)

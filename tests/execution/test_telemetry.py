@@ -20,7 +20,7 @@ from tests.stages.conftest import weights  # noqa: F401  (a fixture)
 from tests.stages.test_proposals import jpeg
 from weaksam import pipeline
 from weaksam.core import schemas
-from weaksam.execution import metrics
+from weaksam.execution import telemetry
 from weaksam.execution.mapping import ImageMapper, Row
 from weaksam.execution.rows import Worker, WorkerSpec
 from weaksam.sam.build import build_sam
@@ -80,13 +80,13 @@ def test_a_proposals_step_is_on_the_metrics_port_with_the_right_numbers(tmp_path
     assert {name: ours.get(name) for name in wanted} == wanted
     assert ours["ray_weaksam_encoder_seconds_sum"] > 0
     assert ours["ray_weaksam_wait_seconds_count"] >= 1
-    assert set(ours) <= set(metrics.SERIES)
+    assert set(ours) <= set(telemetry.SERIES)
 
 
 def test_where_there_is_no_ray_nothing_is_counted_and_ray_is_not_loaded() -> None:
     check = (
-        "import sys; from weaksam.execution import metrics\n"
-        "metrics.count('weaksam_prompts', 3); metrics.observe('weaksam_wait_seconds', lambda: 1 / 0)\n"
+        "import sys; from weaksam.execution import telemetry\n"
+        "telemetry.count('weaksam_prompts', 3); telemetry.observe('weaksam_wait_seconds', lambda: 1 / 0)\n"
         "print('ray' in sys.modules)"
     )
     told = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
@@ -95,15 +95,16 @@ def test_where_there_is_no_ray_nothing_is_counted_and_ray_is_not_loaded() -> Non
 
 def test_a_fault_of_a_metric_stays_with_the_metric(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(is_initialized=lambda: True))  # type: ignore[arg-type]
-    monkeypatch.setattr(metrics, "_make", lambda name: None)
-    metrics.count("weaksam_prompts")
-    metrics.observe("weaksam_wait_seconds", lambda: 1 / 0)
+    monkeypatch.setattr(telemetry, "_make", lambda name: None)
+    telemetry.count("weaksam_prompts")
+    telemetry.observe("weaksam_wait_seconds", lambda: 1 / 0)
 
 
 def test_the_series_are_named_as_prometheus_knows_them() -> None:
-    assert "ray_weaksam_images_done_total" in metrics.SERIES
-    assert "ray_weaksam_encoder_seconds_bucket" in metrics.SERIES
-    assert len(set(metrics.SERIES)) == len(metrics.SERIES) == len(metrics.COUNTERS) + 3 * len(metrics.HISTOGRAMS)
+    assert "ray_weaksam_images_done_total" in telemetry.SERIES
+    assert "ray_weaksam_encoder_seconds_bucket" in telemetry.SERIES
+    series = len(telemetry.COUNTERS) + 3 * len(telemetry.HISTOGRAMS)
+    assert len(set(telemetry.SERIES)) == len(telemetry.SERIES) == series
 
 
 @pytest.fixture
@@ -111,7 +112,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[float]]:
     """What is told, by name, instead of telling it."""
     values: dict[str, list[float]] = defaultdict(list)
     monkeypatch.setattr(
-        metrics, "_tell", lambda name, value: values[name].append(value() if callable(value) else value)
+        telemetry, "_tell", lambda name, value: values[name].append(value() if callable(value) else value)
     )
     return values
 
@@ -127,7 +128,7 @@ def test_a_worker_tells_of_rows_and_of_waiting_but_not_before_its_first_batch(to
         worker(pa.table({"image_id": ["a", "b", "c"], "data": [PIXEL, None, PIXEL], **states}))
     assert told.pop("weaksam_wait_seconds")[0] < 1
     assert told == {"weaksam_images_done": [2, 2], "weaksam_images_failed": [1, 1]}
-    assert metrics._tags == {"step": "s", "stage": "t"}
+    assert telemetry._tags == {"step": "s", "stage": "t"}
 
 
 def test_of_an_image_that_fails_on_the_way_only_what_was_done_is_told(told: dict[str, list[float]]) -> None:

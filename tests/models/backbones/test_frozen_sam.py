@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from weaksam.models.backbones.sam_stem import FrozenSam
+from weaksam.models.backbones.frozen_sam import FrozenSam
 
 
 def test_windows_of_small_pictures_are_cut_and_not_filled_up() -> None:

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 
+from weaksam.models.backbones.frozen_sam import FrozenSam, cut_out
 from weaksam.models.backbones.pyramids import Pyramid
-from weaksam.models.backbones.sam_stem import FrozenSam, cut_out
 from weaksam.models.backbones.seen_views import SeenViews, view_digest
 from weaksam.models.detectors.base import Found, Targets
 from weaksam.models.detectors.catalogue.kind import BoxLoss
@@ -46,7 +46,7 @@ _ALL = 10**6  # so many regions are never proposed
 
 
 @dataclass(frozen=True)
-class CutOutRcnnSize(FasterRcnnSize):
+class SmallRcnnSize(FasterRcnnSize):
     """How large; every region that is proposed is learnt from, and no RoIAlign is there to be sized.
 
     Attributes:
@@ -87,7 +87,7 @@ class _Samples(NamedTuple):
     wanted: list[Tensor]
 
 
-class CutOutRcnn(FasterRcnn):
+class SmallRcnn(FasterRcnn):
     """Images to boxes with classes.
 
     Args:
@@ -98,7 +98,7 @@ class CutOutRcnn(FasterRcnn):
         self,
         pyramid: Pyramid,
         num_classes: int,
-        size: CutOutRcnnSize = CutOutRcnnSize(),
+        size: SmallRcnnSize = SmallRcnnSize(),
         *,
         box_loss: BoxLoss = "l1",
         drop: RoiDropRules = NO_DROP,
@@ -246,7 +246,7 @@ class _CutOuts(nn.Module):
 
     pixels: Tensor
 
-    def __init__(self, size: CutOutRcnnSize) -> None:
+    def __init__(self, size: SmallRcnnSize) -> None:
         super().__init__()
         self.side, self.margin = size.patches * VARIANTS[size.variant].patch_size, size.margin
         self.sam = FrozenSam(size.variant, self.side, depth=size.depth)

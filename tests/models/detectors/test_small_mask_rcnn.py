@@ -8,19 +8,19 @@ from typing import Any
 import pytest
 import torch
 
-from tests.models.detectors.test_cut_out_rcnn import SIZE as SMALL
+from tests.models.detectors.test_small_rcnn import SIZE as SMALL
 from tests.models.pictures import best_overlap, learn_in_stages, masked_pictures, squares_and_discs, total
 from weaksam.models.backbones.pyramids import SamPyramid
 from weaksam.models.detectors.base import Targets
-from weaksam.models.detectors.cut_out_mask_rcnn import CutOutMaskRcnn, CutOutMaskRcnnSize
+from weaksam.models.detectors.small_mask_rcnn import SmallMaskRcnn, SmallMaskRcnnSize
 from weaksam.ops.roi_drop import RoiDropRules
 
-SIZE = CutOutMaskRcnnSize(**asdict(replace(SMALL, patches=4)), mask_dim=16)
+SIZE = SmallMaskRcnnSize(**asdict(replace(SMALL, patches=4)), mask_dim=16)
 
 
-def make(**more: Any) -> CutOutMaskRcnn:
+def make(**more: Any) -> SmallMaskRcnn:
     torch.manual_seed(0)
-    net = CutOutMaskRcnn(SamPyramid(finest=8), 2, SIZE, **more)
+    net = SmallMaskRcnn(SamPyramid(finest=8), 2, SIZE, **more)
     net.load_pretrained(None)
     return net
 

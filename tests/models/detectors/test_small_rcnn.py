@@ -12,17 +12,17 @@ from tests.models.pictures import best_box_overlap, learn_in_stages, squares_and
 from weaksam.models.backbones.pyramids import SamPyramid
 from weaksam.models.backbones.roi_backbones import CropNet
 from weaksam.models.detectors.base import Targets
-from weaksam.models.detectors.cut_out_rcnn import CutOutRcnn, CutOutRcnnSize
+from weaksam.models.detectors.small_rcnn import SmallRcnn, SmallRcnnSize
 from weaksam.ops.boxes import mirror_boxes
 
-SIZE = CutOutRcnnSize(
+SIZE = SmallRcnnSize(
     dim=16, hidden=32, anchors=(16, 32, 48), proposals=20, pre_nms=(50, 50), first_steps=100, patches=2
 )
 
 
-def make(**changes: Any) -> CutOutRcnn:
+def make(**changes: Any) -> SmallRcnn:
     torch.manual_seed(0)
-    net = CutOutRcnn(SamPyramid(finest=8), 2, replace(SIZE, **changes))
+    net = SmallRcnn(SamPyramid(finest=8), 2, replace(SIZE, **changes))
     net.load_pretrained(None)
     return net
 

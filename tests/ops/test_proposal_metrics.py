@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from weaksam.ops import metrics
-from weaksam.ops.metrics import (
+from weaksam.ops.proposal_metrics import (
     AR_THRESHOLDS,
     REFERENCE_RULES,
     RecallRecords,
@@ -299,4 +298,4 @@ def test_the_objects_themselves_as_proposals_are_perfect_and_order_plays_no_part
 def test_a_record_is_a_few_numbers_per_object() -> None:
     record = match_row(*random_rows(1, images=1)[0], RecallRules())
     assert isinstance(record, RecallRecords)
-    assert record.iou.shape[1] == len(metrics.subset_names(RecallRules())) == 13
+    assert record.iou.shape[1] == len(subset_names(RecallRules())) == 13

@@ -1,4 +1,4 @@
-"""Mask R-CNN for few small images and no GPU: `CutOutRcnn`, and a mask of what it found in each place.
+"""Mask R-CNN for few small images and no GPU: `SmallRcnn`, and a mask of what it found in each place.
 
 The mask, too, is made of what the frozen SAM sees in a region that is cut out: from coarse to fine, as a feature
 pyramid does, since an outline wants fine maps and what is inside wants coarse ones.
@@ -22,10 +22,10 @@ from torchvision.models.detection.roi_heads import project_masks_on_boxes
 from weaksam.models.backbones.pyramids import Pyramid
 from weaksam.models.detectors.base import Found, Targets
 from weaksam.models.detectors.catalogue.kind import BoxLoss
-from weaksam.models.detectors.cut_out_rcnn import CutOutRcnn, CutOutRcnnSize
 from weaksam.models.detectors.faster_rcnn import PUBLISHED
 from weaksam.models.detectors.mask_rcnn import mask_loss, paste_masks
 from weaksam.models.detectors.rules import DetectionFilter
+from weaksam.models.detectors.small_rcnn import SmallRcnn, SmallRcnnSize
 from weaksam.ops.boxes import box_iou, enlarge_boxes
 from weaksam.ops.roi_drop import NO_DROP, RoiDropRules
 
@@ -33,7 +33,7 @@ _OBJECT_IOU = 0.5  # as the second stage tells objects from background
 
 
 @dataclass(frozen=True)
-class CutOutMaskRcnnSize(CutOutRcnnSize):
+class SmallMaskRcnnSize(SmallRcnnSize):
     """How large.
 
     Attributes:
@@ -45,7 +45,7 @@ class CutOutMaskRcnnSize(CutOutRcnnSize):
     mask_samples: int = 8
 
 
-class CutOutMaskRcnn(CutOutRcnn):
+class SmallMaskRcnn(SmallRcnn):
     """Images to boxes with classes and masks.
 
     Args:
@@ -59,7 +59,7 @@ class CutOutMaskRcnn(CutOutRcnn):
         self,
         pyramid: Pyramid,
         num_classes: int,
-        size: CutOutMaskRcnnSize = CutOutMaskRcnnSize(),
+        size: SmallMaskRcnnSize = SmallMaskRcnnSize(),
         *,
         box_loss: BoxLoss = "l1",
         drop: RoiDropRules = NO_DROP,
@@ -79,7 +79,7 @@ class CutOutMaskRcnn(CutOutRcnn):
         step: int,
         generators: Sequence[torch.Generator],
     ) -> dict[str, Tensor]:
-        """Those of `CutOutRcnn` and `loss_mask`."""
+        """Those of `SmallRcnn` and `loss_mask`."""
         heads: Any = self.roi_heads
         samples = self._sample(remembered, targets)
         by_roi = self._roi_losses(remembered, samples, step, generators)
@@ -101,7 +101,7 @@ class CutOutMaskRcnn(CutOutRcnn):
         return by_roi.sums(heads.drop) | {"loss_mask": loss} | told
 
     def _keep(self, every: Tensor, boxes: Tensor, maps: list[Tensor]) -> list[Tensor]:
-        """Beyond what `CutOutRcnn` keeps, which of `every` teach masks (F,) and their maps, in half precision."""
+        """Beyond what `SmallRcnn` keeps, which of `every` teach masks (F,) and their maps, in half precision."""
         holds = (box_iou(every, boxes) >= _OBJECT_IOU).any(1).nonzero()[:, 0]
         chosen = holds[:: max(1, math.ceil(len(holds) / self.mask_samples))]
         return [maps[-1], chosen, *(level[chosen].half() for level in maps)]
