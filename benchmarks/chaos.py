@@ -46,7 +46,7 @@ steps:
   images: {{stage: index, format: folder, root: {bucket}/data}}
   proposals: {{stage: proposals, images: images, sam: {{model: vit_xs}}, grid: {{points_per_side: 2}},
     resources: {{max_actors: 2, batch_size: 2}}}}
-  mist: {{stage: train_wsod, images: images, proposals: proposals, split: train, backbone: small, dropblock: "off",
+  mist: {{stage: train_wsod, images: images, proposals: proposals, split: train, backbone: frozen_sam, dropblock: "off",
     scales: [48], min_side: 4, steps: {training}, batch_size: 4, lr: 1.0e-3, warmup: 0, checkpoint_every: 4,
     log_every: 2, resources: {{max_failures: 8}}}}
   found: {{stage: detect, images: images, proposals: proposals, detector: mist, scales: [48], flip: false,

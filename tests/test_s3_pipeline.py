@@ -24,7 +24,7 @@ run: {root}/runs/x
 steps:
   images: {{stage: index, format: folder, root: {root}/data}}
   proposals: {{stage: proposals, images: images, sam: {{model: vit_xs}}, grid: {{points_per_side: 3}}, masks: true}}
-  mist: {{stage: train_wsod, images: images, proposals: proposals, split: train, backbone: small, dropblock: "off",
+  mist: {{stage: train_wsod, images: images, proposals: proposals, split: train, backbone: frozen_sam, dropblock: "off",
     scales: [48], min_side: 4, steps: 12, batch_size: 4, lr: 1.0e-3, warmup: 0, checkpoint_every: 2, log_every: 4}}
   found: {{stage: detect, images: images, proposals: proposals, detector: mist, scales: [48], flip: false}}
   coco: {{stage: export, images: images, detections: found, format: coco_results}}

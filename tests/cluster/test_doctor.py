@@ -1,4 +1,4 @@
-"""What is judged of a node, and that each fault comes with its mend."""
+"""What is judged of a node, and that each fault comes with its fix."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_differing_versions_are_named_with_both() -> None:
     found = doctor.judge_versions("one", here, {"python": "3.12.1", "ray": "2.60.0"})
     assert not found.well
     assert found.told == "python 3.12.1, driver 3.11.7; torch absent, driver 2.15.0"
-    assert "cluster/Dockerfile" in found.mend
+    assert "cluster/Dockerfile" in found.fix
 
 
 def test_storage_is_written_read_and_left_clean(tmp_path: Path) -> None:
@@ -31,14 +31,14 @@ def test_storage_is_written_read_and_left_clean(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
     found = doctor.probe_storage("one", str(tmp_path / "file" / "run"))
     assert not found.well
-    assert found.mend
+    assert found.fix
 
 
 def test_small_shared_memory_is_told_with_its_mend() -> None:
     assert doctor.judge_shared_memory("one", 8e9, 4e9).well
     found = doctor.judge_shared_memory("one", 64 * 2**20, 4e9)
     assert not found.well
-    assert "--shm-size" in found.mend
+    assert "--shm-size" in found.fix
 
 
 def test_a_gpu_must_hold_the_largest_sam_that_is_used() -> None:

@@ -1,6 +1,6 @@
 """Storage through a proxy that refuses, fails, drops and stalls: every result is right, whatever it takes.
 
-And what no patience can mend, a missing right or object, is told at once.
+And what no patience can fix, a missing right or object, is told at once.
 """
 
 from __future__ import annotations

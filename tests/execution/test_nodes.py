@@ -31,7 +31,7 @@ run: {base}/{name}
 steps:
   images: {{stage: index, format: folder, root: {base}/data}}
   proposals: {{stage: proposals, images: images, sam: {{model: vit_xs}}, grid: {{points_per_side: 4}}}}
-  mist: {{stage: train_wsod, images: images, proposals: proposals, split: train, backbone: small, dropblock: "off",
+  mist: {{stage: train_wsod, images: images, proposals: proposals, split: train, backbone: frozen_sam, dropblock: "off",
     scales: [48], min_side: 4, steps: 30, batch_size: 4, lr: 1.0e-3, warmup: 0, checkpoint_every: 4, log_every: 2,
     resources: {{cpus_per_worker: 1}}}}  # one thread adds up in one order, whatever the node
   found: {{stage: detect, images: images, proposals: proposals, detector: mist, scales: [48], flip: false}}

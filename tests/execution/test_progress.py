@@ -18,9 +18,17 @@ from testing.places import ROOT
 from tests.execution.test_runtime import CountBytes, a_step, images, run
 from weaksam.core import schemas, storage, tables
 from weaksam.execution import progress
-from weaksam.execution.progress import Seen, count_up, is_due, part_counter, read_progress, tell_progress, words_of
+from weaksam.execution.progress import (
+    Progress,
+    count_up,
+    is_due,
+    part_counter,
+    read_progress,
+    report_progress,
+    words_of,
+)
 from weaksam.pipeline import states
-from weaksam.stages.training_run import seen_in
+from weaksam.stages.training_run import progress_of
 from weaksam.training.settings import TrainSettings
 
 
@@ -31,24 +39,24 @@ def test_the_file_is_written_every_ten_seconds_and_a_line_logged_after_five_and_
 
 
 def test_what_is_left_takes_as_long_as_what_was_done() -> None:
-    told = count_up(Seen(100, failed=2), 400, "images", 3.0)
+    told = count_up(Progress(100, failed=2), 400, "images", 3.0)
     assert told == {"done": 100, "total": 400, "unit": "images", "failed": 2, "rate": 3.0, "eta_seconds": 100.0}
     assert words_of(told) == ["100/400 images", "3/s", "eta 2 min", "2 failed"]
 
 
 def test_before_anything_moves_there_is_no_guess() -> None:
-    told = count_up(Seen(0), 400, "images", 0.0)
+    told = count_up(Progress(0), 400, "images", 0.0)
     assert told["eta_seconds"] is None
     assert words_of(told) == ["0/400 images", "0 failed"]
 
 
 def test_rows_written_twice_are_not_more_than_all() -> None:
-    assert count_up(Seen(70), 64, "images", 1.0)["done"] == 64
+    assert count_up(Progress(70), 64, "images", 1.0)["done"] == 64
 
 
 def test_a_training_tells_its_loss_and_the_speed_of_its_last_row() -> None:
     settings = TrainSettings(steps=100, batch_size=4, lr=0.1)
-    seen = seen_in({"step": 20, "loss": 0.5, "lr": 0.1, "images_per_second": 8.0}, settings)
+    seen = progress_of({"step": 20, "loss": 0.5, "lr": 0.1, "images_per_second": 8.0}, settings)
     told = count_up(seen, settings.steps, "steps", seen.rate or 0)
     assert words_of(told) == ["20/100 steps", "2/s", "eta 40 s", "loss 0.5"]
 
@@ -59,12 +67,12 @@ def test_failed_rows_are_counted_and_each_part_is_read_once(tmp_path: Path, monk
     real = tables.read_parts
     monkeypatch.setattr(tables, "read_parts", lambda f, parts, **k: [read.extend(parts), real(f, parts, **k)][1])
     look = part_counter(folder)
-    assert look() == Seen(0)
+    assert look() == Progress(0)
     for ids, status in (("ab", "ok"), ("cde", "crash")):
         tables.write_part(folder, schemas.to_table([{"image_id": i, "status": status} for i in ids], schema))
         look()
     storage.write_json(storage.join(folder, progress.FILE), {})  # lies beside the parts and is none
-    assert look() == Seen(5, failed=3)
+    assert look() == Progress(5, failed=3)
     assert len(read) == 2
 
 
@@ -75,7 +83,7 @@ def test_the_log_has_a_line_with_all_numbers(
     looks = iter(range(0, 1000, 10))
     with (
         caplog.at_level(logging.INFO, logger="weaksam"),
-        tell_progress(a_step(tmp_path), total=1000, unit="images", look=lambda: Seen(next(looks), failed=1)),
+        report_progress(a_step(tmp_path), total=1000, unit="images", look=lambda: Progress(next(looks), failed=1)),
     ):
         time.sleep(0.3)
     (line,) = [record.getMessage() for record in caplog.records]
@@ -86,27 +94,27 @@ def test_the_log_has_a_line_with_all_numbers(
 
 def test_work_that_ends_well_is_finished_and_work_that_does_not_has_stopped(tmp_path: Path) -> None:
     step = a_step(tmp_path)
-    with tell_progress(step, total=3, unit="images", look=lambda: Seen(3)):
+    with report_progress(step, total=3, unit="images", look=lambda: Progress(3)):
         pass
     told = json.loads((tmp_path / "count-f" / "progress.json").read_text())
     keys = "step stage state done total unit failed rate eta_seconds started updated"
     assert " ".join(told) == keys
     assert (told["step"], told["stage"], told["state"], told["done"]) == ("count", "count", "finished", 3)
     assert told["started"].endswith("+00:00")
-    with pytest.raises(KeyboardInterrupt), tell_progress(step, total=3, unit="images", look=lambda: Seen(1)):
+    with pytest.raises(KeyboardInterrupt), report_progress(step, total=3, unit="images", look=lambda: Progress(1)):
         raise KeyboardInterrupt
     assert json.loads((tmp_path / "count-f" / "progress.json").read_text())["state"] == "stopped"
 
 
 @pytest.mark.parametrize("error", [storage.StorageError("down"), OSError("disk full"), ZeroDivisionError("a bug")])
 def test_what_goes_wrong_in_telling_stays_there(tmp_path: Path, error: Exception, monkeypatch) -> None:
-    def fail(*_: object) -> Seen:
+    def fail(*_: object) -> Progress:
         raise error
 
-    with tell_progress(a_step(tmp_path), total=3, unit="images", look=fail):
+    with report_progress(a_step(tmp_path), total=3, unit="images", look=fail):
         pass
     monkeypatch.setattr(storage, "write_json", fail)
-    with tell_progress(a_step(tmp_path), total=3, unit="images", look=lambda: Seen(3)):
+    with report_progress(a_step(tmp_path), total=3, unit="images", look=lambda: Progress(3)):
         pass
     assert not (tmp_path / "count-f" / "progress.json").exists()
 
@@ -168,8 +176,9 @@ def test_a_killed_driver_leaves_a_step_that_runs_until_its_last_sign_is_too_old(
 ) -> None:
     code = (
         "import sys, time; from pathlib import Path; from tests.execution.test_runtime import a_step\n"
-        "from weaksam.execution.progress import Seen, tell_progress\n"
-        f"with tell_progress(a_step(Path({str(tmp_path)!r})), total=400, unit='images', look=lambda: Seen(120)):\n"
+        "from weaksam.execution.progress import Progress, report_progress\n"
+        f"step = a_step(Path({str(tmp_path)!r}))\n"
+        "with report_progress(step, total=400, unit='images', look=lambda: Progress(120)):\n"
         "    time.sleep(60)\n"
     )
     storage.write_json(str(tmp_path / "count-f" / "config.json"), {"stage": "count"})

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from weaksam.models.detectors.base import Detector, Found, Targets
+from weaksam.models.detectors.base import Detections, Detector, Targets
 from weaksam.ops.boxes import box_iou
 
 
@@ -43,7 +43,7 @@ def masked_pictures(count: int, *, side: int) -> tuple[list[Tensor], list[Target
     return images, with_masks
 
 
-def best_overlap(found: Found, target: Targets) -> float:
+def best_overlap(found: Detections, target: Targets) -> float:
     """Of the objects of an image, the least IoU of masks with its best detection of its class that scores over 0.5."""
     assert found.masks is not None
     assert target.masks is not None
@@ -55,7 +55,7 @@ def best_overlap(found: Found, target: Targets) -> float:
     return min(overlaps)
 
 
-def best_box_overlap(found: Found, target: Targets) -> float:
+def best_box_overlap(found: Detections, target: Targets) -> float:
     """Of the objects of an image, the least IoU of boxes with its best detection of its class that scores over 0.5."""
     overlaps = []
     for label, box in zip(target.classes, target.boxes, strict=True):
@@ -94,7 +94,7 @@ def learn_in_stages(net: Detector, images: list[Tensor], targets: list[Targets],
             net.zero_grad()
 
 
-def assert_same(found: Found, other: Found) -> None:
+def assert_same(found: Detections, other: Detections) -> None:
     """Two answers with masks are equal to the bit."""
     for one, two in zip(found, other, strict=True):
         assert one is not None

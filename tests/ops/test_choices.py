@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from weaksam.models.backbones.pyramids import ResNet50
-from weaksam.models.classifiers.clues import PeakRule
+from weaksam.models.classifiers.peak_prompts import PeakRule
 from weaksam.models.detectors.build import build_untrained
 from weaksam.models.detectors.catalogue.kind import DetectorSpec
 from weaksam.models.detectors.faster_rcnn import FasterRcnn
@@ -26,14 +26,17 @@ UNKNOWN: list[tuple[Callable[[Any], Any], str]] = [
         lambda name: build_untrained(DetectorSpec(name, "resnet50", 2)),
         "model must be one of 'faster_rcnn', 'dino', .*'mask2former'",
     ),
-    (lambda name: build_untrained(DetectorSpec("dino", name, 2)), "dino: backbone must be one of 'resnet50', 'small'"),
+    (
+        lambda name: build_untrained(DetectorSpec("dino", name, 2)),
+        "dino: backbone must be one of 'resnet50', 'frozen_sam'",
+    ),
     (
         lambda name: build_untrained(DetectorSpec("faster_rcnn", name, 2)),
-        "faster_rcnn: backbone must be one of 'resnet50', 'efficientnet_lite0', 'small'",
+        "faster_rcnn: backbone must be one of 'resnet50', 'efficientnet_lite0', 'frozen_sam'",
     ),
-    (lambda name: DetectorSpec("dino", "small", 2, box_loss=name), "box_loss must be one of 'l1', 'smooth_l1'"),
+    (lambda name: DetectorSpec("dino", "frozen_sam", 2, box_loss=name), "box_loss must be one of 'l1', 'smooth_l1'"),
     (lambda name: FasterRcnn(ResNet50(), 2, box_loss=name), "box_loss must be one of l1, smooth_l1"),
-    (lambda name: WsodSpec(name, 2, METHODS["mist"]), "backbone must be one of 'vgg16', 'resnet50', 'small'"),
+    (lambda name: WsodSpec(name, 2, METHODS["mist"]), "backbone must be one of 'vgg16', 'resnet50', 'frozen_sam'"),
     (lambda name: WsodSpec("vgg16", 2, METHODS["mist"], pixels=name), "pixels must be one of 'torchvision', 'caffe'"),
     (lambda name: WsodRules(mining=name), "mining must be one of 'top', 'near_top', 'mist'"),
     (lambda name: WsodRules(image_reduction=name), "image_reduction must be one of 'mean', 'sum'"),

@@ -90,7 +90,7 @@ def test_iou_of_no_masks_has_a_shape() -> None:
 
 def plain_figures(images: list[tuple[list, list]], label: int | None) -> dict[str, float | None]:
     """Every figure written out; an image is its objects (mask, class, flag) and what was found (mask, class, score)."""
-    best_found, best_objects, hits, misses, total = [], [], {0.5: 0, 0.75: 0}, {0.5: 0, 0.75: 0}, 0
+    best_detections, best_objects, hits, misses, total = [], [], {0.5: 0, 0.75: 0}, {0.5: 0, 0.75: 0}, 0
     for objects, masks in images:
         for mask, kind, flag in objects:
             if not flag and label in (kind, None):
@@ -110,8 +110,8 @@ def plain_figures(images: list[tuple[list, list]], label: int | None) -> dict[st
                     taken[t].add(best)
             if best < 0 or not (objects[best][2] and overlaps[best] >= 0.5):
                 counting = [iou for iou, (_, _, flag) in zip(overlaps, objects, strict=True) if not flag]
-                best_found.append(max([0.0, *counting]))
-    figures: dict[str, float | None] = {"mask_iou": float(np.mean(best_found)) if best_found else None}
+                best_detections.append(max([0.0, *counting]))
+    figures: dict[str, float | None] = {"mask_iou": float(np.mean(best_detections)) if best_detections else None}
     figures["mask_iou_of_objects"] = float(np.mean(best_objects)) if best_objects else None
     for t in (0.5, 0.75):
         figures[f"precision@{t:g}"] = hits[t] / (hits[t] + misses[t]) if hits[t] + misses[t] else None

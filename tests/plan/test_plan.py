@@ -30,7 +30,8 @@ steps:
   images: {{stage: index, format: voc, root: {base}/scenes, splits: [trainval, test]}}
   proposals: {{stage: proposals, images: images, sam: {{model: vit_xs}}, grid: {{points_per_side: 4}},
     resources: {{max_actors: 1, batch_size: 2}}}}
-  mist: {{stage: train_wsod, images: images, proposals: proposals, split: trainval, backbone: small, dropblock: 'off',
+  mist: {{stage: train_wsod, images: images, proposals: proposals, split: trainval, backbone: frozen_sam,
+    dropblock: 'off',
     scales: [96], min_side: 2, steps: 400, batch_size: 2, lr: 1.0e-3, warmup: 0, milestones: null}}
   found: {{stage: detect, images: images, proposals: proposals, detector: mist, scales: [96],
     resources: {{max_actors: 1, batch_size: 2}}}}
@@ -117,7 +118,7 @@ def test_tables_grow_with_rows_and_weights_do_not() -> None:
     assert project_bytes(files(**trained), 20.0, 2.0) == 50 + 180
 
 
-@pytest.mark.parametrize("backbone", ["small", "resnet50"])
+@pytest.mark.parametrize("backbone", ["frozen_sam", "resnet50"])
 @pytest.mark.parametrize("steps", [9, 700, 90_000])
 def test_a_shortened_detector_sees_every_image_three_times_in_each_phase(backbone: str, steps: int) -> None:
     config = STAGES["train_detector"].config(
@@ -129,7 +130,7 @@ def test_a_shortened_detector_sees_every_image_three_times_in_each_phase(backbon
     parts = parts_of_steps(course)
     seen = [parts[:, 3 * number].sum() / 64 for number in range(len(course.phases))]
     assert short.steps <= steps
-    assert len(course.phases) == (2 if backbone == "small" else 1)
+    assert len(course.phases) == (2 if backbone == "frozen_sam" else 1)
     assert steps == 9 or min(seen) >= 2.9
     assert short.warmup <= 20
     assert short.roi_drop.start == round(short.steps / steps * 400)
@@ -137,7 +138,7 @@ def test_a_shortened_detector_sees_every_image_three_times_in_each_phase(backbon
 
 
 def test_a_shortened_classifier_is_valid_and_validates_more_than_once() -> None:
-    config = STAGES["train_classifier"].config(images="images", split="train", backbone="vit_xs", epochs=60)
+    config = STAGES["train_classifier"].config(images="images", split="train", backbone="frozen_sam", epochs=60)
     short = config.shortened(64)
     course = short.course(64)
     assert short.epochs < 60

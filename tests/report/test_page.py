@@ -63,7 +63,7 @@ def test_a_step_costs_what_the_gpus_of_its_cluster_cost_meanwhile(run_folder: Pa
     [
         ({}, ""),
         ({"backbone": "efficientnet_lite0"}, "EfficientNet-Lite0 (ImageNet)"),
-        ({"backbone": "efficientnet_lite0+small"}, "EfficientNet-Lite0 (ImageNet), the small SAM (drawn scenes)"),
+        ({"backbone": "efficientnet_lite0+frozen_sam"}, "EfficientNet-Lite0 (ImageNet), the small SAM (drawn scenes)"),
         ({"backbone": "resnet50"}, "resnet50"),
         ({"sam": {"model": "vit_xs", "checkpoint": None}}, "the small SAM (drawn scenes)"),
         ({"sam": {"model": "vit_xs", "checkpoint": "s3://b/own.pth"}}, "vit_xs of s3://b/own.pth"),

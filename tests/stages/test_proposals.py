@@ -115,8 +115,8 @@ OPEN = {"pred_iou_threshold": 0.0, "stability_threshold": 0.0}
 def classifier(tmp_path_factory: pytest.TempPathFactory) -> TrainedClassifier:
     torch.manual_seed(1)
     path = tmp_path_factory.mktemp("classifier") / "model.safetensors"
-    save_file(build_weaktr("vit_xs", 3).state_dict(), path)
-    return TrainedClassifier(str(path), "vit_xs", gated=False, num_classes=3)
+    save_file(build_weaktr("frozen_sam", 3).state_dict(), path)
+    return TrainedClassifier(str(path), "frozen_sam", gated=False, num_classes=3)
 
 
 def labelled(batch: pa.Table, labels: list[list[int] | None]) -> pa.Table:
@@ -124,7 +124,7 @@ def labelled(batch: pa.Table, labels: list[list[int] | None]) -> pa.Table:
 
 
 def test_peaks_prompt_too_and_an_image_is_still_encoded_once(weights: Path, classifier: TrainedClassifier) -> None:
-    config = make_config(weights, clues={**SMALL_PEAKS, **OPEN}, masks=True, duplicate_threshold=None)
+    config = make_config(weights, peaks={**SMALL_PEAKS, **OPEN}, masks=True, duplicate_threshold=None)
     propose = ProposeBoxes(config, classifier)
     images = {"a": jpeg(64, 96), "b": jpeg(48, 48), "broken": b"x"}
     table = rows_of(propose, labelled(batch(**images), [[2, 0], None, [1]]))
@@ -144,7 +144,7 @@ def test_peaks_prompt_too_and_an_image_is_still_encoded_once(weights: Path, clas
 
 def test_the_grids_part_is_what_the_grid_alone_gives(weights: Path, classifier: TrainedClassifier) -> None:
     images = labelled(batch(a=jpeg(64, 96)), [[0, 1]])
-    config = make_config(weights, clues={**SMALL_PEAKS, **OPEN}, duplicate_threshold=None)
+    config = make_config(weights, peaks={**SMALL_PEAKS, **OPEN}, duplicate_threshold=None)
     (every,) = rows_of(ProposeBoxes(config, classifier), images).to_pylist()
     (alone,) = rows_of(ProposeBoxes(make_config(weights)), images).to_pylist()
     grid = [box for box, source in zip(every["boxes"], every["source"], strict=True) if source == 0]
@@ -155,9 +155,9 @@ def test_the_grids_part_is_what_the_grid_alone_gives(weights: Path, classifier: 
 
 
 def test_a_kind_that_is_switched_off_prompts_nothing(weights: Path, classifier: TrainedClassifier) -> None:
-    clues = {**SMALL_PEAKS, **OPEN, "fine": {"enabled": False}, "cross": {"enabled": False}}
+    peaks = {**SMALL_PEAKS, **OPEN, "fine": {"enabled": False}, "cross": {"enabled": False}}
     images = labelled(batch(a=jpeg(64, 96)), [[0]])
-    (row,) = rows_of(ProposeBoxes(make_config(weights, clues=clues), classifier), images).to_pylist()
+    (row,) = rows_of(ProposeBoxes(make_config(weights, peaks=peaks), classifier), images).to_pylist()
     assert {point["kind"] for point in row["points"]} == {1}
     assert set(row["source"]) <= {0, 1}
 
@@ -171,12 +171,12 @@ def finished_images(folder: Path, rows: list[dict], name: str = "images", names:
     return step
 
 
-def proposals_step(folder: Path, images: Step, trained_on: Step, **clues: object) -> Step:
-    config = TrainClassifierConfig(images="images", split="train", backbone="vit_xs")
+def proposals_step(folder: Path, images: Step, trained_on: Step, **peaks: object) -> Step:
+    config = TrainClassifierConfig(images="images", split="train", backbone="frozen_sam")
     stage = Stage("train_classifier", 1, TrainClassifierConfig, lambda step: Outcome(0), writes="classifier")
     trained = Step("classifier", stage, config, {"images": trained_on}, {}, "c", str(folder / "classifier"))
     own, faults = parse_settings(
-        ProposalsConfig, {"images": "i", "sam": {"model": "vit_xs"}, "clues": clues}, where="steps.p"
+        ProposalsConfig, {"images": "i", "sam": {"model": "vit_xs"}, "peaks": peaks}, where="steps.p"
     )
     assert own, faults
     return Step("p", proposals.STAGE, own, {"images": images, "classifier": trained}, {}, "p", str(folder / "p"))
@@ -202,7 +202,7 @@ def test_labels_are_known_on_the_classifiers_own_split_alone(tmp_path: Path) -> 
     step = proposals_step(tmp_path, images, elsewhere)
     assert proposals._known_labels(step, table).to_pylist() == [None, None, None]
     step = proposals_step(tmp_path, images, images, known_splits=["val"])
-    with pytest.raises(ConfigError, match=r"steps.p.clues.known_splits: no image has split 'val'"):
+    with pytest.raises(ConfigError, match=r"steps.p.peaks.known_splits: no image has split 'val'"):
         proposals._known_labels(step, table)
 
 
@@ -216,17 +216,17 @@ def test_a_classifier_of_other_classes_is_refused(tmp_path: Path) -> None:
 
 def test_cross_layers_are_the_third_quarter_unless_named() -> None:
     config = ProposalsConfig(images="i", sam={"model": "vit_xs"})
-    assert config.clues.rules(12).cross_layers == (8, 9)
-    assert config.clues.rules(6).cross_layers == (4,)
-    assert config.clues.rules(4).cross_layers == (2,)
+    assert config.peaks.rules(12).cross_layers == (8, 9)
+    assert config.peaks.rules(6).cross_layers == (4,)
+    assert config.peaks.rules(4).cross_layers == (2,)
     _, faults = parse_settings(
         ProposalsConfig,
-        {"images": "i", "sam": {"model": "vit_xs"}, "clues": {"coarse": {"kernel": 4}, "keep_masks": [3]}},
+        {"images": "i", "sam": {"model": "vit_xs"}, "peaks": {"coarse": {"kernel": 4}, "keep_masks": [3]}},
         where="steps.p",
     )
     assert sorted(faults) == [
-        "steps.p.clues.coarse: kernel must be odd, got 4",
-        "steps.p.clues.keep_masks.0: input should be 0, 1 or 2, got 3",
+        "steps.p.peaks.coarse: kernel must be odd, got 4",
+        "steps.p.peaks.keep_masks.0: input should be 0, 1 or 2, got 3",
     ]
 
 

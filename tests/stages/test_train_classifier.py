@@ -25,7 +25,7 @@ from weaksam.stages.train_classifier import TrainClassifierConfig, train_setting
 from weaksam.training.classifier_task import ClassifierTask, LabelledImages, Recipe
 from weaksam.training.log import progress_line
 from weaksam.training.loop import TrainResources, TrainSettings, check_workers, share_of
-from weaksam.training.state import Trainee, draw_batch
+from weaksam.training.state import TrainState, draw_batch
 
 POOL = ThreadPoolExecutor(2)
 RECIPE = Recipe(image_size=32, min_scale=0.5, rand_augment=0.0, erase=0.0, drop_path=0.0)
@@ -63,8 +63,8 @@ def settings(**changes: object) -> TrainSettings:
     return TrainSettings(**{"steps": 12, "batch_size": 8, "lr": 3e-3, "warmup": 2, "weight_decay": 0.01} | changes)
 
 
-def train(task: ClassifierTask, settings: TrainSettings, until: int, trainee: Trainee | None = None) -> Trainee:
-    trainee = trainee or Trainee(task, settings, torch.device("cpu"))
+def train(task: ClassifierTask, settings: TrainSettings, until: int, trainee: TrainState | None = None) -> TrainState:
+    trainee = trainee or TrainState(task, settings, torch.device("cpu"))
     parts = share_of(settings, 0)
     while trainee.step < until:
         drawn = draw_batch(settings.seed, trainee.step, batch_size=settings.batch_size, num_samples=task.num_samples)
@@ -110,7 +110,7 @@ def test_a_restored_training_ends_like_an_unbroken_one(images: LabelledImages, t
     task = make_task(images, gated=True)
     unbroken = train(task, settings(ema=0.9), 8)
     train(task, settings(ema=0.9), 3).save(str(tmp_path))
-    restored = Trainee(task, settings(ema=0.9), torch.device("cpu"))
+    restored = TrainState(task, settings(ema=0.9), torch.device("cpu"))
     restored.restore(str(tmp_path))
     train(task, settings(ema=0.9), 8, restored)
     assert all(torch.equal(value, unbroken.weights()[key]) for key, value in restored.weights().items())
@@ -136,7 +136,7 @@ def test_a_broken_and_a_missing_image_count_for_nothing(images: LabelledImages) 
 
 
 def test_weights_of_vectors_tokens_and_positions_are_not_decayed(images: LabelledImages) -> None:
-    task = make_task(images, backbone="vit_xs")
+    task = make_task(images, backbone="frozen_sam")
     optimizer = task.build_optimizer(task.build_model(), lr=1e-3, weight_decay=0.5)
     decayed, others = ({p.ndim for p in group["params"]} for group in optimizer.param_groups)
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.5, 0.0]
@@ -146,7 +146,7 @@ def test_weights_of_vectors_tokens_and_positions_are_not_decayed(images: Labelle
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_every_weight_that_is_learnt_has_one_place_in_the_optimizer(images: LabelledImages, optimizer: str) -> None:
-    task = make_task(images, backbone="vit_xs", optimizer=optimizer)
+    task = make_task(images, backbone="frozen_sam", optimizer=optimizer)
     model = task.build_model()
     groups = task.build_optimizer(model, lr=1e-3, weight_decay=0.5).param_groups
     held = [id(p) for group in groups for p in group["params"]]
@@ -173,7 +173,7 @@ def index_step(folder: Path, rows: list[dict]) -> Step:
 
 def classifier_step(folder: Path, images: Step, **changes: object) -> Step:
     config = TrainClassifierConfig(
-        **{"images": "images", "split": "train", "backbone": "vit_xs", "image_size": 64} | changes
+        **{"images": "images", "split": "train", "backbone": "frozen_sam", "image_size": 64} | changes
     )
     return Step("classifier", train_classifier.STAGE, config, {"images": images}, {}, "c", str(folder / "classifier-c"))
 
@@ -211,7 +211,7 @@ def test_a_split_without_labels_is_refused(images: LabelledImages, tmp_path: Pat
 
 def test_no_epochs_take_the_weights_as_they_are(images: LabelledImages, tmp_path: Path) -> None:
     index = index_step(tmp_path, rows_of(images))
-    theirs = weaktr_weights.build_weaktr("vit_xs", 2)
+    theirs = weaktr_weights.build_weaktr("frozen_sam", 2)
     torch.save(theirs.state_dict(), tmp_path / "published.pth")
     step = classifier_step(tmp_path, index, epochs=0, weights=str(tmp_path / "published.pth"), held_out=0.3)
     outcome = train_classifier.run(step)
@@ -241,7 +241,7 @@ def test_the_stage_trains_on_two_workers_reports_and_is_not_repeated(images: Lab
         *("train_classifier", "finished", 5, 5, "steps", rows[-1]["loss"])
     ]
     weights = Path(step.folder) / "checkpoint" / "model.safetensors"
-    weaktr_weights.load_trained(weights, "vit_xs", 2)
+    weaktr_weights.load_trained(weights, "frozen_sam", 2)
     written = weights.stat().st_mtime_ns
     train_classifier.run(step)
     assert weights.stat().st_mtime_ns == written
@@ -271,7 +271,7 @@ def test_features_of_pictures_that_nothing_varies_are_remembered() -> None:
     base = {"images": "i", "split": "s", "backbone": "efficientnet_lite0"}
     plain = base | {"min_scale": 1.0, "rand_augment": 0.0, "erase": 0.0}
     assert TrainClassifierConfig.model_validate(plain).course(10).views == 2
-    for varied in ({"min_scale": 0.5}, {"rand_augment": 9.0}, {"erase": 0.25}, {"backbone": "vit_xs"}):
+    for varied in ({"min_scale": 0.5}, {"rand_augment": 9.0}, {"erase": 0.25}, {"backbone": "frozen_sam"}):
         assert TrainClassifierConfig.model_validate(plain | varied).course(10).views is None
 
 

@@ -24,7 +24,7 @@ from weaksam.core.schemas import FAILED_STATUSES
 from weaksam.core.step import Step
 from weaksam.errors import ConfigError, DataError, WeightsError
 from weaksam.execution.mapping import map_batch
-from weaksam.models.detectors.base import Detector, Found
+from weaksam.models.detectors.base import Detections, Detector
 from weaksam.models.detectors.build import build_to_train, build_untrained, load_detector
 from weaksam.models.detectors.catalogue import kind_of
 from weaksam.models.detectors.catalogue.kind import DetectorSpec
@@ -37,7 +37,7 @@ from weaksam.stages.detect import DetectConfig, DetectObjects, DetectorFinder
 from weaksam.stages.train_detector import TrainDetectorConfig, make_task, read_objects
 from weaksam.stages.training_run import loop_settings
 from weaksam.training.loop import TrainResources
-from weaksam.training.state import Trainee, draw_batch
+from weaksam.training.state import TrainState, draw_batch
 
 POOL = ThreadPoolExecutor(2)
 MODELS = ("faster_rcnn", "dino", "rt_detr_v2", "mask_rcnn", "mask2former")
@@ -63,7 +63,8 @@ def inputs(tmp_path: Path) -> dict[str, Step]:
 
 
 def make_step(folder: Path, inputs: dict[str, Step], **changes: Any) -> Step:
-    settings = {"images": "images", "pgt": "pgt", "backbone": "small", "scales": [64, 80], "steps": 4, "batch_size": 2}
+    settings = {"images": "images", "pgt": "pgt", "backbone": "frozen_sam", "scales": [64, 80], "steps": 4}
+    settings |= {"batch_size": 2}
     settings |= {"lr": 1e-3, "warmup": 1, "milestones": None, "log_every": 2, "clip": 1.0, "square": None}
     config = TrainDetectorConfig.model_validate(settings | changes)
     return Step("net", train_detector.STAGE, config, inputs, {}, "n", str(folder / "net-n"))
@@ -248,17 +249,17 @@ def test_training_that_goes_on_from_a_checkpoint_ends_with_the_same_weights(
         for number in range(first, settings.steps):
             yield task.load_batch(*draw_batch(0, number, batch_size=2, num_samples=task.num_samples), POOL)
 
-    def go_on(trainee: Trainee, until: int) -> None:
+    def go_on(trainee: TrainState, until: int) -> None:
         source = batches(trainee.step)
         while trainee.step < until:
             trainee.take_step(source, 1)
 
-    whole = Trainee(task, settings, torch.device("cpu"))
+    whole = TrainState(task, settings, torch.device("cpu"))
     go_on(whole, 4)
-    first = Trainee(task, settings, torch.device("cpu"))
+    first = TrainState(task, settings, torch.device("cpu"))
     go_on(first, 2)
     first.save(str(tmp_path))
-    second = Trainee(task, settings, torch.device("cpu"))
+    second = TrainState(task, settings, torch.device("cpu"))
     second.restore(str(tmp_path))
     go_on(second, 4)
     for key, value in whole.weights().items():
@@ -311,18 +312,18 @@ def test_published_recipes_are_the_defaults_of_each_model() -> None:
 @pytest.mark.parametrize(
     ("settings", "fault"),
     [
-        ({"backbone": "small", "weights": "x"}, "weights are for resnet50"),
-        ({"optimizer": "muon"}, "optimizer muon is for backbone small: resnet50 has"),
-        ({"backbone": "efficientnet_lite0", "optimizer": "muon"}, "backbone small: efficientnet_lite0 has"),
+        ({"backbone": "frozen_sam", "weights": "x"}, "weights are for resnet50"),
+        ({"optimizer": "muon"}, "optimizer muon is for backbone frozen_sam: resnet50 has"),
+        ({"backbone": "efficientnet_lite0", "optimizer": "muon"}, "backbone frozen_sam: efficientnet_lite0 has"),
         ({"backbone": "efficientnet_lite0", "weights": "x"}, "weights are for resnet50: efficientnet_lite0 has"),
         (
             {"backbone": "efficientnet_lite0", "model": "dino"},
-            "backbone efficientnet_lite0 is not for dino: it has resnet50 and small",
+            "backbone efficientnet_lite0 is not for dino: it has resnet50 and frozen_sam",
         ),
         ({"model": "rt_detr_v2", "roi_drop": {"gate": "and"}}, "roi_drop is for faster_rcnn, mask_rcnn and dino"),
         ({"jitter": [2.0, 0.1]}, "jitter must be two factors above 0"),
         ({"start": "d", "weights": "x"}, "weights would be ignored"),
-        ({"backbone": "small", "first_stage": 0.0}, "first_stage must be above 0 where no step to start from"),
+        ({"backbone": "frozen_sam", "first_stage": 0.0}, "first_stage must be above 0 where no step to start from"),
     ],
 )
 def test_settings_that_would_be_ignored_are_refused(settings: dict, fault: str) -> None:
@@ -408,7 +409,7 @@ def test_mask_rcnn_starts_from_a_faster_rcnn_and_leaves_its_first_stage_as_it_is
     save_file(given, path)
     step = make_step(tmp_path, inputs | {"start": boxes}, model="mask_rcnn", start="boxes", first_stage=0.0)
     task = make_task(step)
-    trainee = Trainee(task, loop_settings(step.config), torch.device("cpu"))
+    trainee = TrainState(task, loop_settings(step.config), torch.device("cpu"))
     assert all(torch.equal(trainee.weights()[key], value) for key, value in given.items())
     draws = (draw_batch(0, number, batch_size=2, num_samples=task.num_samples) for number in range(2))
     source = iter([task.load_batch(*draw, POOL) for draw in draws])
@@ -477,13 +478,13 @@ def test_detections_come_from_every_readable_image(tmp_path: Path, inputs: dict[
 class Corner(Detector):
     """Finds the bright corner of a picture, wherever it is: a detector whose answer is known."""
 
-    def detect(self, images: Any, mask_sizes: Any = None) -> list[Found]:
+    def detect(self, images: Any, mask_sizes: Any = None) -> list[Detections]:
         found = []
         for image, hw in zip(images, mask_sizes, strict=True):
             rows, columns = (image[0] > 200).nonzero(as_tuple=True)
             box = torch.stack([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]).float()
             mask = torch.nn.functional.interpolate(image[None, :1].float(), hw)[0] > 100
-            found.append(Found(box[None], torch.tensor([1]), torch.tensor([image.shape[1] / 1000]), mask))
+            found.append(Detections(box[None], torch.tensor([1]), torch.tensor([image.shape[1] / 1000]), mask))
         return found
 
 

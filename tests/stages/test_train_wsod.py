@@ -63,7 +63,7 @@ def inputs(tmp_path: Path) -> dict[str, Step]:
 
 
 def make_step(folder: Path, inputs: dict[str, Step], **changes: object) -> Step:
-    settings = {"images": "images", "proposals": "proposals", "split": "train", "backbone": "small", "min_side": 4}
+    settings = {"images": "images", "proposals": "proposals", "split": "train", "backbone": "frozen_sam", "min_side": 4}
     settings |= {"scales": [40, 56], "steps": 4, "batch_size": 4, "lr": 1e-3, "warmup": 1, "log_every": 2}
     config = TrainWsodConfig(**settings | changes)
     return Step("mist", train_wsod.STAGE, config, inputs, {}, "m", str(folder / "mist-m"))
@@ -122,8 +122,8 @@ def test_labels_that_teach_nothing_are_refused_or_give_a_warning(
     with pytest.raises(ConfigError, match=r"steps.mist.method: oicr learns nothing from a single class"):
         make_task(step)
     with pytest.raises(ValueError, match="the softmax over a single column is 1 whatever is learnt"):
-        WsodSpec("small", 1, METHODS["oicr"]).untrained()
-    WsodSpec("small", 1, METHODS["mist"]).untrained()
+        WsodSpec("frozen_sam", 1, METHODS["oicr"]).untrained()
+    WsodSpec("frozen_sam", 1, METHODS["mist"]).untrained()
     everywhere = finished(
         tmp_path, "all", [row | {"labels": [0, *row["labels"][:1]]} for row in rows], schemas.IMAGES, {}
     )
@@ -167,21 +167,21 @@ def test_starting_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:
     network = spec.with_starting_weights()
     torch.testing.assert_close(network.roi_net.state_dict()["body.features.28.weight"], theirs["features.28.weight"])
     with pytest.raises(ValueError, match="weights are for vgg16 and resnet50"):
-        TrainWsodConfig(images="i", proposals="p", split="s", backbone="small", weights="x")
+        TrainWsodConfig(images="i", proposals="p", split="s", backbone="frozen_sam", weights="x")
 
 
 def test_what_frozen_features_stand_on_is_part_of_the_fingerprint() -> None:
     base = {"images": "i", "proposals": "p", "split": "s"}
     shipped = {
-        "small": {"sam.vit_xs"},
+        "frozen_sam": {"sam.vit_xs"},
         "efficientnet_lite0": {"efficientnet_lite0"},
-        "efficientnet_lite0+small": {"sam.vit_xs", "efficientnet_lite0"},
+        "efficientnet_lite0+frozen_sam": {"sam.vit_xs", "efficientnet_lite0"},
     }
     for backbone, names in shipped.items():
         config = TrainWsodConfig.model_validate(base | {"backbone": backbone, "crop": 96})
         assert set(train_wsod.STAGE.outside(config)) == names
         assert config.course(10).views == 2 * len(config.scales)
-    for other in ({"backbone": "small", "pretrained": False}, {"backbone": "vgg16"}):
+    for other in ({"backbone": "frozen_sam", "pretrained": False}, {"backbone": "vgg16"}):
         assert train_wsod.STAGE.outside(TrainWsodConfig(**base, **other)) == {}
 
 
@@ -198,7 +198,7 @@ def test_every_source_of_proposals_can_be_chosen() -> None:
     ("settings", "fault"),
     [
         ({"backbone": "resnet50"}, "optimizer muon is for frozen features"),
-        ({"backbone": "small", "refine_lr": 10.0}, "optimizer muon has one lr for all"),
+        ({"backbone": "frozen_sam", "refine_lr": 10.0}, "optimizer muon has one lr for all"),
     ],
 )
 def test_muon_is_refused_where_it_would_be_ignored(settings: dict, fault: str) -> None:

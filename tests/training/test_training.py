@@ -28,10 +28,10 @@ from weaksam.core import storage
 from weaksam.errors import ConfigError
 from weaksam.training import log as training_log
 from weaksam.training import loop
-from weaksam.training.log import Journal
+from weaksam.training.log import TrainingLog
 from weaksam.training.loop import TrainResources, TrainSettings, check_workers, share_of, train
 from weaksam.training.settings import cpus_of_worker
-from weaksam.training.state import Trainee, draw_batch, lr_factor, usable_precision
+from weaksam.training.state import TrainState, draw_batch, lr_factor, usable_precision
 
 POOL = ThreadPoolExecutor(2)
 
@@ -84,9 +84,9 @@ def _settings(**changes) -> TrainSettings:
     )
 
 
-def _run_alone(task: LineTask, settings: TrainSettings, until: int, trainee: Trainee | None = None) -> Trainee:
+def _run_alone(task: LineTask, settings: TrainSettings, until: int, trainee: TrainState | None = None) -> TrainState:
     """The loop of a single worker, without Ray."""
-    trainee = trainee or Trainee(task, settings, torch.device("cpu"))
+    trainee = trainee or TrainState(task, settings, torch.device("cpu"))
     parts = share_of(settings, 0)
     while trainee.step < until:
         indices, seeds = draw_batch(0, trainee.step, batch_size=settings.batch_size, num_samples=task.num_samples)
@@ -208,7 +208,7 @@ def test_a_restored_run_ends_like_an_unbroken_one(tmp_path: Path):
     settings = _settings(ema=0.9, weight_decay=0.1)
     unbroken = _run_alone(LineTask(), settings, 12)
     _run_alone(LineTask(), settings, 5).save(str(tmp_path))
-    restored = Trainee(LineTask(), settings, torch.device("cpu"))
+    restored = TrainState(LineTask(), settings, torch.device("cpu"))
     restored.restore(str(tmp_path))
     assert restored.step == 5
     _run_alone(LineTask(), settings, 12, restored)
@@ -217,10 +217,10 @@ def test_a_restored_run_ends_like_an_unbroken_one(tmp_path: Path):
 
 
 def test_rows_after_the_checkpoint_are_written_again_not_twice(tmp_path: Path):
-    first = Journal(str(tmp_path), _settings(), 0)
+    first = TrainingLog(str(tmp_path), _settings(), 0)
     for step in (4, 8):
         first.write(step, {"loss": 1.0}, lr=0.1)
-    resumed = Journal(str(tmp_path), _settings(), 6)
+    resumed = TrainingLog(str(tmp_path), _settings(), 6)
     resumed.write(8, {"loss": 2.0}, lr=0.1)
     rows = [json.loads(line) for line in (tmp_path / "training_log.jsonl").read_text().splitlines()]
     assert [(row["step"], row["loss"]) for row in rows] == [(4, 1.0), (8, 2.0)]
@@ -244,7 +244,7 @@ def test_a_row_tells_what_its_steps_took_without_the_writing_of_rows(tmp_path: P
 
     monkeypatch.setattr(training_log, "time", SimpleNamespace(monotonic=lambda: now[0], time=time.time))
     monkeypatch.setattr(storage, "write_bytes", write_slowly)
-    journal = Journal(str(tmp_path), _settings(), 0)
+    journal = TrainingLog(str(tmp_path), _settings(), 0)
     for step in (4, 8):
         now[0] += 2
         journal.write(step, {"loss": 1.0}, lr=0.1)

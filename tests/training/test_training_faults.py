@@ -38,7 +38,7 @@ from weaksam.errors import (
 )
 from weaksam.ops.classification import mean_average_precision
 from weaksam.stages import STAGES, training_run
-from weaksam.stages.training_run import outcome_of, seen_in
+from weaksam.stages.training_run import outcome_of, progress_of
 from weaksam.training import loop, written
 from weaksam.training.checkpoints import (
     BrokenCheckpointError,
@@ -48,10 +48,10 @@ from weaksam.training.checkpoints import (
     load_state,
 )
 from weaksam.training.failures import TrainingPolicy, explain, is_lasting
-from weaksam.training.log import Journal, follow, progress_line
+from weaksam.training.log import TrainingLog, follow, progress_line
 from weaksam.training.loop import TrainResources, train
 from weaksam.training.reading import LeftOut
-from weaksam.training.state import Trainee
+from weaksam.training.state import TrainState
 from weaksam.training.watch import Watch, check_finite
 from weaksam.training.written import read_left_out
 
@@ -89,7 +89,7 @@ def test_a_training_stops_at_the_first_step_that_is_not_finite(
 ) -> None:
     settings = _settings(clip=clip, resources=TrainResources(micro_batch_size=micro_batch))
     task = SpoiltTask(how=how)
-    trainee = Trainee(task, settings, CPU)
+    trainee = TrainState(task, settings, CPU)
     _run_alone(task, settings, 5, trainee)
     advice = "set clip, e.g. 1.0" if clip is None else "lower clip \\(now 0.5\\)"
     with pytest.raises(DivergedError, match=rf"step 6 of 12: {said}.*: lower lr \(now 0.05\), or {advice}") as caught:
@@ -99,10 +99,10 @@ def test_a_training_stops_at_the_first_step_that_is_not_finite(
 
 
 def test_a_learning_rate_beyond_reason_hands_nothing_on(tmp_path: Path) -> None:
-    trainee = Trainee(LineTask(), _settings(lr=1e30, warmup=0), CPU)
+    trainee = TrainState(LineTask(), _settings(lr=1e30, warmup=0), CPU)
     with pytest.raises(DivergedError, match=r"step \d of 12: the (loss|gradient) .*lower lr \(now 1e\+30\)"):
         _run_alone(LineTask(), trainee.settings, 12, trainee)
-    trainee = Trainee(LineTask(), _settings(), CPU)
+    trainee = TrainState(LineTask(), _settings(), CPU)
     with torch.no_grad():
         trainee.model.weight[0, 0] = math.inf
     with pytest.raises(DivergedError, match=r"step 0 of 12: model\.weight, one of 1 tensors"):
@@ -132,7 +132,7 @@ def test_the_first_bad_step_is_named_however_late_it_is_looked_for() -> None:
 
 def test_steps_that_fp16_skips_are_counted_until_no_scale_helps() -> None:
     task = SpoiltTask(how="gradient")
-    trainee = Trainee(task, _settings(steps=100), CPU)
+    trainee = TrainState(task, _settings(steps=100), CPU)
     trainee.scaler = torch.amp.GradScaler("cpu", init_scale=4.0, enabled=True)
     _run_alone(task, trainee.settings, 7, trainee)
     assert trainee.skipped == 2
@@ -244,7 +244,7 @@ def test_what_a_training_left_out_counts_as_failed_rows(tmp_path: Path) -> None:
     assert (outcome.rows, outcome.failed, outcome.summary) == (100, 2, "loss 1")
     assert outcome.failures[0] == "1.png: unreadable: left out of training"
     row = {"step": 4, "loss": None, "images_per_second": 10.0, "lr": 0.1, "left_out": 2}
-    assert seen_in(row, _settings()).failed == 2
+    assert progress_of(row, _settings()).failed == 2
     assert "left_out 2" in progress_line(row, _settings())
 
 
@@ -271,9 +271,9 @@ def test_too_many_damaged_images_stop_the_training_but_a_few_do_not(tmp_path: Pa
 
 
 def test_metrics_are_json_without_nan(tmp_path: Path) -> None:
-    journal = Journal(str(tmp_path), _settings(), 0)
+    journal = TrainingLog(str(tmp_path), _settings(), 0)
     journal.write(4, {"loss": 1.0, "held_out_mAP": math.nan, "peak": math.inf}, lr=0.1)
-    Journal(str(tmp_path), _settings(), 4).write(8, {"loss": 2.0}, lr=0.1)  # an earlier null is read again
+    TrainingLog(str(tmp_path), _settings(), 4).write(8, {"loss": 2.0}, lr=0.1)  # an earlier null is read again
 
     def refuse(constant: str) -> None:
         raise AssertionError(constant)
@@ -298,7 +298,7 @@ def test_lines_that_cannot_be_read_do_not_end_a_training(tmp_path: Path, caplog:
     uri = tmp_path / "training_log.jsonl"
     assert caplog.messages == [f"warning: {uri}: 4 lines cannot be read and are left out, e.g. line 2"]
     with follow(str(tmp_path), _settings()):
-        Journal(str(tmp_path), _settings(), 5).write(8, {"loss": 1.0}, lr=0.1)
+        TrainingLog(str(tmp_path), _settings(), 5).write(8, {"loss": 1.0}, lr=0.1)
     assert [one["step"] for one in written.read_metrics(str(tmp_path))] == [1, 8]
     step = Step("net", STAGES["train_detector"], None, {}, {}, "f", str(tmp_path))
     assert training_run._look(step, _settings()).done == 8
@@ -370,7 +370,7 @@ def test_a_training_goes_on_from_the_newest_checkpoint_that_is_whole(
     tmp_path: Path, newest: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     names = checkpoints(tmp_path, newest=newest)
-    trainee = Trainee(LineTask(), _settings(), CPU)
+    trainee = TrainState(LineTask(), _settings(), CPU)
     snapshot = tmp_path / "checkpoint" / "checkpoint_manager_snapshot.json"
     with caplog.at_level(logging.INFO):
         drop_broken_list(str(tmp_path), version="2.60.0")
@@ -406,14 +406,14 @@ def test_a_list_of_another_ray_is_made_anew_and_the_latest_checkpoint_of_a_good_
     assert snapshot.exists()
     drop_broken_list(str(tmp_path), version="2.61.0")
     assert not snapshot.exists()
-    trainee = Trainee(LineTask(), _settings(), CPU)
+    trainee = TrainState(LineTask(), _settings(), CPU)
     older = tmp_path / "checkpoint" / names[0]  # the clock was put back in between, say
     loop._restore(trainee, str(tmp_path), ray.train.Checkpoint.from_directory(older))
     assert trainee.step == 2
 
 
 def test_without_a_whole_checkpoint_a_training_starts_anew(tmp_path: Path) -> None:
-    trainee = Trainee(LineTask(), _settings(), CPU)
+    trainee = TrainState(LineTask(), _settings(), CPU)
     loop._restore(trainee, str(tmp_path), None)
     assert trainee.step == 0
     (tmp_path / "state.pt").write_bytes(b"junk")

@@ -58,7 +58,7 @@ def draw_images(folder: Path) -> tuple[list[str], PseudoObjects]:
 def detector_task(folder: Path, model: Any, backbone: Any) -> DetectorTask:
     drop = RoiDropRules("independent", cls_threshold=1.0, reg_threshold=2.0)
     spec = DetectorSpec(
-        model, backbone, 2, drop=drop, boxes_per_image=1.5, first_steps=FIRST_STEPS if backbone == "small" else 0
+        model, backbone, 2, drop=drop, boxes_per_image=1.5, first_steps=FIRST_STEPS if backbone == "frozen_sam" else 0
     )
     uris, objects = draw_images(folder)
     if model not in LEARN_MASKS:
@@ -74,7 +74,7 @@ def wsod_task(folder: Path, method: str) -> WsodTask:
     starts = np.cumsum([0, *map(len, rows)])
     packed = ProposalBoxes(every, np.full(len(every), 0.5, np.float32), starts, np.array(SIZES, np.int32))
     labels = np.array([[True, False], [True, True], [False, True], [True, True]])
-    make_net = WsodSpec("small", 2, METHODS[method], dropblock=True).with_starting_weights
+    make_net = WsodSpec("frozen_sam", 2, METHODS[method], dropblock=True).with_starting_weights
     return WsodTask(make_net, uris, labels, functools.partial(_same, packed), WsodRecipe(scales=(40, 64), min_side=4))
 
 
@@ -127,12 +127,12 @@ def check_parts(task: Any, steps: tuple[int, ...]) -> None:
 @pytest.mark.parametrize(
     ("model", "backbone", "steps"),
     [
-        ("faster_rcnn", "small", (0, FIRST_STEPS)),
-        ("mask_rcnn", "small", (0, FIRST_STEPS)),
+        ("faster_rcnn", "frozen_sam", (0, FIRST_STEPS)),
+        ("mask_rcnn", "frozen_sam", (0, FIRST_STEPS)),
         ("faster_rcnn", "efficientnet_lite0", (0,)),
         ("mask_rcnn", "efficientnet_lite0", (0,)),
-        ("dino", "small", (0, 1)),
-        ("mask2former", "small", (0, 1)),
+        ("dino", "frozen_sam", (0, 1)),
+        ("mask2former", "frozen_sam", (0, 1)),
     ],
 )
 def test_a_detector_learns_from_parts_what_it_learns_from_the_whole(
@@ -146,14 +146,14 @@ def test_the_weakly_supervised_detector_too(tmp_path: Path, method: str) -> None
     check_parts(wsod_task(tmp_path, method), (0, 1))
 
 
-@pytest.mark.parametrize("backbone", ["vit_xs", "efficientnet_lite0"])
+@pytest.mark.parametrize("backbone", ["frozen_sam", "efficientnet_lite0"])
 def test_the_classifier_too(tmp_path: Path, backbone: str) -> None:
     check_parts(classifier_task(tmp_path, backbone), (0, 1))
 
 
 def test_rt_detr_v2_learns_after_an_interruption_what_it_learns_without(tmp_path: Path) -> None:
     """It sees a micro-batch together, see `RtDetrV2`; but nothing else decides its draws."""
-    task = detector_task(tmp_path, "rt_detr_v2", "small")
+    task = detector_task(tmp_path, "rt_detr_v2", "frozen_sam")
     torch.manual_seed(0)
     model = task.build_model()
     (first, metrics), (again, sums) = (take_gradients(task, model, [slice(0, 4)], 0) for _ in range(2))

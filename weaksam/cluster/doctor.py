@@ -1,4 +1,4 @@
-"""Whether the nodes of a cluster have what a run needs: seen from inside each, with a mend for each fault."""
+"""Whether the nodes of a cluster have what a run needs: seen from inside each, with a fix for each fault."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ _CHUNK = 128
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at; `mend` says what to do where it is not well."""
+    """One thing that was looked at; `fix` says what to do where it is not well."""
 
     check: str
     node: str
     well: bool
     told: str
-    mend: str = ""
+    fix: str = ""
 
 
 def run_doctor(config: str, overrides: Sequence[str], *, as_json: bool = False) -> None:
@@ -60,8 +60,8 @@ def run_doctor(config: str, overrides: Sequence[str], *, as_json: bool = False) 
             print(
                 f"{'ok  ' if finding.well else 'BAD '} {finding.node:16} {finding.check:14} {finding.told}", flush=True
             )
-            if finding.mend:
-                print(f"{'':22}{'':14} -> {finding.mend}", flush=True)
+            if finding.fix:
+                print(f"{'':22}{'':14} -> {finding.fix}", flush=True)
     bad = [finding.check for finding in findings if not finding.well]
     if bad:
         raise ClusterError(f"{len(bad)} of {len(findings)} checks are not well: {', '.join(dict.fromkeys(bad))}")
@@ -187,8 +187,8 @@ def judge_shared_memory(node: str, shared: float, store: float) -> Finding:
     """Ray's object store lies in /dev/shm, or on disk where that is too small."""
     told = f"/dev/shm {shared / 2**30:.1f} GiB, object store {store / 2**30:.1f} GiB"
     if shared < store:
-        mend = "start the container with --shm-size, or mount an emptyDir of medium Memory at /dev/shm"
-        return Finding("shared memory", node, False, f"{told}: images pass through the disk", mend)
+        fix = "start the container with --shm-size, or mount an emptyDir of medium Memory at /dev/shm"
+        return Finding("shared memory", node, False, f"{told}: images pass through the disk", fix)
     return Finding("shared memory", node, True, told)
 
 
@@ -225,8 +225,8 @@ def judge_pools(settings: Sequence[Any], nodes: Sequence[Mapping[str, float]]) -
         try:
             pool = fit_pool(resources, nodes)
         except WeakSamError as error:
-            mend = "if the cluster grows by itself, start its nodes first: `weaksam doctor` sees those that are up"
-            found.append(Finding("pool", "cluster", False, str(error), mend))
+            fix = "if the cluster grows by itself, start its nodes first: `weaksam doctor` sees those that are up"
+            found.append(Finding("pool", "cluster", False, str(error), fix))
         else:
             told = f"{pool.actors} actors of {pool.actor_cpus:g} CPU and {pool.actor_gpus:g} GPU"
             found.append(Finding("pool", "cluster", True, told))

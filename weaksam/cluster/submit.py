@@ -177,7 +177,7 @@ def staged() -> Iterator[str]:
 
 
 class Cluster:
-    """The jobs of a cluster; faults of the connection become ClusterError with their mend.
+    """The jobs of a cluster; faults of the connection become ClusterError with a fix.
 
     Args:
         address: URL of its dashboard.

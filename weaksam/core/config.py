@@ -10,7 +10,7 @@ import difflib
 import json
 from collections.abc import Mapping
 from copy import copy
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, TypeVar
 
@@ -41,15 +41,18 @@ class Reads:
 
 @dataclass(frozen=True)
 class Choice:
-    """Marks a text field whose value is one of the names of a catalogue."""
+    """Marks a text field whose value is one of the names of a catalogue; `renamed` maps older names to them."""
 
     names: tuple[str, ...]
+    renamed: Mapping[str, str] = field(default_factory=dict)
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.no_info_after_validator_function(self.check, handler(source))
 
     def check(self, value: str) -> str:
         """The value; ValueError with the names if it is none of them."""
+        if value in self.renamed:
+            raise ValueError(f"{value!r} is now {self.renamed[value]!r}")
         if value not in self.names:
             close = difflib.get_close_matches(value, self.names, n=1)
             guess = f": did you mean {close[0]!r}?" if close else ""

@@ -32,7 +32,7 @@ State = Literal["running", "finished", "stopped"]
 
 
 @dataclass(frozen=True)
-class Seen:
+class Progress:
     """What a look at a step's work found: how much is done, how much of that failed, and what else is to be told.
 
     `rate` is in units a second; None lets it be measured from look to look.
@@ -45,8 +45,8 @@ class Seen:
 
 
 @contextmanager
-def tell_progress(
-    step: Step, *, total: int, unit: str, look: Callable[[], Seen], in_log: bool = True
+def report_progress(
+    step: Step, *, total: int, unit: str, look: Callable[[], Progress], in_log: bool = True
 ) -> Iterator[None]:
     """Tells of a step while the block works on it: a file every ten seconds, a line after five and then every minute.
 
@@ -57,7 +57,7 @@ def tell_progress(
         look: finds what is done; what it raises only costs the telling.
         in_log: False where the work has lines of its own.
     """
-    teller = _Teller(step, total, unit, look)
+    teller = _Reporter(step, total, unit, look)
     ticks = itertools.count()
 
     def report() -> None:
@@ -79,8 +79,8 @@ def is_due(tick: int) -> tuple[bool, bool]:
     return tick % _TICKS_PER_WRITE == 0, tick % _TICKS_PER_LINE == 1
 
 
-class _Teller:
-    def __init__(self, step: Step, total: int, unit: str, look: Callable[[], Seen]) -> None:
+class _Reporter:
+    def __init__(self, step: Step, total: int, unit: str, look: Callable[[], Progress]) -> None:
         self.step, self.total, self.unit, self.look = step, total, unit, look
         self.started, self.first = time.time(), None
 
@@ -101,7 +101,7 @@ class _Teller:
             log.debug("%s: progress not told: %s", self.step.name, error)
 
 
-def count_up(found: Seen, total: int, unit: str, rate: float) -> dict[str, Any]:
+def count_up(found: Progress, total: int, unit: str, rate: float) -> dict[str, Any]:
     """The figures of `progress.json`; `eta_seconds` is None as long as nothing moves."""
     done = min(found.done, total)  # rows of overlapping parts are counted twice
     return {
@@ -143,16 +143,16 @@ def state_of(told: Mapping[str, Any]) -> Literal["running", "stopped"]:
     return "stopped" if told["state"] == "stopped" or told["seconds_ago"] > FRESH else "running"
 
 
-def part_counter(folder: str) -> Callable[[], Seen]:
+def part_counter(folder: str) -> Callable[[], Progress]:
     """A look at the parts of a step: rows by the listing, failed ones by the status of parts not seen before."""
     failed: dict[str, int] = {}
 
-    def look() -> Seen:
+    def look() -> Progress:
         parts = tables.list_parts(folder)
         new = [part for part in parts if part not in failed]
         for part, table in zip(new, tables.read_parts(folder, new, columns=["status"]), strict=True):
             failed[part] = sum(status != schemas.OK for status in table.column("status").to_pylist())
-        return Seen(sum(map(tables.rows_in, parts)), sum(failed[part] for part in parts))
+        return Progress(sum(map(tables.rows_in, parts)), sum(failed[part] for part in parts))
 
     return look
 

@@ -33,7 +33,7 @@ from weaksam.execution.connection import check_cluster, connect
 from weaksam.execution.isolation import find_user_error, run_alone
 from weaksam.execution.mapping import ImageMapper
 from weaksam.execution.pools import TASK_CPUS, Pool, PoolResources, fit_pool
-from weaksam.execution.progress import part_counter, tell_progress
+from weaksam.execution.progress import part_counter, report_progress
 from weaksam.execution.rows import Fetch, PartSink, Worker, WorkerSpec, common_folder
 from weaksam.execution.turns import turn
 
@@ -78,7 +78,7 @@ def map_images(
     times = step.folder if resources.record_times else None
     spec = WorkerSpec(factory, schema, max_pixels, step=step.name, stage=step.stage.name, times=times)
     check_cluster()  # before anything says that the step runs
-    with tell_progress(step, total=source.num_rows, unit="images", look=part_counter(step.folder)):
+    with report_progress(step, total=source.num_rows, unit="images", look=part_counter(step.folder)):
         connect()  # takes a while, as weights do: the progress says from here on that the step runs
         with turn(step.name):
             _run_passes(step, source, todo, spec, fit_pool(resources, nodes.alive_nodes()))

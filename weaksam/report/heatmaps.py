@@ -43,7 +43,7 @@ def make_look(proposals: RunStep, names: Sequence[str]) -> Look | None:
     if classifier is None or proposals.manifest is None:
         return None
     from weaksam.models.classifiers.build import load_trained
-    from weaksam.models.classifiers.clues import KINDS, find_clues, shrink
+    from weaksam.models.classifiers.peak_prompts import KINDS, find_peak_prompts, shrink
 
     trained = classifier.config
     config, faults = parse_settings(ProposalsConfig, proposals.step.config, where=proposals.name)
@@ -57,22 +57,22 @@ def make_look(proposals: RunStep, names: Sequence[str]) -> Look | None:
     except (WeakSamError, FileNotFoundError) as error:
         log.warning("no heatmaps: %s", error)
         return None
-    rules = config.clues.rules(model.depth)
+    rules = config.peaks.rules(model.depth)
     title = f"{classifier.name} heatmaps"
 
     def look(image: np.ndarray, labels: Sequence[int] | None) -> list[Panel]:
-        clues, heatmaps = find_clues(model, image, labels, rules)
-        if not len(clues.labels):
+        prompts, heatmaps = find_peak_prompts(model, image, labels, rules)
+        if not len(prompts.labels):
             return []
-        first = max(range(len(clues.labels)), key=lambda at: float(clues.probabilities[clues.labels[at]]))
-        label = int(clues.labels[first])
+        first = max(range(len(prompts.labels)), key=lambda at: float(prompts.probabilities[prompts.labels[at]]))
+        label = int(prompts.labels[first])
         small, panels = shrink(image, rules.max_side), []
         for kind, maps in heatmaps.items():
             if not maps.shape[1]:  # a classifier without attention has no cross maps
                 continue
-            here = (clues.kinds == KINDS.index(kind)) & (clues.point_labels == label)
+            here = (prompts.kinds == KINDS.index(kind)) & (prompts.point_labels == label)
             heat = draw_heatmap(small, maps[first].mean(0).cpu().numpy())
-            panels.append(heatmap_panel(title, kind, heat, clues.points[here], names[label]))
+            panels.append(heatmap_panel(title, kind, heat, prompts.points[here], names[label]))
         return panels
 
     return Look(proposals.name, look)

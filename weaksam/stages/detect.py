@@ -30,7 +30,7 @@ from weaksam.stages.train_wsod import TrainWsodConfig
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from weaksam.models.detectors.base import Found
+    from weaksam.models.detectors.base import Detections
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +75,8 @@ class DetectConfig(StageConfig):
         return replace(published, **own | ({"scales": tuple(own["scales"])} if "scales" in own else {}))
 
 
-Find = Callable[["Tensor", np.ndarray], "Found"]  # an image (3, H, W) uint8 and proposals on it (N, 4) -> detections
+# From an image (3, H, W) uint8 and proposals on it (N, 4).
+Find = Callable[["Tensor", np.ndarray], "Detections"]
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ class WsodFinder:
 
         net = self.trained.spec(self.num_classes).trained(storage.fetch(self.uri)).to(device)
 
-        def find(image: Tensor, proposals: np.ndarray) -> Found:
+        def find(image: Tensor, proposals: np.ndarray) -> Detections:
             boxes, _ = clean_boxes(proposals, image.shape[1], image.shape[2], min_side=self.trained.min_side)
             return detect_objects(net, image, torch.from_numpy(boxes).to(device), self.rules)
 
@@ -145,7 +146,7 @@ class DetectObjects(ImageMapper):
         return columns
 
 
-def _columns(detections: Found) -> Row:
+def _columns(detections: Detections) -> Row:
     from weaksam.ops.rle import encode_rle
 
     columns: Row = {key: getattr(detections, key).cpu().numpy() for key in ("boxes", "classes", "scores")}

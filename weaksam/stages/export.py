@@ -21,7 +21,7 @@ from weaksam.stages.export_rows import Source
 from weaksam.stages.export_source import read_source
 
 if TYPE_CHECKING:
-    from weaksam.data.writers.common import Exporter, ExportImage, Tally
+    from weaksam.data.writers.common import Exporter, ExportImage, ExportTotals
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ _REPORT_EVERY = 5.0  # seconds
 def run(step: Step) -> Outcome:
     """Writes all images, then reads all back."""
     from weaksam.data.datasets import first_ten
-    from weaksam.data.writers.common import Tally, compare
+    from weaksam.data.writers.common import ExportTotals, compare
 
     config: ExportConfig = step.config
     source = read_source(step)
@@ -43,7 +43,7 @@ def run(step: Step) -> Outcome:
     renamed = _renamed(step, source)
     if renamed:
         log.warning("%s: %d images have another name in the export: %s", step.name, len(renamed), first_ten(renamed))
-    tally, left_out = Tally(), Counter[str]()
+    tally, left_out = ExportTotals(), Counter[str]()
     with _progress(step, source, "written"):
         for images in source.batches(left_out):
             exporter.write(images)
@@ -169,7 +169,7 @@ def _renamed(step: Step, source: Source) -> list[str]:
 
 
 def make_report(
-    step: Step, source: Source, to: str, exporter: Exporter, tally: Tally, left_out: Counter[str]
+    step: Step, source: Source, to: str, exporter: Exporter, tally: ExportTotals, left_out: Counter[str]
 ) -> dict[str, Any]:
     """The content of export.json."""
     lost = exporter.lost

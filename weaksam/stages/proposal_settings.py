@@ -14,7 +14,7 @@ from weaksam.core.config import NotInFingerprint, OutsideFile, Reads, Settings, 
 from weaksam.execution.pools import PoolResources
 
 if TYPE_CHECKING:
-    from weaksam.models.classifiers.clues import ClueRules, PeakRule
+    from weaksam.models.classifiers.peak_prompts import PeakPromptRules, PeakRule
 
 
 class SamSettings(Settings):
@@ -92,7 +92,7 @@ class CrossSettings(PeakSettings):
     """What they become: the peak nearest to their mean, or the mean (as published), which may miss the object."""
 
 
-class ClueSettings(Settings):
+class PeakPromptSettings(Settings):
     """What the classifier tells SAM: labels, and peaks of heatmaps as prompts."""
 
     known_splits: list[str] | None = None
@@ -120,13 +120,13 @@ class ClueSettings(Settings):
     stability_threshold: float = Field(default=0.3, ge=0, le=1)
     """Masks that change more than this (IoU) when the mask threshold moves by +-1 are dropped; published: none."""
 
-    def rules(self, depth: int) -> ClueRules:
-        """The same for `models.clues`, for a classifier of `depth` layers."""
-        from weaksam.models.classifiers.clues import ClueRules
+    def rules(self, depth: int) -> PeakPromptRules:
+        """The same for `models.classifiers.peak_prompts`, for a classifier of `depth` layers."""
+        from weaksam.models.classifiers.peak_prompts import PeakPromptRules
 
         layers = self.cross.layers or list(range(depth * 2 // 3 + 1, depth * 5 // 6 + 1))
         kinds = {"coarse": self.coarse, "fine": self.fine, "cross": self.cross}
-        return ClueRules(
+        return PeakPromptRules(
             scales=tuple(self.scales),
             max_side=self.max_side,
             snap=self.snap,
@@ -136,7 +136,7 @@ class ClueSettings(Settings):
         )
 
     def _rule(self, peaks: PeakSettings) -> PeakRule:
-        from weaksam.models.classifiers.clues import PeakRule
+        from weaksam.models.classifiers.peak_prompts import PeakRule
 
         rule = PeakRule(peaks.kernel, peaks.threshold, peaks.max_peaks, self.collapse_plateaus)
         if not isinstance(peaks, CrossSettings):
@@ -170,7 +170,7 @@ class ProposalsConfig(StageConfig):
     """The segmenter."""
     grid: GridSettings = GridSettings()
     """Prompts that look everywhere, whatever the classes."""
-    clues: ClueSettings = ClueSettings()
+    peaks: PeakPromptSettings = PeakPromptSettings()
     """Prompts from the classifier."""
     duplicate_threshold: float | None = Field(default=0.95, gt=0, le=1)
     """A box that overlaps one of an earlier source (grid, coarse, fine, cross) by more than this IoU is dropped."""

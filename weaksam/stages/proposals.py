@@ -25,7 +25,7 @@ from weaksam.stages.step_images import read_images
 if TYPE_CHECKING:
     import numpy as np
 
-    from weaksam.models.classifiers.clues import Clues
+    from weaksam.models.classifiers.peak_prompts import PeakPrompts
     from weaksam.sam.sources import PromptSet
 
 __all__ = ["STAGE", "GridSettings", "PeakSettings", "ProposalsConfig", "ProposeBoxes", "SamSettings"]
@@ -45,30 +45,30 @@ class TrainedClassifier:
 class ProposeBoxes(ImageMapper):
     """Makes rows of `schemas.PROPOSALS`; holds SAM and, when there is one, the classifier.
 
-    Both in one actor: the image is decoded once and nothing but bytes travels (`python -m benchmarks.clue_share`).
+    Both in one actor: the image is decoded once and nothing but bytes travels (see `benchmarks/classifier_share.py`).
     """
 
     def __init__(self, config: ProposalsConfig, classifier: TrainedClassifier | None = None) -> None:
         self.engine = load_engine(config.sam, config.resources, points_per_side=config.grid.points_per_side)
-        self.clues = _make_clue_finder(config, classifier, self.engine.sam.device) if classifier else None
+        self.find_prompts = _make_prompt_finder(config, classifier, self.engine.sam.device) if classifier else None
         self.config = config
         self.watch = SamWatch(self.engine)
 
-    def prepare(self, image: np.ndarray, row: Row) -> tuple[Clues | None, Watched]:
+    def prepare(self, image: np.ndarray, row: Row) -> tuple[PeakPrompts | None, Watched]:
         """The classifier's labels and peaks, and SAM's encoding."""
-        clues = self.clues(image, row.get("labels")) if self.clues else None
-        return clues, self.watch.encode(image)
+        prompts = self.find_prompts(image, row.get("labels")) if self.find_prompts else None
+        return prompts, self.watch.encode(image)
 
-    def make(self, image: np.ndarray, row: Row, prepared: tuple[Clues | None, Watched]) -> Row:
+    def make(self, image: np.ndarray, row: Row, prepared: tuple[PeakPrompts | None, Watched]) -> Row:
         """The proposals, and the peaks and labels that led to them."""
         from weaksam.sam.sources import propose_from_sources
 
-        clues, watched = prepared
+        prompts, watched = prepared
         with self.watch.decoding(watched) as encoded:
             proposals = propose_from_sources(
                 self.engine,
                 encoded,
-                _prompt_sets(self.config, clues),
+                _prompt_sets(self.config, prompts),
                 duplicate_threshold=self.config.duplicate_threshold,
                 max_proposals=self.config.max_proposals,
                 return_masks=self.config.masks,
@@ -80,23 +80,23 @@ class ProposeBoxes(ImageMapper):
             "stability": proposals.stability,
             "source": proposals.source,
             "masks": proposals.masks,
-            "points": _point_rows(clues) if clues else [],
-            "labels": clues.labels if clues else None,
+            "points": _point_rows(prompts) if prompts else [],
+            "labels": prompts.labels if prompts else None,
         }
 
 
-def _prompt_sets(config: ProposalsConfig, clues: Clues | None) -> list[PromptSet]:
+def _prompt_sets(config: ProposalsConfig, prompts: PeakPrompts | None) -> list[PromptSet]:
     """Prompts of the grid and of each kind of peaks that is enabled, in the order of `schemas.SOURCES`."""
     from weaksam.sam.sources import PromptSet, point_prompts
 
-    grid, shared = config.grid, config.clues
+    grid, shared = config.grid, config.peaks
     sets = [PromptSet(None, grid.pred_iou_threshold, grid.stability_threshold, grid.nms_threshold)]
     for source, kind in enumerate(schemas.SOURCES[1:], start=1):
         peaks: PeakSettings = getattr(shared, kind)
-        if clues is None or not peaks.enabled:
+        if prompts is None or not peaks.enabled:
             continue
-        chosen = clues.kinds == source - 1
-        points, labels = clues.points[chosen], clues.point_labels[chosen]
+        chosen = prompts.kinds == source - 1
+        points, labels = prompts.points[chosen], prompts.point_labels[chosen]
         sets.append(
             PromptSet(
                 point_prompts(points, labels, joint=peaks.joint, source=source),
@@ -109,10 +109,10 @@ def _prompt_sets(config: ProposalsConfig, clues: Clues | None) -> list[PromptSet
     return sets
 
 
-def _make_clue_finder(config: ProposalsConfig, classifier: TrainedClassifier, device: Any) -> Any:
-    """`find(image, labels or None) -> Clues`."""
+def _make_prompt_finder(config: ProposalsConfig, classifier: TrainedClassifier, device: Any) -> Any:
+    """`find(image, labels or None) -> PeakPrompts`."""
     from weaksam.models.classifiers.build import load_trained
-    from weaksam.models.classifiers.clues import find_clues
+    from weaksam.models.classifiers.peak_prompts import find_peak_prompts
 
     model = load_trained(
         storage.fetch(classifier.uri),
@@ -121,21 +121,21 @@ def _make_clue_finder(config: ProposalsConfig, classifier: TrainedClassifier, de
         gated=classifier.gated,
         fine_of=classifier.fine_of,
     ).to(device)
-    rules = config.clues.rules(model.depth)
+    rules = config.peaks.rules(model.depth)
 
-    def find(image: np.ndarray, labels: Sequence[int] | None) -> Clues:
+    def find(image: np.ndarray, labels: Sequence[int] | None) -> PeakPrompts:
         import torch
 
         try:
-            return find_clues(model, image, labels, rules)[0]
+            return find_peak_prompts(model, image, labels, rules)[0]
         except torch.OutOfMemoryError as error:
             raise ImageError("oom", f"no device memory to classify {image.shape[:2]} pixels: {error}") from error
 
     return find
 
 
-def _point_rows(clues: Clues) -> list[dict[str, Any]]:
-    columns = (clues.points[:, 0], clues.points[:, 1], clues.point_labels, clues.scores, clues.kinds + 1)
+def _point_rows(prompts: PeakPrompts) -> list[dict[str, Any]]:
+    columns = (prompts.points[:, 0], prompts.points[:, 1], prompts.point_labels, prompts.scores, prompts.kinds + 1)
     keys = ("x", "y", "label", "score", "kind")
     return [dict(zip(keys, values, strict=True)) for values in zip(*(c.tolist() for c in columns), strict=True)]
 
@@ -178,13 +178,13 @@ def _known_labels(step: Step, images: pa.Table) -> pa.Array:
     Differs from the published scripts, which give COCO's validation images their true labels.
     """
     trained = step.inputs["classifier"]
-    known = step.config.clues.known_splits
+    known = step.config.peaks.known_splits
     if known is None:
         same = trained.inputs["images"].fingerprint == step.inputs["images"].fingerprint
         known = [trained.config.split] if same else []
     else:
         for split in known:
-            tables.of_split(images, split, where=f"steps.{step.name}.clues.known_splits")
+            tables.of_split(images, split, where=f"steps.{step.name}.peaks.known_splits")
     rows = zip(images.column("split").to_pylist(), images.column("labels").to_pylist(), strict=True)
     return pa.array([labels if split in known else None for split, labels in rows], pa.list_(pa.int32()))
 

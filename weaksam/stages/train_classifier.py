@@ -32,7 +32,7 @@ _PUBLISHED = with_defaults(LoopSettings, batch_size=64, lr=7.5e-5, final_lr=0.13
 
 
 # The layers on a frozen encoder start at random: Muon needs a fraction of the steps that AdamW does.
-_VIT_XS = {
+_FROZEN_SAM = {
     "image_size": 192,
     "epochs": 12,
     "batch_size": 32,
@@ -68,7 +68,7 @@ class TrainClassifierConfig(_PUBLISHED):
     Defaults are the published recipe for VOC (batch 64, learning rate 7.5e-5, 60 epochs, DeiT-S).
     """
 
-    recipes = (Recipe({"backbone": "vit_xs"}, _VIT_XS), Recipe({"backbone": "efficientnet_lite0"}, _LITE0))
+    recipes = (Recipe({"backbone": "frozen_sam"}, _FROZEN_SAM), Recipe({"backbone": "efficientnet_lite0"}, _LITE0))
 
     images: Annotated[str, Reads("images")]
     """The `index` step with the images and their labels."""
@@ -76,9 +76,9 @@ class TrainClassifierConfig(_PUBLISHED):
     """Split to train on."""
     backbone: str = "deit_small_patch16_224"
     """A plain ViT of timm; `efficientnet_lite0`, whose frozen features have seen ImageNet's photographs and need no
-    download; or `vit_xs`, the small SAM, for drawn scenes."""
+    download; or `frozen_sam`, the encoder of the shipped SAM, for drawn scenes."""
     pretrained: bool = True
-    """Start from timm's weights of the backbone (fetched by name); efficientnet_lite0 and vit_xs come with weights."""
+    """Start from the weights of the backbone: timm's, fetched by name, or those that the installation has."""
     weights: Annotated[str | None, OutsideFile()] = None
     """URI of weights to start from instead: a ViT's, or a published WeakTr checkpoint."""
     class_rows: list[int] | None = None
@@ -113,6 +113,8 @@ class TrainClassifierConfig(_PUBLISHED):
 
     @model_validator(mode="after")
     def _fits_its_backbone(self) -> Self:
+        if self.backbone == "vit_xs":
+            raise ValueError("backbone 'vit_xs' is now 'frozen_sam'")
         if self.backbone == "efficientnet_lite0" and (self.weights is not None or self.gated or self.fine_of != "both"):
             raise ValueError(
                 "weights, gated and fine_of are for ViTs: efficientnet_lite0 has weights of its own, no attention"

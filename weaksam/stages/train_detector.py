@@ -73,9 +73,9 @@ class TrainDetectorConfig(_PUBLISHED):
     """The step with the boxes, and masks, to learn from; its images are trained on."""
     model: Annotated[str, Choice(tuple(kind.name for kind in KINDS))] = "faster_rcnn"
     """What is trained."""
-    backbone: Annotated[str, Choice(BACKBONES)] = "resnet50"
+    backbone: Annotated[str, Choice(BACKBONES, {"small": "frozen_sam"})] = "resnet50"
     """The last two are for few images and no GPU. Photographs want `efficientnet_lite0`, for Faster and Mask R-CNN,
-    which comes with weights of ImageNet; `small` is a smaller network on what the frozen small SAM sees."""
+    which comes with weights of ImageNet; `frozen_sam` is a smaller network on what the frozen small SAM sees."""
     pretrained: bool = True
     """Start from the weights the backbone is known with: torchvision's of ImageNet, or those that come with weaksam."""
     weights: Annotated[str | None, OutsideFile()] = None
@@ -105,7 +105,7 @@ class TrainDetectorConfig(_PUBLISHED):
     jitter: list[float] = Field(default=[0.1, 2.0], min_length=2, max_length=2)
     """By how much an image is made larger than fits into the square, at least and at most, before it is cut."""
     optimizer: Literal["sgd", "adamw", "muon"] = "sgd"
-    """`sgd` has momentum 0.9; `muon` is for backbone `small`."""
+    """`sgd` has momentum 0.9; `muon` is for backbone `frozen_sam`."""
     backbone_lr: float = Field(default=1.0, gt=0)
     """Learning rate of the backbone, and of the first stage of a small Faster R-CNN, times `lr`."""
 
@@ -124,10 +124,10 @@ class TrainDetectorConfig(_PUBLISHED):
             )
         if self.start is not None and self.weights is not None:
             raise ValueError("weights would be ignored: the detector of start has its own")
-        if self.first_stage == 0 and self.backbone == "small" and self.kind.is_two_stage and self.start is None:
+        if self.first_stage == 0 and self.backbone == "frozen_sam" and self.kind.is_two_stage and self.start is None:
             raise ValueError("first_stage must be above 0 where no step to start from has learnt it")
-        if self.backbone != "small" and self.optimizer == "muon":
-            raise ValueError(f"optimizer muon is for backbone small: {self.backbone} has sgd or adamw")
+        if self.backbone != "frozen_sam" and self.optimizer == "muon":
+            raise ValueError(f"optimizer muon is for backbone frozen_sam: {self.backbone} has sgd or adamw")
         if self.roi_drop.gate != "off" and not self.kind.has_roi_drop:
             dropping = [kind.name for kind in KINDS if kind.has_roi_drop]
             raise ValueError(f"roi_drop is for {_list(dropping)}: {self.model} has its losses summed up elsewhere")
@@ -141,8 +141,8 @@ class TrainDetectorConfig(_PUBLISHED):
         return round(self.first_stage * self.steps)
 
     def course(self, images: int) -> Course:
-        in_turn = self.backbone == "small" and self.kind.is_two_stage and self.first_steps > 0
-        varied = self.backbone != "small" or self.square is not None or self.crop_chance > 0
+        in_turn = self.backbone == "frozen_sam" and self.kind.is_two_stage and self.first_steps > 0
+        varied = self.backbone != "frozen_sam" or self.square is not None or self.crop_chance > 0
         phases = (0, self.first_steps) if in_turn else (0,)
         return make_course(loop_settings(self), images, views=None if varied else 2 * len(self.scales), phases=phases)
 
@@ -267,7 +267,7 @@ def _exist(classes: np.ndarray, num_classes: int) -> bool:
 
 def _shipped_weights(config: TrainDetectorConfig) -> dict[str, str]:
     moves_boxes = config.kind.is_two_stage  # by the shipped SAM, whatever the backbone starts from
-    is_used = config.pretrained or (moves_boxes and config.backbone == "small")
+    is_used = config.pretrained or (moves_boxes and config.backbone == "frozen_sam")
     return identify_shipped(config.backbone) if is_used else {}
 
 

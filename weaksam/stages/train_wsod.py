@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from weaksam.core import schemas, tables
-from weaksam.core.config import Added, OutsideFile, Reads, Recipe, with_defaults
+from weaksam.core.config import Added, Choice, OutsideFile, Reads, Recipe, with_defaults
 from weaksam.core.step import Outcome, Stage, Step
 from weaksam.errors import ConfigError
+from weaksam.models.wsod.backbones import BACKBONES
 from weaksam.stages.checks import check_rows
 from weaksam.stages.labels import count_labels, describe_everywhere, labelled_images, warn_of_classes_everywhere
 from weaksam.stages.training_run import (
@@ -50,6 +51,7 @@ _PUBLISHED = with_defaults(
 )
 
 
+_RENAMED = {"small": "frozen_sam", "efficientnet_lite0+small": "efficientnet_lite0+frozen_sam"}
 # Two layers on frozen features learn from few images in minutes; one size of view, so that features are remembered.
 _FROZEN = {
     "dropblock": "off",
@@ -71,9 +73,9 @@ class TrainWsodConfig(_PUBLISHED):
     """
 
     recipes = (
-        Recipe({"backbone": "small"}, _SMALL),
+        Recipe({"backbone": "frozen_sam"}, _SMALL),
         Recipe({"backbone": "efficientnet_lite0"}, _LITE0),
-        Recipe({"backbone": "efficientnet_lite0+small"}, _LITE0),
+        Recipe({"backbone": "efficientnet_lite0+frozen_sam"}, _LITE0),
     )
 
     images: Annotated[str, Reads("images")]
@@ -91,10 +93,10 @@ class TrainWsodConfig(_PUBLISHED):
     shared_boxes: Annotated[bool, Added()] = False
     """For OICR: one layer more moves boxes, the same way for all classes, as in `oicr_bbox_vgg16` of the published
     code."""
-    backbone: Literal["vgg16", "resnet50", "small", "efficientnet_lite0", "efficientnet_lite0+small"] = "vgg16"
+    backbone: Annotated[str, Choice(BACKBONES, _RENAMED)] = "vgg16"
     """The last three are for few images and no GPU: two layers on the frozen features of each box cut out. Photographs
-    want those of `efficientnet_lite0`, which come with weights of ImageNet; `small`, the small SAM, has learnt from
-    drawn scenes; joined by + both see the box."""
+    want those of `efficientnet_lite0`, which come with weights of ImageNet; `frozen_sam`, the small SAM, has learnt
+    from drawn scenes; joined by + both see the box."""
     pretrained: bool = True
     """Start from the weights the backbone is known with: torchvision's of ImageNet, or those that frozen features come
     with."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from weaksam.core import storage
 from weaksam.core.step import Outcome, Step
 from weaksam.execution.connection import check_cluster, connect
-from weaksam.execution.progress import Seen, tell_progress
+from weaksam.execution.progress import Progress, report_progress
 from weaksam.sam.shipped import SHIPPED
 from weaksam.training.settings import Course, LoopSettings, TrainSettings
 from weaksam.training.written import read_left_out, read_metrics
@@ -16,7 +16,7 @@ from weaksam.training.written import read_left_out, read_metrics
 if TYPE_CHECKING:
     from weaksam.training.state import TrainTask
 
-_FROZEN = {"small", "efficientnet_lite0"}
+_FROZEN = {"frozen_sam", "efficientnet_lite0"}
 
 
 def loop_settings(config: LoopSettings, **others: Any) -> TrainSettings:
@@ -53,7 +53,7 @@ def train_task(step: Step, task: TrainTask[Any], settings: TrainSettings) -> dic
     check_cluster()
     task.build_model()  # a fault of the weights is told here, at once, and not by every worker in turn
     # the loop logs each row of metrics itself
-    with tell_progress(step, total=settings.steps, unit="steps", look=lambda: _look(step, settings), in_log=False):
+    with report_progress(step, total=settings.steps, unit="steps", look=lambda: _look(step, settings), in_log=False):
         connect()
         from weaksam.training import loop  # imports Ray
 
@@ -78,17 +78,17 @@ def describe_loss(row: Mapping[str, float]) -> str:
     return f"loss {row['loss']:.3g}" if row.get("loss") is not None else ""
 
 
-def _look(step: Step, settings: TrainSettings) -> Seen:
+def _look(step: Step, settings: TrainSettings) -> Progress:
     """How far a training is, as its last row of metrics says: workers may be anywhere."""
     last = _last_metrics(step.folder)
-    return seen_in(last, settings) if last else Seen(0)
+    return progress_of(last, settings) if last else Progress(0)
 
 
-def seen_in(row: Mapping[str, float], settings: TrainSettings) -> Seen:
+def progress_of(row: Mapping[str, float], settings: TrainSettings) -> Progress:
     """What a row of metrics says of the progress."""
     loss = {"loss": row["loss"]} if row.get("loss") is not None else {}
     rate = row["images_per_second"] / settings.batch_size
-    return Seen(int(row["step"]), failed=int(row.get("left_out", 0)), rate=rate, others=loss)
+    return Progress(int(row["step"]), failed=int(row.get("left_out", 0)), rate=rate, others=loss)
 
 
 def is_frozen(backbone: str) -> bool:
@@ -99,7 +99,7 @@ def is_frozen(backbone: str) -> bool:
 def identify_shipped(*backbones: str) -> dict[str, str]:
     """The weights that come with the installation as outside files, of those backbones that stand on some."""
     parts, found = {part for one in backbones for part in one.split("+")}, {}
-    if parts & {"small", "vit_xs"}:
+    if "frozen_sam" in parts:
         found["sam.vit_xs"] = storage.identity(str(SHIPPED["vit_xs"]))
     if "efficientnet_lite0" in parts:
         from weaksam.models.backbones.lite0 import SHA256

@@ -61,7 +61,7 @@ class ClassifierTask:
     """Multi-label classification with the losses of WeakTr.
 
     Attributes:
-        backbone: `efficientnet_lite0`, `vit_xs` or the name of a timm ViT.
+        backbone: `efficientnet_lite0`, `frozen_sam` or the name of a timm ViT.
         pretrained: start from the weights the backbone is known with; `weights` takes their place.
         weights: URI of a file to start from.
         class_rows: which class of `weights` each class of the dataset is.

@@ -93,8 +93,8 @@ def progress_line(row: Mapping[str, Any], settings: TrainSettings) -> str:
     )
 
 
-class Journal:
-    """The metrics of a run: `training_log.jsonl`, each step once whatever was interrupted, and the same for TensorBoard.
+class TrainingLog:
+    """The rows of `training_log.jsonl`, each step once whatever was interrupted, and the same for TensorBoard.
 
     Both files are small and written whole each time, because an object store knows no other way.
     """

@@ -2,8 +2,8 @@
 
 In: a `TrainTask` (what is trained; it knows no cluster) and `TrainSettings`. Out, below the folder given:
 `checkpoint/` (Ray Train's checkpoints while it runs), `checkpoint/model.safetensors` (written once, at the end),
-`training_log.jsonl` (one row every `log_every` steps) and, if there are any, `warnings.jsonl` (the first of one worker) and
-`left_out.jsonl` (samples that could not be read).
+`training_log.jsonl` (one row every `log_every` steps) and, if there are any, `warnings.jsonl` (the first of one worker)
+and `left_out.jsonl` (samples that could not be read).
 
 What a step sees is a pure function of (seed, step): its global batch is cut over the workers and the gradient is the
 mean over the global batch. All randomness is a sample's own, from generators of (seed, step, sample): what augments it
@@ -41,10 +41,10 @@ from weaksam.execution.nodes import alive_nodes
 from weaksam.execution.turns import turn
 from weaksam.training.checkpoints import BrokenCheckpointError, check_same_step, drop_broken_list, list_checkpoints
 from weaksam.training.failures import TrainingPolicy, explain
-from weaksam.training.log import Journal, WarningsToFile, follow
+from weaksam.training.log import TrainingLog, WarningsToFile, follow
 from weaksam.training.reading import LeftOut
 from weaksam.training.settings import TrainResources, TrainSettings, count_fitting, cpus_of_worker
-from weaksam.training.state import Trainee, TrainTask, draw_batch, task_code
+from weaksam.training.state import TrainState, TrainTask, draw_batch, task_code
 from weaksam.training.watch import diverged
 
 __all__ = ["TrainResources", "TrainSettings", "TrainTask", "train"]
@@ -153,7 +153,7 @@ def _mean(sums: dict[str, Tensor], *, count: int) -> dict[str, float]:
     return {key: round(value, 6) for key, value in zip(sums, (values / count).tolist(), strict=True)}
 
 
-def _report(trainee: Trainee, *, is_writer: bool) -> None:
+def _report(trainee: TrainState, *, is_writer: bool) -> None:
     """Hands a checkpoint to Ray Train; every worker takes part, one brings the file."""
     if not is_writer:
         ray.train.report({"step": trainee.step})
@@ -163,7 +163,7 @@ def _report(trainee: Trainee, *, is_writer: bool) -> None:
         ray.train.report({"step": trainee.step}, checkpoint=Checkpoint.from_directory(folder))
 
 
-def _restore(trainee: Trainee, folder: str, latest: Checkpoint | None) -> None:
+def _restore(trainee: TrainState, folder: str, latest: Checkpoint | None) -> None:
     """Goes on from the `latest` checkpoint, else from the newest that is whole; from the start where none is."""
     there = [Checkpoint(path, files) for files, path in map(storage.filesystem, list_checkpoints(folder))]
     others = [one for one in there if latest is None or one.path != latest.path]
@@ -178,7 +178,7 @@ def _restore(trainee: Trainee, folder: str, latest: Checkpoint | None) -> None:
         return
 
 
-def _check_means(trainee: Trainee, means: Mapping[str, float]) -> None:
+def _check_means(trainee: TrainState, means: Mapping[str, float]) -> None:
     """Raises DivergedError when a step since the last row was not finite: on all workers, whoever saw it."""
     trainee.watch.look(wait=True)
     if not math.isfinite(means["loss"]):
@@ -245,7 +245,7 @@ def _train_worker(config: dict) -> None:
     context = ray.train.get_context()
     if context.get_world_rank() == 0:  # one is enough: all workers do the same
         logging.getLogger("weaksam").addHandler(WarningsToFile(folder))
-    trainee = Trainee(task, settings, get_device())
+    trainee = TrainState(task, settings, get_device())
     _restore(trainee, folder, ray.train.get_checkpoint())
     check_same_step(trainee.step)
     share = share_of(settings, context.get_world_rank())
@@ -258,7 +258,7 @@ def _train_worker(config: dict) -> None:
         step=trainee.step,
     )
     batches = _load_ahead(task, settings, trainee.step, share, threads, left_out)
-    journal = Journal(folder, settings, trainee.step) if context.get_world_rank() == 0 else None
+    journal = TrainingLog(folder, settings, trainee.step) if context.get_world_rank() == 0 else None
     sums, since = {}, trainee.step
     while trainee.step < settings.steps:
         for key, value in trainee.take_step(batches, len(share)).items():

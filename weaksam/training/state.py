@@ -150,7 +150,7 @@ class _Loss(nn.Module):
             return self.task.loss(self.model, batch)
 
 
-class Trainee:
+class TrainState:
     """Everything a checkpoint holds: model, optimiser, scaler, running mean, step; and how one step changes it."""
 
     def __init__(self, task: TrainTask[Any], settings: TrainSettings, device: torch.device) -> None:

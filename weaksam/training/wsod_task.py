@@ -45,7 +45,7 @@ class WsodRecipe:
         min_side: smaller proposals are left out; pixels of the original image.
         rating_power: of a proposal's rating in the competition for the image's label.
         optimizer: `adam` has weight decay as a part of the gradient, as published; `adamw` apart from it; `muon` is for
-            the matrices of a `small` backbone, with AdamW for the rest.
+            the matrices of a `frozen_sam` backbone, with AdamW for the rest.
         refine_lr: learning rate of the refinement heads, times the others'.
         dropblock_lr: learning rate of the dropblock, times the others'.
         second_pass: whether the dropblock learns in a pass of its own.

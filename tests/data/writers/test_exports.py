@@ -20,7 +20,7 @@ from weaksam.core import storage
 from weaksam.data.categories import COCO_NAMES, complete_category_ids, default_category_ids
 from weaksam.data.readers.voc import read_voc
 from weaksam.data.writers.coco import CocoDataset, CocoResults, elements
-from weaksam.data.writers.common import ExportImage, Found, Tally, compare
+from weaksam.data.writers.common import ExportImage, ExportTotals, ReadBack, compare
 from weaksam.data.writers.label_studio import LabelStudioTasks
 from weaksam.data.writers.places import Place, place_images
 from weaksam.data.writers.polygons import draw_polygons, join_polygons, outlines, signed_area, simplify, to_polygons
@@ -76,9 +76,9 @@ def images() -> list[ExportImage]:
     ]
 
 
-def round_trip(exporter: object, images: list[ExportImage]) -> Tally:
+def round_trip(exporter: object, images: list[ExportImage]) -> ExportTotals:
     """Writes, reads back in two pieces, compares."""
-    tally = Tally()
+    tally = ExportTotals()
     exporter.write(images[:2])  # type: ignore[attr-defined]
     exporter.write(images[2:])  # type: ignore[attr-defined]
     exporter.finish()  # type: ignore[attr-defined]
@@ -348,9 +348,9 @@ def test_a_difference_names_the_image(images: list[ExportImage], change: dict, w
     image = images[0]
     exporter = CocoDataset("memory://x", NAMES, polygons=None, image_root="", category_ids=None)
     right = {"boxes": image.boxes, "classes": image.classes.tolist(), "scores": image.scores, "masks": image.masks}
-    compare(image, Found(**right), exporter, Tally())
+    compare(image, ReadBack(**right), exporter, ExportTotals())
     with pytest.raises(DataError, match=f"image a: read back, its {what}"):
-        compare(image, Found(**right | change), exporter, Tally())
+        compare(image, ReadBack(**right | change), exporter, ExportTotals())
 
 
 def test_more_in_a_file_than_was_written_is_noticed(images: list[ExportImage]) -> None:
@@ -456,7 +456,7 @@ def test_splits_of_like_names_stay_apart(format: str) -> None:
     ]
     exporter.write(found)
     exporter.finish()
-    tally = Tally()
+    tally = ExportTotals()
     for image, one in zip(found, exporter.read(found), strict=True):
         compare(image, one, exporter, tally)
     exporter.check_rest()

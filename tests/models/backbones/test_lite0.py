@@ -17,7 +17,7 @@ from weaksam.models.backbones.pyramids import Lite0Pyramid
 from weaksam.models.backbones.roi_backbones import CropNet
 from weaksam.models.classifiers.build import build_classifier, depth_of, load_trained
 from weaksam.models.classifiers.cam_classifier import CamClassifier
-from weaksam.models.classifiers.clues import ClueRules, PeakRule, find_clues
+from weaksam.models.classifiers.peak_prompts import PeakPromptRules, PeakRule, find_peak_prompts
 from weaksam.models.detectors.base import Targets
 from weaksam.models.detectors.build import build_to_train
 from weaksam.models.detectors.catalogue.kind import DetectorSpec
@@ -95,7 +95,7 @@ def test_stages_that_are_not_frozen_learn_and_keep_their_statistics() -> None:
 
 
 @pytest.mark.parametrize(
-    ("features", "channels"), [(["efficientnet_lite0"], 432), (["efficientnet_lite0", "small"], 528)]
+    ("features", "channels"), [(["efficientnet_lite0"], 432), (["efficientnet_lite0", "frozen_sam"], 528)]
 )
 def test_crops_have_the_features_of_two_stages_and_of_the_sam(features: list[str], channels: int) -> None:
     net = CropNet(features, dim=8, crop=96).train()
@@ -156,14 +156,14 @@ def test_peaks_of_class_maps_lie_on_the_object() -> None:
         loss.backward()
         optimizer.step()
     assert len(model.seen.views) == 24
-    rules = ClueRules(scales=(1.0,), peaks={"coarse": PeakRule(17), "fine": PeakRule(17), "cross": PeakRule(17)})
-    clues, heatmaps = find_clues(model.eval(), pictures[0], [0], rules)
-    assert clues.probabilities[0] > 0.5 > clues.probabilities[1]
+    rules = PeakPromptRules(scales=(1.0,), peaks={"coarse": PeakRule(17), "fine": PeakRule(17), "cross": PeakRule(17)})
+    prompts, heatmaps = find_peak_prompts(model.eval(), pictures[0], [0], rules)
+    assert prompts.probabilities[0] > 0.5 > prompts.probabilities[1]
     assert {kind: tuple(one.shape) for kind, one in heatmaps.items()} == {
         "coarse": (1, 1, 160, 224), "fine": (1, 1, 160, 224), "cross": (1, 0, 160, 224),
     }  # fmt: skip
     y, x = corners[0]
-    best = clues.points[clues.kinds == 1][0]
+    best = prompts.points[prompts.kinds == 1][0]
     assert x - 16 <= best[0] < x + 80  # a cell has 32 pixels
     assert y - 16 <= best[1] < y + 80
 

@@ -116,20 +116,20 @@ def test_weights_of_another_transformer_are_refused() -> None:
 
 
 def test_the_small_one_stands_on_the_shipped_sam() -> None:
-    model = build_weaktr("vit_xs", 2)
-    load_pretrained(model, "vit_xs")
+    model = build_weaktr("frozen_sam", 2)
+    load_pretrained(model, "frozen_sam")
     wanted = load_sam("vit_xs").image_encoder.state_dict()
     assert all(torch.equal(value, wanted[key]) for key, value in model.patch_embed.encoder.state_dict().items())
 
 
 def test_trained_weights_come_back_whole_or_not_at_all(tmp_path: Path) -> None:
-    theirs = build_weaktr("vit_xs", 2)
+    theirs = build_weaktr("frozen_sam", 2)
     save_file(theirs.state_dict(), tmp_path / "model.safetensors")
-    ours = load_trained(tmp_path / "model.safetensors", "vit_xs", 2)
+    ours = load_trained(tmp_path / "model.safetensors", "frozen_sam", 2)
     assert not ours.training
     assert all(torch.equal(value, ours.state_dict()[key]) for key, value in theirs.state_dict().items())
     state = theirs.state_dict()
     del state["head.bias"]
     save_file(state, tmp_path / "cut.safetensors")
     with pytest.raises(WeightsError, match=r"no finished classifier, it lacks head.bias"):
-        load_trained(tmp_path / "cut.safetensors", "vit_xs", 2)
+        load_trained(tmp_path / "cut.safetensors", "frozen_sam", 2)

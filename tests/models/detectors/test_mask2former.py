@@ -18,7 +18,7 @@ from tests.models.detectors.test_mask_rcnn import NOTHING
 from tests.models.pictures import assert_same, best_overlap, learn, masked_pictures, squares_and_discs, total
 from weaksam.models.backbones.pyramids import Pyramid, ResNet50
 from weaksam.models.detectors.base import Targets
-from weaksam.models.detectors.mask2former import Mask2Former, Mask2FormerSize, found_instances
+from weaksam.models.detectors.mask2former import Mask2Former, Mask2FormerSize, select_instances
 from weaksam.models.noise import make_generators
 
 SIZE = Mask2FormerSize(
@@ -170,7 +170,7 @@ def test_it_runs_in_bfloat16() -> None:
     assert total(losses).isfinite()
 
 
-def test_found_instances_are_those_of_a_plain_loop() -> None:
+def test_select_instances_are_those_of_a_plain_loop() -> None:
     """One query at a time; what lies in the padding is not looked at, and an empty mask is nothing."""
     torch.manual_seed(2)
     logits, masks = 2 * torch.randn(6, 4), F.interpolate(torch.randn(1, 6, 3, 4), (8, 10))[0]
@@ -192,7 +192,7 @@ def test_found_instances_are_those_of_a_plain_loop() -> None:
             wanted += [(chance, 0.0, -1, [], mask) for chance in row.softmax(0).tolist()[:-1]]
     wanted = sorted(wanted, key=lambda one: -one[0])[:12]  # the best by class, of which the empty ones then go
     wanted = sorted((one for one in wanted if one[3]), key=lambda one: -one[1])
-    found = found_instances(logits, masks, (32, 40), (height, width), 12)
+    found = select_instances(logits, masks, (32, 40), (height, width), 12)
     assert found.masks is not None
     assert 0 < len(wanted) == len(found.scores) < 12
     assert found.scores.tolist() == pytest.approx([one[1] for one in wanted], rel=1e-5)

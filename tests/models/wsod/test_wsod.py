@@ -398,7 +398,7 @@ def test_a_broken_image_counts_for_nothing(task: WsodTask) -> None:
 def test_muon_takes_the_trained_matrices_of_the_backbone(task: WsodTask) -> None:
     recipe = dataclasses.replace(task.recipe, optimizer="muon")
     task = dataclasses.replace(
-        task, recipe=recipe, make_net=WsodSpec("small", 2, METHODS["oicr"]).with_starting_weights
+        task, recipe=recipe, make_net=WsodSpec("frozen_sam", 2, METHODS["oicr"]).with_starting_weights
     )
     model = task.build_model()
     optimizer = task.build_optimizer(model, lr=1.0, weight_decay=0.5)

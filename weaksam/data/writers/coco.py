@@ -26,7 +26,7 @@ from pycocotools.coco import COCO
 from weaksam.core import storage
 from weaksam.data.categories import default_category_ids
 from weaksam.data.readers.coco_results import read_results
-from weaksam.data.writers.common import ExportImage, Found
+from weaksam.data.writers.common import ExportImage, ReadBack
 from weaksam.data.writers.polygons import draw_polygons, to_polygons
 
 _SPACE = re.compile(r"\s*")
@@ -161,7 +161,7 @@ class CocoDataset:
             storage.write_bytes(self.uri(split), b"".join(content))
             self.files += 1
 
-    def read(self, images: Sequence[ExportImage]) -> Iterable[Found]:
+    def read(self, images: Sequence[ExportImage]) -> Iterable[ReadBack]:
         """Gives the next images and annotations of each file to pycocotools."""
         of_split: dict[str, list[ExportImage]] = {}
         for image in images:
@@ -186,7 +186,7 @@ class CocoDataset:
             coco.createIndex()
         return coco
 
-    def _found(self, coco: Any, image: ExportImage) -> Found:
+    def _found(self, coco: Any, image: ExportImage) -> ReadBack:
         [entry] = coco.loadImgs([image.place.number])
         annotations = coco.loadAnns(coco.getAnnIds([image.place.number]))
         if entry["file_name"] != image.place.file_name:
@@ -197,7 +197,7 @@ class CocoDataset:
         masks = [coco.annToRLE(a)["counts"] if "segmentation" in a else None for a in annotations]
         masks = [mask.encode() if isinstance(mask, str) else mask for mask in masks]
         scores = np.array([a["score"] for a in annotations])
-        return Found(boxes, classes, scores, masks, (entry["height"], entry["width"]))
+        return ReadBack(boxes, classes, scores, masks, (entry["height"], entry["width"]))
 
     def expected_masks(self, image: ExportImage) -> list[bytes | None]:
         """The masks, or what polygons hold of them."""
@@ -265,7 +265,7 @@ class CocoResults:
         storage.write_bytes(self.uri, b"[" + content + b"]\n")
         self.files = 1
 
-    def read(self, images: Sequence[ExportImage]) -> Iterable[Found]:
+    def read(self, images: Sequence[ExportImage]) -> Iterable[ReadBack]:
         """Gives the next entries of the file, as a file of their own, to `read_results`."""
         if self._rest is None:
             self._rest = elements(storage.read_bytes(self.uri).decode())
@@ -278,7 +278,7 @@ class CocoResults:
         for row in rows.to_pylist():
             boxes = np.array(row["boxes"], np.float64).reshape(-1, 4)
             masks: list[bytes | None] = row["masks"] or [None] * len(boxes)
-            yield Found(boxes, row["classes"], np.array(row["scores"]), masks)
+            yield ReadBack(boxes, row["classes"], np.array(row["scores"]), masks)
 
     def expected_masks(self, image: ExportImage) -> list[bytes | None]:
         """The masks."""

@@ -51,7 +51,7 @@ class ExportImage:
 
 
 @dataclass(frozen=True)
-class Found:
+class ReadBack:
     """What a reader finds in an export for one image. None, or NaN in a box: the format has no place for it."""
 
     boxes: np.ndarray  # (N, 4) float
@@ -97,7 +97,7 @@ class Exporter(Protocol):
         """Writes what can only be written when all images are known."""
         ...
 
-    def read(self, images: Sequence[ExportImage]) -> Iterable[Found]:
+    def read(self, images: Sequence[ExportImage]) -> Iterable[ReadBack]:
         """What another reader finds in the files for these images."""
         ...
 
@@ -114,7 +114,7 @@ class Exporter(Protocol):
 
 
 @dataclass
-class Tally:
+class ExportTotals:
     """What was read back and found to be right, and what masks lost on the way."""
 
     images: int = 0
@@ -146,7 +146,7 @@ def iou(image: ExportImage, one: bytes | None, other: bytes | None) -> float:
     return float(np.asarray(coco_mask.iou([image.rle(one)], [image.rle(other)], [0]))[0, 0])
 
 
-def compare(image: ExportImage, found: Found, exporter: Exporter, tally: Tally) -> None:
+def compare(image: ExportImage, found: ReadBack, exporter: Exporter, tally: ExportTotals) -> None:
     """Adds an image to `tally`.
 
     Raises:
@@ -176,7 +176,7 @@ def compare(image: ExportImage, found: Found, exporter: Exporter, tally: Tally) 
 
 
 def _compare_masks(
-    image: ExportImage, masks: list[bytes | None], exporter: Exporter, tally: Tally, differs: Any
+    image: ExportImage, masks: list[bytes | None], exporter: Exporter, tally: ExportTotals, differs: Any
 ) -> None:
     expected = None
     for position, (mask, found) in enumerate(zip(image.masks, masks, strict=True)):

@@ -17,7 +17,7 @@ import numpy as np
 
 from weaksam.core import storage
 from weaksam.data.writers.coco import append_json, elements, expect_end, to_numbers
-from weaksam.data.writers.common import ExportImage, Found
+from weaksam.data.writers.common import ExportImage, ReadBack
 from weaksam.data.writers.polygons import draw_polygons, to_polygons
 
 
@@ -111,7 +111,7 @@ class LabelStudioTasks:
         storage.write_bytes(storage.join(self.to, "label_config.xml"), config)
         self.files = 2
 
-    def read(self, images: Sequence[ExportImage]) -> Iterable[Found]:
+    def read(self, images: Sequence[ExportImage]) -> Iterable[ReadBack]:
         """Decodes the next tasks of the file."""
         if self._rest is None:
             self._rest = elements(storage.read_bytes(storage.join(self.to, "tasks.json")).decode())
@@ -122,7 +122,7 @@ class LabelStudioTasks:
             [prediction] = task["predictions"]
             yield self._found(image, prediction["result"])
 
-    def _found(self, image: ExportImage, regions: Sequence[dict[str, Any]]) -> Found:
+    def _found(self, image: ExportImage, regions: Sequence[dict[str, Any]]) -> ReadBack:
         scale = np.array([image.width, image.height]) / 100
         rectangles = [region for region in regions if region["type"] == "rectanglelabels"]
         polygons: dict[str, list[np.ndarray]] = {}
@@ -133,7 +133,7 @@ class LabelStudioTasks:
         boxes = np.array(corners).reshape(-1, 4) * np.tile(scale, 2)
         boxes[:, 2:] += boxes[:, :2]
         drawn = [polygons.get(region["id"]) for region in rectangles]
-        return Found(
+        return ReadBack(
             boxes,
             [self.class_names.index(region["value"]["rectanglelabels"][0]) for region in rectangles],
             np.array([region["score"] for region in rectangles]),

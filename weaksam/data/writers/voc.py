@@ -21,7 +21,7 @@ from pycocotools import mask as coco_mask
 from weaksam.core import storage
 from weaksam.data.datasets import map_in_threads
 from weaksam.data.readers.voc import VocFiles, read_annotation
-from weaksam.data.writers.common import ExportImage, Found
+from weaksam.data.writers.common import ExportImage, ReadBack
 from weaksam.data.writers.places import picture_list
 from weaksam.errors import DataError
 
@@ -159,16 +159,16 @@ class VocDevkit:
         storage.write_bytes(storage.join(self.to, "images.csv"), picture_list(sorted(self._pictures)))
         self.files += len(self._lists) + 1
 
-    def read(self, images: Sequence[ExportImage]) -> Iterable[Found]:
+    def read(self, images: Sequence[ExportImage]) -> Iterable[ReadBack]:
         """Reads each image's annotation as the `index` stage does."""
         return list(map_in_threads(self._read_image, images))
 
-    def _read_image(self, image: ExportImage) -> Found:
+    def _read_image(self, image: ExportImage) -> ReadBack:
         masks = self._uri("SegmentationObject", image) if image.has_masks else None
         annotation = read_annotation(VocFiles(self._uri("Annotations", image), masks))
         size = (annotation.height or 0, annotation.width or 0)
         classes = [self.class_names.index(name) for name in annotation.names]
-        return Found(annotation.boxes, classes, None, annotation.masks if masks else None, size)
+        return ReadBack(annotation.boxes, classes, None, annotation.masks if masks else None, size)
 
     def expected_masks(self, image: ExportImage) -> list[bytes | None]:
         """The part of each mask that no better one covers."""

@@ -16,7 +16,7 @@ import yaml
 
 from weaksam.core import storage
 from weaksam.data.datasets import map_in_threads
-from weaksam.data.writers.common import ExportImage, Found
+from weaksam.data.writers.common import ExportImage, ReadBack
 from weaksam.data.writers.places import picture_list
 from weaksam.data.writers.polygons import draw_polygons, join_polygons, to_polygons
 
@@ -120,18 +120,18 @@ class YoloLabels:
         storage.write_bytes(storage.join(self.to, "images.csv"), picture_list(sorted(self._pictures)))
         self.files += 2
 
-    def read(self, images: Sequence[ExportImage]) -> Iterable[Found]:
+    def read(self, images: Sequence[ExportImage]) -> Iterable[ReadBack]:
         """Reads each image's file."""
         return list(map_in_threads(self._read_image, images))
 
-    def _read_image(self, image: ExportImage) -> Found:
+    def _read_image(self, image: ExportImage) -> ReadBack:
         lines = parse_lines(storage.read_bytes(self._uri(image)))
         classes = [label for label, _ in lines]
         scale = np.array([image.width, image.height])
         if self.polygons is None:
             shapes = np.array([shape for _, shape in lines]).reshape(-1, 2, 2) * scale
             middle, half = shapes[:, 0], shapes[:, 1] / 2
-            return Found(np.concatenate([middle - half, middle + half], axis=1), classes)
+            return ReadBack(np.concatenate([middle - half, middle + half], axis=1), classes)
         shapes = [shape.reshape(-1, 2) * scale for _, shape in lines]
         boxes = np.array([[*shape.min(0), *shape.max(0)] for shape in shapes]).reshape(-1, 4)
         masks: list[bytes | None] = [draw_polygons(image, [shape]) for shape in shapes]
@@ -140,7 +140,7 @@ class YoloLabels:
                 masks[position] = None
             else:
                 boxes[position] = np.nan  # a mask's own box, not the one that was exported
-        return Found(boxes, classes, None, masks)
+        return ReadBack(boxes, classes, None, masks)
 
     def expected_masks(self, image: ExportImage) -> list[bytes | None]:
         """What joined polygons hold of the masks."""

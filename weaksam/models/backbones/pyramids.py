@@ -148,9 +148,9 @@ def make_pyramid(backbone: str, *, frozen_stages: int, finest: int) -> Pyramid:
     """A backbone by name, with random weights.
 
     Args:
-        backbone: `resnet50`, `efficientnet_lite0`, or `small`: what the small SAM sees.
+        backbone: `resnet50`, `efficientnet_lite0`, or `frozen_sam`: what the small SAM sees.
         frozen_stages: not trained, of resnet50 and efficientnet_lite0.
-        finest: stride of the finest map of `small`.
+        finest: stride of the finest map of `frozen_sam`.
 
     Raises:
         ValueError: there is none of that name.
@@ -159,9 +159,9 @@ def make_pyramid(backbone: str, *, frozen_stages: int, finest: int) -> Pyramid:
         return ResNet50(frozen_stages)
     if backbone == "efficientnet_lite0":
         return Lite0Pyramid(frozen_stages)
-    if backbone == "small":
+    if backbone == "frozen_sam":
         return SamPyramid(finest=finest)
-    raise ValueError(f"backbone must be one of 'resnet50', 'efficientnet_lite0', 'small', got {backbone!r}")
+    raise ValueError(f"backbone must be one of 'resnet50', 'efficientnet_lite0', 'frozen_sam', got {backbone!r}")
 
 
 def load_from(pyramid: Pyramid, weights: str | None) -> None:

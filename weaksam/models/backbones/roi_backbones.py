@@ -147,16 +147,16 @@ class CropNet(RoiNet):
 
     Args:
         features: what sees the crops, side by side: `efficientnet_lite0`, which has learnt from ImageNet's photographs,
-            and `small`, the small SAM, which has learnt from drawn scenes.
+            and `frozen_sam`, the small SAM, which has learnt from drawn scenes.
         dim: of the two layers.
-        crop: side of a crop, pixels; a multiple of the largest stride, 32 of `efficientnet_lite0` and 16 of `small`.
+        crop: side of a crop, pixels; a multiple of the largest stride: 32 of `efficientnet_lite0`, 16 of `frozen_sam`.
         margin: how much a box is enlarged to each side, as a share of its size.
         drop: rate of the dropout after each trained layer.
     """
 
     def __init__(
         self,
-        features: Sequence[str] = ("small",),
+        features: Sequence[str] = ("frozen_sam",),
         dim: int = 256,
         *,
         crop: int = 64,
@@ -166,10 +166,10 @@ class CropNet(RoiNet):
         super().__init__()
         # Rounding keeps a few hundred photographs in memory; the small SAM's features take little.
         self._is_rounded = NAME in features
-        self._names = [name for name, key in (("lite0", NAME), ("sam", "small")) if key in features]
+        self._names = [name for name, key in (("lite0", NAME), ("sam", "frozen_sam")) if key in features]
         if NAME in features:
             self.lite0 = Lite0()
-        if "small" in features:
+        if "frozen_sam" in features:
             self.sam = FrozenSam("vit_xs", crop)
         strides = [stride for one in self.frozen for stride in one.crop_strides]
         self._channels = [channels for one in self.frozen for channels in one.crop_channels]

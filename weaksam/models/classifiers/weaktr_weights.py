@@ -21,8 +21,8 @@ from weaksam.sam.checkpoints import read_state
 
 log = logging.getLogger(__name__)
 
-SMALL = "vit_xs"  # the demo's own variant: a few layers on the frozen image encoder of the SAM of that name
-_SMALL_SIZE = WeakTrSize(128, 4, 4, grid=16, sam=SMALL)
+FROZEN_SAM = "frozen_sam"  # a few layers on the frozen image encoder of the shipped SAM
+_FROZEN_SAM_SIZE = WeakTrSize(128, 4, 4, grid=16, sam="vit_xs")
 _NAMED = 5
 
 
@@ -30,13 +30,13 @@ def size_of(backbone: str) -> WeakTrSize:
     """The size of a backbone.
 
     Args:
-        backbone: `vit_xs`, or the name of a timm ViT that is plain: one class token, no layer scale, no registers.
+        backbone: `frozen_sam`, or the name of a timm ViT that is plain: one class token, no layer scale, no registers.
 
     Raises:
         ConfigError: there is no such model, or WeakTr cannot be built on it.
     """
-    if backbone == SMALL:
-        return _SMALL_SIZE
+    if backbone == FROZEN_SAM:
+        return _FROZEN_SAM_SIZE
     vit = _build_timm(backbone)
     block = vit.blocks[0]
     size = WeakTrSize(
@@ -78,7 +78,7 @@ def load_trained(
 
 
 def load_pretrained(model: WeakTr, backbone: str) -> None:
-    """Starts `model` from the weights its backbone is known with: timm's, or for `vit_xs` those of the shipped SAM."""
+    """Starts `model` from the weights of its backbone: timm's, or for `frozen_sam` those of the shipped SAM."""
     if isinstance(model.patch_embed, SamStem):
         model.patch_embed.load_shipped()
     else:

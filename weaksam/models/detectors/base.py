@@ -16,10 +16,10 @@ from weaksam.models.backbones.pyramids import Pyramid, load_from
 from weaksam.models.detectors.targets import Targets, check_targets
 from weaksam.models.noise import make_generators
 
-__all__ = ["Batch", "Detector", "Found", "Normaliser", "Targets"]
+__all__ = ["Batch", "Detections", "Detector", "Normaliser", "Targets"]
 
 
-class Found(NamedTuple):
+class Detections(NamedTuple):
     """Detections of an image, best first: boxes (K, 4) float32, classes (K,) int64, scores (K,) float32 in 0..1.
 
     And masks (K, H, W) bool, of a detector that makes some.
@@ -107,7 +107,7 @@ class Detector(nn.Module):
         """`losses` of images with one `_padded_size` and of targets that have been checked."""
         raise NotImplementedError
 
-    def detect(self, images: Sequence[Tensor], mask_sizes: Sequence[tuple[int, int]] | None = None) -> list[Found]:
+    def detect(self, images: Sequence[Tensor], mask_sizes: Sequence[tuple[int, int]] | None = None) -> list[Detections]:
         """The detections of each of B images (3, H, W) RGB of 0..255, in the pixels of that image. In eval mode.
 
         Masks, of a detector that makes some, are drawn at `mask_sizes`, (height, width) that each image is stretched

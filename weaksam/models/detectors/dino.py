@@ -1,7 +1,7 @@
 """DINO: a DETR with mixed query selection, look forward twice and contrastive denoising (arXiv 2203.03605).
 
 Axis legend: B images, S cells of all levels, Q queries, N noisy queries, C classes, D channels.
-Boxes are cxcywh in sizes of the image; at the edge, in `Targets` and `Found`, xyxy pixels.
+Boxes are cxcywh in sizes of the image; at the edge, in `Targets` and `Detections`, xyxy pixels.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from transformers import DeformableDetrConfig
 
 from weaksam.models.backbones.pyramids import Pyramid
-from weaksam.models.detectors.base import Batch, Detector, Found, Normaliser, Targets
+from weaksam.models.detectors.base import Batch, Detections, Detector, Normaliser, Targets
 from weaksam.models.detectors.dino_denoising import Noised, noise_objects
 from weaksam.models.detectors.dino_layers import Cells, Decoder, Encoder, Levels, box_head, class_head
 from weaksam.models.detectors.dino_loss import denoising_loss, matched_losses
-from weaksam.models.detectors.normalized_boxes import best_found, inverse_sigmoid, take, to_relative
+from weaksam.models.detectors.normalized_boxes import best_detections, inverse_sigmoid, take, to_relative
 from weaksam.ops.roi_drop import NO_DROP, RoiDropRules
 
 _SURELY_NOT = -30.0  # logit of a place that only fills up the choice
@@ -179,10 +179,10 @@ class Dino(Detector):
         return told
 
     @torch.no_grad()
-    def detect(self, images: Sequence[Tensor], mask_sizes: Sequence[tuple[int, int]] | None = None) -> list[Found]:
+    def detect(self, images: Sequence[Tensor], mask_sizes: Sequence[tuple[int, int]] | None = None) -> list[Detections]:
         batch = self.normaliser(images)
         answers = self(batch)
-        return best_found(answers.logits[-1], answers.boxes[-1], batch.sizes, self.size.detections)
+        return best_detections(answers.logits[-1], answers.boxes[-1], batch.sizes, self.size.detections)
 
 
 def _attention_config(size: DinoSize) -> DeformableDetrConfig:

@@ -26,7 +26,7 @@ from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from weaksam.models.backbones.pyramids import Pyramid
-from weaksam.models.detectors.base import Detector, Found, Normaliser, Targets
+from weaksam.models.detectors.base import Detections, Detector, Normaliser, Targets
 from weaksam.models.detectors.catalogue.kind import BoxLoss
 from weaksam.models.detectors.rcnn_parts import ImageSampler, RoiAlign
 from weaksam.models.detectors.rules import DetectionFilter
@@ -142,11 +142,11 @@ class FasterRcnn(Detector):
         return {**first, **second}
 
     @torch.no_grad()
-    def detect(self, images: Sequence[Tensor], mask_sizes: Sequence[tuple[int, int]] | None = None) -> list[Found]:
+    def detect(self, images: Sequence[Tensor], mask_sizes: Sequence[tuple[int, int]] | None = None) -> list[Detections]:
         batch, maps = self._see(images)
         proposals, _ = self.rpn(batch, maps)
         found, _ = self.roi_heads(maps, proposals, batch.image_sizes)
-        return [Found(one["boxes"], one["labels"] - 1, one["scores"]) for one in found]
+        return [Detections(one["boxes"], one["labels"] - 1, one["scores"]) for one in found]
 
     def _see(self, images: Sequence[Tensor]) -> tuple[ImageList, dict[str, Tensor]]:
         batch = self.normaliser(images)

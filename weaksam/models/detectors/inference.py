@@ -15,14 +15,14 @@ from torch import Tensor
 from torchvision.ops import batched_nms
 
 from weaksam.data.views import view_size
-from weaksam.models.detectors.base import Detector, Found
+from weaksam.models.detectors.base import Detections, Detector
 from weaksam.models.detectors.rules import InferenceRules
 from weaksam.models.wsod.network import WsodNet
 from weaksam.ops.boxes import mirror_boxes, to_inclusive
 
 
 @torch.no_grad()
-def detect_objects(net: WsodNet, image: Tensor, boxes: Tensor, rules: InferenceRules) -> Found:
+def detect_objects(net: WsodNet, image: Tensor, boxes: Tensor, rules: InferenceRules) -> Detections:
     """The detections among proposals on an image.
 
     Scores and boxes are means over the views, as published: every view sees the same proposals.
@@ -34,14 +34,14 @@ def detect_objects(net: WsodNet, image: Tensor, boxes: Tensor, rules: InferenceR
         rules: what is wanted.
     """
     if not len(boxes):
-        return Found(boxes, torch.zeros(0, dtype=torch.int64), boxes.new_zeros(0))
+        return Detections(boxes, torch.zeros(0, dtype=torch.int64), boxes.new_zeros(0))
     seen = [_see(net, image, boxes, scale, rules.max_side, is_mirrored) for scale, is_mirrored in _views(rules)]
     scores = torch.stack([one for one, _ in seen]).mean(0)
     return select_detections(scores, torch.stack([moved for _, moved in seen]).mean(0), rules)
 
 
 @torch.no_grad()
-def detect_in_views(net: Detector, image: Tensor, rules: InferenceRules) -> Found:
+def detect_in_views(net: Detector, image: Tensor, rules: InferenceRules) -> Detections:
     """The detections of a detector that needs no proposals, with masks where it makes some.
 
     One view is taken as the network gives it; of several, boxes of a class that overlap are one object.
@@ -66,7 +66,7 @@ def detect_in_views(net: Detector, image: Tensor, rules: InferenceRules) -> Foun
     if len(seen) > 1:
         keep = batched_nms(boxes.float(), scores, classes, rules.nms_threshold)
     keep = keep[scores[keep] > rules.score_threshold][: rules.max_detections]
-    return Found(boxes[keep], classes[keep], scores[keep], None if masks is None else masks[keep])
+    return Detections(boxes[keep], classes[keep], scores[keep], None if masks is None else masks[keep])
 
 
 def _views(rules: InferenceRules) -> list[tuple[int, bool]]:
@@ -93,7 +93,7 @@ def _view(image: Tensor, hw: tuple[int, int], is_mirrored: bool) -> Tensor:
     return view.flip(2) if is_mirrored else view
 
 
-def select_detections(scores: Tensor, boxes: Tensor, rules: InferenceRules) -> Found:
+def select_detections(scores: Tensor, boxes: Tensor, rules: InferenceRules) -> Detections:
     """Threshold, NMS in each class, and the best of an image.
 
     Overlaps are of boxes from their first to their last pixel, as in the published detectors, whose boxes are inclusive
@@ -107,4 +107,4 @@ def select_detections(scores: Tensor, boxes: Tensor, rules: InferenceRules) -> F
     rows, classes = (scores > rules.score_threshold).nonzero(as_tuple=True)
     chosen, values = boxes[rows, classes], scores[rows, classes]
     keep = batched_nms(to_inclusive(chosen.float()), values, classes, rules.nms_threshold)[: rules.max_detections]
-    return Found(chosen[keep], classes[keep], values[keep])
+    return Detections(chosen[keep], classes[keep], values[keep])

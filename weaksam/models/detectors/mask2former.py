@@ -23,7 +23,7 @@ from transformers.models.mask2former.modeling_mask2former import (
 )
 
 from weaksam.models.backbones.pyramids import Pyramid
-from weaksam.models.detectors.base import Batch, Detector, Found, Normaliser, Targets
+from weaksam.models.detectors.base import Batch, Detections, Detector, Normaliser, Targets
 from weaksam.models.detectors.deformable import start_attention
 from weaksam.models.detectors.mask2former_loss import matched_losses
 from weaksam.ops.masks import masks_to_boxes
@@ -128,12 +128,12 @@ class Mask2Former(Detector):
         return {"loss_class": last.classes, "loss_mask": last.masks, "loss_dice": last.dice, "loss_aux": aux}
 
     @torch.no_grad()
-    def detect(self, images: Sequence[Tensor], mask_sizes: Sequence[tuple[int, int]] | None = None) -> list[Found]:
+    def detect(self, images: Sequence[Tensor], mask_sizes: Sequence[tuple[int, int]] | None = None) -> list[Detections]:
         batch = self.normaliser(images)
         answers, (height, width) = self(batch), batch.pixels.shape[2:]
         parts = zip(answers.logits[-1], answers.masks[-1], batch.sizes, mask_sizes or batch.sizes, strict=True)
         return [
-            found_instances(logits, masks, (height, width), hw, self.size.detections, drawn_hw)
+            select_instances(logits, masks, (height, width), hw, self.size.detections, drawn_hw)
             for logits, masks, hw, drawn_hw in parts
         ]
 
@@ -156,14 +156,14 @@ class _Network(nn.Module):
         return Answers(logits, list(said.masks_queries_logits))
 
 
-def found_instances(
+def select_instances(
     logits: Tensor,
     masks: Tensor,
     padded: tuple[int, int],
     size: tuple[int, int],
     limit: int,
     drawn: tuple[int, int] | None = None,
-) -> Found:
+) -> Detections:
     """The best pairs of query and class of an image; a query may be found as several classes.
 
     A score is the probability of the class times the mean probability inside the mask. Boxes are tight. Differs from
@@ -193,7 +193,7 @@ def found_instances(
     order = order[areas[query[order]] > 0]
     chosen = query[order]
     boxes = masks_to_boxes(is_inside) * masks.new_tensor([width / drawn[1], height / drawn[0]] * 2)
-    return Found(boxes[chosen], classes[order], scores[order], is_inside[chosen])
+    return Detections(boxes[chosen], classes[order], scores[order], is_inside[chosen])
 
 
 def _pad(targets: Targets, height: int, width: int) -> Targets:

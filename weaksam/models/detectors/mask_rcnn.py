@@ -21,7 +21,7 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.models.detection.roi_heads import paste_masks_in_image, project_masks_on_boxes
 
 from weaksam.models.backbones.pyramids import Pyramid
-from weaksam.models.detectors.base import Found, Targets
+from weaksam.models.detectors.base import Detections, Targets
 from weaksam.models.detectors.catalogue.kind import BoxLoss
 from weaksam.models.detectors.faster_rcnn import PUBLISHED, FasterRcnn, FasterRcnnSize
 from weaksam.models.detectors.rcnn_parts import RoiAlign
@@ -107,12 +107,14 @@ class MaskRcnn(FasterRcnn):
         return {**first, **by_roi.sums(heads.drop), "loss_mask": loss, **told}
 
     @torch.no_grad()
-    def detect(self, images: Sequence[Tensor], mask_sizes: Sequence[tuple[int, int]] | None = None) -> list[Found]:
+    def detect(self, images: Sequence[Tensor], mask_sizes: Sequence[tuple[int, int]] | None = None) -> list[Detections]:
         batch, maps = self._see(images)
         proposals, _ = self.rpn(batch, maps)
         found, _ = self.roi_heads(maps, proposals, batch.image_sizes)
         return [
-            Found(one["boxes"], one["labels"] - 1, one["scores"], paste_masks(one["masks"], one["boxes"], hw, drawn_hw))
+            Detections(
+                one["boxes"], one["labels"] - 1, one["scores"], paste_masks(one["masks"], one["boxes"], hw, drawn_hw)
+            )
             for one, hw, drawn_hw in zip(found, batch.image_sizes, mask_sizes or batch.image_sizes, strict=True)
         ]
 

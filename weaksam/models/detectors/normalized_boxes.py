@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from torch import Tensor
 from torchvision.ops import box_convert
 
-from weaksam.models.detectors.base import Found, Targets
+from weaksam.models.detectors.base import Detections, Targets
 from weaksam.ops.boxes import clip_boxes
 
 
@@ -21,7 +21,7 @@ def to_relative(targets: Targets, size: tuple[int, int]) -> Targets:
     return Targets(box_convert(boxes, "xyxy", "cxcywh"), targets.classes)
 
 
-def best_found(logits: Tensor, boxes: Tensor, sizes: Sequence[tuple[int, int]], limit: int) -> list[Found]:
+def best_detections(logits: Tensor, boxes: Tensor, sizes: Sequence[tuple[int, int]], limit: int) -> list[Detections]:
     """The best pairs of query and class of each image; nothing is suppressed, a query may be found as several classes.
 
     Args:
@@ -36,7 +36,7 @@ def best_found(logits: Tensor, boxes: Tensor, sizes: Sequence[tuple[int, int]], 
     found = []
     for i, (height, width) in enumerate(sizes):
         pixels = corners[i, order[i] // num_classes] * corners.new_tensor([width, height, width, height])
-        found.append(Found(clip_boxes(pixels, height, width), order[i] % num_classes, scores[i]))
+        found.append(Detections(clip_boxes(pixels, height, width), order[i] % num_classes, scores[i]))
     return found
 
 

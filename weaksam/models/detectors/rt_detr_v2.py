@@ -18,8 +18,8 @@ from transformers import RTDetrResNetConfig, RTDetrV2Config, RTDetrV2ForObjectDe
 from transformers.loss.loss_rt_detr import RTDetrLoss
 
 from weaksam.models.backbones.pyramids import Pyramid
-from weaksam.models.detectors.base import Detector, Found, Normaliser, Targets
-from weaksam.models.detectors.normalized_boxes import best_found, to_relative
+from weaksam.models.detectors.base import Detections, Detector, Normaliser, Targets
+from weaksam.models.detectors.normalized_boxes import best_detections, to_relative
 from weaksam.models.noise import drawn_from
 
 
@@ -103,10 +103,10 @@ class RtDetrV2(Detector):
         return losses
 
     @torch.no_grad()
-    def detect(self, images: Sequence[Tensor], mask_sizes: Sequence[tuple[int, int]] | None = None) -> list[Found]:
+    def detect(self, images: Sequence[Tensor], mask_sizes: Sequence[tuple[int, int]] | None = None) -> list[Detections]:
         said = self._answer(images)
         logits, boxes = said.intermediate_logits[:, -1], said.intermediate_reference_points[:, -1]
-        return best_found(logits, boxes, _sizes(images), self.size.detections)
+        return best_detections(logits, boxes, _sizes(images), self.size.detections)
 
     def _answer(self, images: Sequence[Tensor], labels: list[dict[str, Tensor]] | None = None) -> Any:
         """What the model says of images made square."""

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torchvision.models.detection.roi_heads import project_masks_on_boxes
 
 from weaksam.models.backbones.pyramids import Pyramid
-from weaksam.models.detectors.base import Found, Targets
+from weaksam.models.detectors.base import Detections, Targets
 from weaksam.models.detectors.catalogue.kind import BoxLoss
 from weaksam.models.detectors.faster_rcnn import PUBLISHED
 from weaksam.models.detectors.mask_rcnn import mask_loss, paste_masks
@@ -107,11 +107,11 @@ class SmallMaskRcnn(SmallRcnn):
         return [maps[-1], chosen, *(level[chosen].half() for level in maps)]
 
     @torch.no_grad()
-    def detect(self, images: Sequence[Tensor], mask_sizes: Sequence[tuple[int, int]] | None = None) -> list[Found]:
+    def detect(self, images: Sequence[Tensor], mask_sizes: Sequence[tuple[int, int]] | None = None) -> list[Detections]:
         drawn = mask_sizes or [(int(image.shape[1]), int(image.shape[2])) for image in images]
         return [self._detect_masks(image, hw) for image, hw in zip(images, drawn, strict=True)]
 
-    def _detect_masks(self, image: Tensor, drawn_hw: tuple[int, int]) -> Found:
+    def _detect_masks(self, image: Tensor, drawn_hw: tuple[int, int]) -> Detections:
         (found,) = super().detect([image])
         logits = self.mask_head(self.cut_outs.pyramid([found.boxes]))
         chances = logits[torch.arange(len(logits), device=logits.device), found.classes + 1].sigmoid()[:, None]

@@ -24,7 +24,7 @@ from torchvision.models.detection.image_list import ImageList
 from weaksam.models.backbones.frozen_sam import FrozenSam, cut_out
 from weaksam.models.backbones.pyramids import Pyramid
 from weaksam.models.backbones.seen_views import SeenViews, view_digest
-from weaksam.models.detectors.base import Found, Targets
+from weaksam.models.detectors.base import Detections, Targets
 from weaksam.models.detectors.catalogue.kind import BoxLoss
 from weaksam.models.detectors.faster_rcnn import (
     PUBLISHED,
@@ -175,12 +175,12 @@ class SmallRcnn(FasterRcnn):
         return roi_losses(logits, deltas, samples.labels, samples.wanted, heads.beta, heads.drop, step)
 
     @torch.no_grad()
-    def detect(self, images: Sequence[Tensor], mask_sizes: Sequence[tuple[int, int]] | None = None) -> list[Found]:
+    def detect(self, images: Sequence[Tensor], mask_sizes: Sequence[tuple[int, int]] | None = None) -> list[Detections]:
         found = []
         for image in images:
             regions, maps, sizes = self._propose(image)
             (one,), _ = self.roi_heads(maps, [regions], sizes)
-            found.append(Found(one["boxes"], one["labels"] - 1, one["scores"]))
+            found.append(Detections(one["boxes"], one["labels"] - 1, one["scores"]))
         return found
 
     @torch.no_grad()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from safetensors.torch import load_file
 from torch import Tensor
@@ -13,11 +12,11 @@ from torchvision.models import ResNet50_Weights, VGG16_Weights
 from weaksam.core import storage
 from weaksam.errors import WeightsError
 from weaksam.models.backbones.roi_backbones import CropNet, DilatedVgg16, Pixels, ResNet50C5, RoiNet, load_imagenet
+from weaksam.models.wsod.backbones import BACKBONES
 from weaksam.models.wsod.network import WsodNet, WsodRules
 from weaksam.ops.choices import check_choices
 from weaksam.sam.checkpoints import read_state
 
-Backbone = Literal["vgg16", "resnet50", "small", "efficientnet_lite0", "efficientnet_lite0+small"]
 _OF_TORCHVISION = {"vgg16": VGG16_Weights.IMAGENET1K_V1, "resnet50": ResNet50_Weights.IMAGENET1K_V1}
 
 
@@ -26,7 +25,7 @@ class WsodSpec:
     """Which network; picklable, and cheap to send.
 
     Attributes:
-        backbone: `vgg16`, `resnet50`, or the frozen features of a `CropNet`, joined by +.
+        backbone: one of `BACKBONES`: a network of torchvision, or the frozen features of a `CropNet`, joined by +.
         num_classes: C.
         rules: OICR's or MIST's.
         dropblock: whether it has one.
@@ -38,7 +37,7 @@ class WsodSpec:
         weights: URI of ImageNet weights to start from instead.
     """
 
-    backbone: Backbone
+    backbone: str
     num_classes: int
     rules: WsodRules
     dropblock: bool = False
@@ -52,6 +51,9 @@ class WsodSpec:
 
     def __post_init__(self) -> None:
         check_choices(self)
+        if self.backbone not in BACKBONES:
+            known = ", ".join(map(repr, BACKBONES))
+            raise ValueError(f"WsodSpec: backbone must be one of {known}, got {self.backbone!r}")
 
     def untrained(self) -> WsodNet:
         """The network with random weights."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from weaksam.models.detectors.catalogue.kind import SMALL_RECIPE, DetectorKind, DetectorSpec
+from weaksam.models.detectors.catalogue.kind import FROZEN_SAM_RECIPE, DetectorKind, DetectorSpec
 from weaksam.models.detectors.rules import DetectionFilter, InferenceRules
 
 if TYPE_CHECKING:
@@ -34,7 +34,14 @@ RECIPE = {
     "backbone_lr": 0.1,
     "clip": 0.1,
 }
-SMALL = SMALL_RECIPE | {"crop_chance": 0.0, "steps": 1000, "lr": 2e-3, "weight_decay": 0.05, "warmup": 40, "clip": 1.0}
+FROZEN_SAM = FROZEN_SAM_RECIPE | {
+    "crop_chance": 0.0,
+    "steps": 1000,
+    "lr": 2e-3,
+    "weight_decay": 0.05,
+    "warmup": 40,
+    "clip": 1.0,
+}
 
 
 def _build(spec: DetectorSpec, rules: DetectionFilter) -> Detector:
@@ -42,7 +49,7 @@ def _build(spec: DetectorSpec, rules: DetectionFilter) -> Detector:
     from weaksam.models.detectors.dino import Dino, DinoSize
 
     pyramid = make_pyramid(spec.backbone, frozen_stages=spec.frozen_stages, finest=16)
-    size = DinoSize(**(_SMALL if spec.backbone == "small" else {}))
+    size = DinoSize(**(_SMALL if spec.backbone == "frozen_sam" else {}))
     return Dino(pyramid, spec.num_classes, size, boxes_per_image=spec.boxes_per_image, drop=spec.drop)
 
 
@@ -50,7 +57,7 @@ KIND = DetectorKind(
     "dino",
     _build,
     recipe=RECIPE,
-    recipes_by_backbone={"small": SMALL},
+    recipes_by_backbone={"frozen_sam": FROZEN_SAM},
     inference=InferenceRules(
         score_threshold=0.0, nms_threshold=0.6, max_detections=300, scales=(800,), max_side=1333, flip=False
     ),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from weaksam.models.detectors.catalogue.kind import SMALL_RECIPE, DetectorKind, DetectorSpec
+from weaksam.models.detectors.catalogue.kind import FROZEN_SAM_RECIPE, DetectorKind, DetectorSpec
 from weaksam.models.detectors.rules import DetectionFilter, InferenceRules
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ _LITE0_RECIPE = {
     "clip": 5.0,
     "ema": 0.98,
 }
-_SMALL_RECIPE = SMALL_RECIPE | {
+_FROZEN_SAM_RECIPE = FROZEN_SAM_RECIPE | {
     "steps": 700,
     "lr": 4e-3,
     "backbone_lr": 0.4,
@@ -43,7 +43,7 @@ _SMALL_RECIPE = SMALL_RECIPE | {
     "warmup": 20,
     "clip": 5.0,
 }
-RECIPES_BY_BACKBONE = {"efficientnet_lite0": _LITE0_RECIPE, "small": _SMALL_RECIPE}
+RECIPES_BY_BACKBONE = {"efficientnet_lite0": _LITE0_RECIPE, "frozen_sam": _FROZEN_SAM_RECIPE}
 
 
 def _build(spec: DetectorSpec, rules: DetectionFilter) -> Detector:
@@ -52,7 +52,7 @@ def _build(spec: DetectorSpec, rules: DetectionFilter) -> Detector:
     from weaksam.models.detectors.small_rcnn import SmallRcnn, SmallRcnnSize
 
     pyramid = make_pyramid(spec.backbone, frozen_stages=spec.frozen_stages, finest=8)
-    if spec.backbone == "small":
+    if spec.backbone == "frozen_sam":
         size = SmallRcnnSize(first_steps=spec.first_steps)
         return SmallRcnn(pyramid, spec.num_classes, size, box_loss=spec.box_loss, drop=spec.drop, found=rules)
     size = FasterRcnnSize(**(LITE0_SIZE if spec.backbone == "efficientnet_lite0" else {}))
@@ -62,7 +62,7 @@ def _build(spec: DetectorSpec, rules: DetectionFilter) -> Detector:
 KIND = DetectorKind(
     "faster_rcnn",
     _build,
-    backbones=("resnet50", "efficientnet_lite0", "small"),
+    backbones=("resnet50", "efficientnet_lite0", "frozen_sam"),
     recipes_by_backbone=RECIPES_BY_BACKBONE,
     inference=InferenceRules(
         score_threshold=0.05, nms_threshold=0.5, scales=(480, 576, 688, 864, 1000, 1200), max_side=2000, flip=True

@@ -52,7 +52,7 @@ class DetectorSpec:
 
 
 # With few images on processors; for sides of 256 pixels, since what the frozen SAM sees of one size is remembered.
-SMALL_RECIPE: Mapping[str, Any] = {
+FROZEN_SAM_RECIPE: Mapping[str, Any] = {
     "scales": [256],
     "batch_size": 8,
     "optimizer": "muon",
@@ -80,7 +80,7 @@ class DetectorKind:
 
     name: str
     build: Callable[[DetectorSpec, DetectionFilter], Detector]
-    backbones: tuple[str, ...] = ("resnet50", "small")
+    backbones: tuple[str, ...] = ("resnet50", "frozen_sam")
     recipe: Mapping[str, Any] = field(default_factory=dict)
     recipes_by_backbone: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     inference: InferenceRules = field(default_factory=InferenceRules)

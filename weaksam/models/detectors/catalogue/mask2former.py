@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from weaksam.models.detectors.catalogue.kind import SMALL_RECIPE, DetectorKind, DetectorSpec
+from weaksam.models.detectors.catalogue.kind import FROZEN_SAM_RECIPE, DetectorKind, DetectorSpec
 from weaksam.models.detectors.rules import DetectionFilter, InferenceRules
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def _build(spec: DetectorSpec, rules: DetectionFilter) -> Detector:
     from weaksam.models.detectors.mask2former import Mask2Former, Mask2FormerSize
 
     pyramid = make_pyramid(spec.backbone, frozen_stages=spec.frozen_stages, finest=4)
-    size = Mask2FormerSize(**(_SMALL if spec.backbone == "small" else {}))
+    size = Mask2FormerSize(**(_SMALL if spec.backbone == "frozen_sam" else {}))
     return Mask2Former(pyramid, spec.num_classes, size, masks_per_image=spec.boxes_per_image)
 
 
@@ -49,7 +49,7 @@ KIND = DetectorKind(
         "precision": "bf16",
     },
     recipes_by_backbone={
-        "small": SMALL_RECIPE
+        "frozen_sam": FROZEN_SAM_RECIPE
         | {
             "square": None,
             "steps": 800,

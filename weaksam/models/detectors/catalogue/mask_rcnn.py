@@ -18,7 +18,7 @@ def _build(spec: DetectorSpec, rules: DetectionFilter) -> Detector:
     from weaksam.models.detectors.small_mask_rcnn import SmallMaskRcnn, SmallMaskRcnnSize
 
     pyramid = make_pyramid(spec.backbone, frozen_stages=spec.frozen_stages, finest=8)
-    if spec.backbone == "small":
+    if spec.backbone == "frozen_sam":
         size = SmallMaskRcnnSize(first_steps=spec.first_steps)
         return SmallMaskRcnn(pyramid, spec.num_classes, size, box_loss=spec.box_loss, drop=spec.drop, found=rules)
     lite0 = LITE0_SIZE | {"mask_dim": 64, "mask_layers": 2}
@@ -29,7 +29,7 @@ def _build(spec: DetectorSpec, rules: DetectionFilter) -> Detector:
 KIND = DetectorKind(
     "mask_rcnn",
     _build,
-    backbones=("resnet50", "efficientnet_lite0", "small"),
+    backbones=("resnet50", "efficientnet_lite0", "frozen_sam"),
     recipe={"scales": list(range(640, 801, 32)), "max_side": 1333},
     recipes_by_backbone=RECIPES_BY_BACKBONE,
     inference=InferenceRules(score_threshold=0.05, nms_threshold=0.5, scales=(800,), max_side=1333, flip=False),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from weaksam.models.detectors.catalogue.dino import RECIPE, SMALL
+from weaksam.models.detectors.catalogue.dino import FROZEN_SAM, RECIPE
 from weaksam.models.detectors.catalogue.kind import DetectorKind, DetectorSpec
 from weaksam.models.detectors.rules import DetectionFilter, InferenceRules
 
@@ -19,7 +19,7 @@ def _build(spec: DetectorSpec, rules: DetectionFilter) -> Detector:
     from weaksam.models.detectors.rt_detr_v2 import RtDetrV2, RtDetrV2Size
 
     pyramid = make_pyramid(spec.backbone, frozen_stages=spec.frozen_stages, finest=8)
-    size = RtDetrV2Size(**(_SMALL if spec.backbone == "small" else {}))
+    size = RtDetrV2Size(**(_SMALL if spec.backbone == "frozen_sam" else {}))
     return RtDetrV2(pyramid, spec.num_classes, size, boxes_per_image=spec.boxes_per_image)
 
 
@@ -27,7 +27,7 @@ KIND = DetectorKind(
     "rt_detr_v2",
     _build,
     recipe=RECIPE | {"lr": 1e-4},
-    recipes_by_backbone={"small": SMALL},
+    recipes_by_backbone={"frozen_sam": FROZEN_SAM},
     inference=InferenceRules(
         score_threshold=0.0, nms_threshold=0.6, max_detections=300, scales=(640,), max_side=1333, flip=False
     ),

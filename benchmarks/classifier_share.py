@@ -1,6 +1,6 @@
 """What the classifier costs beside SAM: the share of CAM and peaks in the time of a proposals actor.
 
-    python -m benchmarks.clue_share [--images 20] [--backbone vit_xs] [--model vit_xs] [--points-per-side 16]
+    python -m benchmarks.classifier_share [--images 20] [--backbone frozen_sam] [--model vit_xs] [--points-per-side 16]
 
 Drawn scenes pass through the mapper of `proposals`, random weights in the classifier (time does not depend on them),
 three labels an image. CPU seconds, or seconds of the clock on a GPU.
@@ -34,7 +34,7 @@ CLASSES = 8
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=20)
-    parser.add_argument("--backbone", default="vit_xs", help="of the classifier: vit_xs or a timm name")
+    parser.add_argument("--backbone", default="frozen_sam", help="of the classifier: frozen_sam or a timm name")
     parser.add_argument("--model", default="vit_xs", help="SAM")
     parser.add_argument("--checkpoint", help="weights of SAM, for other models than vit_xs")
     parser.add_argument("--points-per-side", type=int, default=16)
@@ -52,7 +52,7 @@ def main() -> None:
         propose = ProposeBoxes(config, TrainedClassifier(str(weights), args.backbone, False, CLASSES))
     on_gpu = torch.cuda.is_available()
     clock = time.perf_counter if on_gpu else time.process_time
-    spent = _measure_clues(propose, clock, on_gpu=on_gpu)
+    spent = _measure_classifier(propose, clock, on_gpu=on_gpu)
     map_batch(propose, _batch(0, 2), schema=schemas.PROPOSALS, max_pixels=config.max_pixels)  # warm-up
     spent.clear()
     start = clock()
@@ -66,10 +66,10 @@ def main() -> None:
     print(f"{device}, Python {sys.version.split()[0]}, torch {torch.__version__}")
 
 
-def _measure_clues(propose: ProposeBoxes, clock: Any, *, on_gpu: bool) -> list[float]:
+def _measure_classifier(propose: ProposeBoxes, clock: Any, *, on_gpu: bool) -> list[float]:
     """Makes `propose` note how long each look of its classifier takes."""
     spent: list[float] = []
-    find = propose.clues
+    find = propose.find_prompts
     assert find is not None
 
     def timed(image: Any, labels: Any) -> Any:
@@ -80,7 +80,7 @@ def _measure_clues(propose: ProposeBoxes, clock: Any, *, on_gpu: bool) -> list[f
         spent.append(clock() - start)
         return found
 
-    propose.clues = timed
+    propose.find_prompts = timed
     return spent
 
 

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from weaksam.models.classifiers.clues import (
+from weaksam.models.classifiers.peak_prompts import (
     KINDS,
-    ClueRules,
+    PeakPromptRules,
     PeakRule,
     choose_labels,
-    find_clues,
+    find_peak_prompts,
     look,
     make_heatmaps,
     shrink,
@@ -19,7 +19,7 @@ from weaksam.models.classifiers.clues import (
 )
 from weaksam.models.classifiers.weaktr import WeakTr, WeakTrSize
 
-RULES = ClueRules(
+RULES = PeakPromptRules(
     cross_layers=(0, 1),
     peaks={"coarse": PeakRule(5), "fine": PeakRule(5), "cross": PeakRule(9, cluster="per_class")},
 )
@@ -36,29 +36,29 @@ def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
 
 
 def test_given_labels_are_the_only_ones_looked_at(model: WeakTr) -> None:
-    clues, heatmaps = find_clues(model, picture(40, 64), [2, 0, 2], RULES)
-    assert clues.labels.tolist() == [0, 2]
+    prompts, heatmaps = find_peak_prompts(model, picture(40, 64), [2, 0, 2], RULES)
+    assert prompts.labels.tolist() == [0, 2]
     assert heatmaps["coarse"].shape == heatmaps["fine"].shape == (2, 1, 40, 64)
     assert heatmaps["cross"].shape == (2, 4, 40, 64)
-    assert set(clues.point_labels.tolist()) <= {0, 2}
-    assert set(clues.kinds.tolist()) <= {0, 1, 2}
-    assert len(clues.points) == len(clues.scores) == len(clues.kinds) == len(clues.point_labels) > 0
-    assert (clues.scores >= 0.9).all()
-    assert (clues.points >= 0).all()
-    assert (clues.points < [64, 40]).all()
+    assert set(prompts.point_labels.tolist()) <= {0, 2}
+    assert set(prompts.kinds.tolist()) <= {0, 1, 2}
+    assert len(prompts.points) == len(prompts.scores) == len(prompts.kinds) == len(prompts.point_labels) > 0
+    assert (prompts.scores >= 0.9).all()
+    assert (prompts.points >= 0).all()
+    assert (prompts.points < [64, 40]).all()
 
 
 def test_an_image_known_to_hold_nothing_has_no_peaks(model: WeakTr) -> None:
-    clues, heatmaps = find_clues(model, picture(24, 24), [], RULES)
-    assert clues.labels.tolist() == []
-    assert clues.points.shape == (0, 2)
+    prompts, heatmaps = find_peak_prompts(model, picture(24, 24), [], RULES)
+    assert prompts.labels.tolist() == []
+    assert prompts.points.shape == (0, 2)
     assert heatmaps["cross"].shape == (0, 4, 24, 24)
 
 
 def test_without_labels_the_classifier_is_asked(model: WeakTr) -> None:
-    clues, _ = find_clues(model, picture(40, 64), None, RULES)
-    expected = np.flatnonzero(clues.probabilities > RULES.label_threshold)
-    assert clues.labels.tolist() == (expected.tolist() or [clues.probabilities.argmax()])
+    prompts, _ = find_peak_prompts(model, picture(40, 64), None, RULES)
+    expected = np.flatnonzero(prompts.probabilities > RULES.label_threshold)
+    assert prompts.labels.tolist() == (expected.tolist() or [prompts.probabilities.argmax()])
 
 
 def test_labels_are_all_above_the_threshold_or_the_likeliest() -> None:
@@ -67,10 +67,10 @@ def test_labels_are_all_above_the_threshold_or_the_likeliest() -> None:
 
 
 def test_without_any_kind_there_are_no_peaks(model: WeakTr) -> None:
-    clues, heatmaps = find_clues(model, picture(24, 24), [1], ClueRules(peaks={}))
-    assert clues.points.shape == (0, 2)
+    prompts, heatmaps = find_peak_prompts(model, picture(24, 24), [1], PeakPromptRules(peaks={}))
+    assert prompts.points.shape == (0, 2)
     assert heatmaps == {}
-    assert clues.probabilities.shape == (4,)
+    assert prompts.probabilities.shape == (4,)
 
 
 def test_a_mirrored_image_has_mirrored_heatmaps(model: WeakTr) -> None:
@@ -92,30 +92,30 @@ def test_each_scale_is_one_forward_of_the_image_and_its_mirror_image(model: Weak
 
     model.__class__ = Counting
     try:
-        find_clues(model, picture(40, 64), [0], RULES)
+        find_peak_prompts(model, picture(40, 64), [0], RULES)
     finally:
         model.__class__ = WeakTr
     assert sizes == [(2, 3, 40, 64), (2, 3, 32, 48), (2, 3, 48, 80)]
 
 
 def test_a_large_image_is_shrunk_and_its_peaks_are_in_its_own_pixels(model: WeakTr) -> None:
-    rules = ClueRules(scales=(1.0,), max_side=64, peaks={"coarse": PeakRule(5)})
+    rules = PeakPromptRules(scales=(1.0,), max_side=64, peaks={"coarse": PeakRule(5)})
     small = picture(32, 64)
     large = np.repeat(np.repeat(small, 10, 0), 10, 1)
     assert shrink(large, 64).shape == (32, 64, 3)
     assert shrink(small, 64) is small
-    clues, heatmaps = find_clues(model, large, [1], rules)
+    prompts, heatmaps = find_peak_prompts(model, large, [1], rules)
     assert heatmaps["coarse"].shape == (1, 1, 32, 64)
     heat = heatmaps["coarse"][0, 0].numpy()
-    x, y = (clues.points[clues.scores.argmax()] + 0.5) / 10 - 0.5
+    x, y = (prompts.points[prompts.scores.argmax()] + 0.5) / 10 - 0.5
     assert heat[round(y), round(x)] == pytest.approx(heat.max(), abs=1e-6)  # neighbours may tie for the highest
     assert (x, y) == pytest.approx((round(x), round(y)))
 
 
 def test_a_one_pixel_image_is_looked_at(model: WeakTr) -> None:
-    clues, heatmaps = find_clues(model, picture(1, 1), [0], RULES)
+    prompts, heatmaps = find_peak_prompts(model, picture(1, 1), [0], RULES)
     assert heatmaps["fine"].shape == (1, 1, 1, 1)
-    assert clues.points.shape == (0, 2)  # a heatmap of one pixel has no highest place
+    assert prompts.points.shape == (0, 2)  # a heatmap of one pixel has no highest place
 
 
 def test_sides_of_views() -> None:
@@ -125,7 +125,7 @@ def test_sides_of_views() -> None:
 
 
 def test_pooled_clusters_belong_to_no_class(model: WeakTr) -> None:
-    rules = ClueRules(cross_layers=(1,), peaks={"cross": PeakRule(9, cluster="pooled", centre="mean")})
-    clues, _ = find_clues(model, picture(40, 64), [0, 1], rules)
-    assert len(clues.points)
-    assert set(clues.point_labels.tolist()) == {-1}
+    rules = PeakPromptRules(cross_layers=(1,), peaks={"cross": PeakRule(9, cluster="pooled", centre="mean")})
+    prompts, _ = find_peak_prompts(model, picture(40, 64), [0, 1], rules)
+    assert len(prompts.points)
+    assert set(prompts.point_labels.tolist()) == {-1}

@@ -55,7 +55,7 @@ class PeakRule:
 
 
 @dataclass(frozen=True)
-class ClueRules:
+class PeakPromptRules:
     """How images are looked at.
 
     Attributes:
@@ -82,7 +82,7 @@ class ClueRules:
 
 
 @dataclass(frozen=True)
-class Clues:
+class PeakPrompts:
     """What was found on one image.
 
     Attributes:
@@ -115,7 +115,7 @@ class Views:
     maps: dict[str, list[Tensor]]
 
 
-def look(model: Classifier, image: np.ndarray, rules: ClueRules) -> Views:
+def look(model: Classifier, image: np.ndarray, rules: PeakPromptRules) -> Views:
     """Runs the classifier on every view of an image.
 
     Args:
@@ -166,9 +166,9 @@ def make_heatmaps(views: Views, labels: np.ndarray, size: tuple[int, int]) -> di
     return found
 
 
-def find_clues(
-    model: Classifier, image: np.ndarray, labels: Sequence[int] | None, rules: ClueRules
-) -> tuple[Clues, dict[str, Tensor]]:
+def find_peak_prompts(
+    model: Classifier, image: np.ndarray, labels: Sequence[int] | None, rules: PeakPromptRules
+) -> tuple[PeakPrompts, dict[str, Tensor]]:
     """Labels and peaks of an image, and the heatmaps they come from.
 
     Args:
@@ -177,7 +177,7 @@ def find_clues(
         labels: classes known to be there; None asks the classifier.
 
     Returns:
-        the clues, and `make_heatmaps` at the resolution peaks were looked for.
+        the prompts, and `make_heatmaps` at the resolution peaks were looked for.
     """
     small = shrink(image, rules.max_side)
     views = look(model, small, rules)
@@ -189,7 +189,7 @@ def find_clues(
     factor = np.array([image.shape[1] / small.shape[1], image.shape[0] / small.shape[0]])
     parts = [_peaks_of(kind, heatmaps[kind], chosen, rule, factor) for kind, rule in rules.peaks.items()]
     points, point_labels, scores, kinds = (np.concatenate(column) for column in zip(_NO_PEAKS, *parts, strict=True))
-    return Clues(chosen, views.probabilities, points, point_labels, scores, kinds), heatmaps
+    return PeakPrompts(chosen, views.probabilities, points, point_labels, scores, kinds), heatmaps
 
 
 def shrink(image: np.ndarray, max_side: int) -> np.ndarray:
