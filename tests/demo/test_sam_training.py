@@ -29,7 +29,8 @@ from weaksam.demo.sam_training_loss import Hints, mask_losses, segmentation_loss
 from weaksam.demo.sam_training_prompts import PromptMix, choose_cells, draw_prompts, pack, shrink
 from weaksam.demo.sam_training_scores import score_segmenter
 from weaksam.errors import ConfigError
-from weaksam.sam.build import VARIANTS, build_sam
+from weaksam.sam.build import build_sam
+from weaksam.sam.variants import VARIANTS
 from weaksam.training.optimizers import Muon, MuonAdamW, orthogonalise
 
 POOL = ThreadPoolExecutor(1)

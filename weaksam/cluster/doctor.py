@@ -21,13 +21,13 @@ from weaksam.errors import ClusterError, WeakSamError
 from weaksam.execution.connection import connect
 from weaksam.execution.pools import PoolResources, fit_pool
 from weaksam.masking import masked_url
+from weaksam.sam.variants import VARIANTS
 from weaksam.stages.proposal_settings import SamSettings
 
 COMPARED = ("weaksam", "ray", "torch", "torchvision", "pyarrow", "numpy")
 
 # Float32 bytes of SAM on a GPU, estimated: its weights twice (loading), the encoder's largest attention, and for each
 # prompt of a chunk about six arrays as large as the image embedding (4096 tokens of 256).
-_SAM_BYTES = {"vit_h": 2.6e9, "vit_l": 1.3e9, "vit_b": 0.4e9, "vit_xs": 0.01e9}
 _ENCODER_BYTES = 3e9
 _PROMPT_BYTES = 6 * 4096 * 256 * 4
 _CHUNK = 128
@@ -205,7 +205,7 @@ def gpus() -> list[tuple[str, float]]:
 
 def judge_gpu(node: str, name: str, total: float, models: Sequence[str]) -> Finding:
     """Whether SAM and a chunk of prompts fit a GPU, by an estimate; the chunk halves by itself where they do not."""
-    needed = {model: 2 * _SAM_BYTES[model] + _ENCODER_BYTES + _CHUNK * _PROMPT_BYTES for model in models}
+    needed = {model: 2 * VARIANTS[model].weight_bytes + _ENCODER_BYTES + _CHUNK * _PROMPT_BYTES for model in models}
     told = f"{name}, {total / 2**30:.0f} GiB"
     worst = max(needed, key=needed.__getitem__, default=None)
     if worst is None:

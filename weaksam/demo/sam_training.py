@@ -22,7 +22,8 @@ from weaksam.demo.sam_training_forward import embed_prompts, encode_images, pred
 from weaksam.demo.sam_training_loss import DICE_WEIGHT, HINT_WEIGHT, Hints, segmentation_loss
 from weaksam.demo.sam_training_prompts import PromptMix, Rng, draw_prompts, pack
 from weaksam.demo.sam_training_scores import score_segmenter
-from weaksam.sam.build import VARIANTS, build_sam
+from weaksam.sam.build import build_sam
+from weaksam.sam.variants import VARIANTS
 from weaksam.training.optimizers import MuonAdamW
 
 LOCALITY = 1.7  # gain of the queries and keys between prompts and image at the start

@@ -1,4 +1,4 @@
-"""The Segment Anything architecture in its published sizes, and one small enough to ship.
+"""The Segment Anything architecture, built in one of the sizes of `variants`.
 
 The modules are `segment_anything`'s own, so official checkpoints load key by key. `vit_xs` is the embedded default:
 256 px pictures, 16 x 16 tokens, 64 x 64 low-resolution masks. Only its patch embedding is not SAM's: three small
@@ -7,7 +7,6 @@ convolutions see edges that one product per patch learns very slowly.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 
@@ -16,57 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from weaksam.errors import ConfigError
+from weaksam.sam.variants import VARIANTS, SamVariant
 
 PIXEL_MEAN = (123.675, 116.28, 103.53)  # RGB, of 0..255; ImageNet's
 PIXEL_STD = (58.395, 57.12, 57.375)
-
-
-@dataclass(frozen=True)
-class SamVariant:
-    """One size of SAM. The defaults are what all published sizes share."""
-
-    encoder_dim: int
-    encoder_depth: int
-    encoder_heads: int
-    global_attn_indexes: tuple[int, ...]  # blocks that see the whole picture, the others see a window
-    window_size: int = 14  # tokens
-    image_size: int = 1024  # side of the padded square picture, pixels
-    patch_size: int = 16  # pixels
-    prompt_dim: int = 256  # channels of the image embedding and of prompts
-    decoder_mlp_dim: int = 2048
-    decoder_heads: int = 8
-    iou_head_hidden_dim: int = 256
-    has_conv_stem: bool = False  # patches embedded by `ConvStem` instead of one product
-
-    @property
-    def embedding_side(self) -> int:
-        """Side of the square image embedding, tokens."""
-        return self.image_size // self.patch_size
-
-    @property
-    def low_res_side(self) -> int:
-        """Side of the masks the decoder gives before they are enlarged, pixels."""
-        return 4 * self.embedding_side
-
-
-VARIANTS: dict[str, SamVariant] = {
-    "vit_h": SamVariant(1280, 32, 16, (7, 15, 23, 31)),
-    "vit_l": SamVariant(1024, 24, 16, (5, 11, 17, 23)),
-    "vit_b": SamVariant(768, 12, 12, (2, 5, 8, 11)),
-    "vit_xs": SamVariant(
-        160,
-        6,
-        5,
-        (1, 3, 5),
-        window_size=8,
-        image_size=256,
-        prompt_dim=96,
-        decoder_mlp_dim=192,
-        decoder_heads=3,
-        iou_head_hidden_dim=96,
-        has_conv_stem=True,
-    ),
-}
 
 
 class ConvStem(nn.Module):

@@ -21,9 +21,10 @@ from segment_anything.modeling import Sam
 from torch import Tensor
 
 from weaksam.errors import WeightsError
-from weaksam.sam.build import VARIANTS, build_sam
+from weaksam.sam.build import build_sam
 from weaksam.sam.inputs import check_device
 from weaksam.sam.shipped import SHIPPED
+from weaksam.sam.variants import VARIANTS
 
 # https://github.com/facebookresearch/segment-anything: name and bytes. The name ends with the start of the SHA-256.
 OFFICIAL = {
@@ -52,7 +53,7 @@ def load_sam(
     """A SAM with its weights, float32, in eval mode, without gradients.
 
     Args:
-        model: a key of `build.VARIANTS`.
+        model: a key of `variants.VARIANTS`.
         checkpoint: local file, `.safetensors` or what `torch.save` wrote of a state dict. None takes the weights in the
             package, which only vit_xs has.
         sha256: hash the file must have, 64 hex digits.

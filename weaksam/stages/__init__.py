@@ -1,33 +1,23 @@
 """The catalogue: every stage, by name, in the order of the pipeline."""
 
-from weaksam.core.step import Stage
-from weaksam.stages import (
-    detect,
-    evaluate,
-    export,
-    hygiene,
-    import_detections,
-    index,
-    pgt,
-    proposals,
-    pseudo_masks,
-    train_classifier,
-    train_detector,
-    train_wsod,
-)
+from importlib import import_module
 
-_MODULES = (
-    index,
-    train_classifier,
-    proposals,
-    train_wsod,
-    detect,
-    import_detections,
-    pgt,
-    pseudo_masks,
-    train_detector,
-    evaluate,
-    export,
-    hygiene,
+from weaksam.core.step import Stage
+
+# The files of this folder that hold a stage, each with its `STAGE`.
+_FILES = (
+    "index",
+    "train_classifier",
+    "proposals",
+    "train_wsod",
+    "detect",
+    "import_detections",
+    "pgt",
+    "pseudo_masks",
+    "train_detector",
+    "evaluate",
+    "export",
+    "hygiene",
 )
-STAGES: dict[str, Stage] = {module.STAGE.name: module.STAGE for module in _MODULES}
+_ALL: list[Stage] = [import_module(f"{__name__}.{name}").STAGE for name in _FILES]
+STAGES: dict[str, Stage] = {stage.name: stage for stage in _ALL}

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from weaksam.core.config import NotInFingerprint, OutsideFile, Reads, Settings, StageConfig
+from weaksam.core.config import Choice, NotInFingerprint, OutsideFile, Reads, Settings, StageConfig
 from weaksam.execution.pools import PoolResources
+from weaksam.sam.variants import VARIANTS
 
 if TYPE_CHECKING:
     from weaksam.models.classifiers.peak_prompts import PeakPromptRules, PeakRule
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 class SamSettings(Settings):
     """Which SAM, and its weights."""
 
-    model: Literal["vit_h", "vit_l", "vit_b", "vit_xs"] = "vit_h"
+    model: Annotated[str, Choice(tuple(VARIANTS))] = "vit_h"
     """Encoder; `vit_xs` is the small demo model that comes with this package."""
     checkpoint: Annotated[str | None, OutsideFile()] = None
     """URI of the weights, e.g. of the official `sam_vit_h_4b8939.pth`; only `vit_xs` has weights of its own."""

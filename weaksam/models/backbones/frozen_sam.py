@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torchvision.ops import roi_align
 
 from weaksam.ops.boxes import enlarge_boxes
-from weaksam.sam.build import PIXEL_MEAN, PIXEL_STD, VARIANTS, ConvStem, build_sam
+from weaksam.sam.build import PIXEL_MEAN, PIXEL_STD, ConvStem, build_sam
 from weaksam.sam.checkpoints import load_sam
+from weaksam.sam.variants import VARIANTS
 
 
 class FrozenSam(nn.Module):

@@ -37,9 +37,9 @@ from weaksam.models.detectors.rules import DetectionFilter
 from weaksam.models.noise import SampleNoise, dropout
 from weaksam.ops.boxes import mirror_boxes
 from weaksam.ops.roi_drop import NO_DROP, RoiDropRules
-from weaksam.sam.build import VARIANTS
 from weaksam.sam.checkpoints import load_sam
 from weaksam.sam.engine import SamEngine
+from weaksam.sam.variants import VARIANTS
 
 _AT_ONCE = 64  # cut-outs that the SAM sees together: more are no faster and take memory
 _ALL = 10**6  # so many regions are never proposed

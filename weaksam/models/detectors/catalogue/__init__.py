@@ -1,17 +1,20 @@
-"""The detectors that `train_detector` trains: each is a file of this folder, and a name in `KINDS`."""
+"""The detectors that `train_detector` trains: each is a file of this folder, and a line of `_FILES`."""
 
 from __future__ import annotations
 
-from weaksam.models.detectors.catalogue import dino, faster_rcnn, mask2former, mask_rcnn, rt_detr_v2
+from importlib import import_module
+
 from weaksam.models.detectors.catalogue.kind import DetectorKind
 
-KINDS: tuple[DetectorKind, ...] = (
-    faster_rcnn.KIND,
-    dino.KIND,
-    rt_detr_v2.KIND,
-    mask_rcnn.KIND,
-    mask2former.KIND,
+# The files of this folder that hold a detector, each with its `KIND`.
+_FILES = (
+    "faster_rcnn",
+    "dino",
+    "rt_detr_v2",
+    "mask_rcnn",
+    "mask2former",
 )
+KINDS: tuple[DetectorKind, ...] = tuple(import_module(f"{__name__}.{name}").KIND for name in _FILES)
 
 
 def kind_of(model: str) -> DetectorKind:
