@@ -64,7 +64,7 @@ def map_images(
 
     Raises:
         StageError: images remain that are neither done nor at fault; the same command continues from that state.
-        StorageError: all images are gone, not single ones; their rows are left for the same command.
+        StorageError: the folder of the images is gone, not single images; their rows are left for the same command.
     """
     _forget_missing(step, source)
     todo = _todo(step.folder, source)
