@@ -22,8 +22,8 @@ from weaksam.execution.rows import Fetch, PartSink, Worker, WorkerSpec
 
 log = logging.getLogger(__name__)
 
-ATTEMPTS = 2  # attempts per image: the first worker may have died because of its node
-HOPELESS = 5  # failed images before the first success from which on the images are not blamed
+ATTEMPTS = 2  # attempts per image: a first failure may be the node's fault, a second is the image's
+HOPELESS = 5  # if this many images fail before the first success, the fault is not the images'
 NODE_DEATHS = 20  # lost nodes that a call of `run_alone` survives
 
 Failure = tuple[str, str]  # status, message
@@ -77,7 +77,7 @@ def run_alone(step: Step, todo: pa.Table, spec: WorkerSpec, pool: Pool, *, image
     Args:
         step: the step; its folder receives the rows.
         todo: (image_id, uri, ...) of the images.
-        spec: what the workers do.
+        spec: specification of the workers.
         pool: the size of the pool; each actor processes one image at a time.
         images: folder of all images of the step, if they share one.
 

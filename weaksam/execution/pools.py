@@ -17,7 +17,7 @@ DRIVER_CPUS_VARIABLE = "WEAKSAM_DRIVER_CPUS"  # the CPUs of its node that a subm
 
 
 class PoolResources(Settings):
-    """Where a stage runs and on how many workers; never changes its results."""
+    """The resources of a stage's workers; they never change its results."""
 
     max_actors: int | None = Field(default=None, ge=1)
     """Most actors of the pool; as many as fit the cluster when left out."""
@@ -43,7 +43,7 @@ class PoolResources(Settings):
 
 
 class CpuPoolResources(PoolResources):
-    """Where a stage without use for a GPU runs, and on how many workers."""
+    """The resources of the workers of a stage that has no use for a GPU."""
 
     actor_gpus: float | None = Field(default=0.0, ge=0, le=0)
     """0: the GPUs that a cluster sets for its pools do not apply to this stage."""

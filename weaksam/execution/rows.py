@@ -105,7 +105,7 @@ def is_gone(folder: str) -> bool:
 
 @dataclass(frozen=True)
 class WorkerSpec:
-    """What the actors of a step need; picklable.
+    """The specification of the workers of a step; picklable.
 
     Attributes:
         factory: makes the mapper, in the actor.

@@ -146,7 +146,7 @@ def _run_pass(step: Step, todo: pa.Table, spec: WorkerSpec, pool: Pool, *, image
     Args:
         step: the step; its folder receives the parts.
         todo: (image_id, uri, ...).
-        spec: what the workers do.
+        spec: specification of the workers.
         pool: the actors and tasks.
         images: folder of all images of the step, if they share one.
 

@@ -40,11 +40,11 @@ def turn(step: str) -> Iterator[None]:
     if ray_env.starts_own_cluster():
         yield
         return
-    mine = _take(step)
+    actor = _take(step)
     try:
         yield
     finally:
-        ray.kill(mine)
+        ray.kill(actor)
 
 
 def _take(step: str) -> Any:
@@ -53,15 +53,15 @@ def _take(step: str) -> Any:
     is_logged = False
     while True:
         try:
-            mine: Any = _Turn.options(**options).remote(f"{step} of job {ray.get_runtime_context().get_job_id()}")
-            ray.get(mine.holder.remote())
+            actor: Any = _Turn.options(**options).remote(f"{step} of job {ray.get_runtime_context().get_job_id()}")
+            ray.get(actor.holder.remote())
         except (ValueError, ActorDiedError):  # the name is taken
             if not is_logged:
                 log.info("%s: waits for its turn on the cluster: %s has it", step, _holder())
                 is_logged = True
             time.sleep(_POLL_SECONDS)
         else:
-            return mine
+            return actor
 
 
 def _holder() -> str:

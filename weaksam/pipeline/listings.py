@@ -33,8 +33,8 @@ def _describe(state: Mapping[str, Any]) -> str:
     if state["state"] == "running":
         return " ".join(["running", *words_of(progress)])
     if state["state"] == "stopped":
-        at, ago = f"{progress['done']}/{progress['total']}", duration(progress["seconds_ago"])
-        return f"stopped at {at} (last sign {ago} ago): the same command goes on"
+        count, age = f"{progress['done']}/{progress['total']}", duration(progress["seconds_ago"])
+        return f"stopped at {count} (last sign {age} ago): the same command goes on"
     return state["state"]
 
 

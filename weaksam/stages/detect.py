@@ -67,7 +67,7 @@ class DetectConfig(StageConfig):
     max_pixels: int = Field(default=100_000_000, ge=1)
     """Larger images are refused with status `too_large`."""
     resources: PoolResources = PoolResources()
-    """Where it runs."""
+    """Resources of the workers."""
 
     def rules(self, published: InferenceRules) -> InferenceRules:
         """Returns `published`, the published test settings of the detector, with the step's own settings."""

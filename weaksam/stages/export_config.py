@@ -24,7 +24,7 @@ class ExportConfig(StageConfig):
     Formats: `coco` (a dataset json per split), `coco_results` (a list of detections), `voc` (a devkit: XML files,
     lists, index images of masks), `yolo` (text files of boxes), `yolo_segment` (text files of polygons) and
     `label_studio` (tasks with predictions, for people to correct). Images are not copied; voc and yolo come with
-    images.csv, which lists the path of each image in the dataset. Images with a failed row are left out. Also writes
+    images.csv, which lists the path that each image belongs at. Images with a failed row are left out. Also writes
     export.json: the written files, the checks, and the data that the format cannot hold.
     """
 

@@ -34,7 +34,7 @@ class Source:
     step: AnyStep[Any]
     config: ExportConfig
     class_names: list[str]
-    places: dict[str, Place]  # of the images that have a usable row
+    places: dict[str, Place]  # places of the images that have a usable row, by image id
     image_root: str
     failures: list[str]
     groups: list[list[str]]  # parts that are read together

@@ -31,7 +31,7 @@ DUPLICATES = pa.schema(
     [
         ("image_id", pa.string()),
         ("group", pa.int32()),
-        ("kind", pa.string()),  # of the group: exact (all have the same bytes) or near
+        ("kind", pa.string()),  # kind of the group: exact (all have the same bytes) or near
         ("split", pa.string()),
         ("uri", pa.string()),
         ("sha256", pa.string()),
@@ -57,14 +57,14 @@ class HygieneConfig(StageConfig):
     # each of an object photographed twice from the same place (the next pair has 6 bits and 0.415), and of 404,550
     # pairs of drawn scenes none.
     max_bits: int = Field(default=8, ge=0, le=16)
-    """Most bits of the 64 of their perceptual hashes in which near duplicates differ."""
+    """Near duplicates differ in at most this number of the 64 bits of their perceptual hashes."""
     max_difference: float = Field(default=0.35, ge=0, le=2)
-    """Largest difference (root mean square) between the thumbnails of near duplicates, normalised to mean 0 and
-    standard deviation 1."""
+    """The thumbnails of near duplicates, normalised to mean 0 and standard deviation 1, also differ by at most this
+    (root mean square)."""
     max_pixels: int = Field(default=100_000_000, ge=1)
     """Larger images are refused with status `too_large`."""
     resources: CpuPoolResources = CpuPoolResources()
-    """Where it runs."""
+    """Resources of the workers."""
 
 
 class LookAtImages(ImageMapper):

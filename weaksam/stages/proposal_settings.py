@@ -150,7 +150,7 @@ class PeakPromptSettings(Settings):
 
 
 class ProposalResources(PoolResources):
-    """Where proposals run and on how many workers."""
+    """The resources of the workers of `proposals` and `pseudo_masks`."""
 
     points_per_chunk: int | None = Field(default=None, ge=1)
     """Prompts decoded at once, chosen by device when left out; halved automatically when memory runs out."""
@@ -186,4 +186,4 @@ class ProposalsConfig(StageConfig):
     max_pixels: int = Field(default=100_000_000, ge=1)
     """Larger images are refused with status `too_large`."""
     resources: ProposalResources = ProposalResources()
-    """Where it runs."""
+    """Resources of the workers."""

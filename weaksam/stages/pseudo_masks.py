@@ -65,7 +65,7 @@ class PseudoMasksConfig(StageConfig):
     max_pixels: int = Field(default=100_000_000, ge=1)
     """Larger images are refused with status `too_large`."""
     resources: ProposalResources = ProposalResources()
-    """Where it runs."""
+    """Resources of the workers."""
 
     @model_validator(mode="after")
     def _check_source(self) -> PseudoMasksConfig:
