@@ -20,9 +20,9 @@ class PoolResources(Settings):
     """The resources of a stage's workers; they never change its results."""
 
     max_actors: int | None = Field(default=None, ge=1)
-    """Most actors of the pool; as many as fit the cluster when left out."""
+    """Most actors of the pool; as many as fit into the cluster when left out."""
     grow: bool = False
-    """Whether the cluster starts nodes by itself: `max_actors` are requested, also while they do not fit it yet."""
+    """Whether the cluster starts nodes by itself: `max_actors` are requested even while they do not fit into it yet."""
     actor_cpus: float = Field(default=1.0, gt=0)
     """CPUs reserved for one actor; its compute threads are this number rounded up."""
     actor_gpus: float | None = Field(default=None, ge=0)
