@@ -175,7 +175,7 @@ def test_a_pass_ends_when_its_pool_has_not_fitted_for_a_while() -> None:
 def test_a_pool_fitted_again_has_the_gpus_it_had() -> None:
     pool = fit_pool(PoolResources(), [{"CPU": 4.0, "GPU": 1.0}, {"CPU": 8.0}])
     assert (pool.actors, pool.actor_gpus) == (1, 1.0)
-    assert pool.asked.actor_gpus == 1.0  # so that a cluster whose GPUs are lost waits for them
+    assert pool.resources.actor_gpus == 1.0  # so that a cluster whose GPUs are lost waits for them
 
 
 def test_a_pass_ends_when_its_workers_die_as_fast_as_they_start() -> None:

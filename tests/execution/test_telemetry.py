@@ -112,7 +112,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[float]]:
     """What is told, by name, instead of telling it."""
     values: dict[str, list[float]] = defaultdict(list)
     monkeypatch.setattr(
-        telemetry, "_tell", lambda name, value: values[name].append(value() if callable(value) else value)
+        telemetry, "_record", lambda name, value: values[name].append(value() if callable(value) else value)
     )
     return values
 

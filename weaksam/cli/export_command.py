@@ -109,7 +109,7 @@ def _name(steps: Iterable[Started]) -> str:
 
 def _tell_variants(steps: Sequence[Started]) -> list[str]:
     """A line for each: its folder, when it was finished, and what is not the same in all."""
-    settings = [{**step.told["settings"], **step.told["inputs"]} for step in steps]
+    settings = [{**step.config_json["settings"], **step.config_json["inputs"]} for step in steps]
     keys = [key for key in settings[0] if key not in ("resources", "max_failed")]
     keys = [key for key in keys if any(one.get(key) != settings[0][key] for one in settings)]
     lines = []
@@ -138,7 +138,7 @@ def make_export(source: Started, format: str, to: str | None, settings: Sequence
     """
     given, faults = _read_settings(settings)
     key, images = KEYS[source.stage.writes], _read_images(source)
-    if (allowed := source.told["settings"].get("max_failed")) is not None:
+    if (allowed := source.config_json["settings"].get("max_failed")) is not None:
         given.setdefault("max_failed", allowed)  # what was good enough for the step is so for its export
     # The same folder is the same export, from wherever it is named.
     to = storage.absolute(to) if to is not None else None
@@ -147,7 +147,7 @@ def make_export(source: Started, format: str, to: str | None, settings: Sequence
     if faults or config is None:
         raise ConfigError(*faults, *more)
     if to is not None:
-        listed, _ = parse_settings(images.stage.config, images.told["settings"], where="")
+        listed, _ = parse_settings(images.stage.config, images.config_json["settings"], where="")
         check_outside({"--to": to}, images.stage.listed(listed) if listed is not None else [])
     inputs = {"images": images.to_step({})}
     inputs[key] = source.to_step(inputs)
@@ -164,7 +164,7 @@ def find_format(text: str) -> str:
 
 def _read_images(source: Started) -> Started:
     """The step with the images that `source` was made from."""
-    title = source.told["inputs"].get("images", "")
+    title = source.config_json["inputs"].get("images", "")
     images = read_started(source.run, title) if title else None
     if images is None or not images.is_finished:
         raise ConfigError(

@@ -1,9 +1,9 @@
-"""How a run gets its Ray: it joins the cluster of RAY_ADDRESS, or starts one on this machine alone.
+"""Connects a run to Ray: joins the cluster of RAY_ADDRESS, or starts a local cluster.
 
-A cluster of our own listens on the loopback interface only, has a token that no other user can read, and needs neither
-a home folder nor a name of the user.
+A local cluster listens on the loopback interface only, has a token that no other user can read, and needs neither a
+home folder nor a user name.
 
-Ray is imported by `connect`, after `ray_env.prepare`: what imports Ray at its top is imported after that.
+`connect` imports Ray after it has called `ray_env.prepare`. Modules that import Ray at their top are imported later.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ log = logging.getLogger(__name__)
 
 _LOCAL = "local"
 _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": False}
-_REACH_SECONDS = 30.0  # for a head that is being replaced; Ray itself tries for a quarter of an hour
+_REACH_SECONDS = 30.0  # long enough for a head that is being replaced; Ray itself tries for a quarter of an hour
 _CONNECT_SECONDS = 5.0
 
 
 def connect() -> None:
     """Joins the cluster of `RAY_ADDRESS` (a submitted job has it set) or starts one on this machine.
 
-    Does nothing where this process has joined one. The program's own handler of SIGTERM stays.
+    Does nothing if this process has joined a cluster already. Keeps the program's own SIGTERM handler.
 
     Raises:
         ConfigError: RAY_ADDRESS is no address, or Ray cannot start with these folders or this little memory.
@@ -53,13 +53,13 @@ def connect() -> None:
             own_cluster.start(_QUIET)
         else:
             _join(address)
-    if not address.startswith("ray://"):  # whose driver is a process of the cluster
+    if not address.startswith("ray://"):  # with a Ray client, the driver is a process of the cluster
         end_when_lost()
 
 
 @contextmanager
 def _own_sigterm() -> Iterator[None]:
-    """Keeps the program's handler of SIGTERM, if it has one: Ray's core puts its own there, which dumps its stacks."""
+    """Keeps the program's SIGTERM handler, if it has one: Ray's core installs its own, which dumps its stacks."""
     before = signal.getsignal(signal.SIGTERM)
     try:
         yield
@@ -69,11 +69,13 @@ def _own_sigterm() -> Iterator[None]:
 
 
 def check_cluster() -> None:
-    """Looks whether `connect` has a cluster to join, which takes half a minute at most; nothing where it starts one.
+    """Checks that `connect` can reach the cluster it will join; takes at most half a minute.
+
+    Does nothing if `connect` will start a local cluster.
 
     Raises:
         ConfigError: RAY_ADDRESS is no address.
-        ClusterError: nothing answers there.
+        ClusterError: nothing answers at the address.
     """
     if not _has_joined() and (address := cluster_address(os.environ)) != _LOCAL:
         check_reachable(address)
@@ -88,12 +90,12 @@ def disconnect() -> None:
 
 
 def _has_joined() -> bool:
-    """Whether Ray runs in this process; does not import it."""
+    """Returns whether Ray runs in this process; does not import it."""
     return "ray" in sys.modules and sys.modules["ray"].is_initialized()
 
 
 def cluster_address(environment: Mapping[str, str]) -> str:
-    """`RAY_ADDRESS`, or `local` where it is not set.
+    """Returns `RAY_ADDRESS`, or `local` if it is not set.
 
     Raises:
         ConfigError: it cannot be the address of a cluster.
@@ -115,16 +117,16 @@ def cluster_address(environment: Mapping[str, str]) -> str:
 
 
 def check_reachable(address: str, *, seconds: float = _REACH_SECONDS) -> None:
-    """Looks whether something listens at `host:port`, again and again for `seconds`: Ray would try for much longer.
+    """Waits up to `seconds` until a process listens at `host:port`; Ray would wait much longer.
 
     Raises:
-        ClusterError: nothing does.
+        ClusterError: no process listens.
     """
-    there = host_and_port(address)
-    end, said = time.monotonic() + seconds, False
-    while there is not None:
+    endpoint = host_and_port(address)
+    end, is_logged = time.monotonic() + seconds, False
+    while endpoint is not None:
         try:
-            socket.create_connection(there, timeout=_CONNECT_SECONDS).close()
+            socket.create_connection(endpoint, timeout=_CONNECT_SECONDS).close()
             return
         except OSError as error:
             if time.monotonic() > end:
@@ -132,9 +134,9 @@ def check_reachable(address: str, *, seconds: float = _REACH_SECONDS) -> None:
                     f"the cluster at {address} cannot be joined ({error}): check RAY_ADDRESS, or unset it to run on "
                     "this machine"
                 ) from error
-            if not said:
+            if not is_logged:
                 log.info("the cluster at %s does not answer yet (%s)", address, error)
-                said = True
+                is_logged = True
         time.sleep(1.0)
 
 
@@ -153,7 +155,7 @@ def _join(address: str) -> None:
 
 
 def _variables_of_workers(environment: Mapping[str, str]) -> dict[str, str]:
-    """What processes of a running cluster must know of this one's environment, unless their job has it."""
+    """Returns the environment variables to forward to workers, unless their job already sets them."""
     job = json.loads(environment.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}")
     of_job = (job.get("runtime_env") or {}).get("env_vars") or {}
     return {name: environment[name] for name in VARIABLES if name in environment and name not in of_job}

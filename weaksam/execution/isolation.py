@@ -1,4 +1,4 @@
-"""Images whose block was lost are run one by one, so that the one at fault is known and gets its row."""
+"""Runs the images of lost blocks one by one, so that the image at fault is known and gets its row."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from weaksam.execution.rows import Fetch, PartSink, Worker, WorkerSpec
 
 log = logging.getLogger(__name__)
 
-ATTEMPTS = 2  # a worker can also die for a reason of its node; twice alone is the image
-HOPELESS = 5  # images that fail in a row before the first success: then it is not the images
-NODE_DEATHS = 20  # that a run of lone images survives
+ATTEMPTS = 2  # attempts per image: a first failure may be the node's fault, a second is the image's
+HOPELESS = 5  # if this many images fail before the first success, the fault is not the images'
+NODE_DEATHS = 20  # lost nodes that a call of `run_alone` survives
 
 Failure = tuple[str, str]  # status, message
 NODE_DIED: Failure = ("crash", "the node of its worker died")
 
 
 def find_user_error(error: BaseException) -> WeakSamError | None:
-    """The error for the user inside what Ray raises, or None."""
+    """Returns the error for the user inside an exception of Ray, or None."""
     causes: list[BaseException | None] = [error]
     while causes:
         cause = causes.pop()
@@ -45,7 +45,10 @@ def find_user_error(error: BaseException) -> WeakSamError | None:
 
 @dataclass
 class _Running:
-    """An image at work. `started` is None while its worker waits for a node or loads weights: not the image's time."""
+    """An image that a worker processes.
+
+    `started` is None while the worker waits for a node or loads weights: that time does not count as the image's.
+    """
 
     actor: Any
     row: pa.Table
@@ -54,7 +57,7 @@ class _Running:
 
 
 class _Alone:
-    """Does one image at a time."""
+    """An actor that processes one image at a time."""
 
     def __init__(self, folder: str, spec: WorkerSpec, images: str | None) -> None:
         self.fetch = Fetch(strict=True, folder=images)
@@ -72,14 +75,14 @@ def run_alone(step: Step, todo: pa.Table, spec: WorkerSpec, pool: Pool, *, image
     """Runs each image of `todo` by itself; one that fails twice becomes a row with status `crash` or `timeout`.
 
     Args:
-        step: whose folder gets the rows.
+        step: the step; its folder receives the rows.
         todo: (image_id, uri, ...) of the images.
-        spec: of the workers.
-        pool: the actors, each of which holds one image at a time.
+        spec: specification of the workers.
+        pool: the size of the pool; each actor processes one image at a time.
         images: folder of all images of the step, if they share one.
 
     Raises:
-        WeakSamError: a fault that is not an image's, such as storage or weights.
+        WeakSamError: a fault of something other than an image, such as storage or weights.
         StageError: image after image fails and none succeeds.
     """
     start: Any = ray.remote(_Alone).options(max_restarts=0, num_cpus=pool.actor_cpus, num_gpus=pool.actor_gpus)
@@ -95,7 +98,7 @@ def run_alone(step: Step, todo: pa.Table, spec: WorkerSpec, pool: Pool, *, image
                 row = waiting.popleft()
                 ready = actor.ready.remote()
                 running[actor.run.remote(row)] = _Running(actor, row, ready)
-            while idle:  # nothing waits for them, but an actor that could not start yet may wait for their place
+            while idle:  # no image waits for them, but an actor that could not start yet may wait for their resources
                 ray.kill(idle.pop())
             for ref, failure in _ended(running, pool.image_timeout_s):
                 ended = running.pop(ref)
@@ -120,13 +123,13 @@ def run_alone(step: Step, todo: pa.Table, spec: WorkerSpec, pool: Pool, *, image
                 tables.write_part(step.folder, schemas.to_table([failed_row(image_id, *failure)], spec.schema))
                 telemetry.set_tags(step=step.name, stage=step.stage.name)
                 telemetry.count("weaksam_images_failed")
-    finally:  # a traceback may refer to them: they would keep their CPUs and GPUs for as long as it lives
+    finally:  # a traceback may refer to the actors: they would keep their CPUs and GPUs for as long as it lives
         for actor in [*idle, *(image.actor for image in running.values())]:
             ray.kill(actor)
 
 
 def _ended(running: dict[Any, _Running], timeout_s: float) -> list[tuple[Any, Failure | None]]:
-    """What ended within a second, and what runs for too long, each with its failure or None."""
+    """Returns the images that ended within a second and those over their time limit, each with its failure or None."""
     done = ray.wait(list(running), num_returns=1, timeout=1.0)[0]
     ended: list[tuple[Any, Failure | None]] = [(ref, _failure(ref, running[ref].ready)) for ref in done]
     now = time.monotonic()
@@ -139,7 +142,7 @@ def _ended(running: dict[Any, _Running], timeout_s: float) -> list[tuple[Any, Fa
 
 
 def _failure(ref: Any, ready: Any) -> Failure | None:
-    """Why a lone image failed, or None. What is not the image's fault is raised."""
+    """Returns why a lone image failed, or None. Raises a fault that is not the image's."""
     try:
         ray.get(ready)
     except RayError as error:
@@ -160,7 +163,7 @@ def _failure(ref: Any, ready: Any) -> Failure | None:
 
 
 def _why_dead(error: RayError) -> str:
-    """Why a worker ended before it had work, in a sentence; Ray has several, with advice for its own settings."""
+    """Returns one sentence on why a worker ended before it had work; Ray writes several, about its own settings."""
     text = " ".join(str(error).split())
     if isinstance(error, OutOfMemoryError) or "OOM" in text or "low on memory" in text or "out of memory" in text:
         return (
@@ -171,5 +174,5 @@ def _why_dead(error: RayError) -> str:
 
 
 def _node_died(error: RayError) -> bool:
-    """Whether an actor ended with its node; Ray says so in words alone."""
+    """Returns whether an actor ended with its node; only the text of Ray's error says so."""
     return isinstance(error, RayActorError) and "node has died" in str(error)

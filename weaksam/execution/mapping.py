@@ -1,7 +1,7 @@
-"""Fetched images become rows: the class that a stage brings, and the loop around it.
+"""Maps fetched images to rows: the base class of the mappers of the stages, and the loop around it.
 
 A batch is a table of the source's columns and `data` (the bytes of the file, or null), `status` and `message`. The
-result has the step's schema and a row for each image. While the row of one image is made, the next one is decoded in a
+result has the step's schema and a row for each image. While the row of an image is made, the next image is decoded in a
 thread and prepared.
 """
 
@@ -30,35 +30,35 @@ class ImageMapper(ABC):
     """
 
     def prepare(self, image: np.ndarray, row: Row) -> Any:
-        """Work that is done before the previous image is finished, so that a GPU does not wait for the CPU."""
+        """Does work before the previous image is finished, so that a GPU does not wait for the CPU."""
         return None
 
     @abstractmethod
     def make(self, image: np.ndarray, row: Row, prepared: Any) -> Row:
-        """The columns of the image's row other than id, status, message and size; those left out become null.
+        """Returns the columns of the image's row other than id, status, message and size; missing columns become null.
 
         Args:
             image: the image.
             row: its columns.
-            prepared: what `prepare` returned for it.
+            prepared: the result of `prepare` for it.
         """
 
 
 def map_batch(mapper: ImageMapper, batch: pa.Table, *, schema: pa.Schema, max_pixels: int) -> pa.Table:
-    """A row of `schema` for each fetched image of `batch`, in order.
+    """Returns a row of `schema` for each fetched image of `batch`, in order.
 
     Args:
         mapper: makes the rows.
         batch: (image_id, data, status, message, ...).
-        schema: of the rows, with metadata.
+        schema: schema of the rows, with metadata.
         max_pixels: images of more pixels are refused with status `too_large`.
     """
     ready = _prepare_ahead(mapper, _decode_ahead(batch, max_pixels))
-    return schemas.to_table([_make_row(mapper, *one) for one in ready], schema)
+    return schemas.to_table([_make_row(mapper, *image) for image in ready], schema)
 
 
 def failed_row(image_id: str, status: str, message: str) -> Row:
-    """The row of an image that could not be used; its other columns become null."""
+    """Returns the row of an image that could not be used; its other columns become null."""
     return {"image_id": image_id, "status": status, "message": message[:500]}
 
 
@@ -82,7 +82,7 @@ def _make_row(mapper: ImageMapper, row: Row, image: np.ndarray | ImageError, pre
 def _prepare_ahead(
     mapper: ImageMapper, decoded: Iterator[tuple[Row, np.ndarray | ImageError]]
 ) -> Iterator[tuple[Row, np.ndarray | ImageError, Any]]:
-    """Rows with their image and what was prepared; each is yielded after the next one is prepared."""
+    """Yields rows with their image and the result of `prepare`, each after the next image is prepared."""
     last = None
     for row, image in decoded:
         ready = row, image, None
@@ -99,7 +99,7 @@ def _prepare_ahead(
 
 
 def _decode_ahead(batch: pa.Table, max_pixels: int) -> Iterator[tuple[Row, np.ndarray | ImageError]]:
-    """Rows with their image; the next one is decoded in a thread while the caller works on this one."""
+    """Yields rows with their image; a thread decodes the next image while the caller works on this one."""
 
     def decode(index: int) -> tuple[Row, np.ndarray | ImageError]:
         (row,) = batch.slice(index, 1).to_pylist()

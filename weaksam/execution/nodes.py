@@ -1,9 +1,9 @@
-"""The nodes of the cluster while a step runs: they come and go, and its pool of actors follows.
+"""Fits the actor pool of a running step to the nodes of the cluster as they come and go.
 
-Ray Data holds on to the size a pool began with. Actors of a lost node then wait for another one with blocks queued to
-them, or fill the nodes that are left and leave no CPU to read and write with; and a node that joins stays idle. So a
-pass whose pool no longer fits is ended: what it wrote stays, and the next one begins with a pool that fits. Where other
-work holds the cluster, the pool waits, and a warning says so.
+Ray Data keeps the size that a pool began with. After a node is lost, its actors wait for another node while blocks are
+queued to them, or they fill the remaining nodes and leave no CPU to read and write with. A node that joins stays idle.
+So a pass whose pool no longer fits is ended: its parts stay, and the next pass begins with a pool that fits. While
+other work occupies the cluster, the pool waits, and a warning says so.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ log = logging.getLogger(__name__)
 Nodes = Sequence[Mapping[str, float]]
 
 _LOOK_SECONDS = 2.0
-_LOST_SECONDS = 15.0  # a lost node that is replaced this soon is best waited for
-_JOINED_SECONDS = 60.0  # joining ends a pass too, and nodes of a growing cluster come one by one
-_WAIT_SECONDS = 600.0  # for a node, when those that are left hold no actor
-_COUNT_SECONDS = 10.0  # between counts of workers that were started again
-_PLACE_SECONDS = 60.0  # without a place for any actor: the cluster is busy
-_DEATHS = 6  # of workers for each actor without one block written: Ray would start them again for ever
+_LOST_SECONDS = 15.0  # the pass waits this long for a lost node to be replaced
+_JOINED_SECONDS = 60.0  # a joining node ends a pass too, and the nodes of a growing cluster come one by one
+_WAIT_SECONDS = 600.0  # the wait for a node when no actor fits the remaining nodes
+_COUNT_SECONDS = 10.0  # the time between counts of restarted workers
+_PLACE_SECONDS = 60.0  # without a placed actor for this long, the cluster counts as busy
+_DEATHS = 6  # worker deaths per actor without a written block; Ray would restart the workers for ever
 
 _POOL_ACTOR = "MapWorker("  # how Ray Data names the class of a pool's actors
 
@@ -44,7 +44,7 @@ class WorkersDieError(Exception):
 
 
 def alive_nodes() -> list[dict[str, float]]:
-    """The resources of each node that is alive, less the CPUs that this job's driver reserves."""
+    """Returns the resources of each node that is alive, less the CPUs that this job's driver reserves."""
     nodes = {node["NodeID"]: dict(node["Resources"]) for node in ray.nodes() if node["Alive"]}
     if reserved := float(os.environ.get(DRIVER_CPUS_VARIABLE, 0)):
         own = nodes[ray.get_runtime_context().get_node_id()]
@@ -53,15 +53,15 @@ def alive_nodes() -> list[dict[str, float]]:
 
 
 def fit_again(pool: Pool) -> Pool:
-    """The pool for the nodes there are now; waits for one while no actor fits.
+    """Returns the pool for the current nodes; waits for a node while no actor fits.
 
     Raises:
-        ConfigError: none came.
+        ConfigError: no actor fits after the wait.
     """
     end = time.monotonic() + _WAIT_SECONDS
     while True:
         try:
-            return fit_pool(pool.asked, alive_nodes())
+            return fit_pool(pool.resources, alive_nodes())
         except ConfigError as error:
             if time.monotonic() > end:
                 raise
@@ -70,12 +70,12 @@ def fit_again(pool: Pool) -> Pool:
 
 
 def count_restarts() -> int:
-    """How often Ray has started workers of this job's actors again."""
+    """Returns how often Ray has restarted workers of this job's actors."""
     return sum(max(0, int(actor["NumRestarts"])) for actor in _actors_of_this_job())
 
 
 def has_pool_started() -> bool:
-    """Whether an actor of a pool of this job has a place on a node; it may still load weights there."""
+    """Returns whether a pool actor of this job is placed on a node; it may still load weights."""
     actors = [actor for actor in _actors_of_this_job() if actor["ActorClassName"].startswith(_POOL_ACTOR)]
     return any(actor["State"] != "DEAD" and actor["Address"]["NodeID"] for actor in actors)
 
@@ -89,14 +89,14 @@ class Watcher:
     """Watches a pass: Ray Data calls it at each step of the execution.
 
     It ends the pass when the pool no longer fits the nodes, and when workers die as fast as they start. It logs one
-    warning when no actor gets a place.
+    warning when no actor is placed on a node.
 
     Args:
         pool: the pool that the pass began with.
         blocks: number of blocks of the pass; more actors than these have no use.
         parts: returns how many blocks are written.
-        restarts: returns how often workers were started again.
-        started: returns whether an actor of the pool has a place on a node.
+        restarts: returns how often workers were restarted.
+        started: returns whether an actor of the pool is placed on a node.
         nodes: returns the resources of each node.
         free: returns the resources of the cluster that nothing has reserved.
         clock: returns seconds.
@@ -118,14 +118,14 @@ class Watcher:
         self.count_parts, self.count_restarts, self.has_started = parts, restarts, started
         self.nodes, self.free, self.clock = nodes, free, clock
         self.began = self.looked = self.fitted_at = self.counted = clock()
-        self.waits = True  # until an actor has a place or the warning is logged
-        self.deaths: int | None = None  # when a block was last written
-        self.parts = 0  # written by then
+        self.waits = True  # until an actor is placed or the warning is logged
+        self.deaths: int | None = None  # the restarts when a block was last written
+        self.parts = 0  # the parts written by then
 
     def before_execution_starts(self, executor: Any) -> None: ...
 
     def on_execution_step(self, executor: Any) -> None:
-        """Looks at the pass every few seconds.
+        """Checks the pass every few seconds.
 
         Raises:
             PoolChangedError: the pool has not fitted the nodes for a while.
@@ -144,8 +144,8 @@ class Watcher:
     def compare_nodes(self, now: float) -> None:
         """Raises PoolChangedError when another number of actors has fitted the nodes for long enough."""
         try:
-            fits = min(fit_pool(self.pool.asked, self.nodes()).actors, self.blocks)
-        except ConfigError:  # no node to go on with: the pass waits for one, too
+            fits = min(fit_pool(self.pool.resources, self.nodes()).actors, self.blocks)
+        except ConfigError:  # no actor fits: the pass waits for a node, too
             fits = self.actors
         if fits == self.actors:
             self.fitted_at = now
@@ -153,7 +153,7 @@ class Watcher:
             raise PoolChangedError(f"{fits} actors fit the nodes there are now instead of {self.actors}")
 
     def count_deaths(self) -> None:
-        """Raises WorkersDieError when workers were started again and again and no block was written meanwhile."""
+        """Raises WorkersDieError when workers were restarted many times and no block was written meanwhile."""
         deaths = self.count_restarts()
         if self.deaths is None:
             self.deaths, self.parts = deaths, self.count_parts()
@@ -166,7 +166,7 @@ class Watcher:
             self.deaths, self.parts = deaths, parts
 
     def warn_of_waiting(self, now: float) -> None:
-        """Logs once that the pool waits, when no actor has had a place and no block was written since the start."""
+        """Logs once that the pool waits, when no actor was placed and no block was written since the start."""
         self.waits = self.waits and not self.has_started()
         if not self.waits or now - self.began < _PLACE_SECONDS:
             return

@@ -1,4 +1,4 @@
-"""Starts Ray on this machine, whoever runs it, and explains why it does not start: memory, a CPU, short paths."""
+"""Starts Ray on this machine for any user, and explains why it does not start: memory, a CPU, short paths."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ def start(options: Mapping[str, Any]) -> None:
         ClusterError: it did not start, and may do so later.
     """
     check_memory(available_memory(), memory_limit())
-    # Without the dashboard, which nobody opens here: its nine processes take seconds to start, and memory.
-    given: dict[str, Any] = {"include_dashboard": False}
+    # Without the dashboard, which a local run does not need: its nine processes take seconds to start, and memory.
+    settings: dict[str, Any] = {"include_dashboard": False}
     if (cpus := cpu_quota()) is not None and cpus < 1:
         log.info("this container has %g CPU: it counts as one, the least that Ray works with", cpus)
-        given["num_cpus"] = 1
+        settings["num_cpus"] = 1
     ray_env.prepare_own_cluster()
     try:
         with _on_loopback():
-            ray.init(address="local", **options, **given)
+            ray.init(address="local", **options, **settings)
     except Exception as error:  # Ray has no classes for these
-        if found := explain(error, os.environ):
-            raise found from error
+        if user_error := explain(error, os.environ):
+            raise user_error from error
         raise
 
 
 def check_memory(available: int, limit: int) -> None:
-    """Raises when Ray and one worker would not fit: the system, or Ray, would end workers again and again.
+    """Raises when Ray and one worker do not fit: the system, or Ray, would end workers again and again.
 
     Args:
         available: bytes that can be used now.
@@ -64,16 +64,16 @@ def check_memory(available: int, limit: int) -> None:
 
 
 def explain(error: Exception, environment: Mapping[str, str]) -> WeakSamError | None:
-    """The error for the user where Ray did not start; None where its own is the best there is."""
-    place = environment.get("RAY_TMPDIR") or environment.get("TMPDIR") or "/tmp"
+    """Returns the error for the user when Ray did not start; None when Ray's own error says it best."""
+    folder = environment.get("RAY_TMPDIR") or environment.get("TMPDIR") or "/tmp"
     if "timed out during startup" in str(error):
         return ClusterError(
             "Ray did not start in time on this machine: it is busy, or its disk is full (/tmp/ray, or RAY_TMPDIR): "
             "the same command goes on"
         )
     if "AF_UNIX path length" in str(error):
-        return ConfigError(f"{place}: too long a path for Ray's sockets: set RAY_TMPDIR to a short one, such as /tmp")
-    if isinstance(error, OSError) and str(error.filename or "").startswith(place):
+        return ConfigError(f"{folder}: too long a path for Ray's sockets: set RAY_TMPDIR to a short one, such as /tmp")
+    if isinstance(error, OSError) and str(error.filename or "").startswith(folder):
         return ConfigError(
             f"{error.filename}: Ray cannot write there ({error.strerror}): set RAY_TMPDIR to a folder of your own with "
             "a short path"
@@ -83,10 +83,10 @@ def explain(error: Exception, environment: Mapping[str, str]) -> WeakSamError | 
 
 @contextmanager
 def _on_loopback() -> Iterator[None]:
-    """Within it Ray starts with 127.0.0.1 as its only address, as it does on macOS and Windows.
+    """Starts Ray with 127.0.0.1 as its only address within the block, as on macOS and Windows.
 
-    There it is the default (RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER); elsewhere Ray replaces an address of loopback that it
-    is given, and listens on every interface.
+    On those systems this is the default (RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER). On others Ray replaces a loopback address
+    and listens on every interface.
     """
     before = ray_constants.ENABLE_RAY_CLUSTER
     ray_constants.ENABLE_RAY_CLUSTER = False

@@ -1,4 +1,4 @@
-"""Actor pools: what a step asks for, fitted to the cluster before anything starts."""
+"""Actor pools: the resources that a step requests, fitted to the cluster before anything starts."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from pydantic import Field, model_validator
 from weaksam.core.config import Settings
 from weaksam.errors import ConfigError
 
-TASK_CPUS = 0.25  # of a fetch or write task: they mostly wait
-WORKER_MEMORY = 2**29  # bytes: the least that a worker with torch and a small SAM has for itself
-DRIVER_CPUS_VARIABLE = "WEAKSAM_DRIVER_CPUS"  # what a submitted job's driver reserves of its node
+TASK_CPUS = 0.25  # CPUs of a fetch or write task, which mostly waits
+WORKER_MEMORY = 2**29  # bytes: the least private memory of a worker with torch and a small SAM
+DRIVER_CPUS_VARIABLE = "WEAKSAM_DRIVER_CPUS"  # the CPUs of its node that a submitted job's driver reserves
 
 
 class PoolResources(Settings):
-    """Where and how wide a stage runs; never what it computes."""
+    """The resources of a stage's workers; they never change its results."""
 
     max_actors: int | None = Field(default=None, ge=1)
-    """Most actors of the pool; as many as the cluster holds when left out."""
+    """Most actors of the pool; as many as fit into the cluster when left out."""
     grow: bool = False
-    """Whether the cluster starts nodes by itself: `max_actors` are asked for, also where it does not hold them yet."""
+    """Whether the cluster starts nodes by itself: `max_actors` are requested even while they do not fit into it yet."""
     actor_cpus: float = Field(default=1.0, gt=0)
     """CPUs reserved for one actor; its compute threads are this number rounded up."""
     actor_gpus: float | None = Field(default=None, ge=0)
     """GPUs reserved for one actor, fractions allowed; 1 on a cluster with GPUs, else 0, when left out."""
     batch_size: int = Field(default=8, ge=1)
-    """Images handed to an actor at once."""
+    """Images of a batch, which an actor processes in one call."""
     image_timeout_s: float = Field(default=600.0, gt=0)
     """Longest time one image may take when it is run alone after a crash."""
     record_times: bool = False
-    """Whether it is written down when each actor worked and waited, in `times/` of the step's folder; `weaksam plan`
-    does so."""
+    """Whether to write the times at which each actor worked and waited, to `times/` of the step's folder; `weaksam
+    plan` sets it."""
 
     @model_validator(mode="after")
     def _growth_has_an_end(self) -> PoolResources:
@@ -43,10 +43,10 @@ class PoolResources(Settings):
 
 
 class CpuPoolResources(PoolResources):
-    """Where and how wide a stage runs that has no use for a GPU."""
+    """The resources of the workers of a stage that has no use for a GPU."""
 
     actor_gpus: float | None = Field(default=0.0, ge=0, le=0)
-    """None: a cluster's own wish for its pools is not for this one."""
+    """0: the GPUs that a cluster sets for its pools do not apply to this stage."""
 
 
 @dataclass(frozen=True)
@@ -60,14 +60,14 @@ class Pool:
     actor_gpus: float
     batch_size: int
     image_timeout_s: float
-    asked: PoolResources
-    """What it was fitted from, with the GPUs that were decided on: a pool fitted again has those, too."""
+    resources: PoolResources
+    """The resources it was fitted from, with the chosen GPUs: a pool fitted again uses these, too."""
 
 
 def fit_pool(resources: PoolResources, nodes: Sequence[Mapping[str, float]]) -> Pool:
-    """The pool for a cluster of `nodes`, each given by its resources as Ray names them; an actor lives on one node.
+    """Returns the pool for a cluster of `nodes`, each as its resources by Ray's names; an actor runs on one node.
 
-    Where Ray says how much memory a node has, it gets no more actors than that holds, but one.
+    A node whose memory Ray reports gets no more actors than fit into the memory, but at least one.
 
     Raises:
         ConfigError: one actor would leave nothing for reading and writing, so the run could never move.
@@ -87,8 +87,8 @@ def fit_pool(resources: PoolResources, nodes: Sequence[Mapping[str, float]]) -> 
             "lower actor_cpus or actor_gpus, or set grow if nodes will come"
         )
     actors = min(resources.max_actors or fits, fits)
-    # Ray Data keeps a sixth of the cluster for a fetch without bound; where that and the actors leave no room for a
-    # task that writes, nothing is written until all is fetched. Two fetches for each actor are enough to feed it.
+    # Ray Data keeps a sixth of the cluster for an unbounded fetch. If that and the actors leave no room for a task that
+    # writes, nothing is written until all images are fetched. Two fetches for each actor are enough to feed it.
     idle = (cpus - actors * resources.actor_cpus) / TASK_CPUS
     return Pool(
         actors=actors,
@@ -97,7 +97,7 @@ def fit_pool(resources: PoolResources, nodes: Sequence[Mapping[str, float]]) -> 
         actor_gpus=actor_gpus,
         batch_size=resources.batch_size,
         image_timeout_s=resources.image_timeout_s,
-        asked=resources.model_copy(update={"actor_gpus": actor_gpus}),
+        resources=resources.model_copy(update={"actor_gpus": actor_gpus}),
     )
 
 

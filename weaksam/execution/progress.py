@@ -1,7 +1,7 @@
-"""How far a step is: told in the log and in `progress.json` of its folder, by a thread of the driver.
+"""Reports the progress of a step to the log and to `progress.json` of its folder, from a thread of the driver.
 
-The file is for whoever looks from elsewhere, with or without a cluster. Nothing is decided by it: a driver that is
-killed leaves it as it was, and only its age tells.
+Other programs can read the file, with or without a cluster. No decision depends on it: a killed driver leaves the file
+as it was, and only the age of the file shows that the driver is gone.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from weaksam.errors import DamagedError
 log = logging.getLogger(__name__)
 
 FILE = "progress.json"
-FRESH = 120.0  # seconds since its last sign after which a step counts as stopped
-TICK = 5.0  # seconds between looks at whether something is to be told
+FRESH = 120.0  # seconds since the last update after which a step counts as stopped
+TICK = 5.0  # seconds between checks whether an update is due
 _TICKS_PER_WRITE = 2
 _TICKS_PER_LINE = 12
 
@@ -33,9 +33,9 @@ State = Literal["running", "finished", "stopped"]
 
 @dataclass(frozen=True)
 class Progress:
-    """What a look at a step's work found: how much is done, how much of that failed, and what else is to be told.
+    """The progress of a step: how much is done, how much of that failed, and other figures to report.
 
-    `rate` is in units a second; None lets it be measured from look to look.
+    `rate` is in units per second; with None it is measured from the first call of `look` on.
     """
 
     done: int
@@ -48,22 +48,24 @@ class Progress:
 def report_progress(
     step: Step, *, total: int, unit: str, look: Callable[[], Progress], in_log: bool = True
 ) -> Iterator[None]:
-    """Tells of a step while the block works on it: a file every ten seconds, a line after five and then every minute.
+    """Reports the progress of a step while the block works on it.
+
+    The file is written every ten seconds; a log line is written after five seconds and then every minute.
 
     Args:
-        step: whose folder gets the file.
-        total: what `done` will be in the end.
-        unit: of both: images, steps, epochs.
-        look: finds what is done; what it raises only costs the telling.
-        in_log: False where the work has lines of its own.
+        step: the step; its folder receives the file.
+        total: the value of `done` at the end.
+        unit: the unit of `done` and `total`: images, steps, epochs.
+        look: returns the progress; exceptions are logged and that update is skipped.
+        in_log: False if the work logs lines of its own.
     """
-    teller = _Reporter(step, total, unit, look)
+    reporter = _Reporter(step, total, unit, look)
     ticks = itertools.count()
 
     def report() -> None:
         to_file, to_log = is_due(next(ticks))
         if to_file or (to_log and in_log):
-            teller.tell("running", to_file=to_file, to_log=to_log and in_log)
+            reporter.report("running", to_file=to_file, to_log=to_log and in_log)
 
     state: State = "stopped"
     try:
@@ -71,11 +73,11 @@ def report_progress(
             yield
         state = "finished"
     finally:
-        teller.tell(state, to_log=False)
+        reporter.report(state, to_log=False)
 
 
 def is_due(tick: int) -> tuple[bool, bool]:
-    """Whether the file is to be written and whether a line is to be logged at a tick; tick 0 is the start."""
+    """Returns whether to write the file and whether to log a line at a tick; tick 0 is the start."""
     return tick % _TICKS_PER_WRITE == 0, tick % _TICKS_PER_LINE == 1
 
 
@@ -84,67 +86,71 @@ class _Reporter:
         self.step, self.total, self.unit, self.look = step, total, unit, look
         self.started, self.first = time.time(), None
 
-    def tell(self, state: State, *, to_file: bool = True, to_log: bool = True) -> None:
+    def report(self, state: State, *, to_file: bool = True, to_log: bool = True) -> None:
         try:
-            found = self.look()
-            self.first = found.done if self.first is None else self.first
+            progress = self.look()
+            self.first = progress.done if self.first is None else self.first
             now = time.time()
-            rate = (found.done - self.first) / max(now - self.started, 1e-9) if found.rate is None else found.rate
-            told = {"step": self.step.name, "stage": self.step.stage.name, "state": state}
-            told |= count_up(found, self.total, self.unit, rate)
-            told |= {"started": _iso(self.started), "updated": _iso(now)}
+            elapsed = max(now - self.started, 1e-9)
+            rate = (progress.done - self.first) / elapsed if progress.rate is None else progress.rate
+            record = {"step": self.step.name, "stage": self.step.stage.name, "state": state}
+            record |= count_up(progress, self.total, self.unit, rate)
+            record |= {"started": _iso(self.started), "updated": _iso(now)}
             if to_log:
-                log.info("%s", "  ".join([self.step.name, *words_of(told)]))
+                log.info("%s", "  ".join([self.step.name, *words_of(record)]))
             if to_file:
-                storage.write_json(storage.join(self.step.folder, FILE), told)
-        except Exception as error:  # of the storage or of what lies there: to tell of the work must never stop it
-            log.debug("%s: progress not told: %s", self.step.name, error)
+                storage.write_json(storage.join(self.step.folder, FILE), record)
+        except Exception as error:  # a fault of the storage or of a file in it must never stop the work
+            log.debug("%s: progress not reported: %s", self.step.name, error)
 
 
-def count_up(found: Progress, total: int, unit: str, rate: float) -> dict[str, Any]:
-    """The figures of `progress.json`; `eta_seconds` is None as long as nothing moves."""
-    done = min(found.done, total)  # rows of overlapping parts are counted twice
+def count_up(progress: Progress, total: int, unit: str, rate: float) -> dict[str, Any]:
+    """Returns the figures of `progress.json`; `eta_seconds` is None while the rate is 0."""
+    done = min(progress.done, total)  # rows of overlapping parts are counted twice
     return {
         "done": done,
         "total": total,
         "unit": unit,
-        "failed": found.failed,
+        "failed": progress.failed,
         "rate": round(rate, 3),
         "eta_seconds": round((total - done) / rate, 1) if rate > 0 else None,
-        **found.others,
+        **progress.others,
     }
 
 
-def words_of(told: Mapping[str, Any]) -> list[str]:
-    """`120/400 images`, `3.1/s`, `eta 80 s`, `2 failed`, as far as known."""
-    words = [f"{told['done']}/{told['total']} {told['unit']}"]
-    if told["eta_seconds"] is not None:
-        words += [f"{told['rate']:.3g}/s", f"eta {duration(told['eta_seconds'])}"]
-    if "loss" in told:
-        words.append(f"loss {told['loss']:.3g}")
-    if told["failed"] or told["unit"] == "images":
-        words.append(f"{told['failed']} failed")
+def words_of(record: Mapping[str, Any]) -> list[str]:
+    """Returns `120/400 images`, `3.1/s`, `eta 80 s`, `2 failed`, as far as known."""
+    words = [f"{record['done']}/{record['total']} {record['unit']}"]
+    if record["eta_seconds"] is not None:
+        words += [f"{record['rate']:.3g}/s", f"eta {duration(record['eta_seconds'])}"]
+    if "loss" in record:
+        words.append(f"loss {record['loss']:.3g}")
+    if record["failed"] or record["unit"] == "images":
+        words.append(f"{record['failed']} failed")
     return words
 
 
 def read_progress(folder: str) -> dict[str, Any] | None:
-    """What `progress.json` of a step's folder says, and `seconds_ago` it was written; None when it says nothing."""
+    """Returns `progress.json` of a step's folder with its age as `seconds_ago`; None if it is missing or damaged."""
     try:
-        told = storage.read_json(storage.join(folder, FILE))
-        ago = time.time() - datetime.fromisoformat(told["updated"]).timestamp()
-        words_of(told)
+        record = storage.read_json(storage.join(folder, FILE))
+        ago = time.time() - datetime.fromisoformat(record["updated"]).timestamp()
+        words_of(record)
     except (FileNotFoundError, DamagedError, KeyError, TypeError, ValueError):
-        return None  # a file that is missing or damaged tells nothing of the step itself
-    return {**told, "seconds_ago": max(round(ago, 1), 0.0)}
+        return None  # a missing or damaged file says nothing about the step itself
+    return {**record, "seconds_ago": max(round(ago, 1), 0.0)}
 
 
-def state_of(told: Mapping[str, Any]) -> Literal["running", "stopped"]:
-    """What an unfinished step does, by what `read_progress` gave: a driver that was killed is silent."""
-    return "stopped" if told["state"] == "stopped" or told["seconds_ago"] > FRESH else "running"
+def state_of(record: Mapping[str, Any]) -> Literal["running", "stopped"]:
+    """Returns the state of an unfinished step from the result of `read_progress`: a killed driver writes no updates."""
+    return "stopped" if record["state"] == "stopped" or record["seconds_ago"] > FRESH else "running"
 
 
 def part_counter(folder: str) -> Callable[[], Progress]:
-    """A look at the parts of a step: rows by the listing, failed ones by the status of parts not seen before."""
+    """Returns a function that counts the rows of a step's parts by the listing, and the failed rows by their status.
+
+    Each part is read once for its status.
+    """
     failed: dict[str, int] = {}
 
     def look() -> Progress:
@@ -165,7 +171,7 @@ def _iso(seconds: float) -> str:
 def repeatedly(
     report: Callable[[], None], *, seconds: float, at_once: bool = False, at_end: bool = True
 ) -> Iterator[None]:
-    """Calls `report` every so many seconds while the block runs, if wanted also when it starts and when it ends.
+    """Calls `report` every `seconds` while the block runs, with `at_once` also at its start, with `at_end` at its end.
 
     `report` must not raise.
     """
@@ -189,7 +195,7 @@ def repeatedly(
 
 
 def duration(seconds: float) -> str:
-    """`42 s`, `7 min` or `3.5 h`."""
+    """Returns seconds as text: `42 s`, `7 min` or `3.5 h`."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,8 +1,8 @@
-"""Environment variables that Ray and the processes of a local cluster read; no other module sets one for Ray.
+"""Environment variables that Ray and the processes of a local cluster read; no other module sets variables for Ray.
 
 Ray's core reads its variables once, when `ray` is imported; Ray Data and Ray Train read theirs at the first pass and
-training. So `prepare` comes before the first import of Ray: `connect` and `run_steps` call it. The processes of a
-cluster read theirs when they start, so `prepare_own_cluster` comes before `ray.init`.
+training. So `connect` and `run_steps` call `prepare` before the first import of Ray. The processes of a cluster read
+their variables when they start, so `prepare_own_cluster` is called before `ray.init`.
 """
 
 from __future__ import annotations
@@ -21,37 +21,38 @@ log = logging.getLogger(__name__)
 _OF_DRIVER = {
     # A killed driver's reservation in Ray Data's coordinator starves the next one until it expires (default 180 s).
     "RAY_DATA_AUTOSCALING_REQUEST_EXPIRE_TIME_S": "30",
-    # A task whose worker is ended for want of memory is tried again for ever by default.
+    # By default, a task whose worker ends for lack of memory is retried for ever.
     "RAY_task_oom_retries": "5",
-    # Ray Train looks at its workers every two seconds by default, and twice after the last step: the end of a training,
-    # a report and a dead worker are noticed that much later.
+    # By default, Ray Train checks its workers every two seconds, and twice after the last step: it notices the end of a
+    # training, a report and a dead worker that much later.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
 }
 _OF_LOCAL_DRIVER = {
-    "RAY_AUTH_MODE": "token",  # what a local cluster has anyway, without the notice
-    "RAY_BACKEND_LOG_LEVEL": "fatal",  # its complaint about every actor pool is no error
+    "RAY_AUTH_MODE": "token",  # the mode of a local cluster anyway; set, it avoids a notice
+    "RAY_BACKEND_LOG_LEVEL": "fatal",  # its message about every actor pool is no error
 }
 _OF_PROCESSES = {
-    # glibc gives large buffers back to the system at once, and getting them again can cost more than the work on them:
-    # elementwise operations of torch on a virtual machine were three times slower without these.
+    # glibc returns large buffers to the system at once, and allocating them again can cost more than the work on them:
+    # elementwise operations of torch on a virtual machine were three times slower without these variables.
     "MALLOC_MMAP_THRESHOLD_": str(2**30),
     "MALLOC_TRIM_THRESHOLD_": str(2**33),
-    # Where there are more workers than cores, Ray ends one that had no task for a second, and the next block of images
-    # pays for another: some two seconds of a core. Small images on two cores took a fifth longer.
+    # With more workers than cores, Ray ends a worker that had no task for a second, and the next block of images has to
+    # wait for a new worker: about two seconds of a core. Small images on two cores took a fifth longer.
     "RAY_idle_worker_killing_time_threshold_ms": "60000",
 }
 _TOKEN_VARIABLES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
 
 def starts_own_cluster() -> bool:
-    """Whether this process starts Ray on this machine, because RAY_ADDRESS names no cluster."""
+    """Returns whether this process starts Ray on this machine, because RAY_ADDRESS names no cluster."""
     return os.environ.get("RAY_ADDRESS", "local") == "local"
 
 
 def prepare() -> None:
-    """Sets what Ray must read in this process, where the environment does not say otherwise, before Ray is imported.
+    """Sets the variables that Ray reads in this process, unless they are set, before Ray is imported.
 
-    A program that has imported Ray itself keeps how Ray was loaded: changed later, no local cluster starts any more.
+    A program that has imported Ray itself keeps the variables of the local driver as they were: if they change after
+    the import, no local cluster starts any more.
     """
     _set_missing(_OF_DRIVER)
     if starts_own_cluster() and "ray" not in sys.modules:
@@ -59,16 +60,16 @@ def prepare() -> None:
 
 
 def prepare_client() -> None:
-    """The same for a program that only sends jobs to a cluster: a token is used where there is one."""
+    """Sets the variables of a program that only sends jobs to a cluster: a token is used if there is one."""
     named = any(os.environ.get(name) for name in _TOKEN_VARIABLES)
     has_token = named or os.path.exists(os.path.expanduser("~/.ray/auth_token"))
     _set_missing({"RAY_AUTH_MODE": "token" if has_token else "disabled"})
 
 
 def prepare_own_cluster() -> None:
-    """Sets what the processes of a cluster on this machine read, where the environment does not say otherwise.
+    """Sets the variables that the processes of a cluster on this machine read, unless they are set.
 
-    Among it are a name and a token of its user, where there is none.
+    These include a name and a token for a user who has none.
     """
     _set_missing(_OF_PROCESSES)
     os.environ.update(missing_name())
@@ -77,7 +78,7 @@ def prepare_own_cluster() -> None:
 
 
 def missing_name() -> dict[str, str]:
-    """A name for a user who has none (a container with any user id), as an environment variable; else nothing."""
+    """Returns a name as an environment variable if the user has none (a container with any user id); else nothing."""
     try:
         getpass.getuser()
     except (KeyError, OSError):
@@ -86,10 +87,10 @@ def missing_name() -> dict[str, str]:
 
 
 def give_token(environment: Mapping[str, str]) -> dict[str, str]:
-    """Makes the token of Ray's clusters on this machine, readable by its user alone, or makes the file so.
+    """Writes the token of Ray's clusters on this machine, or makes an existing file readable by its user alone.
 
     Returns:
-        Environment variables with a token for this cluster alone, where the home folder cannot hold one; else none.
+        Environment variables with a token for this cluster alone if the home folder cannot hold one; else none.
     """
     if any(environment.get(name) for name in _TOKEN_VARIABLES):
         return {}

@@ -1,4 +1,4 @@
-"""How images get to an actor and rows leave it: bytes fetched with a status, the worker, one part written a task."""
+"""The callables of the Ray Data pipeline: fetch the bytes of images, map them to rows, write one part per task."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class Fetch:
     """Adds `data`, `status`, `message` to rows with a `uri`.
 
     A missing object is the image's own fault and becomes its status, unless all of `folder` is gone, too. That and any
-    other fault is the storage's: the row is left out and so tried again by a later pass, or raised when `strict`. With
-    `timed` the column FETCH_SECONDS is added. An image that failed in an earlier step (`earlier_status`) is not
+    other fault is the storage's: the row is left out, so that a later pass retries it, or the fault is raised with
+    `strict`. `timed` adds the column FETCH_SECONDS. An image that failed in an earlier step (`earlier_status`) is not
     fetched: it keeps its status.
     """
 
@@ -72,7 +72,7 @@ class Fetch:
 
 
 def _earlier_states(batch: pa.Table) -> tuple[list[str], list[str]]:
-    """Status and message of each image in an earlier step; ok and "" where the step reads no earlier rows."""
+    """Returns status and message of each image in an earlier step; ok and "" if the step reads no earlier rows."""
     if schemas.EARLIER_STATUS not in batch.column_names:
         return [schemas.OK] * batch.num_rows, [""] * batch.num_rows
     status, message = (batch.column(name).to_pylist() for name in _EARLIER)
@@ -80,9 +80,9 @@ def _earlier_states(batch: pa.Table) -> tuple[list[str], list[str]]:
 
 
 def common_folder(uris: Sequence[str]) -> str | None:
-    """The innermost folder that all of `uris` are below; None where that cannot be looked at."""
-    first, last = min(uris), max(uris)  # what these two share, all share
-    length = next((at for at, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
+    """Returns the innermost folder that contains all of `uris`; None if it cannot be listed."""
+    first, last = min(uris), max(uris)  # the common prefix of these two is that of all
+    length = next((index for index, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
     shared = first[:length].rpartition("/")[0]
     if shared.startswith(("http:", "https:")) or shared.endswith(("/", ":")):  # no listing; nothing but a scheme
         return None
@@ -90,10 +90,10 @@ def common_folder(uris: Sequence[str]) -> str | None:
 
 
 def is_gone(folder: str) -> bool:
-    """Whether a folder is not there, or is as empty as the place of a file system that is not mounted.
+    """Returns whether a folder does not exist, or is empty like the mount point of an unmounted file system.
 
     Raises:
-        StorageError: the store cannot be asked.
+        StorageError: the store does not answer.
     """
     if not storage.is_local(folder):
         return not storage.exists(folder)
@@ -105,15 +105,15 @@ def is_gone(folder: str) -> bool:
 
 @dataclass(frozen=True)
 class WorkerSpec:
-    """How the actors of a step work; picklable.
+    """The specification of the workers of a step; picklable.
 
     Attributes:
         factory: makes the mapper, in the actor.
-        schema: of the rows, with metadata.
+        schema: schema of the rows, with metadata.
         max_pixels: images of more pixels are refused with status `too_large`.
-        step: name of the step, for metrics.
-        stage: name of its stage, for metrics.
-        times: folder of the step where each actor records its times; None: nothing is recorded.
+        step: name of the step, for telemetry.
+        stage: name of its stage, for telemetry.
+        times: folder of the step, to which each actor writes its times; None: no times are written.
     """
 
     factory: Callable[[], ImageMapper]
@@ -127,14 +127,14 @@ class WorkerSpec:
 class Worker:
     """Maps batches in an actor.
 
-    Ray passes on only the text of what a constructor raises, a call's exception keeps its class: so an error of the
-    factory that is for the user is raised by the first call.
+    Ray passes on only the text of an exception of a constructor, but keeps the class of an exception of a call. So the
+    first call raises an error for the user that the factory raised.
     """
 
     def __init__(self, spec: WorkerSpec) -> None:
         telemetry.set_tags(step=spec.step, stage=spec.stage)
         self.spec = spec
-        self.idle_since: float | None = None  # the first batch waited for nothing but the start
+        self.idle_since: float | None = None  # None until the end of the first batch, which waited only for the start
         self.times = None
         try:
             self.mapper = spec.factory()

@@ -1,10 +1,10 @@
-"""Ray Data plumbing of every stage that maps images to rows: resume, pools, capacity, exactly-once.
+"""Runs every stage that maps images to rows on Ray Data: resume, pools, capacity, exactly-once.
 
 todo = images - ids already in parts
   > fetch (tasks): URIs become bytes, the only form in which images travel
   > Worker (actor pool): bytes become rows, by the mapper of the stage
-  > PartSink: one part a block, one atomic write a part
-left-over images run again, then each alone; then every id is counted once.
+  > PartSink: one part per block, one atomic write per part
+remaining images run again, then each alone; then every id is counted once.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from weaksam.execution.turns import turn
 
 log = logging.getLogger(__name__)
 
-ROWS_PER_BLOCK = 64  # Ray Data costs about 15 ms a block; a block is also what a crash loses
+ROWS_PER_BLOCK = 64  # Ray Data costs about 15 ms per block; a crash loses a block
 _MOST_ALONE = 8 * ROWS_PER_BLOCK
 
 
@@ -55,16 +55,16 @@ def map_images(
     """Maps every image of `source` to a row and accounts for each id exactly once.
 
     Args:
-        step: whose folder receives the parts; parts that are there already are kept and not computed again.
+        step: the step; its folder receives the parts. Existing parts are kept and not computed again.
         source: (image_id, uri, ...), each id once; its metadata has the class names that the rows carry.
         factory: makes the mapper in each actor of the pool; picklable, e.g. a `partial` of a class and its settings.
-        schema: of the rows, without metadata.
+        schema: schema of the rows, without metadata.
         max_pixels: images of more pixels are refused with status `too_large`.
-        resources: of the actor pool.
+        resources: the resources of the actor pool.
 
     Raises:
-        StageError: images remain that are neither done nor at fault; the same command goes on from here.
-        StorageError: it is not single images that are gone; their rows are left for the same command.
+        StageError: images remain that are neither done nor at fault; the same command continues from that state.
+        StorageError: the folder of the images is gone, not single images; their rows are left for the same command.
     """
     _forget_missing(step, source)
     todo = _todo(step.folder, source)
@@ -77,9 +77,9 @@ def map_images(
     schema = schemas.with_metadata(schema, fingerprint=step.fingerprint, class_names=names)
     times = step.folder if resources.record_times else None
     spec = WorkerSpec(factory, schema, max_pixels, step=step.name, stage=step.stage.name, times=times)
-    check_cluster()  # before anything says that the step runs
+    check_cluster()  # before progress reports that the step runs
     with report_progress(step, total=source.num_rows, unit="images", look=part_counter(step.folder)):
-        connect()  # takes a while, as weights do: the progress says from here on that the step runs
+        connect()  # takes a while, as loading weights does: progress reports from now on that the step runs
         with turn(step.name):
             _run_passes(step, source, todo, spec, fit_pool(resources, nodes.alive_nodes()))
     _check_missing(step, source, todo)
@@ -87,20 +87,20 @@ def map_images(
 
 
 def _run_passes(step: Step, source: pa.Table, todo: pa.Table, spec: WorkerSpec, pool: Pool) -> None:
-    """Runs pass after pass until no image of `todo` is left; where one does not get far, some images alone."""
+    """Runs passes until no image of `todo` is left; after a pass that does little, runs images alone."""
     images = common_folder(source.column("uri").to_pylist())
     while todo.num_rows:
         went_through = _run_pass(step, todo, spec, pool, images=images)
-        # Ray ends an actor once nothing refers to it, and what a pass leaves refers to itself: until it is collected
-        # its actors keep their CPUs and GPUs from the next pass.
+        # Ray ends an actor once nothing refers to it, and the objects of a pass refer to each other: until they are
+        # collected, its actors keep their CPUs and GPUs from the next pass.
         gc.collect()
         left = _todo(step.folder, source)
         if left.num_rows:
             pool = nodes.fit_again(pool)
         if went_through and (left.num_rows > todo.num_rows // 2 or 0 < left.num_rows <= ROWS_PER_BLOCK):
-            some = left.slice(0, _MOST_ALONE)  # enough to find a culprit; the next pass streams the rest
-            log.warning("%s: %d images left, running %d of them alone", step.name, left.num_rows, some.num_rows)
-            run_alone(step, some, spec, pool, images=images)
+            suspects = left.slice(0, _MOST_ALONE)  # enough to find an image at fault; the next pass streams the rest
+            log.warning("%s: %d images left, running %d of them alone", step.name, left.num_rows, suspects.num_rows)
+            run_alone(step, suspects, spec, pool, images=images)
             alone, left = left, _todo(step.folder, source)
             if left.num_rows == alone.num_rows:
                 raise StageError(
@@ -111,7 +111,7 @@ def _run_passes(step: Step, source: pa.Table, todo: pa.Table, spec: WorkerSpec, 
 
 
 def _forget_missing(step: Step, source: pa.Table) -> None:
-    """Removes the rows that say `not_found` of images that are there now, so that they are worked on."""
+    """Removes the rows with status `not_found` of images that exist now, so that these are processed."""
     missing = tables.missing_ids(step.folder, tables.list_parts(step.folder))
     if not missing:
         return
@@ -122,7 +122,10 @@ def _forget_missing(step: Step, source: pa.Table) -> None:
 
 
 def _check_missing(step: Step, source: pa.Table, todo: pa.Table) -> None:
-    """Takes the rows back where not one image was found and most should have been: then it is not the images."""
+    """Removes the rows and raises StorageError if no image of `todo` exists and `todo` is most of `source`.
+
+    Then the storage is at fault, not the images.
+    """
     missing = tables.missing_ids(step.folder, tables.list_parts(step.folder))
     if todo.num_rows > max(1, source.num_rows // 2) and missing.issuperset(todo.column("image_id").to_pylist()):
         tables.drop_rows(step.folder, missing)
@@ -138,23 +141,23 @@ def _todo(folder: str, source: pa.Table) -> pa.Table:
 
 
 def _run_pass(step: Step, todo: pa.Table, spec: WorkerSpec, pool: Pool, *, images: str | None) -> bool:
-    """One streaming pass over `todo`. What a crash or an unexpected error loses is left for the caller.
+    """Runs one streaming pass over `todo`; leaves images lost to a crash or an unexpected error to the caller.
 
     Args:
-        step: whose folder receives the parts.
+        step: the step; its folder receives the parts.
         todo: (image_id, uri, ...).
-        spec: of the workers.
+        spec: specification of the workers.
         pool: the actors and tasks.
         images: folder of all images of the step, if they share one.
 
     Returns:
-        False when it was ended because nodes came or went.
+        False if the pass was ended because nodes came or went.
 
     Raises:
-        WeakSamError: a fault that is not an image's, such as storage or weights.
+        WeakSamError: a fault of something other than an image, such as storage or weights.
     """
     rows_per_block = max(1, min(ROWS_PER_BLOCK, math.ceil(todo.num_rows / (4 * pool.actors))))
-    # Cut here: Ray Data's `repartition` waits for a whole CPU, and beside a full pool there may be none for ever.
+    # Cut in this process: Ray Data's `repartition` waits for a whole CPU, which a full pool may never leave.
     blocks = [todo.slice(start, rows_per_block) for start in range(0, todo.num_rows, rows_per_block)]
     context = _context(step, len(blocks), rows_per_block, pool)
     with ray.data.DataContext.current(context), warnings.catch_warnings():
@@ -179,7 +182,7 @@ def _run_pass(step: Step, todo: pa.Table, spec: WorkerSpec, pool: Pool, *, image
 def _dataset(
     blocks: Sequence[pa.Table], spec: WorkerSpec, pool: Pool, *, batch_size: int, images: str | None
 ) -> ray.data.Dataset:
-    """Rows of `blocks`, not computed yet. A batch larger than a block would join blocks again."""
+    """Returns the lazy dataset of the rows of `blocks`. A batch larger than a block would join blocks again."""
     fetched = ray.data.from_arrow(list(blocks)).map_batches(
         Fetch(timed=spec.times is not None, folder=images),
         batch_format="pyarrow",
@@ -194,17 +197,17 @@ def _dataset(
         batch_size=batch_size,
         num_cpus=pool.actor_cpus,
         num_gpus=pool.actor_gpus,
-        # One block more waits at each actor while it works, so that it never idles. A pool that grows by need would
+        # One more block waits at each actor while it works, so that it never idles. A pool that grows on demand would
         # not grow: Ray Data keeps half of the CPUs for writing.
         compute=ActorPoolStrategy(size=min(pool.actors, len(blocks)), max_tasks_in_flight_per_actor=2),
         max_restarts=-1,
-        # Twice a block, then it is given up for this pass (the default retries a crash for ever).
+        # Retry a block once; a second failure leaves it for a later pass (the default retries a crash for ever).
         max_task_retries=1,
     )
 
 
 def _context(step: Step, blocks: int, rows_per_block: int, pool: Pool) -> ray.data.DataContext:
-    watcher: Any = partial(  # Ray Data calls it as it would call a class
+    watcher: Any = partial(  # Ray Data calls it like a class
         nodes.Watcher,
         pool,
         blocks,
@@ -223,22 +226,22 @@ def _context(step: Step, blocks: int, rows_per_block: int, pool: Pool) -> ray.da
 
 
 def _quieten() -> None:
-    """Leaves Ray Data's own console lines out, also of lost blocks, which are handled; its log file keeps them."""
+    """Hides Ray Data's console lines, also those about lost blocks, which are handled; its log file keeps them."""
     for handler in logging.getLogger("ray.data").handlers:
         if not isinstance(handler, logging.FileHandler):
             handler.setLevel(logging.CRITICAL)
 
 
 def _account(step: Step, source: pa.Table, *, computed: int) -> Outcome:
-    """Checks that the ids of all parts are the ids of `source`, each once, and counts the failed rows."""
+    """Checks that the parts have each id of `source` exactly once, and counts the failed rows."""
     ids = tables.done_ids(step.folder)
     excluded = tables.first_wins(ids)
     written = {image_id for part in ids.values() for image_id in part}
-    asked = set(source.column("image_id").to_pylist())
-    if written != asked:
+    expected = set(source.column("image_id").to_pylist())
+    if written != expected:
         raise StageError(
-            f"step {step.name}: {len(asked - written)} images have no row, {len(written - asked)} rows have no image "
-            f"in {step.folder}: run the same command again; if this stays, another run writes to this folder"
+            f"step {step.name}: {len(expected - written)} images have no row, {len(written - expected)} rows have no "
+            f"image in {step.folder}: run the same command again; if this stays, another run writes to this folder"
         )
     if excluded:
         log.warning("%s: %d rows were written twice, the first is kept", step.name, sum(map(len, excluded.values())))
@@ -247,7 +250,7 @@ def _account(step: Step, source: pa.Table, *, computed: int) -> Outcome:
     _compare_sizes(step, rows)
     failed = [row for row in rows if row["status"] != schemas.OK]
     return Outcome(
-        rows=len(asked),
+        rows=len(expected),
         failed=len(failed),
         computed=computed,
         failures=[f"{row['image_id']}: {row['status']}: {row['message']}" for row in failed[:10]],
@@ -257,7 +260,7 @@ def _account(step: Step, source: pa.Table, *, computed: int) -> Outcome:
 
 
 def _compare_sizes(step: Step, rows: list[dict[str, Any]]) -> None:
-    """Warns when images, as they were decoded, have other sizes than the dataset states."""
+    """Warns when decoded images have other sizes than the dataset states."""
     if "images" in step.inputs and rows and rows[0].keys() >= {"height", "width"}:
         images = step.inputs["images"].read(["height", "width"]).to_pylist()
         stated = {row["image_id"]: (row["height"], row["width"]) for row in images}

@@ -1,7 +1,7 @@
-"""What a job does, as numbers for Prometheus: Ray serves them at the metrics port of every node.
+"""Counters and histograms of a job for Prometheus: Ray serves them at the metrics port of every node.
 
-A process without Ray counts nothing, and this module never loads it: so what calls it is still used and tested alone.
-No fault of a metric ever reaches its caller.
+A process without Ray counts nothing, and this module never imports Ray, so its callers can be used and tested without
+it. A fault of a metric never reaches the caller.
 """
 
 from __future__ import annotations
@@ -28,34 +28,34 @@ HISTOGRAMS = {
 }
 TAGS = ("step", "stage")
 
-# Names of all series as Prometheus knows them; Ray adds `ray_` and, to a counter, `_total`.
+# Names of all series in Prometheus; Ray adds `ray_` and, to a counter, `_total`.
 SERIES = (
     *(f"ray_{name}_total" for name in COUNTERS),
     *(f"ray_{name}_{part}" for name in HISTOGRAMS for part in ("bucket", "sum", "count")),
 )
 
-# Ray knows of a value only between which two of these it lies: the sum of a histogram is that of their middles.
+# Ray computes the sum of a histogram from the midpoints of its buckets, so the buckets are narrow.
 _BOUNDARIES = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0]
 _tags: dict[str, str] = dict.fromkeys(TAGS, "")
 
 
 def set_tags(*, step: str, stage: str) -> None:
-    """Says what this process works on; a worker process of Ray works on one step."""
+    """Sets the tags of this process; a worker process of Ray works on one step."""
     _tags.update(step=step, stage=stage)
 
 
 def count(name: str, number: int = 1) -> None:
     """Adds to a counter, a key of COUNTERS."""
     if number > 0:  # Ray refuses to add nothing
-        _tell(name, number)
+        _record(name, number)
 
 
 def observe(name: str, measure: Callable[[], float]) -> None:
-    """Adds what `measure` gives to a histogram, a key of HISTOGRAMS; it is called only where that is told."""
-    _tell(name, measure)
+    """Adds the result of `measure` to a histogram, a key of HISTOGRAMS; `measure` is called only where Ray runs."""
+    _record(name, measure)
 
 
-def _tell(name: str, value: int | Callable[[], float]) -> None:
+def _record(name: str, value: int | Callable[[], float]) -> None:
     ray = sys.modules.get("ray")
     try:
         if ray is not None and ray.is_initialized():
@@ -63,8 +63,8 @@ def _tell(name: str, value: int | Callable[[], float]) -> None:
                 _make(name).observe(value(), tags=_tags)
             else:
                 _make(name).inc(value, tags=_tags)
-    except Exception as error:  # whatever is wrong with a metric, the work goes on
-        log.debug("%s: not told: %s", name, error)
+    except Exception as error:  # a fault of a metric must not stop the work
+        log.debug("%s: not recorded: %s", name, error)
 
 
 @functools.cache

@@ -1,8 +1,8 @@
-"""One step at a time on a cluster that several jobs share.
+"""Runs one step at a time on a cluster that several jobs share.
 
-Two pools on one cluster can each hold a part of its CPUs and wait for the rest for ever, and Ray Data divides its
-memory among all that ask. So a step takes its turn: an actor of a fixed name, which ends with the process that made it,
-however that ends.
+Two pools on one cluster can each occupy a part of its CPUs and wait for the rest for ever, and Ray Data divides its
+memory among all jobs. So a step takes its turn: it creates an actor with a fixed name, which ends with the process that
+created it, also after a crash.
 """
 
 from __future__ import annotations
@@ -36,32 +36,32 @@ class _Turn:
 
 @contextmanager
 def turn(step: str) -> Iterator[None]:
-    """Waits until no other job's step has this cluster; on a cluster of our own there is none."""
+    """Waits until no other job's step has this cluster; a local cluster has no other jobs."""
     if ray_env.starts_own_cluster():
         yield
         return
-    mine = _take(step)
+    actor = _take(step)
     try:
         yield
     finally:
-        ray.kill(mine)
+        ray.kill(actor)
 
 
 def _take(step: str) -> Any:
     node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     options = {"name": _NAME, "namespace": _NAMESPACE, "scheduling_strategy": node, "max_restarts": 0}
-    told = False
+    is_logged = False
     while True:
         try:
-            mine: Any = _Turn.options(**options).remote(f"{step} of job {ray.get_runtime_context().get_job_id()}")
-            ray.get(mine.holder.remote())
+            actor: Any = _Turn.options(**options).remote(f"{step} of job {ray.get_runtime_context().get_job_id()}")
+            ray.get(actor.holder.remote())
         except (ValueError, ActorDiedError):  # the name is taken
-            if not told:
+            if not is_logged:
                 log.info("%s: waits for its turn on the cluster: %s has it", step, _holder())
-                told = True
+                is_logged = True
             time.sleep(_POLL_SECONDS)
         else:
-            return mine
+            return actor
 
 
 def _holder() -> str:

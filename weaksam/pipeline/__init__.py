@@ -1,4 +1,4 @@
-"""A run file becomes steps, and steps are run in order."""
+"""Turns a run file into steps and runs the steps in order."""
 
 from weaksam.pipeline.manifest import git_commit
 from weaksam.pipeline.run_file import RunFile, load, parse, resolve_steps, select, warnings_of, with_defaults

@@ -1,4 +1,4 @@
-"""Why a step has a new folder: the keys that differ from its earlier results."""
+"""Logs why a step has a new folder: the keys that differ from its earlier results."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def log_changes(step: Step) -> None:
 
 
 def _irrelevant(key: str, left_out: Collection[str]) -> bool:
-    """Whether a key of config.json does not decide the folder; `left_out` are the settings that are not looked at."""
+    """Returns whether a key of config.json has no part in the folder's name; `left_out` are the settings to ignore."""
     return key == "fingerprint" or ".resources" in key or ".".join(key.split(".")[:2]) in left_out
 
 

@@ -1,4 +1,4 @@
-"""Tables for people: the state of a run and its figures, read off its files; the stages and their settings."""
+"""Tables for the terminal: the state of a run and its figures, read from its files; the stages and their settings."""
 
 from __future__ import annotations
 
@@ -17,13 +17,12 @@ from weaksam.execution.progress import duration, words_of
 
 
 def states_of_steps(states: Sequence[Mapping[str, Any]]) -> Table:
-    """What `read_states` found, for people, a line a step."""
+    """Returns the result of `read_states` as a table, one line per step."""
     table = Table("step", "state", "rows", "failed", "seconds", "rows/s", "folder", box=None)
-    for one in states:
-        counts = [one[key] for key in ("rows", "failed", "seconds", "rows_per_second")]
-        table.add_row(
-            one["step"], _describe(one), *("" if count is None else f"{count:g}" for count in counts), one["folder"]
-        )
+    for state in states:
+        counts = [state[key] for key in ("rows", "failed", "seconds", "rows_per_second")]
+        texts = ("" if count is None else f"{count:g}" for count in counts)
+        table.add_row(state["step"], _describe(state), *texts, state["folder"])
     return table
 
 
@@ -34,24 +33,24 @@ def _describe(state: Mapping[str, Any]) -> str:
     if state["state"] == "running":
         return " ".join(["running", *words_of(progress)])
     if state["state"] == "stopped":
-        at, ago = f"{progress['done']}/{progress['total']}", duration(progress["seconds_ago"])
-        return f"stopped at {at} (last sign {ago} ago): the same command goes on"
+        count, age = f"{progress['done']}/{progress['total']}", duration(progress["seconds_ago"])
+        return f"stopped at {count} (last sign {age} ago): the same command goes on"
     return state["state"]
 
 
 def figures_of_steps(run: str) -> list[Table]:
-    """The figures of every finished evaluate step of a run folder: a table a task, a step a line.
+    """Returns the figures of every finished evaluate step of a run folder: one table per task, one line per step.
 
     Figures that no step has are left out.
 
     Raises:
-        ConfigError: no evaluate step is finished there.
-        DamagedError: a metrics.json there is none of a step.
+        ConfigError: the run has no finished evaluate step.
+        DamagedError: a metrics.json is not one that an evaluate step writes.
     """
     from weaksam.stages.evaluate import HEADLINES
 
-    found = [(name, read_figures(storage.join(run, name))) for name in storage.list_folders(run)]
-    reports = [(name, report) for name, report in found if report is not None]
+    by_folder = [(name, read_figures(storage.join(run, name))) for name in storage.list_folders(run)]
+    reports = [(name, report) for name, report in by_folder if report is not None]
     if not reports:
         raise ConfigError(f"{run}: no evaluate step is finished there: check the folder, or run a config first")
     listed = []
@@ -67,10 +66,10 @@ def figures_of_steps(run: str) -> list[Table]:
 
 
 def read_figures(folder: str) -> dict[str, Any] | None:
-    """What the metrics.json of an evaluate step holds; None where there is no such file.
+    """Returns the content of an evaluate step's metrics.json; None if there is no such file.
 
     Raises:
-        DamagedError: it is not what such a step writes.
+        DamagedError: the file is not one that an evaluate step writes.
     """
     uri = storage.join(folder, "metrics.json")
     try:
@@ -98,7 +97,10 @@ def _are_figures(report: Any) -> bool:
 
 
 def figure(name: str, figures: Mapping[str, Any]) -> str:
-    """A fraction as percent, a count as it is, nothing for none; with its deviation where there were several runs."""
+    """Returns a figure as text: a fraction in percent, a count as it is, "" for a missing figure.
+
+    The standard deviation follows if there were several runs.
+    """
     value = figures.get(name)
     if value is None or isinstance(value, int):
         return "" if value is None else str(value)
@@ -109,7 +111,7 @@ def figure(name: str, figures: Mapping[str, Any]) -> str:
 
 
 def all_stages() -> Table:
-    """The stages and what they do."""
+    """Returns a table of the stages with their inputs, outputs and descriptions."""
     from weaksam.stages import STAGES
 
     table = Table("stage", "reads", "writes", "what it does", box=None)
@@ -119,7 +121,7 @@ def all_stages() -> Table:
 
 
 def settings_of_stage(name: str) -> tuple[str, Table]:
-    """What a stage does and its recipes, and every key of it with type, default and meaning.
+    """Returns the description of a stage with its recipes, and a table of its keys with type, default and meaning.
 
     Raises:
         ConfigError: there is no such stage.
@@ -137,7 +139,7 @@ def settings_of_stage(name: str) -> tuple[str, Table]:
 
 
 def settings_rows(config: Any, prefix: str = "") -> list[tuple[str, str, str, str]]:
-    """(key, type, default, sentence) of every setting, nested ones as `outer.inner`."""
+    """Returns (key, type, default, sentence) of every setting, with nested settings as `outer.inner`."""
     rows = []
     for name, info in config.model_fields.items() if prefix else _own_first(config):
         inner = info.annotation
@@ -154,7 +156,7 @@ def settings_rows(config: Any, prefix: str = "") -> list[tuple[str, str, str, st
 
 
 def recipe_lines(config: Any) -> list[str]:
-    """A line for each recipe of a stage: where it counts, and its defaults as a run file would have them."""
+    """Returns a line for each recipe of a stage: when it applies, and its defaults as in a run file."""
     lines = []
     for recipe in getattr(config, "recipes", ()):
         where, defaults = (_as_keys(values) for values in (recipe.when, recipe.defaults))
@@ -167,13 +169,13 @@ def _as_keys(values: Mapping[str, Any]) -> str:
 
 
 def _own_first(config: Any) -> list[tuple[str, Any]]:
-    """The fields of a stage, those that it shares with other stages last."""
+    """Returns the fields of a stage; fields that it shares with other stages come last."""
     own = vars(config).get("__annotations__", {})
     return sorted(config.model_fields.items(), key=lambda field: field[0] not in own)
 
 
 def _rule_rows(rules: Any, prefix: str) -> list[tuple[str, str, str, str]]:
-    """The rows of rules, a dataclass whose docstring describes its attributes."""
+    """Returns the rows for a dataclass of rules, whose docstring describes its attributes."""
     sentences = _attribute_sentences(inspect.cleandoc(rules.__doc__ or ""))
     hints = get_type_hints(rules)
     return [
@@ -183,7 +185,7 @@ def _rule_rows(rules: Any, prefix: str) -> list[tuple[str, str, str, str]]:
 
 
 def _attribute_sentences(docstring: str) -> dict[str, str]:
-    """What the section `Attributes` of a docstring says of each."""
+    """Returns the description of each attribute in the section `Attributes` of a docstring."""
     section = docstring.partition("Attributes:\n")[2]
     entries = re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", section, re.MULTILINE)
     return {name: _sentence(" ".join(text.split())) for name, text in entries}
@@ -198,7 +200,7 @@ def _type_name(kind: Any) -> str:
 
 
 def _shortly(value: Any) -> str:
-    """`repr`, of a long list its beginning and its end."""
+    """Returns the `repr` of a value; for a long list, its beginning and its end."""
     if isinstance(value, list) and len(value) > 8:
         return f"[{', '.join(map(repr, value[:2]))}, ..., {value[-1]!r}]"
     return repr(value)

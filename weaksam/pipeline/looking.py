@@ -1,4 +1,4 @@
-"""A look at the files outside a run that its steps will read, before anything runs, for `weaksam check`."""
+"""Checks the files outside a run that its steps will read, before anything runs, for `weaksam check`."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from weaksam.errors import DamagedError, StorageError
 
 
 def look_at(steps: Sequence[Step]) -> tuple[list[str], list[str]]:
-    """What `weaksam check` sees of the files outside the run: lines of what was looked at and what was not, and faults.
+    """Returns lines that name the files outside the run that were read and that were not, and the faults in them.
 
-    Only of steps that are not finished: the files of others have been read. Starts nothing and writes nothing.
+    Skips finished steps: their files have been read. Starts nothing and writes nothing.
 
     Raises:
-        StorageError: the storage is at fault, and nothing else; names the steps.
+        StorageError: only the storage is at fault; names the steps.
     """
     lines, unseen, faults, unreachable = [], [], [], []
     for step in steps:
         try:
             if step.manifest() is not None:
                 continue
-            found = step.stage.look(step) if step.stage.look is not None else None
+            report = step.stage.look(step) if step.stage.look is not None else None
         except DamagedError:
             continue  # `check` reports it
         except StorageError as error:
             unreachable.append(f"steps.{step.name}: {error}")
             continue
-        if found is not None:
-            lines.append(f"{step.name}: looked at {found.seen}; not at {found.unseen}")
-            faults += [f"steps.{step.name}: {fault}" for fault in found.faults]
+        if report is not None:
+            lines.append(f"{step.name}: looked at {report.seen}; not at {report.unseen}")
+            faults += [f"steps.{step.name}: {fault}" for fault in report.faults]
         unseen += [f"steps.{step.name}.{key}" for key in outside_files(step.config)]
     if unreachable and not faults:
         raise StorageError(*unreachable)

@@ -1,4 +1,4 @@
-"""The manifest of a step that ended: counts, time, versions, cluster."""
+"""The manifest of a finished step: counts, time, versions, cluster."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _VERSIONED = ("weaksam", "ray", "torch", "torchvision", "segment-anything", "pya
 
 
 def manifest_of(step: Step, outcome: Outcome, seconds: float) -> dict[str, Any]:
-    """What manifest.json says of a step that ended with `outcome` after `seconds`."""
+    """Returns the content of manifest.json for a step that ended with `outcome` after `seconds`."""
     computed = outcome.rows if outcome.computed is None else outcome.computed
     return {
         "step": step.name,
@@ -29,7 +29,7 @@ def manifest_of(step: Step, outcome: Outcome, seconds: float) -> dict[str, Any]:
         "failed": outcome.failed,
         "failures": outcome.failures,
         "seconds": round(seconds, 2),
-        "rows_computed": computed,  # by the run that finished it; earlier ones did the rest
+        "rows_computed": computed,  # by the run that finished the step; earlier runs computed the rest
         "rows_per_second": round(computed / max(seconds, 1e-9), 2),
         "versions": _versions(),
         "git_commit": git_commit(),
@@ -43,39 +43,42 @@ def manifest_of(step: Step, outcome: Outcome, seconds: float) -> dict[str, Any]:
 
 
 def _class_names(step: Step, outcome: Outcome) -> dict[str, list[str]]:
-    """The class names that the parts carry, so that readers of the table need not open one."""
+    """Returns the class names that the parts carry, so that readers of the table need not open a part."""
     return {"class_names": tables.read_class_names(step.folder, {"parts": outcome.parts})} if outcome.parts else {}
 
 
 def _cluster() -> dict[str, float] | None:
-    """What the cluster had when the step ended: its price does not ask what was idle. None: none had been joined."""
+    """Returns the resources of the cluster at the end of the step; None if no cluster was joined.
+
+    Idle resources count too, because they cost the same.
+    """
     ray = sys.modules.get("ray")
     if ray is None or not ray.is_initialized():
         return None
-    held = ray.cluster_resources()
+    resources = ray.cluster_resources()
     return {
         "nodes": sum(node["Alive"] for node in ray.nodes()),
-        **{kind: held.get(kind, 0.0) for kind in ("CPU", "GPU")},
+        **{kind: resources.get(kind, 0.0) for kind in ("CPU", "GPU")},
     }
 
 
 def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
+    versions = {"python": platform.python_version()}
     for name in _VERSIONED:
         try:
-            found[name] = importlib.metadata.version(name)
+            versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def git_commit() -> str | None:
-    """The commit this code is at; `WEAKSAM_GIT_COMMIT` says it where the code travels without its repository."""
+    """Returns the git commit of this code; `WEAKSAM_GIT_COMMIT` sets it for code that is copied without repository."""
     if commit := os.environ.get("WEAKSAM_GIT_COMMIT"):
         return commit
-    command, here = ["git", "rev-parse", "HEAD"], Path(__file__).parent
+    command, folder = ["git", "rev-parse", "HEAD"], Path(__file__).parent
     try:
-        shown = subprocess.run(command, cwd=here, capture_output=True, text=True, timeout=10)
+        process = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return shown.stdout.strip() or None if shown.returncode == 0 else None
+    return process.stdout.strip() or None if process.returncode == 0 else None

@@ -1,6 +1,6 @@
-"""A run file becomes steps: parsing, references between steps, faults of all of them at once.
+"""Turns a run file into steps: parses it, resolves references between steps, reports all faults at once.
 
-`parse` reads one file and returns a value; it changes no environment and starts nothing. `resolve_steps` looks at
+`parse` reads one file and returns a value; it changes no environment and starts nothing. `resolve_steps` reads
 outside files.
 """
 
@@ -28,22 +28,22 @@ log = logging.getLogger(__name__)
 
 _KEYS = ("run", "endpoint", "addressing", "steps")
 
-_LONGEST_NAME = 200  # of 255 bytes for a folder's, which has the fingerprint behind it
+_LONGEST_NAME = 200  # a folder's name has at most 255 bytes and ends with the fingerprint
 
 ParsedSteps = Mapping[str, tuple[Stage, StageConfig]]  # step name -> stage and settings
 
 
 @dataclass(frozen=True)
 class RunFile:
-    """A run file as it was read and checked, overrides included.
+    """A parsed and checked run file, overrides included.
 
     Attributes:
-        path: of the file.
-        overrides: `key=value` texts that are laid over the file, in order.
+        path: path of the file.
+        overrides: `key=value` texts that override the file, in order.
         run: absolute URI of the folder of the run.
         server: S3 server that the file names.
         steps: stage and settings of each step, by name.
-        content: the file's raw content under the overrides.
+        content: the raw content of the file with the overrides applied.
     """
 
     path: str
@@ -55,7 +55,7 @@ class RunFile:
 
 
 def load(path: str, overrides: Sequence[str] = ()) -> list[Step]:
-    """The steps of a run file, in an order in which they can run: `parse`, then `resolve_steps`.
+    """Returns the steps of a run file, in an order in which they can run: `parse`, then `resolve_steps`.
 
     Raises:
         ConfigError: with every fault of the file and the overrides, each named by its key.
@@ -64,7 +64,7 @@ def load(path: str, overrides: Sequence[str] = ()) -> list[Step]:
 
 
 def parse(path: str, overrides: Sequence[str] = ()) -> RunFile:
-    """Reads a run file and checks the settings of every step; looks at no outside file.
+    """Reads a run file and checks the settings of every step; reads no outside file.
 
     Raises:
         ConfigError: with every fault of the file and the overrides, each named by its key.
@@ -73,7 +73,7 @@ def parse(path: str, overrides: Sequence[str] = ()) -> RunFile:
 
 
 def with_defaults(run_file: RunFile, defaults: Sequence[str]) -> RunFile:
-    """The same run file under more overrides; those that it has already go before them.
+    """Returns the run file with `defaults` as further overrides; its own overrides take precedence.
 
     Raises:
         ConfigError: as `parse`.
@@ -83,7 +83,7 @@ def with_defaults(run_file: RunFile, defaults: Sequence[str]) -> RunFile:
 
 
 def _check(path: str, overrides: Sequence[str], content: Mapping[str, Any]) -> RunFile:
-    """The run file of this raw content, which has the overrides already."""
+    """Checks raw content with the overrides applied, and returns its run file."""
     faults = [f"{key}: unknown key: a run file has {', '.join(_KEYS)}" for key in content if key not in _KEYS]
     run, endpoint, addressing, raw_steps = (content.get(key) for key in _KEYS)
     if not isinstance(run, str) or not run:
@@ -101,7 +101,7 @@ def _check(path: str, overrides: Sequence[str], content: Mapping[str, Any]) -> R
 
 
 def _parse_steps(raw_steps: Mapping[str, Any]) -> tuple[ParsedSteps, list[str]]:
-    """Stage and settings of each step, and all faults; where there are any, steps may be missing."""
+    """Returns stage and settings of each step, and all faults; if there are faults, steps may be missing."""
     stages: dict[str, Stage] = {}
     parsed: dict[str, tuple[Stage, StageConfig]] = {}
     faults: list[str] = []
@@ -140,7 +140,7 @@ def _parse_step(name: str, raw: Any) -> tuple[Stage | None, StageConfig | None, 
 
 
 def _uri_faults(raw: Any, where: str) -> list[str]:
-    """Faults of every text of raw settings that is a URI, or no text."""
+    """Returns the faults of every text in raw settings, keys included; texts that are URIs are checked as URIs."""
     if isinstance(raw, Mapping):
         keys = [
             f"{where}: {fault}" for key in raw if isinstance(key, str) and (fault := fault_of_text(key)) is not None
@@ -156,7 +156,7 @@ def _uri_faults(raw: Any, where: str) -> list[str]:
 def _reference_faults(
     stages: Mapping[str, Stage], configs: Mapping[str, StageConfig], raw_steps: Mapping[str, Any]
 ) -> list[str]:
-    """Faults of references between steps: to nothing, to a step that writes another table kind, in a circle."""
+    """Returns the faults of references between steps: a missing step, a step of the wrong table kind, a cycle."""
     faults, graph = [], {}
     for name, stage in stages.items():
         graph[name], kinds = [], {}
@@ -184,14 +184,14 @@ def _reference_faults(
 
 
 def resolve_steps(run_file: RunFile) -> list[Step]:
-    """The steps in an order in which they can run, each with its folder.
+    """Returns the steps in an order in which they can run, each with its folder.
 
-    Reads outside files as far as fingerprints need them; starts nothing and writes nothing. From here on this process
+    Reads outside files as far as fingerprints need them; starts nothing and writes nothing. After the call this process
     reads `s3://` URIs from the server that the run file names.
 
     Raises:
         ConfigError: an outside file is missing, or a step would write into a dataset's folder.
-        StorageError: nothing is wrong but the storage.
+        StorageError: only the storage is at fault.
     """
     use_server(run_file.server)
     parsed = run_file.steps
@@ -216,17 +216,17 @@ def resolve_steps(run_file: RunFile) -> list[Step]:
 
 
 def _joined(faults: Mapping[str, WeakSamError]) -> WeakSamError:
-    """One error for several; only if storage alone is at fault can the same command help later."""
+    """Joins several errors; the result is a StorageError, which a later try may fix, if all of them are."""
     texts = [f"{where}: {fault}" for where, error in faults.items() for fault in error.faults]
     by_storage = all(isinstance(error, StorageError) for error in faults.values())
     return (StorageError if by_storage else ConfigError)(*texts)
 
 
 def select(steps: Sequence[Step], only: Sequence[str]) -> list[Step]:
-    """The steps named in `only` (all when empty), in order.
+    """Returns the steps named in `only` (all when empty), in order.
 
     Raises:
-        ConfigError: a name is unknown, or a step left out is needed and not finished.
+        ConfigError: a name is unknown, or a step that is left out is needed and not finished.
     """
     names = [step.name for step in steps]
     faults = [
@@ -245,14 +245,14 @@ def select(steps: Sequence[Step], only: Sequence[str]) -> list[Step]:
 
 
 def warnings_of(steps: Sequence[Step]) -> list[str]:
-    """What `Stage.warnings` gives for each step, in order; starts nothing and writes nothing."""
+    """Returns the result of `Stage.warnings` for each step, in order; starts nothing and writes nothing."""
     texts = []
     for step in steps:
         texts += _unnoticed(step)
         try:
             texts += step.stage.warnings(step)
         except (StorageError, DamagedError, MissingFileError):
-            continue  # nothing is known, so nothing is wrong yet; a step that needs the file reports the fault
+            continue  # nothing is known about an unreadable file; the step that needs it reports the fault
     return texts
 
 

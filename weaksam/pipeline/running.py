@@ -1,4 +1,4 @@
-"""Runs steps in order: finished ones are skipped, unfinished ones go on."""
+"""Runs steps in order: skips finished steps and continues unfinished steps."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SHOWN_FAILURES = 3
 
 
 def run_steps(steps: Sequence[Step]) -> None:
-    """Runs steps in order; the ones that are finished are skipped and say so.
+    """Runs steps in order; skips the finished steps and logs that.
 
     Raises:
         WeakSamError: a step could not finish, or too many of its rows failed.
@@ -73,7 +73,7 @@ def _check_failed(step: Step, manifest: Mapping[str, Any]) -> None:
 
 
 def _tolerance_of_inputs(step: Step) -> str:
-    """Which input may fail in more rows, and how the step may: rows that failed there fail here too."""
+    """Returns a sentence on an input that may fail in more rows than the step: its failed rows fail in the step too."""
     more = [
         (other.config.max_failed, other.name)
         for other in step.inputs.values()

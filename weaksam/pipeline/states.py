@@ -1,4 +1,4 @@
-"""The state of a run and of its steps, read off their files."""
+"""Reads the state of a run and of its steps from their files."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ _STEP_FOLDER = re.compile(r".+-[0-9a-f]{8}")
 
 
 def read_states(run: str) -> list[dict[str, Any]]:
-    """The steps of a run folder as their files describe them, each after those that it reads.
+    """Returns the steps of a run folder as their files describe them, each after the steps that it reads.
 
-    `state` is finished, running, stopped, damaged, or unfinished where nothing tells which of them. `rows` and what
-    follows are None where unknown; `progress` is that of a step that is not finished, with its age in seconds; `damage`
-    is what is wrong and what to do.
+    `state` is finished, running, stopped, damaged, or unfinished if the files do not show which of running and stopped.
+    `rows`, `failed`, `seconds` and `rows_per_second` are None if unknown; `progress` is the progress of an unfinished
+    step, with its age in seconds; `damage` describes the problem and the fix.
 
     Raises:
-        ConfigError: no step has been started there.
-        StorageError: the folder cannot be read, which says nothing of what is in it.
+        ConfigError: no step has been started in the folder.
+        StorageError: the folder cannot be read, so the states are unknown.
     """
     states = []
     for name in storage.list_folders(run):
         folder = storage.join(run, name)
-        # by its name, where config.json was lost; another folder may hold whole runs, which are not listed
+        # a folder without config.json is recognised by its name; others may hold whole runs, which are not listed
         if _STEP_FOLDER.fullmatch(name) or storage.exists(storage.join(folder, "config.json")):
             files = {file.path: file.size for file in storage.list_files(folder)}
             if "config.json" in files or "manifest.json" in files or any(map(tables.is_lasting, files)):
@@ -40,7 +40,7 @@ def read_states(run: str) -> list[dict[str, Any]]:
 
 
 def _in_order(states: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The order of the pipeline: a step stands after all that it reads, otherwise the order is kept."""
+    """Returns the states in the order of the pipeline: a step follows all steps it reads, else the order is kept."""
     by_folder = {state["folder"].rsplit("/", 1)[-1]: state for state in states}
     ordered: dict[str, dict[str, Any]] = {}
 
@@ -83,7 +83,7 @@ def _unfinished_state(folder: str, files: Mapping[str, int]) -> dict[str, Any]:
 
 
 def _read_config(folder: str) -> dict[str, Any]:
-    """The config.json of a step's folder; empty where it is damaged: the next run writes it again."""
+    """Returns config.json of a step's folder; empty if it is damaged, because the next run writes it again."""
     try:
         config = storage.read_json(storage.join(folder, "config.json"))
     except (FileNotFoundError, DamagedError):
@@ -92,7 +92,7 @@ def _read_config(folder: str) -> dict[str, Any]:
 
 
 def describe_state(step: Step) -> tuple[str, DamagedError | None]:
-    """What `check` says of a step: `finished` or `to do`, and why; a fault where a run could not go on from there."""
+    """Returns the text of `check` for a step: `finished` or `to do` with the reason; or a fault that stops a run."""
     try:
         manifest = step.manifest()
     except DamagedError as error:

@@ -98,7 +98,7 @@ def read_run(run: str) -> list[RunStep]:
     found = []
     for title in _in_order(started, began):
         one = started[title]
-        inputs = {key: steps[other] for key, other in one.told["inputs"].items() if other in steps}
+        inputs = {key: steps[other] for key, other in one.config_json["inputs"].items() if other in steps}
         steps[title] = one.to_step(inputs)
         try:
             manifest = steps[title].manifest()
@@ -106,7 +106,7 @@ def read_run(run: str) -> list[RunStep]:
             log.warning("%s: %s", title, error)
             manifest = None
         name = one.name if names[one.name] == 1 else title
-        found.append(RunStep(name, steps[title], states[title], manifest, one.told))
+        found.append(RunStep(name, steps[title], states[title], manifest, one.config_json))
     return found
 
 
@@ -129,7 +129,7 @@ def _newest(started: Mapping[str, Started], began: Mapping[str, float]) -> dict[
         title = left.pop()
         if title in started and title not in kept:
             kept[title] = started[title]
-            left += started[title].told["inputs"].values()
+            left += started[title].config_json["inputs"].values()
     return kept
 
 
@@ -141,7 +141,7 @@ def _when(one: Started) -> float:
 
 def _in_order(started: Mapping[str, Started], began: Mapping[str, float]) -> Iterator[str]:
     names = sorted(started, key=lambda title: (began[title], title))
-    graph = {title: [t for t in started[title].told["inputs"].values() if t in started] for title in names}
+    graph = {title: [t for t in started[title].config_json["inputs"].values() if t in started] for title in names}
     try:
         yield from TopologicalSorter(graph).static_order()
     except CycleError:  # no pipeline writes such a thing

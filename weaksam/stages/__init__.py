@@ -1,4 +1,4 @@
-"""The catalogue: every stage, by name, in the order of the pipeline."""
+"""The catalogue of all stages, by name, in the order of the pipeline."""
 
 from importlib import import_module
 

@@ -1,4 +1,4 @@
-"""Faults of a step's inputs that only their tables show: rows that are not there, rows of another dataset."""
+"""Checks of a step's inputs that need their tables: missing rows, rows of another dataset."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 def check_rows(step: Step, key: str, image_ids: Sequence[str]) -> None:
     """Raises DataError when the input named by `key` lacks one of these images."""
     source = step.inputs[key]
-    there = set(source.read([]).column("image_id").to_pylist())
-    if missing := [image_id for image_id in image_ids if image_id not in there]:
+    existing = set(source.read([]).column("image_id").to_pylist())
+    if missing := [image_id for image_id in image_ids if image_id not in existing]:
         raise DataError(
             f"steps.{step.name}.{key}: step {source.name} has no row for {len(missing)} of {len(image_ids)} "
             f"images, e.g. {missing[0]}: let it run on this split too"
@@ -29,12 +29,12 @@ def check_rows(step: Step, key: str, image_ids: Sequence[str]) -> None:
 
 
 def with_states(source: pa.Table, rows: pa.Table, what: str) -> pa.Table:
-    """`source` with the status of each image in an earlier step: the images that failed there fail in this step too.
+    """Returns `source` with the status of each image in an earlier step: images that failed there fail here too.
 
     Args:
         source: the images that a step maps.
         rows: `status` and `message` of the same images, in the same order.
-        what: names the earlier step.
+        what: the name of the earlier step, for messages.
     """
     states = zip(rows.column("status").to_pylist(), rows.column("message").to_pylist(), strict=True)
     messages = ["" if status == schemas.OK else f"{what}: {message or status}" for status, message in states]
@@ -68,17 +68,17 @@ _PER_OBJECT = ("boxes", "classes", "scores", "masks")
 
 
 def keep_areas(row: Mapping[str, Any], remarks: Remarks) -> dict[str, Any]:
-    """A row of detections or pseudo ground truth without the objects whose box has no area; `remarks` counts these.
+    """Returns a row of detections or pseudo ground truth without objects whose box has no area; `remarks` counts them.
 
-    Nothing can be learnt from them, whoever made them, and they would make the weights of a detector NaN.
+    A detector cannot learn from such boxes, and they would make its weights NaN.
     """
     from weaksam.data.remarks import NO_AREA
 
     boxes = np.array([] if row.get("boxes") is None else row["boxes"], np.float32).reshape(-1, 4)
-    stays = has_area(boxes)
-    for _ in range(np.count_nonzero(~stays)):
+    kept = has_area(boxes)
+    for _ in range(np.count_nonzero(~kept)):
         remarks.add(NO_AREA, f"image {row['image_id']}")
-    if stays.all():
+    if kept.all():
         return dict(row)
-    objects = {key: [row[key][i] for i in np.flatnonzero(stays)] for key in _PER_OBJECT if row.get(key) is not None}
+    objects = {key: [row[key][i] for i in np.flatnonzero(kept)] for key in _PER_OBJECT if row.get(key) is not None}
     return {**row, **objects}

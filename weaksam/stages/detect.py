@@ -38,15 +38,15 @@ log = logging.getLogger(__name__)
 class DetectConfig(StageConfig):
     """Finds objects with a trained detector, weakly supervised or retrained.
 
-    Every image may be seen at several sizes, and mirrored. Of a weakly supervised detector the scores of the proposals
-    are averaged over the views; what any other finds in them is put together. Image-level labels are not used. What is
-    left out is as the detector was published.
+    An image can be viewed at several sizes, and mirrored. For a weakly supervised detector, the scores of the proposals
+    are averaged over the views; for other detectors, the detections of all views are merged. Image-level labels are not
+    used. Settings that are left out have the values of the published detector.
     """
 
     images: Annotated[str, Reads("images")]
     """The `index` step whose images are used."""
     proposals: Annotated[str | None, Reads("proposals")] = None
-    """The step with the proposals of these images: required for a weakly supervised detector, refused for any other."""
+    """The step with the proposals of these images; required for a weakly supervised detector, refused for others."""
     detector: Annotated[str, Reads("wsod", "detector")]
     """The step that trained the detector, of stage `train_wsod` or `train_detector`."""
     split: str | None = None
@@ -54,23 +54,23 @@ class DetectConfig(StageConfig):
     scales: list[int] | None = Field(default=None, min_length=1)
     """Lengths of the shorter side of the views, pixels."""
     max_side: int | None = Field(default=None, ge=32)
-    """The longer side of a view is at most this, pixels."""
+    """Maximum length of the longer side of a view, pixels."""
     flip: bool | None = None
-    """Whether each view is seen mirrored too."""
+    """Whether to add the mirror image of each view."""
     score_threshold: float | None = Field(default=None, ge=0, le=1)
-    """Detections score more than this."""
+    """Detections with a score at or below this are dropped."""
     nms_threshold: float | None = Field(default=None, gt=0, le=1)
-    """Of two boxes of a class that overlap by more than this IoU the lower-scored one is dropped; a DETR's of one view
-    all stay."""
+    """Of two boxes of a class that overlap by more than this IoU, the box with the lower score is dropped; not applied
+    to DETR-style detectors on a single view."""
     max_detections: int | None = Field(default=None, ge=1)
     """Most detections of an image."""
     max_pixels: int = Field(default=100_000_000, ge=1)
     """Larger images are refused with status `too_large`."""
     resources: PoolResources = PoolResources()
-    """Where it runs."""
+    """Resources of the workers."""
 
     def rules(self, published: InferenceRules) -> InferenceRules:
-        """`published`, how the detector is published to be tested, with the settings that the step has."""
+        """Returns `published`, the published test settings of the detector, with the step's own settings."""
         own = {field.name: value for field in fields(published) if (value := getattr(self, field.name)) is not None}
         return replace(published, **own | ({"scales": tuple(own["scales"])} if "scales" in own else {}))
 
@@ -81,7 +81,7 @@ Find = Callable[["Tensor", np.ndarray], "Detections"]
 
 @dataclass(frozen=True)
 class WsodFinder:
-    """Makes a function that finds objects with a weakly supervised detector; picklable."""
+    """Builds a function that finds objects with a weakly supervised detector; picklable."""
 
     trained: TrainWsodConfig
     num_classes: int
@@ -89,7 +89,7 @@ class WsodFinder:
     rules: InferenceRules
 
     def __call__(self, device: str) -> Find:
-        """The function, on a device."""
+        """Returns the function, with the network on `device`."""
         import torch
 
         from weaksam.data.proposal_boxes import clean_boxes
@@ -106,7 +106,7 @@ class WsodFinder:
 
 @dataclass(frozen=True)
 class DetectorFinder:
-    """Makes a function that finds objects with any other detector; picklable."""
+    """Builds a function that finds objects with any other detector; picklable."""
 
     trained: TrainDetectorConfig
     num_classes: int
@@ -114,7 +114,7 @@ class DetectorFinder:
     rules: InferenceRules
 
     def __call__(self, device: str) -> Find:
-        """The function, on a device."""
+        """Returns the function, with the network on `device`."""
         from weaksam.models.detectors.build import build_trained
         from weaksam.models.detectors.inference import detect_in_views
 
@@ -123,7 +123,7 @@ class DetectorFinder:
 
 
 class DetectObjects(ImageMapper):
-    """Makes rows of `schemas.DETECTIONS`, from the `boxes` of an image's proposals if the detector needs some."""
+    """Makes rows of `schemas.DETECTIONS`, from the `boxes` of an image's proposals if the detector needs proposals."""
 
     def __init__(self, config: DetectConfig, make_finder: WsodFinder | DetectorFinder) -> None:
         import torch
@@ -134,7 +134,7 @@ class DetectObjects(ImageMapper):
         self.find = make_finder(self.device)
 
     def make(self, image: np.ndarray, row: Row, prepared: None) -> Row:
-        """The detections of an image."""
+        """Returns the detections of an image."""
         import torch
 
         pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))).to(self.device)
@@ -184,9 +184,9 @@ def run(step: Step) -> Outcome:
 
 
 def with_proposals(step: Step, source: pa.Table) -> pa.Table:
-    """`source` with the `boxes` of its images' proposals, of those sources that the detector learnt from.
+    """Returns `source` with the `boxes` of its images' proposals, only from the sources the detector was trained on.
 
-    Images whose proposals failed fail here too.
+    Images whose proposals failed fail in this step too.
 
     Raises:
         DataError: an image has no row of proposals.
@@ -207,7 +207,7 @@ def with_proposals(step: Step, source: pa.Table) -> pa.Table:
 
 
 def _check_boxes(step: Step, rows: pa.Table) -> None:
-    """Raises ConfigError when no image has a box to look at; warns of those without."""
+    """Raises ConfigError when no image has a usable box; warns of images without a usable box."""
     from weaksam.data.proposal_boxes import rows_without
 
     usable = tables.with_status_ok(rows)
@@ -231,7 +231,7 @@ def _check_boxes(step: Step, rows: pa.Table) -> None:
 
 
 def find_input_faults(config: DetectConfig, kinds: Mapping[str, str]) -> list[str]:
-    """Faults of `proposals`, which a weakly supervised detector needs and any other does not; `kinds` by key."""
+    """Returns the faults of `proposals`, which only a weakly supervised detector needs; `kinds` by key."""
     is_weak = kinds["detector"] == "wsod"
     if is_weak and config.proposals is None:
         return [

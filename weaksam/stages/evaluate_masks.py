@@ -1,4 +1,4 @@
-"""What `evaluate` does about masks: which rows can be compared, and the figures of masks."""
+"""Masks in `evaluate`: selects the rows that can be compared, and computes the figures of masks."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from weaksam.errors import DataError
 
 log = logging.getLogger(__name__)
 
-Pair = tuple[dict[str, Any], Mapping[str, Any]]  # an annotated image's row, and the row of what was found there
+Pair = tuple[dict[str, Any], Mapping[str, Any]]  # the ground-truth row of an image, and its row of the evaluated step
 
 
 def mask_figures(
     pairs: list[Pair], names: list[str], rules: Any, *, of_pgt: bool
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """By name, and a row per class: AP of detections, or how good the masks of pseudo ground truth are."""
+    """Returns figures by name and a row per class: AP of detections, or the quality of pseudo ground truth masks."""
     from weaksam.ops import coco_metrics, mask_metrics
 
     if not of_pgt:
@@ -28,10 +28,10 @@ def mask_figures(
 
 
 def pairs_with_masks(step: Step, key: str, pairs: list[Pair]) -> list[Pair]:
-    """Pairs whose masks can be compared; objects without one are left out, but of pgt's, where they count neither way.
+    """Returns the pairs without the objects that have no mask; pairs of pgt keep them, but there they do not count.
 
     Raises:
-        DataError: images that nobody segmented, something found without a mask, masks of different sizes.
+        DataError: images that nobody segmented, detections without a mask, masks of different sizes.
     """
     from weaksam.ops import mask_metrics as masks
 
@@ -44,17 +44,17 @@ def pairs_with_masks(step: Step, key: str, pairs: list[Pair]) -> list[Pair]:
             f"{where}: the dataset has no masks in {len(bare)} of {len(annotated)} images with objects, e.g. "
             f"{bare[0]}: name a split that is segmented (of VOC: Segmentation/val), or use kind bbox"
         )
-    usable = [(truth, found) for truth, found in pairs if found["status"] == schemas.OK and len(found["boxes"])]
-    if any(not masks.has_mask(found).all() for _, found in usable):
+    usable = [(truth, row) for truth, row in pairs if row["status"] == schemas.OK and len(row["boxes"])]
+    if any(not masks.has_mask(row).all() for _, row in usable):
         makers = "a pseudo_masks step" if of_pgt else "a detector that makes some"
         raise DataError(f"{where}: {what} has no masks: judge {makers}, or use kind bbox")
-    for truth, found in usable:
-        hw = (found["height"], found["width"])
-        if not masks.cover([*(truth["masks"] or []), *found["masks"]], hw):
+    for truth, row in usable:
+        hw = (row["height"], row["width"])
+        if not masks.cover([*(truth["masks"] or []), *row["masks"]], hw):
             raise DataError(
                 f"{where}: masks of image {truth['image_id']} do not all have the {hw[0]} x {hw[1]} pixels that {what} "
                 "states: both must be of the same files"
             )
     if unseen := sum(int((~masks.has_mask(truth)).sum()) for truth in annotated):
         log.warning("%s: %d objects without a mask do not count", where, unseen)
-    return pairs if of_pgt else [(masks.objects_with_masks(truth), found) for truth, found in pairs]
+    return pairs if of_pgt else [(masks.objects_with_masks(truth), row) for truth, row in pairs]

@@ -1,8 +1,8 @@
 """pgt or detections -> files that other programs read: COCO, VOC, YOLO, Label Studio.
 
-Everything is read back by another reader, and compared with the tables, before the step is finished. The tables are
-read twice for that, part by part: a large dataset needs no more memory than a small one, but for the text of the json
-formats and the rows of the most uncertain images. This needs no cluster.
+Before the step is finished, another reader reads the files back and they are compared with the tables. For that the
+tables are read twice, part by part: memory does not grow with the dataset, except for the text of the json formats and
+the rows of the most uncertain images. The stage needs no cluster.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _REPORT_EVERY = 5.0  # seconds
 
 
 def run(step: Step) -> Outcome:
-    """Writes all images, then reads all back."""
+    """Writes all images, then reads them back."""
     from weaksam.data.datasets import first_ten
     from weaksam.data.writers.common import ExportTotals, compare
 
@@ -43,17 +43,17 @@ def run(step: Step) -> Outcome:
     renamed = _renamed(step, source)
     if renamed:
         log.warning("%s: %d images have another name in the export: %s", step.name, len(renamed), first_ten(renamed))
-    tally, left_out = ExportTotals(), Counter[str]()
+    totals, left_out = ExportTotals(), Counter[str]()
     with _progress(step, source, "written"):
         for images in source.batches(left_out):
             exporter.write(images)
     exporter.finish()
     with _progress(step, source, "read back"):
         for images in source.batches(Counter()):
-            for image, found in zip(images, _read_back(step, exporter, images), strict=True):
-                compare(image, found, exporter, tally)
+            for image, result in zip(images, _read_back(step, exporter, images), strict=True):
+                compare(image, result, exporter, totals)
     _check_rest(step, exporter)
-    report = make_report(step, source, to, exporter, tally, left_out)
+    report = make_report(step, source, to, exporter, totals, left_out)
     storage.write_json(storage.join(step.folder, "export.json"), report)
     return Outcome(
         rows=len(source.places) + len(source.failures),
@@ -64,13 +64,13 @@ def run(step: Step) -> Outcome:
 
 
 def folder_of(step: Step) -> str:
-    """Where a step exports to; inside the run it moves with it."""
+    """Returns the folder a step exports to; a folder inside the run moves with the run."""
     to = step.config.to
     return storage.join(step.folder, "export") if to is None else storage.absolute(to)
 
 
 def make_exporter(step: Step, source: Source, to: str) -> Exporter:
-    """What writes the format, into the folder `to`."""
+    """Returns the exporter that writes the format into the folder `to`."""
     from weaksam.data.writers.coco import CocoDataset, CocoResults
     from weaksam.data.writers.label_studio import LabelStudioTasks
     from weaksam.data.writers.voc import VocDevkit
@@ -93,7 +93,7 @@ def make_exporter(step: Step, source: Source, to: str) -> Exporter:
 
 
 def marker_uri(to: str, format: str) -> str:
-    """A file beside an export that says which export it is."""
+    """Returns the URI of a file beside an export that identifies it."""
     return storage.join(to, f"weaksam_export_{format}.json")
 
 
@@ -101,43 +101,43 @@ def _claim(step: Step, to: str, exporter: Exporter) -> None:
     """Marks the folder as this export's.
 
     Raises:
-        ConfigError: something else lies where this export would write.
+        ConfigError: the folder has other files at paths this export writes to.
     """
     marker = marker_uri(to, step.config.format)
     try:
         is_ours = storage.read_json(marker).get("fingerprint") == step.fingerprint
     except FileNotFoundError:
         is_ours = False
-    there = [name for name in exporter.targets if storage.exists(storage.join(to, name))]
-    if there and not is_ours:
+    existing = [name for name in exporter.targets if storage.exists(storage.join(to, name))]
+    if existing and not is_ours:
         raise ConfigError(
-            f"steps.{step.name}.to: {to} holds {' and '.join(there)} already, which this step did not write: name "
+            f"steps.{step.name}.to: {to} holds {' and '.join(existing)} already, which this step did not write: name "
             "another folder, or remove them"
         )
     storage.write_json(marker, {"step": step.name, "fingerprint": step.fingerprint})
 
 
 def _progress(step: Step, source: Source, what: str) -> Any:
-    told = -1
+    logged = -1
 
     def report() -> None:
-        nonlocal told
-        if told != source.done:
-            told = source.done
-            log.info("%s  %d/%d images %s", step.name, told, len(source.places), what)
+        nonlocal logged
+        if logged != source.done:
+            logged = source.done
+            log.info("%s  %d/%d images %s", step.name, logged, len(source.places), what)
 
     return repeatedly(report, seconds=_REPORT_EVERY)
 
 
-# --- whether it is right
+# --- verification
 
 
 def _read_back(step: Step, exporter: Exporter, images: list[ExportImage]) -> Iterator[Any]:
-    """What is found in the files.
+    """Yields the content of the files for each image.
 
     Raises:
-        DataError: they hold something else than was written.
-        StageError: some are gone; the same step writes them again.
+        DataError: the files cannot be read back.
+        StageError: files are gone; the same step writes them again.
     """
     what = f"step {step.name}: what was written for images {images[0].image_id} to {images[-1].image_id}"
     try:
@@ -161,7 +161,7 @@ def _check_rest(step: Step, exporter: Exporter) -> None:
 
 
 def _renamed(step: Step, source: Source) -> list[str]:
-    """Images whose file has another name in the export, as `a.png -> a_png.png`; json formats keep all names."""
+    """Returns images with another file name in the export, as `a.png -> a_png.png`; json formats keep all names."""
     if step.config.format not in ("voc", "yolo", "yolo_segment"):
         return []
     named = [(place.file_name.rpartition("/")[2], place.picture) for place in source.places.values()]
@@ -169,13 +169,13 @@ def _renamed(step: Step, source: Source) -> list[str]:
 
 
 def make_report(
-    step: Step, source: Source, to: str, exporter: Exporter, tally: ExportTotals, left_out: Counter[str]
+    step: Step, source: Source, to: str, exporter: Exporter, totals: ExportTotals, left_out: Counter[str]
 ) -> dict[str, Any]:
-    """The content of export.json."""
+    """Returns the content of export.json."""
     lost = exporter.lost
     lost["boxes_cut_at_border"] = left_out.pop("boxes_cut_at_border", 0)
     if step.config.format == "voc":
-        lost["mask_pixels_covered"] = tally.mask_pixels - tally.mask_pixels_written
+        lost["mask_pixels_covered"] = totals.mask_pixels - totals.mask_pixels_written
     lost["images_renamed"] = len(_renamed(step, source))
     report: dict[str, Any] = {
         "format": step.config.format,
@@ -183,10 +183,10 @@ def make_report(
         "image_root": source.image_root,
         "contents": [name for name in exporter.targets if storage.exists(storage.join(to, name))],
         "files": exporter.files,
-        "images": tally.images,
-        "boxes": tally.boxes,
-        "masks": tally.masks,
-        "splits": dict(sorted(tally.splits.items())),
+        "images": totals.images,
+        "boxes": totals.boxes,
+        "masks": totals.masks,
+        "splits": dict(sorted(totals.splits.items())),
         "verified": exporter.verified,
         "left_out": {
             "failed_images": len(source.failures),
@@ -194,23 +194,23 @@ def make_report(
         },
         "lost": {key: count for key, count in sorted(lost.items()) if count},
     }
-    if tally.masks:
-        mean = tally.iou_sum / tally.masks
-        report["mask_iou"] = {"mean": mean, "worst": tally.worst_iou, "worst_image": tally.worst_image}
+    if totals.masks:
+        mean = totals.iou_sum / totals.masks
+        report["mask_iou"] = {"mean": mean, "worst": totals.worst_iou, "worst_image": totals.worst_image}
     return report
 
 
 def summarise(report: Mapping[str, Any]) -> str:
-    """One line of a report."""
-    told = [f"{report[key]} {key}" for key in ("files", "images", "boxes", "masks")]
-    told[-1] += ", read back and compared"
+    """Returns a report as one line."""
+    texts = [f"{report[key]} {key}" for key in ("files", "images", "boxes", "masks")]
+    texts[-1] += ", read back and compared"
     if "mask_iou" in report:
-        told.append(
+        texts.append(
             f"masks' IoU {report['mask_iou']['mean']:.4f} on average, {report['mask_iou']['worst']:.4f} at worst"
         )
     counts = {**report["left_out"], **report["lost"]}
-    told += [f"{count} {key.replace('_', ' ')}" for key, count in counts.items() if count]
-    return f"{report['format']}: {', '.join(told)} -> {report['to']}"
+    texts += [f"{count} {key.replace('_', ' ')}" for key, count in counts.items() if count]
+    return f"{report['format']}: {', '.join(texts)} -> {report['to']}"
 
 
 STAGE = Stage("export", 2, ExportConfig, run, writes="export")

@@ -1,4 +1,4 @@
-"""What an export is set to: a dataset form, which images, which boxes."""
+"""Settings of the stage `export`: the format, the images and the boxes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from weaksam.core.config import OutsideFolder, Place, Reads, StageConfig, one_of
 
-# Settings that only some formats know.
+# Settings of single formats.
 _ONLY_FOR = {
     "polygons": ("coco",),
     "polygon_tolerance": ("coco", "yolo_segment", "label_studio"),
@@ -19,13 +19,13 @@ _ONLY_FOR = {
 
 
 class ExportConfig(StageConfig):
-    """Writes pseudo ground truth or detections in a form that other programs read, and checks what was written.
+    """Writes pseudo ground truth or detections in a format that other programs read, and checks the files.
 
-    Formats: `coco` (a dataset json a split), `coco_results` (a list of detections), `voc` (a devkit: XML files, lists,
-    index images of masks), `yolo` (text files of boxes), `yolo_segment` (text files of polygons) and `label_studio`
-    (tasks with predictions, for people to correct). Images are not copied; voc and yolo come with images.csv, which
-    says where each belongs. Images with a failed row are left out. Also writes export.json: what was written, how it
-    was checked, and what the format had no place for.
+    Formats: `coco` (a dataset json per split), `coco_results` (a list of detections), `voc` (a devkit: XML files,
+    lists, index images of masks), `yolo` (text files of boxes), `yolo_segment` (text files of polygons) and
+    `label_studio` (tasks with predictions, for people to correct). Images are not copied; voc and yolo come with
+    images.csv, which lists the path that each image belongs at. Images with a failed row are left out. Also writes
+    export.json: the written files, the checks, and the data that the format cannot hold.
     """
 
     images: Annotated[str, Reads("images")]
@@ -35,33 +35,33 @@ class ExportConfig(StageConfig):
     detections: Annotated[str | None, Reads("detections")] = None
     """The step whose detections are exported instead."""
     format: Literal["coco", "coco_results", "voc", "yolo", "yolo_segment", "label_studio"]
-    """What is written."""
+    """The format of the files."""
     to: Annotated[str | None, OutsideFolder(), Place(is_written=True)] = None
-    """URI of the folder to write to; the folder `export` of the step when left out. What an earlier export left there
-    is never overwritten."""
+    """URI of the folder to write to; the folder `export` of the step when left out. The files of an earlier export in
+    it are never overwritten."""
     split: str | None = None
-    """Only images of this split; all that the step has rows of when left out."""
+    """Only images of this split; all images that have a row when left out."""
     min_score: float = Field(default=0.0, ge=0)
-    """Boxes with a lower score are left out. Detectors find many that are hardly likely: a dataset made of detections
-    wants a limit."""
+    """Boxes with a lower score are left out. Detectors find many unlikely boxes: set a limit to make a dataset from
+    detections."""
     max_per_image: int | None = Field(default=None, ge=1)
     """Most boxes of an image, the best first; unset = no limit."""
     masks: bool = True
-    """Whether masks are exported where there are some; yolo has no place for them."""
+    """Whether to export masks if the step has masks; yolo cannot hold masks."""
     polygons: bool = False
-    """Format coco: masks as polygons, which some programs want, rather than RLE. Polygons lose holes."""
+    """Format coco: masks as polygons, which some programs require, rather than RLE. Polygons lose holes."""
     polygon_tolerance: float | None = Field(default=None, ge=0)
-    """Pixels that a polygon may deviate to have fewer corners. When left out, 1 for label_studio, and 0 for others:
-    polygons follow every pixel."""
+    """Pixels that a polygon may deviate to have fewer corners. When left out, 1 for label_studio and 0 for others, so
+    that polygons follow every pixel."""
     number_images: bool = False
     """Format coco_results: images have the numbers that format coco gives them, so that both files fit together.
     Otherwise they have the dataset's own ids, as `import_detections` reads them. For COCO both are the same."""
     image_prefix: str | None = None
-    """Format label_studio: what stands before the file names in URLs, e.g. https://host/images/ or
+    """Format label_studio: the prefix of the file names in URLs, e.g. https://host/images/ or
     /data/local-files/?d=images/. The images' own URIs when left out."""
     most_uncertain: int | None = Field(default=None, ge=1)
-    """Format label_studio: only so many images, those first that the detector is least sure of, for people to review.
-    Images that they have reviewed are left out. What comes back is `reviewed` of the stage pgt."""
+    """Format label_studio: export only this number of images, the images that the detector is least sure of first, for
+    people to review. Reviewed images are left out. The corrected tasks are `reviewed` of the stage pgt."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> ExportConfig:

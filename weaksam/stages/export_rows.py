@@ -1,4 +1,4 @@
-"""Rows of pgt or detections as they are exported: with names and sizes of their images, a few at a time."""
+"""Reads rows of pgt or detections for an export, with names and sizes of their images, in batches."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _COLUMNS = ["status", "height", "width", "boxes", "classes", "scores", "masks"]
 
 @dataclass
 class Source:
-    """The rows to be exported, a few at a time and the same each time.
+    """The rows to export, in batches that are the same on every pass.
 
     `uncertainty` is by image id, in the order of the export; None: the order is that of the ids.
     """
@@ -34,7 +34,7 @@ class Source:
     step: AnyStep[Any]
     config: ExportConfig
     class_names: list[str]
-    places: dict[str, Place]  # of the images that have a usable row
+    places: dict[str, Place]  # places of the images that have a usable row, by image id
     image_root: str
     failures: list[str]
     groups: list[list[str]]  # parts that are read together
@@ -46,10 +46,10 @@ class Source:
     num_masks: int = 0
 
     def batches(self, left_out: Counter[str]) -> Iterator[list[ExportImage]]:
-        """All images; `left_out` counts what is not exported of them."""
+        """Yields all images in batches; `left_out` counts the boxes and masks that are not exported."""
         self.done = self.num_masks = 0
-        found = self.tables(_COLUMNS)
-        for table in found if self.uncertainty is None else self._in_order(found):
+        groups = self.tables(_COLUMNS)
+        for table in groups if self.uncertainty is None else self._in_order(groups):
             for start in range(0, table.num_rows, BATCH):
                 images = [self._image(row, left_out) for row in table.slice(start, BATCH).to_pylist()]
                 self.num_masks += sum(mask is not None for image in images for mask in image.masks)
@@ -57,16 +57,16 @@ class Source:
                 self.done += len(images)
 
     def tables(self, columns: list[str]) -> Iterator[pa.Table]:
-        """Rows of the images to be exported, a table for each of `groups`, sorted by image id."""
+        """Yields the rows of the images to export, a table for each of `groups`, sorted by image id."""
         for group in self.groups:
             read = tables.read_parts(self.step.folder, group, columns=["image_id", *columns])
             kept = [tables.without_ids(t, self.excluded.get(p, [])) for p, t in zip(group, read, strict=True)]
             table = pa.concat_tables(kept).sort_by("image_id")
             yield tables.with_ids(table, self.places)
 
-    def _in_order(self, found: Iterator[pa.Table]) -> Iterator[pa.Table]:
-        """One table, the most uncertain image first: so few, as many as people look at, that memory is enough."""
-        table = pa.concat_tables(list(found))
+    def _in_order(self, groups: Iterator[pa.Table]) -> Iterator[pa.Table]:
+        """Yields one table, the most uncertain image first: as few images as people can review fit into memory."""
+        table = pa.concat_tables(list(groups))
         yield tables.rows_for(table, self.uncertainty or ())
 
     def _image(self, row: Mapping[str, Any], left_out: Counter[str]) -> ExportImage:
@@ -74,15 +74,15 @@ class Source:
         return image if self.uncertainty is None else replace(image, uncertainty=self.uncertainty[image.image_id])
 
     def has_masks(self) -> bool:
-        """Whether any image has one; reads until it is found."""
+        """Returns whether any image has a mask; reads batches until one has."""
         return any(self.num_masks for _ in self.batches(Counter()))
 
 
 def to_image(row: Mapping[str, Any], place: Place, config: ExportConfig, left_out: Counter[str]) -> ExportImage:
-    """A row as it is exported, best boxes first, cut at the border as its readers would.
+    """Returns a row as an image to export, best boxes first, cut at the image border as its readers would.
 
     Raises:
-        DataError: nobody knows the image's size, or a mask is of another.
+        DataError: the image's size is unknown, or a mask has another size.
     """
     from weaksam.data.annotation_checks import fit_boxes
     from weaksam.data.writers.common import ExportImage
@@ -96,11 +96,11 @@ def to_image(row: Mapping[str, Any], place: Place, config: ExportConfig, left_ou
     left_out["boxes_below_min_score"] += int((kept & (scores < config.min_score)).sum())
     kept &= scores >= config.min_score
     finite = np.where(np.isfinite(boxes).all(1, keepdims=True), boxes, 0)
-    cut, has_area, _ = fit_boxes(finite.astype(np.float64), (height, width) if height else None)
+    clipped, has_area, _ = fit_boxes(finite.astype(np.float64), (height, width) if height else None)
     left_out["boxes_without_area"] += int((kept & ~has_area).sum())
     kept &= has_area
-    left_out["boxes_cut_at_border"] += int((kept & (cut != boxes).any(1)).sum())
-    boxes = cut
+    left_out["boxes_cut_at_border"] += int((kept & (clipped != boxes).any(1)).sum())
+    boxes = clipped
     order = np.argsort(-scores, kind="stable")
     order = order[kept[order]]
     left_out["boxes_beyond_max_per_image"] += max(len(order) - (config.max_per_image or len(order)), 0)
@@ -113,7 +113,7 @@ def to_image(row: Mapping[str, Any], place: Place, config: ExportConfig, left_ou
 
 
 def _check_masks(image: ExportImage) -> int:
-    """Takes away masks without pixels and says how many; DataError when one does not fit into the image."""
+    """Removes masks without pixels and returns their number; raises DataError for a mask of another size."""
     from weaksam.ops.mask_metrics import cover
     from weaksam.ops.rle import rle_area
 
@@ -133,7 +133,7 @@ def _check_masks(image: ExportImage) -> int:
 
 
 def _size(row: Mapping[str, Any], place: Place, *, is_needed: bool) -> tuple[int, int]:
-    """Height and width: of the decoded image, else as the dataset states them, else from the header of the file."""
+    """Returns height and width of the decoded image, else as the dataset states them, else from the file's header."""
     for height, width in ((row["height"], row["width"]), (place.height, place.width)):
         if height and width:
             return height, width

@@ -1,4 +1,4 @@
-"""What an `export` step exports: rows of pgt or detections, and which of them."""
+"""Selects the rows of pgt or detections that an `export` step exports."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from weaksam.stages.export_uncertain import keep_most_uncertain
 
 
 def read_source(step: Step) -> Source:
-    """Which images are exported, and where their rows are.
+    """Returns the images to export and the parts with their rows.
 
     Raises:
         DataError: an image has no row, or is of another dataset; there is nothing to export.
@@ -47,23 +47,23 @@ def read_source(step: Step) -> Source:
     # Parts are named by hashes: by their first ids, the order of the export is nearly that of the ids.
     ordered = sorted(parts, key=lambda part: min(parts[part].column("image_id").to_pylist(), default=""))
     numbers = schemas.category_ids_of(images.schema)
-    found = Source(source, config, names, places, root, failures, _group(ordered), manifest["excluded"], numbers)
+    exported = Source(source, config, names, places, root, failures, _group(ordered), manifest["excluded"], numbers)
     if config.most_uncertain is None:
-        return found
+        return exported
     trusted = {row["image_id"] for row in rows if row.get("trusted")}  # tables of detections have no such column
-    return keep_most_uncertain(found, images, trusted, config.most_uncertain)
+    return keep_most_uncertain(exported, images, trusted, config.most_uncertain)
 
 
 def _of_split(step: Step, source: AnyStep[Any], images: pa.Table, rows: list[dict]) -> list[dict]:
-    """The rows of the split that is asked for."""
+    """Returns the rows of the configured split."""
     split = step.config.split
     if split is None:
         return rows
-    wanted = set(tables.of_split(images, split, where=f"steps.{step.name}.split").column("image_id").to_pylist())
-    rows = [row for row in rows if row["image_id"] in wanted]
-    if missing := sorted(wanted - {row["image_id"] for row in rows}):
+    required = set(tables.of_split(images, split, where=f"steps.{step.name}.split").column("image_id").to_pylist())
+    rows = [row for row in rows if row["image_id"] in required]
+    if missing := sorted(required - {row["image_id"] for row in rows}):
         raise DataError(
-            f"steps.{step.name}: step {source.name} has no row for {len(missing)} of {len(wanted)} images of split "
+            f"steps.{step.name}: step {source.name} has no row for {len(missing)} of {len(required)} images of split "
             f"'{split}', e.g. {missing[0]}: let it run on this split too"
         )
     return rows
@@ -81,7 +81,7 @@ def _check_same(step: Step, source: AnyStep[Any], images: pa.Table, rows: list[d
 
 
 def _group(parts: list[str]) -> list[list[str]]:
-    """Parts to be read together, about `BATCH` rows: a detector's parts are small, and storage may be far away."""
+    """Returns groups of parts to read together, about `BATCH` rows each: parts can be small and storage slow."""
     groups: list[list[str]] = []
     rows = export_rows.BATCH
     for part in parts:

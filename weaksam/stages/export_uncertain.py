@@ -1,4 +1,4 @@
-"""The images of an export that a person should look at first, for `most_uncertain`."""
+"""Selects the images of an export that a person should review first, for `most_uncertain`."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from weaksam.stages.export_rows import Source
 
 
 def keep_most_uncertain(source: Source, images: pa.Table, trusted: Collection[str], limit: int) -> Source:
-    """The source with its most uncertain images alone, the most uncertain first.
+    """Returns the source with only its most uncertain images, the most uncertain first.
 
-    Reads classes and scores of all rows, part by part. Images that people have reviewed are not ranked, nor ranked
-    among: nobody has to look at them again, and their scores are no detector's.
+    Reads classes and scores of all rows, part by part. Reviewed images are left out of the ranking: they need no second
+    review, and their scores are not those of a detector.
 
     Args:
         source: all images that could be exported.
         images: `image_id` and `labels` of the dataset.
         trusted: ids of the reviewed images.
-        limit: most images.
+        limit: the largest number of images.
 
     Raises:
         DataError: all images are reviewed.
@@ -42,12 +42,12 @@ def keep_most_uncertain(source: Source, images: pa.Table, trusted: Collection[st
             group_of.append(number)
     if not ids:
         raise DataError(f"step {source.step.name}: all {len(trusted)} images are reviewed: none is left to be exported")
-    unsure = image_uncertainty(best, [labels_of[image_id] for image_id in ids])
-    chosen = most_uncertain(ids, unsure, limit)
+    uncertainty = image_uncertainty(best, [labels_of[image_id] for image_id in ids])
+    chosen = most_uncertain(ids, uncertainty, limit)
     return replace(
         source,
         places={ids[index]: source.places[ids[index]] for index in chosen},
         groups=[source.groups[number] for number in sorted({group_of[index] for index in chosen})],
-        uncertainty={ids[index]: float(unsure[index]) for index in chosen},
+        uncertainty={ids[index]: float(uncertainty[index]) for index in chosen},
         passed_over={"trusted_images": len(trusted), "less_uncertain_images": len(ids) - len(chosen)},
     )

@@ -1,7 +1,7 @@
-"""images -> hygiene: what is wrong with a dataset before anyone trains on it.
+"""images -> hygiene: faults of a dataset, before a training uses it.
 
-Copies that sit in training and test splits flatter every figure, classes without images cannot be learnt. Only
-image-level labels are looked at, never boxes that people drew.
+Copies of images in both training and test splits make every figure too good; classes without images cannot be learnt.
+The stage reads only image-level labels, never boxes that people drew.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ DUPLICATES = pa.schema(
     [
         ("image_id", pa.string()),
         ("group", pa.int32()),
-        ("kind", pa.string()),  # of the group: exact (all have the same bytes) or near
+        ("kind", pa.string()),  # kind of the group: exact (all have the same bytes) or near
         ("split", pa.string()),
         ("uri", pa.string()),
         ("sha256", pa.string()),
@@ -40,35 +40,38 @@ DUPLICATES = pa.schema(
 
 
 class HygieneConfig(StageConfig):
-    """Looks through a dataset: duplicates, also across splits, broken images, missing labels, counts of classes.
+    """Checks a dataset: duplicates, also across splits, broken images, missing labels, counts of classes.
 
-    A row per image has its size, the SHA-256 of its bytes, a perceptual hash and a thumbnail. Also writes hygiene.json
-    and duplicates.parquet.
+    Writes a row per image with its size, the SHA-256 of its bytes, a perceptual hash and a thumbnail. Also writes
+    hygiene.json and duplicates.parquet.
     """
 
     max_failed: Annotated[float, NotInFingerprint()] = Field(default=1.0, ge=0, le=1)
-    """Share of images, rounded up, that may be broken before the step counts as failed: any, as they are counted."""
+    """Share of images, rounded up, that may be broken before the step counts as failed; by default all, because the
+    report counts them."""
     images: Annotated[str, Reads("images")]
     """The `index` step with the images and their labels."""
-    # Measured on copies of 382 photos: found are all that were compressed to JPEG quality 50, shrunk to a quarter,
-    # doubled, squeezed to a square, blurred, darkened or turned grey, 98 % of those 30 % brighter, and of those cut by
-    # 1, 2, 3 and 5 % at every side 100, 95, 61 and 10 %. Of 158,203 pairs of 563 photos six are found, each of one
-    # thing photographed twice from one place (the next has 6 bits and 0.415), of 404,550 pairs of drawn scenes none.
+    # Measured on copies of 382 photos: the limits detect all copies compressed to JPEG quality 50, shrunk to a quarter,
+    # doubled, squeezed to a square, blurred, darkened or turned grey, 98 % of the copies made 30 % brighter, and 100,
+    # 95, 61 and 10 % of the copies cut by 1, 2, 3 and 5 % at every side. Of 158,203 pairs of 563 photos they match six,
+    # each of an object photographed twice from the same place (the next pair has 6 bits and 0.415), and of 404,550
+    # pairs of drawn scenes none.
     max_bits: int = Field(default=8, ge=0, le=16)
-    """Near duplicates differ in at most so many of the 64 bits of their perceptual hashes."""
+    """Near duplicates differ in at most this number of the 64 bits of their perceptual hashes."""
     max_difference: float = Field(default=0.35, ge=0, le=2)
-    """And by at most this (root mean square) in their thumbnails, brought to mean 0 and standard deviation 1."""
+    """The thumbnails of near duplicates, normalised to mean 0 and standard deviation 1, also differ by at most this
+    (root mean square)."""
     max_pixels: int = Field(default=100_000_000, ge=1)
     """Larger images are refused with status `too_large`."""
     resources: CpuPoolResources = CpuPoolResources()
-    """Where it runs."""
+    """Resources of the workers."""
 
 
 class LookAtImages(ImageMapper):
     """Makes rows of `schemas.HYGIENE`."""
 
     def make(self, image: np.ndarray, row: Row, prepared: None) -> Row:
-        """The hashes and the thumbnail of an image."""
+        """Returns the hashes and the thumbnail of an image."""
         from weaksam.data.likeness import perceptual_hash, thumbnail
 
         return {
@@ -79,7 +82,7 @@ class LookAtImages(ImageMapper):
 
 
 def run(step: Step) -> Outcome:
-    """Maps all images to rows and reports what they have in common."""
+    """Maps all images to rows, lists duplicates and writes the report."""
     from weaksam.execution import runtime
 
     config: HygieneConfig = step.config
@@ -108,12 +111,12 @@ def run(step: Step) -> Outcome:
 
 
 def list_duplicates(images: pa.Table, rows: pa.Table, config: HygieneConfig) -> pa.Table:
-    """The images that are copies of others, as a table of `DUPLICATES`, group after group.
+    """Returns the images that are copies of others, as a table of `DUPLICATES`, group after group.
 
     Args:
         images: (image_id, uri, split).
-        rows: of `schemas.HYGIENE`, of the same images in the same order.
-        config: what counts as near.
+        rows: rows of `schemas.HYGIENE`, for the same images in the same order.
+        config: the limits for near duplicates.
     """
     from weaksam.data.likeness import THUMBNAIL_SIDE
     from weaksam.ops.duplicates import DuplicateRules, group_duplicates
@@ -127,19 +130,19 @@ def list_duplicates(images: pa.Table, rows: pa.Table, config: HygieneConfig) -> 
     groups = group_duplicates(contents.to_pylist(), hashes, thumbnails, rules)
     members = np.flatnonzero(groups.group >= 0)
     members = members[np.argsort(groups.group[members], kind="stable")]
-    group, some = groups.group[members], images.take(pa.array(members, pa.int64()))
-    columns = {name: some.column(name).to_pylist() for name in ("image_id", "split", "uri")}
+    group, copies = groups.group[members], images.take(pa.array(members, pa.int64()))
+    columns = {name: copies.column(name).to_pylist() for name in ("image_id", "split", "uri")}
     columns |= {"group": group, "kind": np.where(groups.exact[group], "exact", "near").tolist()}
     columns["sha256"] = contents.take(pa.array(members, pa.int64())).to_pylist()
     return pa.table({name: columns[name] for name in DUPLICATES.names}, schema=DUPLICATES)
 
 
 def describe_groups(images: pa.Table, listed: pa.Table) -> dict[str, Any]:
-    """`duplicates`, group after group, and `leaks`, the numbers of those in more than one split.
+    """Returns `duplicates`, group after group, and `leaks`, the numbers of the groups in more than one split.
 
     Args:
         images: (image_id, labels).
-        listed: of `DUPLICATES`.
+        listed: a table of `DUPLICATES`.
     """
     labels = dict(zip(images.column("image_id").to_pylist(), images.column("labels").to_pylist(), strict=True))
     groups: dict[int, list[dict[str, Any]]] = {}
@@ -148,19 +151,21 @@ def describe_groups(images: pa.Table, listed: pa.Table) -> dict[str, Any]:
     duplicates = []
     for number, members in groups.items():
         ids = [row["image_id"] for row in members]
-        known = {tuple(labels[one]) for one in ids if labels[one] is not None}
+        known = {tuple(labels[image_id]) for image_id in ids if labels[image_id] is not None}
         splits = sorted({row["split"] for row in members})
         group = {"group": number, "kind": members[0]["kind"], "splits": splits, "labels_differ": len(known) > 1}
         duplicates.append(group | {"image_ids": ids})
-    return {"duplicates": duplicates, "leaks": [one["group"] for one in duplicates if len(one["splits"]) > 1]}
+    return {"duplicates": duplicates, "leaks": [entry["group"] for entry in duplicates if len(entry["splits"]) > 1]}
 
 
 def compare_sizes(images: pa.Table, rows: pa.Table) -> dict[str, Any]:
-    """Ids of images that are not of the size that the dataset states: `sizes_turned` by a quarter, `sizes_differ` else.
+    """Returns the ids of images whose size is not the stated size.
+
+    `sizes_turned` are turned by a quarter, `sizes_differ` are all others.
 
     Args:
-        images: (image_id, height, width) as stated; null where they are not.
-        rows: (height, width) as decoded, of the same images in the same order.
+        images: (image_id, height, width) as stated; null if not stated.
+        rows: (height, width) as decoded, for the same images in the same order.
     """
     from weaksam.data.stated_sizes import differing_sizes
 
@@ -173,22 +178,22 @@ def compare_sizes(images: pa.Table, rows: pa.Table) -> dict[str, Any]:
 
 
 def count_images(images: pa.Table, rows: pa.Table, names: list[str]) -> dict[str, Any]:
-    """Counts of images, labels and sizes.
+    """Counts images, labels and sizes.
 
     Args:
         images: (split, labels).
         rows: (status, height, width) of the same images.
-        names: of the classes.
+        names: the class names.
 
     Returns:
-        `images`, `failed` by status, `splits` (of each: images, images whose labels are unknown, images labelled with
+        `images`, `failed` by status, `splits` (for each: images, images whose labels are unknown, images labelled with
         no class, classes without an image where labels are known), `classes` (images by split), and `sizes` in pixels.
     """
     splits, labels = images.column("split").to_pylist(), images.column("labels").to_pylist()
     known = {split: [] for split in sorted(set(splits))}
     for split, present in zip(splits, labels, strict=True):
         known[split] += [] if present is None else [present]
-    counts = {split: Counter(one for present in lists for one in present) for split, lists in known.items()}
+    counts = {split: Counter(label for present in lists for label in present) for split, lists in known.items()}
     total = Counter(splits)
     status = Counter(rows.column("status").to_pylist())
     return {
@@ -209,16 +214,16 @@ def count_images(images: pa.Table, rows: pa.Table, names: list[str]) -> dict[str
 
 
 def _spread(column: pa.ChunkedArray) -> dict[str, float] | None:
-    """Smallest, middle and largest value; None when there is none."""
+    """Returns smallest, median and largest value; None for a column without values."""
     values = column.drop_null().to_numpy()
     spread = {"min": np.min, "median": np.median, "max": np.max}
-    return {name: float(of(values)) for name, of in spread.items()} if len(values) else None
+    return {name: float(function(values)) for name, function in spread.items()} if len(values) else None
 
 
 def summarise(report: dict[str, Any]) -> str:
-    """One line of `hygiene.json`."""
-    kinds = Counter(one["kind"] for one in report["duplicates"])
-    without = sum(one["labels_unknown"] + one["labels_empty"] for one in report["splits"].values())
+    """Returns the content of `hygiene.json` as one line."""
+    kinds = Counter(group["kind"] for group in report["duplicates"])
+    without = sum(split["labels_unknown"] + split["labels_empty"] for split in report["splits"].values())
     totals = [sum(by_split.values()) for by_split in report["classes"].values()]
     classes = f"classes have {min(totals)} to {max(totals)} images" if totals else "no classes"
     strange = len(report["sizes_turned"]) + len(report["sizes_differ"])

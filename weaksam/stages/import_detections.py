@@ -1,6 +1,6 @@
 """images, a COCO results json -> detections: boxes and masks that another program made.
 
-A file of another program enters a run in this one place; whatever reads detections reads these too.
+Only this stage reads a file of another program; every stage that reads detections can read its table.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ _ROWS_PER_PART = 4096
 class ImportDetectionsConfig(StageConfig):
     """Reads detections that another program made, from a COCO results json.
 
-    Each image gets a row, an empty one where the file has no entry of it. Boxes and masks pass the checks of datasets:
-    boxes are cut at the borders of their image, and left out without area; the log counts both. An entry without a box
-    gets the box around its mask.
+    Each image gets a row, which is empty if the file has no entry for the image. Boxes and masks pass the checks of
+    datasets: boxes are cut at the borders of their image, and boxes without area are left out; the log counts both. An
+    entry without a box gets the box around its mask.
     """
 
     images: Annotated[str, Reads("images")]
@@ -35,7 +35,7 @@ class ImportDetectionsConfig(StageConfig):
     split: str | None = None
     """Only images of this split; all when left out."""
     default_score: float | None = Field(default=None, ge=0)
-    """Score of entries without one, as of boxes that are to prompt SAM; when left out, each entry must have one."""
+    """Score of entries without a score, e.g. of boxes that prompt SAM; when left out, each entry must have a score."""
 
 
 def run(step: Step) -> Outcome:
@@ -50,7 +50,7 @@ def run(step: Step) -> Outcome:
 
 
 def read_detections(step: Step) -> pa.Table:
-    """The rows of the step's images, by the category ids of the dataset and cut at the borders of its images.
+    """Returns the rows of the step's images, with the dataset's category ids, cut at the borders of its images.
 
     A size that the dataset does not state is read from the image's header.
 

@@ -1,7 +1,7 @@
-"""a dataset on storage -> images, and ground_truth beside it where the dataset has boxes.
+"""a dataset on storage -> images, and ground_truth beside it if the dataset has boxes.
 
-Everything later reads the `images` table, so a dataset's own conventions end here. Image files are listed; read are the
-headers of some, to compare sizes, or of all where they are to be turned.
+All later stages read the `images` table, so only this stage knows a dataset's own conventions. Image files are listed.
+Only headers of images are read: of some to compare sizes, of all to convert stored orientations.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from weaksam.stages.index_config import IndexConfig, below, coco_split, read_dat
 from weaksam.stages.index_look import look
 
 _ROWS_PER_PART = 20_000
-_HEADERS = 256  # images whose headers are read, a second's work on object storage; later steps compare all they decode
+_HEADERS = 256  # headers that are read, about a second on object storage; later steps compare all images they decode
 _VOC_FOLDERS = ("ImageSets", "Annotations", "JPEGImages", "SegmentationObject")
 
 
@@ -56,10 +56,10 @@ def run(step: Step) -> Outcome:
 
 
 def _compare_sizes(step: Step, images: pa.Table) -> None:
-    """Warns when the dataset states other sizes than the headers of some of its images do."""
+    """Warns when the dataset states other sizes than the headers of a sample of its images."""
     stated = images.filter(images["height"].is_valid())  # a width is stated with it
-    some = stated.take(pa.array(np.linspace(0, stated.num_rows - 1, min(stated.num_rows, _HEADERS)).astype(int)))
-    rows = some.select(["image_id", "uri", "height", "width"]).to_pylist()
+    sample = stated.take(pa.array(np.linspace(0, stated.num_rows - 1, min(stated.num_rows, _HEADERS)).astype(int)))
+    rows = sample.select(["image_id", "uri", "height", "width"]).to_pylist()
     sizes = read_sizes([row["uri"] for row in rows])
     pairs = [
         (row["image_id"], (row["height"], row["width"]), size or (None, None))
@@ -69,26 +69,27 @@ def _compare_sizes(step: Step, images: pa.Table) -> None:
 
 
 def _identify(config: IndexConfig) -> dict[str, str]:
-    """Listings of everything that is read, by paths below the root.
+    """Returns identities of the listings of everything that is read, by paths below the root.
 
-    A file added, removed or rewritten makes another dataset, a dataset that moved is the same.
+    A file that is added, removed or rewritten makes another dataset; a dataset that moved is the same.
     """
     root = storage.absolute(config.root)
     if not storage.exists(root):
         raise ConfigError(f"root: there is no folder {root}")
-    found = {}
+    identities = {}
     if config.format == "coco":
         for split in config.splits or []:
             annotations, folder = coco_split(config, split)
-            found |= {f"annotations.{split}": storage.identity(annotations), f"images.{split}": _list_identity(folder)}
+            identities[f"annotations.{split}"] = storage.identity(annotations)
+            identities[f"images.{split}"] = _list_identity(folder)
     elif config.format == "voc":
         devkit = find_devkit(root)
-        found |= {folder: _list_identity(storage.join(devkit, folder)) for folder in _VOC_FOLDERS}
+        identities |= {folder: _list_identity(storage.join(devkit, folder)) for folder in _VOC_FOLDERS}
     else:
-        found["listing"] = _list_identity(root)
+        identities["listing"] = _list_identity(root)
     if config.format == "folder":
-        found["labels"] = storage.identity(below(root, config.labels_file))
-    return found
+        identities["labels"] = storage.identity(below(root, config.labels_file))
+    return identities
 
 
 def _list_identity(folder: str) -> str:
@@ -96,14 +97,14 @@ def _list_identity(folder: str) -> str:
 
 
 def _places(config: IndexConfig) -> dict[str, str]:
-    """Where the images lie: rows hold their URIs."""
+    """Returns the folders of the images, because rows hold their URIs."""
     if config.format != "coco":
         return {"root": storage.absolute(config.root)}
     return {f"images.{split}": coco_split(config, split)[1] for split in config.splits or []}
 
 
 def _listed(config: IndexConfig) -> list[str]:
-    """Folders that `_identify` lists; of a devkit, those of one year, which may lie one folder down."""
+    """Returns the folders that `_identify` lists; in a devkit they may be one folder down, in the folder of a year."""
     if config.format == "coco":
         return [coco_split(config, split)[1] for split in config.splits or []]
     if config.format == "voc":

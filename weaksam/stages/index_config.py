@@ -1,4 +1,4 @@
-"""Settings of the stage `index`, and the dataset and the places that they name."""
+"""Settings of the stage `index`, and the dataset and the paths that they name."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from weaksam.data.readers.coco import read_coco
 from weaksam.data.readers.folder import read_folder, read_voc_xml_folder
 from weaksam.data.readers.voc import read_voc
 
-# Settings that only some formats know.
+# Settings of single formats.
 _ONLY_FOR = {
     "labels_file": ("folder",),
     "annotations": ("coco",),
@@ -24,18 +24,18 @@ _ONLY_FOR = {
 
 
 class IndexConfig(StageConfig):
-    """Lists a dataset: one row per image with its image-level labels, its ground truth in a folder beside it.
+    """Lists a dataset: one row per image with its image-level labels, and its ground truth in a folder beside it.
 
     Formats: `voc` (a devkit: ImageSets, Annotations, JPEGImages), `coco` (instances json and image folders),
     `folder` (images and a labels.csv) and `voc_folder` (images with VOC XML files beside them).
     """
 
     format: Literal["voc", "coco", "folder", "voc_folder"]
-    """How the dataset is laid out."""
+    """The layout of the dataset."""
     root: Annotated[str, OutsideFolder(), Place()]
-    """URI of the dataset's folder. It may move: what lies there counts, by paths below it, sizes and times."""
+    """URI of the dataset's folder. It may move: only the files count, by paths below it, sizes and times."""
     splits: list[str] | None = Field(default=None, min_length=1)
-    """Splits to list; required for voc and coco, for folders all that are there when left out."""
+    """Splits to list; required for voc and coco, all splits of a folder when left out."""
     labels_file: Annotated[str, Place()] = "labels.csv"
     """Format folder: the CSV file with the columns file and labels, below root or a URI."""
     annotations: Annotated[dict[str, str], Place()] = Field(default_factory=dict)
@@ -43,24 +43,24 @@ class IndexConfig(StageConfig):
     image_folders: Annotated[dict[str, str], Place()] = Field(default_factory=dict)
     """Format coco: split -> folder of its images, below root or a URI; the split's name when left out."""
     classes: list[str] | None = Field(default=None, min_length=1)
-    """Class names in the order wanted; what the dataset holds, when left out."""
+    """Class names, in the order of the class indices; the classes of the dataset when left out."""
     difficult_makes_label: bool = False
     """VOC: whether an object flagged difficult makes an image-level label."""
     crowd_makes_label: bool = False
     """COCO: whether a crowd region makes an image-level label."""
     orientation: Literal["upright", "stored"] = "upright"
-    """Which pictures the dataset's sizes, boxes and masks are of: those that EXIF orientation has turned upright, as
-    viewers show them and everything here sees them, or those that the files store. Stored ones are turned."""
+    """The frame of the dataset's sizes, boxes and masks: `upright` is the image turned upright by its EXIF orientation,
+    as viewers show it and all stages read it; `stored` is the image as the file stores it. Stored sizes, boxes and
+    masks are converted to upright."""
     masks: bool = True
-    """Whether to read the masks of the ground truth where the dataset has some."""
+    """Whether to read the masks of the ground truth if the dataset has masks."""
     sample: int | None = Field(default=None, ge=1)
-    """Only so many images of each split, to try things out, with one of each class as far as that goes; all when left
-    out."""
+    """Number of images of each split, for a first try, with an image of each class if possible; all when left out."""
 
     @field_validator("annotations", "image_folders")
     @classmethod
     def _names_splits(cls, value: dict[str, str], info: ValidationInfo) -> dict[str, str]:
-        splits = info.data.get("splits") or list(value)  # missing ones are a fault of their own
+        splits = info.data.get("splits") or list(value)  # missing splits are a fault of their own
         if unknown := [split for split in value if split not in splits]:
             raise ValueError(f"{', '.join(unknown)}: no such split: splits are {', '.join(splits)}")
         return value
@@ -83,7 +83,7 @@ class IndexConfig(StageConfig):
 
 
 def read_dataset(config: IndexConfig) -> Dataset:
-    """The dataset as its files say."""
+    """Reads the dataset from its files."""
     root, splits, classes, difficult = config.root, config.splits, config.classes, config.difficult_makes_label
     if config.format == "voc":
         return read_voc(root, splits or [], classes=classes, difficult_makes_label=difficult, masks=config.masks)
@@ -97,13 +97,13 @@ def read_dataset(config: IndexConfig) -> Dataset:
 
 
 def coco_split(config: IndexConfig, split: str) -> tuple[str, str]:
-    """URIs of a split's annotations and of its image folder."""
+    """Returns the URIs of a split's annotations and of its image folder."""
     annotations = config.annotations.get(split, f"annotations/instances_{split}.json")
     return below(config.root, annotations), below(config.root, config.image_folders.get(split, split))
 
 
 def below(root: str, path: str) -> str:
-    """`path` below `root`, or itself when it is a URI or absolute."""
+    """Returns `path` below `root`, or `path` itself if it is a URI or absolute."""
     return storage.absolute(
         path if storage.is_uri(path) or path.startswith("/") else storage.join(storage.absolute(root), path)
     )

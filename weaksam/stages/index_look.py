@@ -1,4 +1,4 @@
-"""What `weaksam check` sees of a dataset: lists and tables whole, annotation files as far as that is quick."""
+"""Checks a dataset for `weaksam check`: reads whole lists and tables, and annotation files up to a limit."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from weaksam.data.readers.voc import VocAnnotation, VocFiles
 from weaksam.errors import DataError
 from weaksam.stages.index_config import IndexConfig, below, coco_split, read_dataset
 
-_MOST_BYTES = 32 * 1024**2  # of a json that is read whole: a second or two
+_MOST_BYTES = 32 * 1024**2  # limit for json files that are read whole: a second or two
 _MOST_XML = 200
 _HEAD = 4096
 
 
 def look(config: IndexConfig) -> Look:
-    """A look at the dataset that a step is to index; every image file stays unread.
+    """Checks the dataset that a step will index; reads no image file.
 
     Raises:
         StorageError: the storage is at fault.
@@ -60,32 +60,32 @@ def _at_coco(config: IndexConfig) -> Look:
 def _at_voc(config: IndexConfig) -> Look:
     root = voc.find_devkit(storage.absolute(config.root))
     pictures = by_stem(storage.list_files(storage.join(root, "JPEGImages"), recursive=False), EXTENSIONS)
-    ids = [i for some in voc.read_splits(root, config.splits or [], pictures).values() for i in some]
+    ids = [i for split in voc.read_splits(root, config.splits or [], pictures).values() for i in split]
     xmls = by_stem(storage.list_files(storage.join(root, "Annotations"), recursive=False), (".xml",))
-    seen, unseen, faults = _some_xml([xmls[i].uri for i in ids if i in xmls], config)
-    return Look(f"the lists of {len(ids)} images and {seen}", f"{unseen}the images themselves", faults)
+    read, unread, faults = _check_xml([xmls[i].uri for i in ids if i in xmls], config)
+    return Look(f"the lists of {len(ids)} images and {read}", f"{unread}the images themselves", faults)
 
 
 def _at_voc_folder(config: IndexConfig) -> Look:
     pictures, xmls = find_pairs(storage.absolute(config.root), config.splits)
-    seen, unseen, faults = _some_xml([xmls[stem].uri for stem in pictures if stem in xmls], config)
-    return Look(f"the names of {len(pictures)} images and {seen}", f"{unseen}the images themselves", faults)
+    read, unread, faults = _check_xml([xmls[stem].uri for stem in pictures if stem in xmls], config)
+    return Look(f"the names of {len(pictures)} images and {read}", f"{unread}the images themselves", faults)
 
 
-def _some_xml(uris: Sequence[str], config: IndexConfig) -> tuple[str, str, list[str]]:
-    """What was read of XML files, what was not, and their faults."""
-    some = uris[:: -(-len(uris) // _MOST_XML) or 1]
-    faults, found = [], []
-    for one in map_in_threads(_read_xml, some):
-        (found if isinstance(one, VocAnnotation) else faults).append(one)
+def _check_xml(uris: Sequence[str], config: IndexConfig) -> tuple[str, str, list[str]]:
+    """Reads a sample of XML files; returns texts that describe the read and the unread files, and the faults."""
+    sample = uris[:: -(-len(uris) // _MOST_XML) or 1]
+    faults, annotations = [], []
+    for result in map_in_threads(_read_xml, sample):
+        (annotations if isinstance(result, VocAnnotation) else faults).append(result)
     if config.classes is not None:
         classes = class_list(config.classes)
-        strange = {name: one.uri for one in found for name in one.names if name not in classes}
-        faults += [f"{uri}: class {name!r} is not among the classes {classes}" for name, uri in strange.items()]
+        unknown = {name: xml.uri for xml in annotations for name in xml.names if name not in classes}
+        faults += [f"{uri}: class {name!r} is not among the classes {classes}" for name, uri in unknown.items()]
     if len(faults) > 20:
         faults[20:] = [f"{len(faults) - 20} more files have faults"]
-    unseen = f"{len(uris) - len(some)} other XML files and " if len(some) < len(uris) else ""
-    return f"{len(some)} of {len(uris)} XML files", unseen, faults
+    unread = f"{len(uris) - len(sample)} other XML files and " if len(sample) < len(uris) else ""
+    return f"{len(sample)} of {len(uris)} XML files", unread, faults
 
 
 def _read_xml(uri: str) -> VocAnnotation | str:

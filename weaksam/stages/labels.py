@@ -1,4 +1,4 @@
-"""The images a step learns from, with their image-level labels: all that training may know of them."""
+"""Reads the images a step trains on, with their image-level labels, the only annotation that training may use."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from weaksam.core import tables
 from weaksam.core.step import Step
 from weaksam.errors import DataError
 
-_EVERYWHERE = 0.95  # share of the images from which on a class is said to be in all of them
+_EVERYWHERE = 0.95  # a class in more than this share of the images counts as present in all
 
 
 def labelled_images(step: Step, *, also: Collection[str] = ()) -> tuple[pa.Table, np.ndarray]:
-    """Images of the step's split whose labels are known, and which of the C classes each holds, (images, C) bool.
+    """Returns the images of the step's split whose labels are known, and their labels, (images, C) bool.
 
     Args:
-        step: has a split.
-        also: ids of images that are there without labels too, as if nothing was in them.
+        step: a step with a split.
+        also: ids of images that are included without labels too, as images of no class.
 
     Raises:
-        DataError: there are none.
+        DataError: no image has labels.
     """
     split = step.config.split
     images = step.inputs["images"].read(["uri", "split", "labels"])
@@ -41,12 +41,12 @@ def labelled_images(step: Step, *, also: Collection[str] = ()) -> tuple[pa.Table
 
 
 def describe_everywhere(where: str, counts: Mapping[str, int], images: int) -> list[str]:
-    """A warning for each class that nearly every image has: none of them teaches where it is not.
+    """Returns a warning for each class in nearly every image: such images do not show where the class is absent.
 
     Args:
-        where: what the texts start with.
-        counts: images with each class.
-        images: whose labels are known.
+        where: the start of the texts.
+        counts: number of images with each class.
+        images: number of images whose labels are known.
     """
     return [
         f"{where}: class '{name}' is in {count} of {images} images: no image teaches where it is not, "
@@ -57,17 +57,17 @@ def describe_everywhere(where: str, counts: Mapping[str, int], images: int) -> l
 
 
 def count_labels(labels: np.ndarray, names: Sequence[str]) -> dict[str, int]:
-    """Images with each class, of labels (images, C) bool."""
+    """Returns the number of images with each class, from labels (images, C) bool."""
     return dict(zip(names, labels.sum(0).tolist(), strict=True))
 
 
 def warn_of_classes_everywhere(step: Step) -> list[str]:
-    """`describe_everywhere` for the images that a step learns from; nothing as long as they are not listed."""
+    """Returns `describe_everywhere` for the images that a step trains on; nothing until they are listed."""
     if step.inputs["images"].manifest() is None:
         return []
     try:
         _, labels = labelled_images(step)
     except DataError:
-        return []  # the step itself says so
+        return []  # the step itself reports it
     names = step.inputs["images"].class_names()
     return describe_everywhere(f"steps.{step.name}.images", count_labels(labels, names), len(labels))

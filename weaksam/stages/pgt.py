@@ -1,7 +1,7 @@
-"""images, detections -> pgt: which detections a detector is retrained on.
+"""images, detections -> pgt: selects the detections that a detector is retrained on.
 
-Only image-level labels are looked at, never boxes that people drew, with one exception, which the run file must name:
-what people made of exported tasks (`reviewed`). A few numbers per image: this needs no cluster.
+The stage reads only image-level labels, never boxes that people drew, with one exception that the run file must name:
+exported tasks that people corrected (`reviewed`). It handles a few numbers per image, so it needs no cluster.
 """
 
 from __future__ import annotations
@@ -33,35 +33,36 @@ _COLUMNS = ["status", "message", "height", "width", "boxes", "classes", "scores"
 
 
 class PgtConfig(StageConfig):
-    """Chooses the pseudo ground truth: per image and class the best detection, and those not much worse.
+    """Selects the pseudo ground truth: per image and class the best detection, and detections with similar scores.
 
-    Detections of classes that are not among an image's labels are left out. Images that people have reviewed hold what
-    they say. Also writes statistics.json.
+    Detections of classes that are not among an image's labels are left out. Reviewed images have the objects that
+    people annotated. Also writes statistics.json.
     """
 
     images: Annotated[str, Reads("images")]
     """The `index` step with the images and their labels."""
     detections: Annotated[str, Reads("detections")]
-    """The step whose detections are chosen from; those of other programs come from an `import_detections` step."""
+    """The step whose detections are selected; detections of other programs come from an `import_detections` step."""
     reviewed: Annotated[str | None, OutsideFile()] = None
     """URI of a Label Studio export (JSON) of tasks that `export` wrote. Images with an annotation get its boxes, with
     score 1, and its polygons, and are `trusted`: no detection, label or rule changes them, in any run that names the
-    file. The one place where boxes that people drew reach training, and only if it is named."""
+    file. Boxes that people drew reach training only through this setting."""
     split: str
-    """Split that is to be trained on."""
+    """Split to train on."""
     norm: Literal["range", "minmax", "max", "raw"] = "max"
-    """Scores s of a class in an image, from m to M, count as s / (M - m), as published, (s - m) / (M - m), s / M, or
-    with `raw` as they are, the rule of SoS-WSOD."""
+    """Normalisation of the scores s of a class in an image, which range from m to M: `range` is s / (M - m), as
+    published, `minmax` is (s - m) / (M - m), `max` is s / M, and `raw` leaves them as they are, as SoS-WSOD does."""
     threshold: float = Field(default=0.3, ge=0)
-    """Detections whose normalised score is at least this stay, and the best of each class always."""
+    """Lowest normalised score of the detections that are kept; the best of each class is always kept."""
     containment: float = Field(default=0.85, gt=0, le=1)
-    """A box with this share of its area in another of its class is a part of that one, and goes."""
+    """A box with at least this share of its area inside another box of its class is a part of it, and is dropped."""
     containment_rule: Literal["greedy", "all_pairs", "off"] = "greedy"
-    """`greedy`: parts of better boxes go. `all_pairs`, as published: parts of any box go, of two equal ones both."""
+    """`greedy`: parts of boxes with a higher score are dropped. `all_pairs`, as published: parts of any box are
+    dropped, both of two equal boxes."""
     containment_except: Annotated[list[str], Added()] = Field(default_factory=list)
-    """Classes whose parts stay. SoS-WSOD names bottle, bus, car, chair, cow, pottedplant and sheep of VOC."""
+    """Classes whose parts are kept. SoS-WSOD names bottle, bus, car, chair, cow, pottedplant and sheep of VOC."""
     top_k: int | None = Field(default=None, ge=1)
-    """The best so many of each class instead of all these rules, for comparison."""
+    """Number of best detections of each class to keep instead of all these rules, for comparison."""
     max_per_class: int | None = Field(default=None, ge=1)
     """Most boxes of a class in an image; unset = no limit."""
     max_per_image: int | None = Field(default=None, ge=1)
@@ -69,7 +70,7 @@ class PgtConfig(StageConfig):
 
 
 def run(step: Step) -> Outcome:
-    """Chooses for every labelled or reviewed image of the split, in this process."""
+    """Selects the detections of every labelled or reviewed image of the split, in this process."""
     from weaksam.data.remarks import Remarks
     from weaksam.ops.pgt import PgtRules
 
@@ -79,16 +80,16 @@ def run(step: Step) -> Outcome:
     names = step.inputs["images"].class_names()
     ids = images.column("image_id").to_pylist()
     reviews = _of_images(step, reviews, ids)
-    found = _read_found(step, ids, reviews)
-    given: dict[str, Any] = {key: getattr(config, key) for key in PgtRules.__dataclass_fields__}
-    given["containment_except"] = _indices(step, names)
-    rules = PgtRules(**given)
+    detections = _read_detections(step, ids, reviews)
+    settings: dict[str, Any] = {key: getattr(config, key) for key in PgtRules.__dataclass_fields__}
+    settings["containment_except"] = _indices(step, names)
+    rules = PgtRules(**settings)
     schema = schemas.with_metadata(schemas.PGT, fingerprint=step.fingerprint, class_names=names)
     parts, counts, failures, remarks = [], [], [], Remarks(f"steps.{step.name}")
     for start in range(0, len(ids), _ROWS_PER_PART):
-        piece = zip(ids[start : start + _ROWS_PER_PART], found.slice(start, _ROWS_PER_PART).to_pylist(), strict=True)
+        batch = detections.slice(start, _ROWS_PER_PART).to_pylist()
         rows = []
-        for i, (image_id, row) in enumerate(piece):
+        for i, (image_id, row) in enumerate(zip(ids[start : start + _ROWS_PER_PART], batch, strict=True)):
             is_reviewed = image_id in reviews
             row = keep_areas(trust(image_id, reviews[image_id]) if is_reviewed else row, remarks)
             rows.append(row if is_reviewed else choose(row, np.flatnonzero(labels[start + i]), rules, remarks))
@@ -97,56 +98,56 @@ def run(step: Step) -> Outcome:
         failures += [f"{r['image_id']}: {r['status']}: {r['message']}" for r in rows if r["status"] != schemas.OK]
         log.info("%s  %d/%d images", step.name, min(start + _ROWS_PER_PART, len(ids)), len(ids))
     remarks.log()
-    told = statistics(np.stack(counts), labels, names) | {"trusted_images": len(reviews)}
-    storage.write_json(storage.join(step.folder, "statistics.json"), told)
+    summary = statistics(np.stack(counts), labels, names) | {"trusted_images": len(reviews)}
+    storage.write_json(storage.join(step.folder, "statistics.json"), summary)
     return Outcome(
         rows=len(ids),
         failed=len(failures),
         failures=failures[:10],
         parts=parts,
-        summary=f"{told['boxes_per_image']:.2f} boxes per image, {told['images_without']} images without any, "
-        f"{told['labels_without']} of {told['labels']} labels without any"
+        summary=f"{summary['boxes_per_image']:.2f} boxes per image, {summary['images_without']} images without any, "
+        f"{summary['labels_without']} of {summary['labels']} labels without any"
         + (f", {len(reviews)} images reviewed and trusted" if config.reviewed is not None else ""),
     )
 
 
 def _indices(step: Step, names: list[str]) -> tuple[int, ...]:
-    """Which classes `containment_except` names."""
-    given = step.config.containment_except
-    if unknown := [name for name in given if name not in names]:
+    """Returns the indices of the classes that `containment_except` names."""
+    exceptions = step.config.containment_except
+    if unknown := [name for name in exceptions if name not in names]:
         raise ConfigError(
             f"steps.{step.name}.containment_except: the images have no class {unknown[0]!r}: they have "
             f"{', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
         )
-    return tuple(names.index(name) for name in given)
+    return tuple(names.index(name) for name in exceptions)
 
 
 def _read_reviews(step: Step) -> dict[str, Review]:
-    """What people say, by image id, of all splits."""
+    """Returns the reviews of people, by image id, of all splits."""
     if step.config.reviewed is None:
         return {}
     from weaksam.data.readers.label_studio import read_reviews
 
     images = step.inputs["images"].read(["height", "width"])
     sizes: dict[str, Size | None] = dict.fromkeys(images.column("image_id").to_pylist())
-    found = step.inputs["detections"].read(["height", "width"])  # of decoded images
-    for row in (row for table in (images, found) for row in table.to_pylist() if row["height"] and row["width"]):
+    decoded = step.inputs["detections"].read(["height", "width"])
+    for row in (row for table in (images, decoded) for row in table.to_pylist() if row["height"] and row["width"]):
         sizes[row["image_id"]] = row["height"], row["width"]
     is_sample = step.inputs["images"].config.sample is not None
     return read_reviews(step.config.reviewed, sizes, step.inputs["images"].class_names(), is_sample=is_sample)
 
 
 def _of_images(step: Step, reviews: Mapping[str, Review], ids: list[str]) -> dict[str, Review]:
-    """The reviews of these images; those of other splits are counted in the log."""
-    ours = {image_id: reviews[image_id] for image_id in ids if image_id in reviews}
-    if len(ours) < len(reviews):
-        others = len(reviews) - len(ours)
+    """Returns the reviews of these images; logs the number of reviews of other splits."""
+    kept = {image_id: reviews[image_id] for image_id in ids if image_id in reviews}
+    if len(kept) < len(reviews):
+        others = len(reviews) - len(kept)
         log.info("%s: %d reviewed images are of other splits than '%s': left out", step.name, others, step.config.split)
-    return ours
+    return kept
 
 
-def _read_found(step: Step, ids: list[str], reviewed: Collection[str]) -> pa.Table:
-    """Rows of detections of these images, in their order; null for a reviewed one that has none.
+def _read_detections(step: Step, ids: list[str], reviewed: Collection[str]) -> pa.Table:
+    """Returns the rows of detections of these images, in their order; null for a reviewed image without a row.
 
     Raises:
         DataError: another image has no row, or the detections are of other images.
@@ -157,7 +158,7 @@ def _read_found(step: Step, ids: list[str], reviewed: Collection[str]) -> pa.Tab
 
 
 def trust(image_id: str, review: Review) -> dict[str, Any]:
-    """A row of pseudo ground truth that holds what people say of an image."""
+    """Returns a row of pseudo ground truth with the objects that people annotated."""
     height, width = review.size or (None, None)
     row = {"image_id": image_id, "status": schemas.OK, "message": "", "height": height, "width": width}
     masks = review.masks if any(mask is not None for mask in review.masks) else None
@@ -168,7 +169,7 @@ def trust(image_id: str, review: Review) -> dict[str, Any]:
 
 
 def choose(row: dict[str, Any], labels: np.ndarray, rules: Any, remarks: Remarks | None = None) -> dict[str, Any]:
-    """A row of pseudo ground truth from a row of detections; scores stay what they were, a failed row fails.
+    """Returns a row of pseudo ground truth from a row of detections; scores are unchanged, a failed row stays failed.
 
     Boxes whose score is not finite are left out, and `remarks` counts them.
     """
@@ -188,12 +189,12 @@ def choose(row: dict[str, Any], labels: np.ndarray, rules: Any, remarks: Remarks
 
 
 def statistics(counts: np.ndarray, labels: np.ndarray, names: list[str]) -> dict[str, Any]:
-    """What was chosen, in numbers.
+    """Returns the content of statistics.json.
 
     Args:
         counts: (images, C) int, boxes of each class.
         labels: (images, C) bool.
-        names: of the classes.
+        names: the class names.
     """
     return {
         "images": len(counts),

@@ -1,7 +1,7 @@
-"""images (+ classifier, SAM weights) -> proposals: where could an object be?
+"""images (+ classifier, SAM weights) -> proposals: boxes that may contain an object.
 
 Each image is encoded once; every prompt, of the grid and of the classifier's peaks, is decoded from that encoding. The
-rows say for each box how sure SAM was and what prompted it, so later stages can choose.
+rows have SAM's rating and the source of each box, so that later stages can select boxes.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ class TrainedClassifier:
 
 
 class ProposeBoxes(ImageMapper):
-    """Makes rows of `schemas.PROPOSALS`; holds SAM and, when there is one, the classifier.
+    """Makes rows of `schemas.PROPOSALS`; holds SAM and, if the step has one, the classifier.
 
-    Both in one actor: the image is decoded once and nothing but bytes travels (see `benchmarks/classifier_share.py`).
+    Both are in one actor: the image is decoded once and only bytes are sent (see `benchmarks/classifier_share.py`).
     """
 
     def __init__(self, config: ProposalsConfig, classifier: TrainedClassifier | None = None) -> None:
@@ -55,12 +55,12 @@ class ProposeBoxes(ImageMapper):
         self.watch = SamWatch(self.engine)
 
     def prepare(self, image: np.ndarray, row: Row) -> tuple[PeakPrompts | None, Watched]:
-        """The classifier's labels and peaks, and SAM's encoding."""
+        """Returns the classifier's labels and peaks, and SAM's encoding."""
         prompts = self.find_prompts(image, row.get("labels")) if self.find_prompts else None
         return prompts, self.watch.encode(image)
 
     def make(self, image: np.ndarray, row: Row, prepared: tuple[PeakPrompts | None, Watched]) -> Row:
-        """The proposals, and the peaks and labels that led to them."""
+        """Returns the proposals, and the peaks and labels that led to them."""
         from weaksam.sam.sources import propose_from_sources
 
         prompts, watched = prepared
@@ -86,7 +86,7 @@ class ProposeBoxes(ImageMapper):
 
 
 def _prompt_sets(config: ProposalsConfig, prompts: PeakPrompts | None) -> list[PromptSet]:
-    """Prompts of the grid and of each kind of peaks that is enabled, in the order of `schemas.SOURCES`."""
+    """Returns the prompts of the grid and of each enabled kind of peak, in the order of `schemas.SOURCES`."""
     from weaksam.sam.sources import PromptSet, point_prompts
 
     grid, shared = config.grid, config.peaks
@@ -110,7 +110,7 @@ def _prompt_sets(config: ProposalsConfig, prompts: PeakPrompts | None) -> list[P
 
 
 def _make_prompt_finder(config: ProposalsConfig, classifier: TrainedClassifier, device: Any) -> Any:
-    """`find(image, labels or None) -> PeakPrompts`."""
+    """Returns a function `find(image, labels or None) -> PeakPrompts`."""
     from weaksam.models.classifiers.build import load_trained
     from weaksam.models.classifiers.peak_prompts import find_peak_prompts
 
@@ -173,9 +173,9 @@ def _trained_classifier(step: Step, names: list[str]) -> TrainedClassifier:
 
 
 def _known_labels(step: Step, images: pa.Table) -> pa.Array:
-    """Image-level labels where they may be used, null elsewhere: a test split has some, but only to be judged by.
+    """Returns image-level labels where they may be used, else null: labels of a test split are only for evaluation.
 
-    Differs from the published scripts, which give COCO's validation images their true labels.
+    Differs from the published scripts, which use the true labels of COCO's validation images.
     """
     trained = step.inputs["classifier"]
     known = step.config.peaks.known_splits

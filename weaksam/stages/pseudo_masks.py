@@ -1,6 +1,6 @@
-"""images, boxes (pgt or detections) -> pgt with masks: SAM draws one for each box.
+"""images, boxes (pgt or detections) -> pgt with masks: SAM draws a mask for each box.
 
-Each image is encoded once, all of its boxes prompt together. What people drew stays as it is.
+Each image is encoded once, and all of its boxes prompt together. Masks that people drew are not changed.
 """
 
 from __future__ import annotations
@@ -28,51 +28,52 @@ if TYPE_CHECKING:
     from weaksam.ops.pseudo_masks import MaskRules
 
 _OBJECTS = ["boxes", "classes", "scores"]
-_REVIEWED = ["masks", "trusted"]  # columns that not every table has
+_REVIEWED = ["masks", "trusted"]  # columns that some tables lack
 _STATE = ["status", "message"]
 
 
 class PseudoMasksConfig(StageConfig):
-    """Draws a mask for each box, of pseudo ground truth or of detections: the box prompts SAM.
+    """Draws a mask for each box of pseudo ground truth or detections: the box prompts SAM.
 
-    Rows are those of `pgt` with masks, SAM's own rating of each (`predicted_iou`) and what each was like as it was
-    drawn (`mask_state`: 0 fits, 1 empty, 2 exploding). What people reviewed stays, boxes and masks: only masks that are
-    missing there are drawn, and no object is left out. Also writes statistics.json.
+    Writes the rows of `pgt` with masks, SAM's own rating of each mask (`predicted_iou`) and the state of each mask as
+    SAM drew it (`mask_state`: 0 fits, 1 empty, 2 exploding). Reviewed boxes and masks are not changed: only missing
+    masks are drawn, and no reviewed object is left out. Also writes statistics.json.
     """
 
     images: Annotated[str, Reads("images")]
     """The `index` step with the images."""
     pgt: Annotated[str | None, Reads("pgt")] = None
-    """The step whose boxes prompt; its images are used."""
+    """The step whose boxes prompt SAM; its images are used."""
     detections: Annotated[str | None, Reads("detections")] = None
-    """The step whose detections prompt instead, all of them; boxes from elsewhere come from an `import_detections`
-    step."""
+    """The step whose detections prompt SAM instead, all of them; boxes of other programs come from an
+    `import_detections` step."""
     split: str | None = None
-    """Only images of this split; all that have a row when left out."""
+    """Only images of this split; all images that have a row when left out."""
     sam: SamSettings
     """The segmenter."""
     candidates: Literal["single", "best_of_three"] = "single"
-    """The one mask SAM draws for a box, or of the three it draws for doubtful prompts that which it rates best."""
+    """`single`: SAM's single mask for a box. `best_of_three`: the best rated of the three masks that SAM draws for
+    ambiguous prompts."""
     boxes: Literal["mask", "prompt"] = "mask"
-    """Boxes of the rows: tight around the masks, or as they were."""
+    """Boxes of the rows: tight around the masks (`mask`), or unchanged (`prompt`)."""
     max_outside: float = Field(default=0.5, ge=0, le=1)
     """A mask with a larger share of its pixels outside its box is exploding."""
     empty: Literal["box", "drop"] = "box"
-    """Instead of a mask without pixels: all of the box, or the object is left out."""
+    """Replacement of a mask without pixels: the filled box, or the object is left out (`drop`)."""
     exploding: Literal["keep", "box", "drop"] = "keep"
-    """Instead of an exploding mask: the same, or it stays and is only counted."""
+    """Replacement of an exploding mask: as with `empty`, or the mask is kept and only counted (`keep`)."""
     max_pixels: int = Field(default=100_000_000, ge=1)
     """Larger images are refused with status `too_large`."""
     resources: ProposalResources = ProposalResources()
-    """Where it runs."""
+    """Resources of the workers."""
 
     @model_validator(mode="after")
-    def _has_one_source(self) -> PseudoMasksConfig:
+    def _check_source(self) -> PseudoMasksConfig:
         one_of(self, "pgt", "detections")
         return self
 
     def rules(self) -> MaskRules:
-        """What is done about masks that are not about their box."""
+        """Returns the rules for masks that do not fit their box."""
         from weaksam.ops.pseudo_masks import MaskRules
 
         return MaskRules(self.max_outside, self.empty, self.exploding)
@@ -87,12 +88,12 @@ class DrawMasks(ImageMapper):
         self.watch = SamWatch(self.engine)
 
     def prepare(self, image: np.ndarray, row: Row) -> Watched | None:
-        """SAM's encoding of an image that lacks masks."""
+        """Returns SAM's encoding of an image that lacks masks."""
         missing = _missing(row) if row.get("trusted") else row["boxes"]
         return self.watch.encode(image) if missing else None
 
     def make(self, image: np.ndarray, row: Row, prepared: Watched | None) -> Row:
-        """The objects of an image with their masks."""
+        """Returns the objects of an image with their masks."""
         from weaksam.ops.pseudo_masks import choose_masks, tight_boxes
 
         if row.get("trusted"):
@@ -115,7 +116,7 @@ class DrawMasks(ImageMapper):
         }
 
     def _complete(self, image: np.ndarray, row: Row, watched: Watched | None) -> Row:
-        """A reviewed row with the masks that it lacks; ImageError when those it has are of another image's size."""
+        """Returns a reviewed row with its missing masks; raises ImageError when its masks have another size."""
         from weaksam.ops.pseudo_masks import FITS, choose_masks
         from weaksam.ops.rle import rle_to_runs
 
@@ -137,7 +138,7 @@ class DrawMasks(ImageMapper):
         return objects | drawing | {"trusted": True}
 
     def _masks(self, watched: Watched | None, boxes: np.ndarray) -> tuple[list[bytes], np.ndarray]:
-        """A mask and SAM's rating of it for each box."""
+        """Returns a mask and SAM's rating of it for each box."""
         if watched is None:
             return [], np.zeros(0, np.float32)
         with self.watch.decoding(watched) as encoded:
@@ -147,7 +148,7 @@ class DrawMasks(ImageMapper):
 
 
 def _missing(row: Row) -> list[int]:
-    """Which boxes of a reviewed row have no mask."""
+    """Returns the indices of the boxes of a reviewed row that have no mask."""
     masks = row["masks"] or [None] * len(row["boxes"])
     return [index for index, mask in enumerate(masks) if mask is None]
 
@@ -172,10 +173,10 @@ def run(step: Step) -> Outcome:
 
 
 def read_prompts(step: Step) -> pa.Table:
-    """(image_id, uri, boxes, classes, scores) of the images with a row; the class names are in the metadata.
+    """Returns (image_id, uri, boxes, classes, scores) of the images with a row, with class names in the metadata.
 
-    Rows of pseudo ground truth that people reviewed also have masks and `trusted`, and rows of `pgt` their status in
-    that step.
+    Reviewed rows of pseudo ground truth also have masks and `trusted`. All rows have their status in the step that they
+    come from.
 
     Raises:
         DataError: the boxes are of other images.
@@ -185,13 +186,13 @@ def read_prompts(step: Step) -> pa.Table:
     key = one_of(config, "pgt", "detections")
     check_same_images(step, key)
     columns = [*_OBJECTS, *_STATE, *(_REVIEWED if key == "pgt" else [])]
-    found = step.inputs[key].read(columns)
-    images = tables.with_ids(images, found.column("image_id").to_pylist())
+    boxes = step.inputs[key].read(columns)
+    images = tables.with_ids(images, boxes.column("image_id").to_pylist())
     if not images.num_rows:
         raise DataError(
             f"steps.{step.name}.split: no image of split '{config.split}' has boxes: name that of the {key}"
         )
-    rows = tables.rows_for(found, images.column("image_id").to_pylist())
+    rows = tables.rows_for(boxes, images.column("image_id").to_pylist())
     source = images.select(["image_id", "uri"])
     for column in [*_OBJECTS, *(_REVIEWED if "trusted" in rows.column_names else [])]:
         source = source.append_column(column, rows.column(column))
@@ -199,14 +200,14 @@ def read_prompts(step: Step) -> pa.Table:
 
 
 def statistics(rows: pa.Table) -> dict[str, Any]:
-    """What was drawn, in numbers.
+    """Returns the content of statistics.json.
 
     Args:
         rows: `predicted_iou`, `mask_state` and `dropped` of all images.
     """
     from weaksam.ops.pseudo_masks import STATES
 
-    stayed, gone = (
+    kept, dropped = (
         np.bincount(np.concatenate([np.zeros(0, np.int64), *map(_numbers, rows.column(key).to_pylist())]), minlength=3)
         for key in ("mask_state", "dropped")
     )
@@ -214,10 +215,10 @@ def statistics(rows: pa.Table) -> dict[str, Any]:
     ratings = [value for row in rated for value in row or [] if value is not None]
     return {
         "images": rows.num_rows,
-        "masks": int(stayed.sum()),
-        "dropped": int(gone.sum()),
+        "masks": int(kept.sum()),
+        "dropped": int(dropped.sum()),
         "predicted_iou": float(np.mean(ratings)) if ratings else None,
-        **{state: int(a + b) for state, a, b in zip(STATES, stayed, gone, strict=True)},
+        **{state: int(a + b) for state, a, b in zip(STATES, kept, dropped, strict=True)},
     }
 
 
@@ -226,7 +227,7 @@ def _numbers(row: list[int] | None) -> np.ndarray:
 
 
 def summarise(counts: dict[str, Any]) -> str:
-    """One line of `statistics`."""
+    """Returns the result of `statistics` as one line."""
     rated = "" if counts["predicted_iou"] is None else f", rated {counts['predicted_iou']:.2f} by SAM"
     return (
         f"{counts['masks']} masks{rated}; {counts['empty']} boxes had an empty one, {counts['exploding']} an exploding "
@@ -239,7 +240,7 @@ def _shipped_weights(config: PseudoMasksConfig) -> dict[str, str]:
 
 
 def _warn_of_the_demo_sam(step: Step) -> list[str]:
-    """Of the shipped weights on anything but drawn scenes; of other weights nothing is known."""
+    """Returns a warning if the shipped weights are used on images other than drawn scenes; else nothing."""
     from weaksam.data.drawn import are_scenes
 
     config, root = step.config, step.inputs["images"].config.root

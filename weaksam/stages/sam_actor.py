@@ -1,4 +1,4 @@
-"""SAM in an actor: the engine from the settings of a step, what is told of its work, the identity of its weights."""
+"""SAM in an actor: builds the engine from the settings of a step, records telemetry, identifies the weights."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 def load_engine(sam: SamSettings, resources: ProposalResources, **settings: Any) -> SamEngine:
-    """The engine on the actor's device, with its threads; `settings` are further ones of the engine."""
+    """Returns the engine on the actor's device, with its threads; `settings` are further settings of the engine."""
     import torch
 
     from weaksam.sam.checkpoints import load_sam
@@ -50,7 +50,7 @@ def load_engine(sam: SamSettings, resources: ProposalResources, **settings: Any)
 
 @dataclass(frozen=True)
 class Watched:
-    """An encoded image, and when that began and ended: seconds, or events of a GPU."""
+    """An encoded image, and the start and end of its encoding: seconds, or CUDA events."""
 
     image: EncodedImage
     start: Any
@@ -58,23 +58,24 @@ class Watched:
 
 
 class SamWatch:
-    """Lets SAM work on images and tells of it.
+    """Runs SAM on images and records telemetry.
 
-    A GPU runs behind the program: its own clock is read, and only at the end, when its results are here anyway.
+    A GPU runs asynchronously: times are measured by CUDA events and read only at the end, when the results have arrived
+    anyway.
     """
 
     def __init__(self, engine: SamEngine) -> None:
         self.engine = engine
 
     def encode(self, image: np.ndarray) -> Watched:
-        """An image through the encoder."""
+        """Encodes an image."""
         start = self._mark()
         encoded = self.engine.encode(image)
         return Watched(encoded, start, self._mark())
 
     @contextmanager
     def decoding(self, watched: Watched) -> Iterator[EncodedImage]:
-        """Around all that is decoded of an image."""
+        """Records telemetry of the block, which decodes the prompts of an image."""
         before, start = self._counts(), self._mark()
         try:
             yield watched.image
@@ -106,7 +107,7 @@ def _seconds(start: Any, end: Any) -> float:
 
 
 def identify_shipped(sam: SamSettings) -> dict[str, str]:
-    """The shipped weights as an outside file, where they are used."""
+    """Returns the identity of the shipped weights as an outside file, if they are used."""
     if sam.checkpoint is not None:
         return {}
     return {f"sam.{sam.model}": storage.identity(str(SHIPPED[sam.model]))}

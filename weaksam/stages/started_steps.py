@@ -1,7 +1,7 @@
-"""The steps of a run folder as they lie there, without a run file.
+"""Reads the steps of a run folder without a run file.
 
-A step's config.json names its stage, its settings and the steps it read: a run folder tells all that whoever reads its
-tables needs, also when it was moved.
+A step's config.json names its stage, its settings and the steps it read. So a run folder has everything that a reader
+of its tables needs, also after it was moved.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from weaksam.errors import ConfigError, DamagedError
 from weaksam.masking import masked_values
 from weaksam.stages import STAGES
 
-_TOLD = {"stage", "settings", "inputs", "outside", "fingerprint"}  # keys of config.json that are used here
+_KEYS = {"stage", "settings", "inputs", "outside", "fingerprint"}  # keys of config.json that this module reads
 
 
 @dataclass(frozen=True)
 class Started:
-    """A step that was started in a run folder. `told` is its config.json."""
+    """A step that was started in a run folder. `config_json` is the content of its config.json."""
 
     run: str
     title: str  # <step>-<fingerprint>, the name of its folder
     stage: Stage
-    told: Mapping[str, Any]
+    config_json: Mapping[str, Any]
 
     @property
     def name(self) -> str:
@@ -40,7 +40,7 @@ class Started:
 
     @property
     def manifest_uri(self) -> str:
-        """Is there when the step is finished."""
+        """URI of the manifest, which exists once the step is finished."""
         return storage.join(self.folder, "manifest.json")
 
     @property
@@ -49,24 +49,24 @@ class Started:
         return storage.exists(self.manifest_uri)
 
     def to_step(self, inputs: Mapping[str, SavedStep]) -> SavedStep:
-        """A step that can be read from, with the steps that it read."""
-        config, outside, fingerprint = (self.told[key] for key in ("settings", "outside", "fingerprint"))
+        """Returns a step whose table can be read; `inputs` are the steps that it read."""
+        config, outside, fingerprint = (self.config_json[key] for key in ("settings", "outside", "fingerprint"))
         return SavedStep(self.name, self.stage, config, inputs, outside, fingerprint, self.folder)
 
 
 def read_started(run: str, title: str) -> Started | None:
-    """The step in a folder of a run; None when the folder is not a step's.
+    """Returns the step in a folder of a run; None if the folder has no config.json.
 
     Raises:
         WeakSamError: its config.json is damaged, or of a stage that does not exist.
     """
     uri = storage.join(run, title, "config.json")
     try:
-        told = masked_values(storage.read_json(uri))  # what an older weaksam wrote may hold secrets of URLs
+        config_json = masked_values(storage.read_json(uri))  # a file of an older weaksam may have secrets in URLs
     except FileNotFoundError:
         return None
-    if not isinstance(told, dict) or not told.keys() >= _TOLD:
+    if not isinstance(config_json, dict) or not config_json.keys() >= _KEYS:
         raise DamagedError(f"{uri}: does not describe a step: it is damaged, run the step's run file again")
-    if told["stage"] not in STAGES:
-        raise ConfigError(f"{uri}: there is no stage '{told['stage']}': use the version of weaksam that made it")
-    return Started(run, title, STAGES[told["stage"]], told)
+    if config_json["stage"] not in STAGES:
+        raise ConfigError(f"{uri}: there is no stage '{config_json['stage']}': use the version of weaksam that made it")
+    return Started(run, title, STAGES[config_json["stage"]], config_json)

@@ -1,4 +1,4 @@
-"""The images that a step maps."""
+"""Reads the images that a step maps."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from weaksam.core.step import Step
 
 
 def read_images(step: Step, *columns: str) -> pa.Table:
-    """(image_id, uri, split, *columns) of the step's images: of its `split`, of all splits where it names none.
+    """Returns (image_id, uri, split, *columns) of the images of the step's `split`, or of all splits without it.
 
     The class names are in the metadata of the table.
 

@@ -1,7 +1,7 @@
-"""images -> classifier: a network that, from image-level labels alone, learns where classes are.
+"""images -> classifier: trains a network that locates classes, from image-level labels alone.
 
-Its peaks prompt SAM in `proposals`. Nothing is selected: the weights of the last step are handed on, and the held-out
-part of the training split only tells how good they are.
+Its peaks prompt SAM in `proposals`. The stage selects no checkpoint: the result is the weights of the last step, and
+the held-out part of the training split only measures them.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _PILOT_HELD_OUT = 0.25
 _PUBLISHED = with_defaults(LoopSettings, batch_size=64, lr=7.5e-5, final_lr=0.13, weight_decay=0.03, precision="bf16")
 
 
-# The layers on a frozen encoder start at random: Muon needs a fraction of the steps that AdamW does.
+# The layers on a frozen encoder are initialised at random: Muon needs a fraction of the steps of AdamW.
 _FROZEN_SAM = {
     "image_size": 192,
     "epochs": 12,
@@ -46,7 +46,7 @@ _FROZEN_SAM = {
     "erase": 0.0,
     "ema": 0.98,
 }
-# Nothing but the mirror image varies a picture, so that its features are remembered.
+# The only augmentation is the mirror image, so that the features of an image can be cached.
 _LITE0 = {
     "image_size": 320,
     "epochs": 15,
@@ -75,41 +75,41 @@ class TrainClassifierConfig(_PUBLISHED):
     split: str
     """Split to train on."""
     backbone: str = "deit_small_patch16_224"
-    """A plain ViT of timm; `efficientnet_lite0`, whose frozen features have seen ImageNet's photographs and need no
-    download; or `frozen_sam`, the encoder of the shipped SAM, for drawn scenes."""
+    """A plain ViT of timm; `efficientnet_lite0`, whose frozen features were trained on ImageNet's photographs and need
+    no download; or `frozen_sam`, the encoder of the shipped SAM, for drawn scenes."""
     pretrained: bool = True
-    """Start from the weights of the backbone: timm's, fetched by name, or those that the installation has."""
+    """Whether to start from the weights of the backbone: timm's, downloaded by name, or weights in the installation."""
     weights: Annotated[str | None, OutsideFile()] = None
     """URI of weights to start from instead: a ViT's, or a published WeakTr checkpoint."""
     class_rows: list[int] | None = None
-    """Which class of `weights` each class of the dataset is; in the same order when left out."""
+    """For each class of the dataset, its index among the classes of `weights`; the same order when left out."""
     gated: bool = False
-    """Fuse attention maps by the published learnt gate instead of their plain mean."""
+    """Whether to fuse attention maps by the published learnt gate instead of their plain mean."""
     fine_of: Annotated[Literal["both", "coarse", "cross"], Added()] = "both"
-    """What attention between patches spreads to make the fine map: the coarse map times the attention of class tokens,
-    as published, or one of them alone, which the published code has as options."""
+    """The map that patch attention spreads into the fine map: the product of the coarse map and the attention of class
+    tokens (`both`, as published), or one of them alone, which are options of the published code."""
     image_size: int = Field(default=224, ge=32)
-    """Side of training pictures, pixels."""
+    """Side of training images, pixels."""
     epochs: int = Field(default=60, ge=0)
-    """Times each image is seen; 0 takes the starting weights as they are."""
+    """Number of passes over the images; with 0 the starting weights are the result."""
     optimizer: Literal["adamw", "muon"] = "adamw"
-    """Muon learns a network that starts at random, like the layers on frozen features, in far fewer steps."""
+    """Muon trains randomly initialised layers, such as the layers on frozen features, in far fewer steps."""
     warmup_epochs: float = Field(default=5, ge=0)
     """Epochs over which the learning rate rises."""
     drop_path: float = Field(default=0.1, ge=0, lt=1)
-    """Chance to leave out a residual branch of the last layer; earlier ones less."""
+    """Probability to drop a residual branch of the last layer; lower for earlier layers."""
     min_scale: float = Field(default=0.08, gt=0, le=1)
-    """Smallest share of an image that a training picture shows."""
+    """Smallest share of an image that a random crop keeps."""
     rand_augment: float = Field(default=9.0, ge=0, le=10)
-    """Strength of random operations on colour and shape; 0 = none."""
+    """Magnitude of RandAugment, random operations on colour and shape; 0 = none."""
     erase: float = Field(default=0.25, ge=0, le=1)
-    """Chance that a rectangle is erased."""
+    """Probability to erase a random rectangle."""
     held_out: float = Field(default=0.05, ge=0, le=0.5)
-    """Share of the images kept out of training to measure mAP on."""
+    """Share of the images held out of training to measure mAP."""
     max_held_out: int = Field(default=1000, ge=1)
-    """Most images kept out."""
+    """Most images held out."""
     validate_epochs: Annotated[int, NotInFingerprint()] = Field(default=5, ge=1)
-    """Epochs between two looks at the held-out images."""
+    """Epochs between two validations on the held-out images."""
 
     @model_validator(mode="after")
     def _fits_its_backbone(self) -> Self:
@@ -122,19 +122,19 @@ class TrainClassifierConfig(_PUBLISHED):
         return self
 
     def num_held_out(self, images: int) -> int:
-        """How many of so many images are kept out of training."""
+        """Returns the number of images held out of training."""
         return min(int(self.held_out * images), self.max_held_out)
 
     def course(self, images: int) -> Course:
         held_out = self.num_held_out(images)
         settings = train_settings(self, images - held_out)
-        # what the frozen features of a picture are is remembered where nothing but the mirror image varies it
-        is_remembered = self.backbone == "efficientnet_lite0" and self.min_scale == 1 and not self.rand_augment
-        views = 2 if is_remembered and not self.erase else None
+        # frozen features are cached if the mirror image is the only augmentation
+        is_cached = self.backbone == "efficientnet_lite0" and self.min_scale == 1 and not self.rand_augment
+        views = 2 if is_cached and not self.erase else None
         return make_course(settings, images - held_out, views=views, held_out=held_out)
 
     def shortened(self, images: int) -> Self:
-        # of so few held-out images the time would be that of looking at all, not of the images
+        # with few held-out images the time would be the overhead of a validation, not the time of the images
         held_out = max(self.held_out, _PILOT_HELD_OUT) if self.held_out else 0.0
         whole = changed(self, held_out=held_out).course(images)
         steps = pilot_steps(whole.steps, whole.images, whole.batch_size)
@@ -151,19 +151,19 @@ class TrainClassifierConfig(_PUBLISHED):
 
 
 def run(step: Step) -> Outcome:
-    """Trains, from where an earlier call stopped, and tells how good the result is."""
+    """Trains, continuing an earlier call, and reports the held-out mAP."""
     config: TrainClassifierConfig = step.config
     task = _make_task(step)
     rows = len(task.train.uris) + len(task.held_out.uris)
     if config.epochs == 0:
         summary = _keep_weights(task, step.folder)
     else:
-        summary = _tell(train_task(step, task, train_settings(config, len(task.train.uris))))
+        summary = _describe(train_task(step, task, train_settings(config, len(task.train.uris))))
     return outcome_of(step, rows, summary)
 
 
 def train_settings(config: TrainClassifierConfig, num_images: int) -> TrainSettings:
-    """Epochs of `num_images` as steps."""
+    """Returns the settings of the loop, with epochs of `num_images` as steps."""
     batch_size = min(config.batch_size, num_images)
     per_epoch = num_images / batch_size
     log_every = max(1, math.ceil(per_epoch))
@@ -197,7 +197,7 @@ def _make_task(step: Step) -> ClassifierTask:
 
 
 def _split(step: Step) -> tuple[LabelledImages, LabelledImages]:
-    """Images to train on and held-out ones, told apart by a hash of their ids: the same ones in every run."""
+    """Splits the images into training and held-out images by a hash of their ids: the same split in every run."""
     from weaksam.training.classifier_task import LabelledImages
 
     config: TrainClassifierConfig = step.config
@@ -217,12 +217,12 @@ def _keep_weights(task: ClassifierTask, folder: str) -> str:
     model = task.build_model().eval()
     storage.write_bytes(tables.weights_uri(folder), save(model.state_dict()))
     with ThreadPoolExecutor() as pool:
-        return _tell(task.validate(model, pool))
+        return _describe(task.validate(model, pool))
 
 
-def _tell(metrics: dict[str, Any]) -> str:
-    found = metrics.get("held_out_mAP")
-    return f"held-out mAP {100 * found:.1f} %" if found is not None and math.isfinite(found) else ""
+def _describe(metrics: dict[str, Any]) -> str:
+    value = metrics.get("held_out_mAP")
+    return f"held-out mAP {100 * value:.1f} %" if value is not None and math.isfinite(value) else ""
 
 
 def _shipped_weights(config: TrainClassifierConfig) -> dict[str, str]:

@@ -1,6 +1,6 @@
-"""images, pgt -> detector: an ordinary detector, trained on pseudo ground truth.
+"""images, pgt -> detector: trains an ordinary detector on pseudo ground truth.
 
-Nothing is selected: the weights of the last step are handed on. The only boxes there are were learnt from.
+The stage selects no checkpoint: the result is the weights of the last step. All available boxes are used for training.
 """
 
 from __future__ import annotations
@@ -53,9 +53,9 @@ class TrainDetectorConfig(_PUBLISHED):
     """Trains Faster R-CNN, DINO, RT-DETRv2, Mask R-CNN or Mask2Former on pseudo ground truth.
 
     Defaults are the published recipe of Faster R-CNN for VOC07 (SGD, batch 16, learning rate 0.02, 9,000 steps). Other
-    models have their own: DINO that for VOC07 (AdamW, batch 16, learning rate 9e-5), RT-DETRv2 the same (1e-4), Mask
-    R-CNN that for VOC12 (as Faster R-CNN, other sizes) and Mask2Former too (AdamW, batch 16, learning rate 1e-4, 33,069
-    steps of large-scale jitter). The last two learn masks: their boxes come from `pseudo_masks`.
+    models have their own recipes: DINO for VOC07 (AdamW, batch 16, learning rate 9e-5), RT-DETRv2 the same (1e-4), Mask
+    R-CNN for VOC12 (as Faster R-CNN, other sizes) and Mask2Former for VOC12 (AdamW, batch 16, learning rate 1e-4,
+    33,069 steps of large-scale jitter). The last two learn masks: their pseudo ground truth comes from `pseudo_masks`.
     """
 
     recipes = (
@@ -70,40 +70,42 @@ class TrainDetectorConfig(_PUBLISHED):
     images: Annotated[str, Reads("images")]
     """The `index` step with the images."""
     pgt: Annotated[str, Reads("pgt")]
-    """The step with the boxes, and masks, to learn from; its images are trained on."""
+    """The step with the boxes, and masks, to train on; its images are used."""
     model: Annotated[str, Choice(tuple(kind.name for kind in KINDS))] = "faster_rcnn"
-    """What is trained."""
+    """The detector to train."""
     backbone: Annotated[str, Choice(BACKBONES, {"small": "frozen_sam"})] = "resnet50"
-    """The last two are for few images and no GPU. Photographs want `efficientnet_lite0`, for Faster and Mask R-CNN,
-    which comes with weights of ImageNet; `frozen_sam` is a smaller network on what the frozen small SAM sees."""
+    """The last two are for few images and no GPU. Use `efficientnet_lite0`, which comes with ImageNet weights, for
+    photographs (Faster and Mask R-CNN); `frozen_sam` is a smaller network on the features of the frozen small SAM."""
     pretrained: bool = True
-    """Start from the weights the backbone is known with: torchvision's of ImageNet, or those that come with weaksam."""
+    """Whether to start from pretrained weights of the backbone: torchvision's for ImageNet, or the weights that come
+    with weaksam."""
     weights: Annotated[str | None, OutsideFile()] = None
     """URI of ImageNet weights to start from instead (a state dict with torchvision's keys)."""
     start: Annotated[str | None, Reads("detector")] = None
     """The step whose detector to start from instead: the same model, or Faster R-CNN for Mask R-CNN."""
     frozen_stages: int = Field(default=1, ge=0, le=4)
-    """Stages that are not trained, from the first; of resnet50, or of efficientnet_lite0, which has five (strides 2 to
-    32)."""
+    """Number of first stages of the backbone that are not trained; for resnet50, or for efficientnet_lite0, which has
+    five stages (strides 2 to 32)."""
     box_loss: BoxLoss = "l1"
-    """Of Faster and Mask R-CNN: `l1` as published, torchvision's own is `smooth_l1`."""
+    """Box loss of Faster and Mask R-CNN: `l1` as published; `smooth_l1` is torchvision's own."""
     first_stage: float = Field(default=0.4, ge=0, lt=1)
-    """Share of the steps in which a small Faster or Mask R-CNN learns where objects are, before what they are; 0 where
-    it learnt that before (`start`)."""
+    """Share of the steps in which a small Faster or Mask R-CNN learns to locate objects, before it learns to classify
+    them; 0 if the detector of `start` has learnt to locate them."""
     roi_drop: RoiDropRules = RoiDropRules()
-    """Which regions are not learnt from."""
+    """Rules for regions that are left out of the losses."""
     keep_empty: bool = False
-    """Whether images without boxes are learnt from, as background; their objects were not found, but are there."""
+    """Whether to train on images without boxes, as background, although they may contain undetected objects."""
     scales: list[int] = Field(default=list(range(480, 1217, 32)), min_length=1)
-    """Lengths of the shorter side of training images, one drawn for each; pixels."""
+    """Lengths of the shorter side of training images, pixels; sampled for each image."""
     max_side: int = Field(default=2000, ge=32)
-    """The longer side is at most this, pixels."""
+    """Maximum length of the longer side, pixels."""
     crop_chance: float = Field(default=0.0, ge=0, le=1)
-    """How often a part is cut out of an image, DETR's way."""
+    """Probability of a random crop, as in DETR."""
     square: int | None = Field(default=None, ge=32)
-    """Instead of all this, side of the square that images are made, pixels: large-scale jitter."""
+    """Large-scale jitter instead of `scales`, `max_side` and `crop_chance`: side of the square training images,
+    pixels."""
     jitter: list[float] = Field(default=[0.1, 2.0], min_length=2, max_length=2)
-    """By how much an image is made larger than fits into the square, at least and at most, before it is cut."""
+    """Smallest and largest scale of an image relative to the size that fits into the square, before it is cropped."""
     optimizer: Literal["sgd", "adamw", "muon"] = "sgd"
     """`sgd` has momentum 0.9; `muon` is for backbone `frozen_sam`."""
     backbone_lr: float = Field(default=1.0, gt=0)
@@ -111,7 +113,7 @@ class TrainDetectorConfig(_PUBLISHED):
 
     @property
     def kind(self) -> DetectorKind:
-        """What is trained."""
+        """The kind of detector to train."""
         return kind_of(self.model)
 
     @model_validator(mode="after")
@@ -137,7 +139,7 @@ class TrainDetectorConfig(_PUBLISHED):
 
     @property
     def first_steps(self) -> int:
-        """Steps in which a small Faster or Mask R-CNN learns where objects are."""
+        """Steps in which a small Faster or Mask R-CNN learns to locate objects."""
         return round(self.first_stage * self.steps)
 
     def course(self, images: int) -> Course:
@@ -157,7 +159,7 @@ class TrainDetectorConfig(_PUBLISHED):
         return changed(super().scaled_to(steps), roi_drop=drop)
 
     def spec(self, num_classes: int, boxes_per_image: float = 1.0) -> DetectorSpec:
-        """The network."""
+        """Returns the specification of the network."""
         return DetectorSpec(
             model=self.model,
             backbone=self.backbone,
@@ -173,22 +175,22 @@ class TrainDetectorConfig(_PUBLISHED):
 
 
 def _list(names: Sequence[str]) -> str:
-    """`a, b and c`."""
+    """Returns names as text: `a, b and c`."""
     return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
 def run(step: Step) -> Outcome:
-    """Trains, from where an earlier call stopped."""
+    """Trains, continuing an earlier call."""
     task = make_task(step)
     last = train_task(step, task, loop_settings(step.config))
     return outcome_of(step, len(task.uris), describe_loss(last))
 
 
 def make_task(step: Step) -> DetectorTask:
-    """The task of a step: images of its pseudo ground truth.
+    """Returns the training task of a step, with the images of its pseudo ground truth.
 
     Raises:
-        DataError: none has a box, or the boxes are of other images.
+        DataError: no image has a box, or the boxes are of other images.
     """
     from weaksam.models.detectors.build import build_to_train
     from weaksam.training.detector_task import DetectorRecipe, DetectorTask
@@ -225,7 +227,7 @@ def _check_start(step: Step) -> None:
 
 
 def read_objects(step: Step) -> tuple[list[str], PseudoObjects, int]:
-    """URIs of the images to train on, their objects, and the number of classes."""
+    """Returns the URIs of the images to train on, their objects, and the number of classes."""
     from weaksam.data.remarks import Remarks
     from weaksam.training.detector_task import PseudoObjects
 
@@ -239,7 +241,7 @@ def read_objects(step: Step) -> tuple[list[str], PseudoObjects, int]:
     rows = [row for row in source.read(columns).to_pylist() if row["status"] == schemas.OK]
     rows = [keep_areas(row, remarks) for row in rows]
     remarks.log()
-    # a person who reviewed an image and left it empty says that nothing is there
+    # a reviewed image without boxes has no objects
     rows = [row for row in rows if row["boxes"] or row.get("trusted") or step.config.keep_empty]
     boxes = [np.array(row["boxes"], np.float32).reshape(-1, 4) for row in rows]
     classes = [np.array(row["classes"], np.int64) for row in rows]
@@ -253,7 +255,8 @@ def read_objects(step: Step) -> tuple[list[str], PseudoObjects, int]:
         )
     uris = [uri_of[row["image_id"]] for row in rows]
     masks = [row["masks"] or [] for row in rows] if learns_masks else None
-    if any(len(one) != len(other) or None in one for one, other in zip(masks or (), boxes, strict=False)):
+    pairs = zip(masks or (), boxes, strict=False)
+    if any(len(image_masks) != len(image_boxes) or None in image_masks for image_masks, image_boxes in pairs):
         raise DataError(
             f"steps.{step.name}.pgt: step {source.name} has no masks, which {step.config.model} learns from: name a "
             "pseudo_masks step"
@@ -266,7 +269,7 @@ def _exist(classes: np.ndarray, num_classes: int) -> bool:
 
 
 def _shipped_weights(config: TrainDetectorConfig) -> dict[str, str]:
-    moves_boxes = config.kind.is_two_stage  # by the shipped SAM, whatever the backbone starts from
+    moves_boxes = config.kind.is_two_stage  # the shipped SAM moves boxes, with any weights of the backbone
     is_used = config.pretrained or (moves_boxes and config.backbone == "frozen_sam")
     return identify_shipped(config.backbone) if is_used else {}
 

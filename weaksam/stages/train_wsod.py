@@ -1,6 +1,7 @@
-"""images, proposals -> wsod: a detector that, from image-level labels alone, learns which proposals are objects.
+"""images, proposals -> wsod: trains a detector that classifies proposals, from image-level labels alone.
 
-Nothing is selected: the weights of the last step are handed on. Without boxes there is nothing to select by.
+The stage selects no checkpoint: the result is the weights of the last step. Without boxes, checkpoints cannot be
+compared.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ _PUBLISHED = with_defaults(
 
 
 _RENAMED = {"small": "frozen_sam", "efficientnet_lite0+small": "efficientnet_lite0+frozen_sam"}
-# Two layers on frozen features learn from few images in minutes; one size of view, so that features are remembered.
+# Two layers on frozen features learn from few images in minutes; a single size of view, so that features are cached.
 _FROZEN = {
     "dropblock": "off",
     "optimizer": "muon",
@@ -83,52 +84,53 @@ class TrainWsodConfig(_PUBLISHED):
     proposals: Annotated[str, Reads("proposals")]
     """The step with the proposals of these images."""
     sources: list[Source] | None = Field(default=None, min_length=1)
-    """Only proposals that these prompted; all when left out. Detection keeps to them too."""
+    """Use only the proposals of these sources; all when left out. Detection uses only these too."""
     split: str
     """Split to train on."""
     method: Literal["oicr", "mist"] = "mist"
-    """OICR refines classifiers; MIST also finds several objects of a class and moves boxes."""
+    """OICR refines classifiers; MIST also selects several objects of a class and regresses boxes."""
     mining: Literal["top", "near_top", "mist"] | None = None
-    """How pseudo boxes are found; the method's own when left out: `near_top` for OICR (classic OICR: `top`)."""
+    """Rule that selects pseudo boxes; the rule of the method when left out: `near_top` for OICR (classic OICR:
+    `top`)."""
     shared_boxes: Annotated[bool, Added()] = False
-    """For OICR: one layer more moves boxes, the same way for all classes, as in `oicr_bbox_vgg16` of the published
-    code."""
+    """For OICR: add a class-agnostic box regression layer, as in `oicr_bbox_vgg16` of the published code."""
     backbone: Annotated[str, Choice(BACKBONES, _RENAMED)] = "vgg16"
-    """The last three are for few images and no GPU: two layers on the frozen features of each box cut out. Photographs
-    want those of `efficientnet_lite0`, which come with weights of ImageNet; `frozen_sam`, the small SAM, has learnt
-    from drawn scenes; joined by + both see the box."""
+    """The last three are for few images and no GPU: two layers on the frozen features of a crop of each box. Use
+    `efficientnet_lite0`, which comes with ImageNet weights, for photographs; `frozen_sam`, the small SAM, was trained
+    on drawn scenes; `+` concatenates the features of both."""
     pretrained: bool = True
-    """Start from the weights the backbone is known with: torchvision's of ImageNet, or those that frozen features come
-    with."""
+    """Whether to start from pretrained weights of the backbone: torchvision's for ImageNet, or the weights of the
+    frozen features."""
     weights: Annotated[str | None, OutsideFile()] = None
     """URI of ImageNet weights to start from instead (a state dict with torchvision's or Caffe's numbering)."""
     pixels: Literal["torchvision", "caffe"] = "torchvision"
-    """What `weights` want: RGB of unit variance, or BGR in 0..255 less a mean."""
+    """Pixel format that `weights` expect: RGB of unit variance, or BGR in 0..255 less a mean."""
     last_relu: bool = True
-    """Whether vgg16's last convolution is rectified; the published MIST leaves that out."""
+    """Whether a ReLU follows vgg16's last convolution; the published MIST has none."""
     frozen_stages: int = Field(default=2, ge=0, le=4)
-    """Stages of the backbone that are not trained, from the first."""
+    """Number of first stages of the backbone that are not trained."""
     crop: int = Field(default=64, ge=32, le=256, multiple_of=16)
-    """Side of the crop that frozen features see of each box, pixels: time grows with its square. A multiple of 32 with
+    """Side of the crop of each box for frozen features, pixels; time grows with its square. A multiple of 32 with
     `efficientnet_lite0`."""
     margin: float = Field(default=0.15, ge=0, le=1)
-    """How much of a box's size frozen features see around it, to each side."""
+    """Margin around a box in its crop for frozen features, as a share of the box's size, on each side."""
     dropblock: Literal["off", "one_pass", "two_pass"] = "two_pass"
-    """Concrete DropBlock, and whether it learns in a pass of its own (as published) or, cheaper, in the detector's."""
+    """Concrete DropBlock, trained in a second pass (`two_pass`, as published) or, cheaper, in the pass of the
+    detector."""
     scales: list[int] = Field(default=[480, 576, 688, 864, 1000, 1200], min_length=1)
-    """Lengths of the shorter side of training images, one drawn for each; pixels."""
+    """Lengths of the shorter side of training images, pixels; sampled for each image."""
     max_side: int = Field(default=2000, ge=32)
-    """The longer side is at most this, pixels."""
+    """Maximum length of the longer side, pixels."""
     flip: bool = True
-    """Whether training images are mirrored half of the time. What frozen features see of a mirrored image is a view of
-    its own: without, their first look takes half the time."""
+    """Whether training images are mirrored with probability 0.5. Frozen features are computed for the mirror image too:
+    without flip, their first computation takes half the time."""
     min_side: float = Field(default=20.0, ge=0)
     """Proposals with a shorter side are left out, pixels of the original image; published: 20 on VOC, 2 on COCO."""
     rating_power: float = Field(default=0.0, ge=0)
-    """How much SAM's rating of a proposal counts when proposals compete for the label of their image: its power times
-    the rating's logarithm is added to WSDDN's detection logits. 0 = not, as published; more holds against parts."""
+    """Weight of SAM's rating when proposals compete for the label of their image: this power times the rating's
+    logarithm is added to WSDDN's detection logits. 0 = none, as published; higher values suppress parts of objects."""
     optimizer: Literal["adam", "adamw", "sgd", "muon"] = "adam"
-    """`adam` has weight decay as part of the gradient, as published; `muon` is for frozen features alone. Except with
+    """`adam` has weight decay as part of the gradient, as published; `muon` is for frozen features only. Except with
     muon, biases have twice the learning rate and no weight decay."""
     refine_lr: float = Field(default=1.0, gt=0)
     """Learning rate of the refinement heads, times `lr`."""
@@ -152,16 +154,16 @@ class TrainWsodConfig(_PUBLISHED):
         return self
 
     def course(self, images: int) -> Course:
-        seen = len(self.scales) * (2 if self.flip else 1) if is_frozen(self.backbone) else None
-        return make_course(loop_settings(self), images, views=seen)
+        views = len(self.scales) * (2 if self.flip else 1) if is_frozen(self.backbone) else None
+        return make_course(loop_settings(self), images, views=views)
 
     @property
     def source_indices(self) -> list[int] | None:
-        """`sources` as the values of the column `source`."""
+        """Values of the column `source` for `sources`."""
         return None if self.sources is None else [schemas.SOURCES.index(name) for name in self.sources]
 
     def spec(self, num_classes: int) -> WsodSpec:
-        """The network."""
+        """Returns the specification of the network."""
         from weaksam.models.wsod.build import WsodSpec
         from weaksam.models.wsod.network import METHODS
 
@@ -182,17 +184,17 @@ class TrainWsodConfig(_PUBLISHED):
 
 
 def run(step: Step) -> Outcome:
-    """Trains, from where an earlier call stopped."""
+    """Trains, continuing an earlier call."""
     task = make_task(step)
     last = train_task(step, task, loop_settings(step.config))
     return outcome_of(step, len(task.uris), describe_loss(last))
 
 
 def make_task(step: Step) -> WsodTask:
-    """The task of a step: images of its split that have labels.
+    """Returns the training task of a step, with the images of its split that have labels.
 
     Raises:
-        DataError: there are none, or an image has no row of proposals.
+        DataError: no image has labels, or an image has no row of proposals.
         ConfigError: the method learns nothing from these labels.
     """
     from weaksam.training.wsod_task import WsodRecipe, WsodTask
@@ -230,7 +232,7 @@ def make_task(step: Step) -> WsodTask:
 
 @dataclass(frozen=True)
 class ReadProposals:
-    """Reads the proposals of some images where they are needed: on each worker, from storage."""
+    """Reads the proposals of images from storage, on each worker; picklable."""
 
     folder: str
     manifest: dict[str, Any]

@@ -1,4 +1,4 @@
-"""What every stage that trains does: settings of the loop from those of the step, and the run itself."""
+"""Functions of all stages that train: derive the loop settings from a step's settings, and run the training."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _FROZEN = {"frozen_sam", "efficientnet_lite0"}
 
 
 def loop_settings(config: LoopSettings, **others: Any) -> TrainSettings:
-    """The fields of `config` that the loop reads, and `others` where it lacks them or they differ."""
+    """Returns the settings of the loop from the fields of `config`; `others` add fields or override them."""
     shared = type(config).model_fields.keys() & TrainSettings.model_fields.keys()
     return TrainSettings(**{name: getattr(config, name) for name in shared} | others)
 
@@ -33,7 +33,7 @@ def make_course(
     phases: tuple[int, ...] = (0,),
     held_out: int = 0,
 ) -> Course:
-    """What a training with these settings of the loop does."""
+    """Returns the course of a training with these settings of the loop."""
     return Course(
         images=images,
         steps=settings.steps,
@@ -49,9 +49,9 @@ def make_course(
 
 
 def train_task(step: Step, task: TrainTask[Any], settings: TrainSettings) -> dict[str, float]:
-    """Trains, from where an earlier call stopped; gives the last row of metrics."""
+    """Trains, continuing an earlier call; returns the last row of metrics."""
     check_cluster()
-    task.build_model()  # a fault of the weights is told here, at once, and not by every worker in turn
+    task.build_model()  # reports a fault of the weights at once, in this process, rather than from every worker
     # the loop logs each row of metrics itself
     with report_progress(step, total=settings.steps, unit="steps", look=lambda: _look(step, settings), in_log=False):
         connect()
@@ -62,47 +62,47 @@ def train_task(step: Step, task: TrainTask[Any], settings: TrainSettings) -> dic
 
 
 def outcome_of(step: Step, rows: int, summary: str) -> Outcome:
-    """Of a finished training: images that it could not read are rows that failed."""
+    """Returns the outcome of a finished training: images that it could not read are failed rows."""
     left_out = read_left_out(step.folder)
     failures = [f"{row['name']}: {row['status']}: left out of training" for row in left_out[:10]]
     return Outcome(rows=rows, failed=len(left_out), failures=failures, summary=summary)
 
 
 def _last_metrics(folder: str, *, warns: bool = False) -> dict[str, float]:
-    """The last row of metrics that can be read; empty where none can."""
+    """Returns the last readable row of metrics; empty if there is none."""
     return next(iter(read_metrics(folder, warns=warns)[-1:]), {})
 
 
 def describe_loss(row: Mapping[str, float]) -> str:
-    """The loss of a row of metrics; empty where it has none."""
+    """Returns the loss of a row of metrics as text; empty if the row has no loss."""
     return f"loss {row['loss']:.3g}" if row.get("loss") is not None else ""
 
 
 def _look(step: Step, settings: TrainSettings) -> Progress:
-    """How far a training is, as its last row of metrics says: workers may be anywhere."""
+    """Returns the progress of a training from its last row of metrics in storage: workers may run on any node."""
     last = _last_metrics(step.folder)
     return progress_of(last, settings) if last else Progress(0)
 
 
 def progress_of(row: Mapping[str, float], settings: TrainSettings) -> Progress:
-    """What a row of metrics says of the progress."""
+    """Returns the progress that a row of metrics shows."""
     loss = {"loss": row["loss"]} if row.get("loss") is not None else {}
     rate = row["images_per_second"] / settings.batch_size
     return Progress(int(row["step"]), failed=int(row.get("left_out", 0)), rate=rate, others=loss)
 
 
 def is_frozen(backbone: str) -> bool:
-    """Whether nothing of a backbone is trained, so that its features of a view are remembered."""
+    """Returns whether a backbone is not trained at all, so that its features of a view are cached."""
     return set(backbone.split("+")) <= _FROZEN
 
 
 def identify_shipped(*backbones: str) -> dict[str, str]:
-    """The weights that come with the installation as outside files, of those backbones that stand on some."""
-    parts, found = {part for one in backbones for part in one.split("+")}, {}
+    """Returns the identities of the shipped weights that the backbones use, as outside files."""
+    parts, identities = {part for backbone in backbones for part in backbone.split("+")}, {}
     if "frozen_sam" in parts:
-        found["sam.vit_xs"] = storage.identity(str(SHIPPED["vit_xs"]))
+        identities["sam.vit_xs"] = storage.identity(str(SHIPPED["vit_xs"]))
     if "efficientnet_lite0" in parts:
         from weaksam.models.backbones.lite0 import SHA256
 
-        found["efficientnet_lite0"] = SHA256
-    return found
+        identities["efficientnet_lite0"] = SHA256
+    return identities
