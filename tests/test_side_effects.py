@@ -137,7 +137,8 @@ print(json.dumps([get_authentication_mode() == AuthenticationMode.TOKEN, os.envi
 
 def test_a_cluster_that_is_joined_keeps_its_own_way_to_let_us_in(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RAY_AUTH_MODE", "RAY_BACKEND_LOG_LEVEL", "RAY_task_oom_retries"):
-        monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv(name, "")  # so that it is given back as it was
+        monkeypatch.delenv(name)
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     ray_env.prepare()
     assert "RAY_AUTH_MODE" not in os.environ

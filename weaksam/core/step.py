@@ -190,10 +190,12 @@ class AnyStep(Generic[ConfigT]):
         return tables.read_class_names(self.folder, self.finished_manifest())
 
 
+@dataclass(frozen=True)
 class Step(AnyStep[Any]):
     """A resolved step of a run file, ready to be worked on; `config` is an instance of `stage.config`."""
 
 
+@dataclass(frozen=True)
 class SavedStep(AnyStep[Mapping[str, Any]]):
     """A step as the config.json of its folder describes it, to be read from; `config` is raw.
 

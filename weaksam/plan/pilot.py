@@ -17,7 +17,7 @@ from typing import Any
 from weaksam import pipeline
 from weaksam.core import storage
 from weaksam.core.config import changed
-from weaksam.core.step import Step
+from weaksam.core.step import AnyStep, Step
 from weaksam.execution.connection import connect
 from weaksam.execution.pools import PoolResources, fit_pool
 from weaksam.training.settings import LoopSettings
@@ -152,7 +152,7 @@ def _count_places(indexed: Sequence[Step]) -> Counter[tuple[str, str]]:
     return found
 
 
-def places_of(step: Step, there: Mapping[tuple[str, str], int]) -> Places:
+def places_of(step: AnyStep[Any], there: Mapping[tuple[str, str], int]) -> Places:
     """The splits whose images a step has rows of: its own, or all that the tables it reads share."""
     if step.stage.name == "index":
         return frozenset(place for place in there if place[0] == step.name)
