@@ -144,11 +144,11 @@ def one_of(config: BaseModel, *keys: str) -> str:
     Raises:
         ValueError: none is set, or several are.
     """
-    given = [key for key in keys if getattr(config, key)]
-    if len(given) != 1:
-        wanted = f"{', '.join(keys[:-1])} and {keys[-1]}"
-        raise ValueError(f"exactly one of {wanted} must be set, got {', '.join(given) or 'none'}")
-    return given[0]
+    set_keys = [key for key in keys if getattr(config, key)]
+    if len(set_keys) != 1:
+        choices = f"{', '.join(keys[:-1])} and {keys[-1]}"
+        raise ValueError(f"exactly one of {choices} must be set, got {', '.join(set_keys) or 'none'}")
+    return set_keys[0]
 
 
 def parse_settings(
@@ -208,27 +208,27 @@ def changed(config: Config, **updates: Any) -> Config:
 
 def places_of(config: BaseModel, prefix: str = "") -> list[tuple[str, str]]:
     """Key and value of every setting that is the URI of a file or folder outside the run."""
-    found = []
+    places = []
     for name, info in type(config).model_fields.items():
         value = getattr(config, name)
         if isinstance(value, BaseModel):
-            found += places_of(value, f"{prefix}{name}.")
+            places += places_of(value, f"{prefix}{name}.")
         elif isinstance(value, str) and any(isinstance(mark, OutsideFile | OutsideFolder) for mark in info.metadata):
-            found.append((prefix + name, value))
-    return found
+            places.append((prefix + name, value))
+    return places
 
 
 def place_texts(config: BaseModel, prefix: str = "") -> list[tuple[str, str]]:
     """Key and text of every setting that says where something lies, also below another folder."""
-    found = []
+    places = []
     for name, info in type(config).model_fields.items():
         value = getattr(config, name)
         if isinstance(value, BaseModel):
-            found += place_texts(value, f"{prefix}{name}.")
+            places += place_texts(value, f"{prefix}{name}.")
         elif any(isinstance(mark, OutsideFile | OutsideFolder | Place) for mark in info.metadata):
             texts = value.items() if isinstance(value, dict) else [("", value)]
-            found += [(f"{prefix}{name}.{key}".rstrip("."), text) for key, text in texts if isinstance(text, str)]
-    return found
+            places += [(f"{prefix}{name}.{key}".rstrip("."), text) for key, text in texts if isinstance(text, str)]
+    return places
 
 
 def with_absolute_files(config: Config) -> Config:

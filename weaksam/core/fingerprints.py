@@ -70,23 +70,23 @@ def _written_places(config: StageConfig) -> dict[str, str]:
 
 def _relative_places(run: str, config: StageConfig) -> dict[str, str]:
     """`_written_places` in one spelling: relative to the run where they are inside."""
-    found = {}
+    places = {}
     for name, uri in _written_places(config).items():
         inside = storage.relative_to(run, uri)
-        found[name] = storage.absolute(uri) if inside is None else f"<run>/{inside}"
-    return found
+        places[name] = storage.absolute(uri) if inside is None else f"<run>/{inside}"
+    return places
 
 
 def outside_files(config: Any, prefix: str = "") -> dict[str, str]:
     """URIs of the files that settings marked `OutsideFile` name, by dotted key."""
-    found: dict[str, str] = {}
+    files: dict[str, str] = {}
     for name, info in type(config).model_fields.items():
         value = getattr(config, name)
         if any(isinstance(mark, OutsideFile) for mark in info.metadata) and value is not None:
-            found[prefix + name] = value
+            files[prefix + name] = value
         elif hasattr(type(value), "model_fields"):
-            found |= outside_files(value, f"{prefix}{name}.")
-    return found
+            files |= outside_files(value, f"{prefix}{name}.")
+    return files
 
 
 def _forget(settings: dict[str, Any], path: list[str]) -> None:

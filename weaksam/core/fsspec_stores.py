@@ -34,18 +34,18 @@ class FreshHandler(pafs.FSSpecHandler):
     """
 
     def get_file_info(self, paths: list[str]) -> list[pafs.FileInfo]:
-        found = []
+        infos = []
         for path in paths:
             try:
                 info = self._info(path)
             except FileNotFoundError:
-                found.append(pafs.FileInfo(path, pafs.FileType.NotFound))
+                infos.append(pafs.FileInfo(path, pafs.FileType.NotFound))
                 continue
             entry = _entry(path, info)
             kind = pafs.FileType.File if entry.is_file else pafs.FileType.Directory
             size = info.get("size") if entry.is_file else None
-            found.append(pafs.FileInfo(path, kind, size=size, mtime=entry.modified))
-        return found
+            infos.append(pafs.FileInfo(path, kind, size=size, mtime=entry.modified))
+        return infos
 
     def get_file_info_selector(self, selector: pafs.FileSelector) -> list[pafs.FileInfo]:
         return [
@@ -62,11 +62,11 @@ class FreshHandler(pafs.FSSpecHandler):
         """What lies below `base`; see `list_entries`."""
         self.fs.invalidate_cache()
         try:
-            found = self._find(base) if recursive else {info["name"]: info for info in self.fs.ls(base, detail=True)}
+            listing = self._find(base) if recursive else {info["name"]: info for info in self.fs.ls(base, detail=True)}
         except FileNotFoundError as error:
             _raise_fault(error)
             return
-        for path, info in found.items():
+        for path, info in listing.items():
             if path.strip("/") != base.strip("/"):
                 yield _entry(path, info)
             elif info["type"] == "file" and not path.endswith("/"):

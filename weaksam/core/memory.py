@@ -29,7 +29,7 @@ def available_memory(root: Path = Path("/")) -> int:
     except (OSError, KeyError, ValueError):
         return _all_memory()
     left = (_left_in(group, *names) for group, names in _groups(root, "memory", _V1, _V2))
-    return min([available, *(one for one in left if one is not None)])
+    return min([available, *(num_bytes for num_bytes in left if num_bytes is not None)])
 
 
 def memory_limit(root: Path = Path("/")) -> int:
@@ -39,7 +39,7 @@ def memory_limit(root: Path = Path("/")) -> int:
     except (OSError, KeyError, ValueError):
         return _all_memory()
     limits = (_read_number(group / names[0]) for group, names in _groups(root, "memory", _V1, _V2))
-    return min([total, *(one for one in limits if one is not None)])
+    return min([total, *(limit for limit in limits if limit is not None)])
 
 
 def cpu_quota(root: Path = Path("/")) -> float | None:
@@ -72,7 +72,11 @@ def _groups(root: Path, controller: str, v1: _Names, v2: _Names) -> Iterator[tup
         top = root / "sys/fs/cgroup" / base
         inner = top / path.strip("/")
         # a container may see its own group as the top one, under whatever path
-        folders = [top] if ".." in inner.parts else [one for one in (inner, *inner.parents) if one.is_relative_to(top)]
+        folders = (
+            [top]
+            if ".." in inner.parts
+            else [folder for folder in (inner, *inner.parents) if folder.is_relative_to(top)]
+        )
         yield from ((folder, names) for folder in folders)
 
 
@@ -88,10 +92,10 @@ def _left_in(group: Path, limit: str, usage: str, cache: str) -> int | None:
     """None without a limit."""
     try:
         largest, used = (int((group / name).read_text()) for name in (limit, usage))
-        given_up = _read_fields(group / "memory.stat").get(cache, 0)
+        reclaimable = _read_fields(group / "memory.stat").get(cache, 0)
     except (OSError, ValueError):  # no such group, or the limit is "max"
         return None
-    return max(0, largest - used + given_up)  # files that were read count as used until the memory is needed
+    return max(0, largest - used + reclaimable)  # files that were read count as used until the memory is needed
 
 
 def _read_fields(file: Path) -> dict[str, int]:

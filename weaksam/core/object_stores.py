@@ -56,17 +56,17 @@ def list_entries(files: pafs.FileSystem, path: str, *, recursive: bool) -> list[
     handler = files.handler if isinstance(files, pafs.PyFileSystem) else None
     if isinstance(handler, FreshHandler):
         return list(handler.entries(path, recursive=recursive))
-    found, unreadable = [], []
+    entries, unreadable = [], []
     for info in files.get_file_info(pafs.FileSelector(path, allow_not_found=True, recursive=recursive)):
         modified = info.mtime_ns / 1e9 if info.mtime_ns is not None else None
         is_file, is_folder = (info.type == kind for kind in (pafs.FileType.File, pafs.FileType.Directory))
         try:
-            found.append(Entry(info.path, is_file, is_folder, info.size or 0, modified))
+            entries.append(Entry(info.path, is_file, is_folder, info.size or 0, modified))
         except UnicodeDecodeError as error:
             unreadable.append(bytes(error.object))
     if unreadable:
         _warn_of_names(path, len(unreadable), ", ".join(ascii(name)[2:-1] for name in sorted(unreadable)[:10]))
-    return found
+    return entries
 
 
 @functools.lru_cache(maxsize=64)  # a folder is listed several times: once is enough

@@ -32,17 +32,17 @@ def proxy_for(url: str) -> str | None:
     parts = urlsplit(url)
     proxies = getproxies_environment()
     kind = parts.scheme if proxies.get(parts.scheme) else "all"
-    found = proxies.get(kind)
-    if not found or is_loopback(parts.hostname or "") or _is_excepted(parts, proxies.get("no", "")):
+    proxy = proxies.get(kind)
+    if not proxy or is_loopback(parts.hostname or "") or _is_excepted(parts, proxies.get("no", "")):
         return None
-    found = found if "://" in found else f"http://{found}"
-    if not _is_proxy(found):  # its value may be a password that was cut in two, so it is not repeated
+    proxy = proxy if "://" in proxy else f"http://{proxy}"
+    if not _is_proxy(proxy):  # its value may be a password that was cut in two, so it is not repeated
         name = next((name for name in os.environ if name.lower() == f"{kind}_proxy"), f"{kind}_proxy")
         raise ConfigError(
             f"{name}: no URL of a proxy, http://host:port: in a user name or password write # as %23, "
             "/ as %2F, ? as %3F, @ as %40, [ as %5B"
         )
-    return found
+    return proxy
 
 
 def _is_proxy(url: str) -> bool:
@@ -80,7 +80,7 @@ def spare_loopback() -> None:
 def _is_excepted(parts: SplitResult, excepted: str) -> bool:
     """Whether NO_PROXY lists a host: by name, by the end of its name, with its port, by address or network, or `*`."""
     host = (parts.hostname or "").lower()
-    for entry in (one.strip().lower() for one in excepted.replace(" ", ",").split(",")):
+    for entry in (item.strip().lower() for item in excepted.replace(" ", ",").split(",")):
         if not entry:
             continue
         name, colon, port = entry.rpartition(":")

@@ -181,10 +181,10 @@ def ids_are_numbers(schema: pa.Schema) -> bool | None:
 
 def check_version(schema: pa.Schema, *, where: str) -> None:
     """Raises DataError when `schema` was written by another major version; `where` names the file."""
-    found = (schema.metadata or {}).get(b"weaksam.schema_version", b"none").decode()
-    if found.split(".")[0] != SCHEMA_VERSION.split(".")[0]:
+    version = (schema.metadata or {}).get(b"weaksam.schema_version", b"none").decode()
+    if version.split(".")[0] != SCHEMA_VERSION.split(".")[0]:
         raise DataError(
-            f"{where}: written with table version {found}, this weaksam reads {SCHEMA_VERSION.split('.')[0]}.x: "
+            f"{where}: written with table version {version}, this weaksam reads {SCHEMA_VERSION.split('.')[0]}.x: "
             "run the step again with this version, or read it with the weaksam that wrote it"
         )
 

@@ -41,13 +41,13 @@ class Look:
     """What a look at outside files found.
 
     Attributes:
-        seen: what was looked at, in words.
-        unseen: what was not.
+        checked: what was read, in words.
+        unchecked: what was not read.
         faults: what would end the step.
     """
 
-    seen: str
-    unseen: str
+    checked: str
+    unchecked: str
     faults: list[str] = field(default_factory=list)
 
 
@@ -101,14 +101,14 @@ class Stage:
 
     def references(self, settings: Mapping[str, Any]) -> dict[str, tuple[str, tuple[str, ...]]]:
         """Key -> (step it names, table kinds that it may write); the names of a list have keys like `detections.0`."""
-        found = {}
+        references = {}
         for key, kinds in self.reads.items():
             value = settings.get(key)
             named = {key: value} if isinstance(value, str) else {}
             if isinstance(value, list):
-                named = {f"{key}.{i}": one for i, one in enumerate(value) if isinstance(one, str)}
-            found |= {where: (name, kinds) for where, name in named.items()}
-        return found
+                named = {f"{key}.{i}": item for i, item in enumerate(value) if isinstance(item, str)}
+            references |= {where: (name, kinds) for where, name in named.items()}
+        return references
 
     @property
     def summary(self) -> str:
@@ -157,10 +157,10 @@ class AnyStep(Generic[ConfigT]):
             DamagedError: it was cut or altered.
         """
         try:
-            found = read_manifest(self.folder)
+            manifest = read_manifest(self.folder)
         except FileNotFoundError:
             return None
-        return None if self.places and found.get("places") != self.places else found
+        return None if self.places and manifest.get("places") != self.places else manifest
 
     def finished_manifest(self) -> dict[str, Any]:
         """The manifest.
@@ -211,13 +211,13 @@ def read_manifest(folder: str) -> dict[str, Any]:
         DamagedError: it was cut or altered.
     """
     uri = storage.join(folder, "manifest.json")
-    found = storage.read_json(uri)
+    manifest = storage.read_json(uri)
     kinds = {"stage": str, "rows": int, "failed": int, "parts": list, "excluded": dict, "files": dict}
     kinds |= {"class_names": list}
     if (
-        not isinstance(found, dict)
-        or not any(key in found for key in kinds)
-        or not all(isinstance(found[key], kind) for key, kind in kinds.items() if key in found)
+        not isinstance(manifest, dict)
+        or not any(key in manifest for key in kinds)
+        or not all(isinstance(manifest[key], kind) for key, kind in kinds.items() if key in manifest)
     ):
         raise DamagedError(f"{uri}: not the manifest of a step: remove the file, and the same command goes on")
-    return found
+    return manifest

@@ -28,11 +28,11 @@ def whole_manifest(step: Step) -> dict[str, Any] | None:
     manifest = step.manifest()
     if manifest is None:
         return None
-    if found := _found_again(step, manifest):
+    if reappeared := _reappeared_ids(step, manifest):
         log.warning(
             "%s: %d images that were missing are there now, e.g. %s: working on them; trainings that are finished stay "
             "as they are",
-            *(step.name, len(found), found[0]),
+            *(step.name, len(reappeared), reappeared[0]),
         )
         storage.delete(step.manifest_uri)
         return None
@@ -46,7 +46,7 @@ def whole_manifest(step: Step) -> dict[str, Any] | None:
     return None
 
 
-def _found_again(step: Step, manifest: Mapping[str, Any]) -> list[str]:
+def _reappeared_ids(step: Step, manifest: Mapping[str, Any]) -> list[str]:
     """Ids of the rows of a finished step that say `not_found` of an image that is there now."""
     images = step.inputs.get("images")
     if not manifest["failed"] or not manifest.get("parts") or images is None:
@@ -60,14 +60,14 @@ def _found_again(step: Step, manifest: Mapping[str, Any]) -> list[str]:
     except DamagedError:  # whoever needs those rows reports it
         return []
     rows = table.select(["image_id", "uri"]).to_pylist()
-    return are_there({row["image_id"]: row["uri"] for row in rows if row["image_id"] in missing})
+    return existing_ids({row["image_id"]: row["uri"] for row in rows if row["image_id"] in missing})
 
 
-def are_there(uris: Mapping[str, str]) -> list[str]:
+def existing_ids(uris: Mapping[str, str]) -> list[str]:
     """The image ids out of `uris` (by image id) whose object is there, sorted."""
     with ThreadPoolExecutor(_LOOKS) as pool:
-        found = pool.map(storage.exists, uris.values())
-        return sorted(image_id for image_id, there in zip(uris, found, strict=True) if there)
+        flags = pool.map(storage.exists, uris.values())
+        return sorted(image_id for image_id, exists in zip(uris, flags, strict=True) if exists)
 
 
 def name_lost(lost: dict[str, str]) -> str:
@@ -81,15 +81,15 @@ def keep_config(step: Step) -> None:
     """Writes the step's config.json where there is none, or one that does not describe this step."""
     uri = storage.join(step.folder, "config.json")
     try:
-        found = storage.read_json(uri)
+        saved = storage.read_json(uri)
     except FileNotFoundError:
-        found = None
+        saved = None
     except DamagedError as error:
-        found = None
+        saved = None
         log.warning("%s: %s: it is written again", step.name, error)
-    wanted = json.loads(json.dumps(describe(step)))
-    found = found if isinstance(found, dict) else {}
+    expected = json.loads(json.dumps(describe(step)))
+    saved = saved if isinstance(saved, dict) else {}
     # settings of a finished step may name places that are no more
-    moved = bool(step.places) and found.get("settings") != wanted["settings"]
-    if moved or found.get("fingerprint") != step.fingerprint:
-        storage.write_json(uri, wanted)
+    moved = bool(step.places) and saved.get("settings") != expected["settings"]
+    if moved or saved.get("fingerprint") != step.fingerprint:
+        storage.write_json(uri, expected)

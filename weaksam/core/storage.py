@@ -53,7 +53,9 @@ class FileInfo:
 
 def relative_to(folder: str, uri: str) -> str | None:
     """The path of `uri` below `folder` ("" for the folder itself), symbolic links resolved; None: it is not inside."""
-    folder, uri = (os.path.realpath(local_path(one)) if is_local(one) else one for one in (folder, uri))
+    folder, uri = (
+        os.path.realpath(local_path(location)) if is_local(location) else location for location in (folder, uri)
+    )
     folder, uri = folder.rstrip("/") + "/", uri.rstrip("/") + "/"
     return uri[len(folder) :].rstrip("/") if uri.startswith(folder) else None
 
@@ -238,7 +240,7 @@ def list_files(uri: str, *, recursive: bool = True) -> list[FileInfo]:
         return []
     except NotADirectoryError as error:
         raise ConfigError(f"{uri}: a file, not a folder: name the folder") from error
-    found = []
+    files = []
     for entry in entries:
         path = (
             entry.path[len(base) :]
@@ -246,8 +248,8 @@ def list_files(uri: str, *, recursive: bool = True) -> list[FileInfo]:
             else entry.path.lstrip("/").removeprefix(base.lstrip("/"))
         )
         if entry.is_file and not any(part.startswith(".") for part in path.split("/")):
-            found.append(FileInfo(join(uri, path), path, entry.size, entry.modified, entry.etag))
-    return sorted(found, key=lambda file: file.path)
+            files.append(FileInfo(join(uri, path), path, entry.size, entry.modified, entry.etag))
+    return sorted(files, key=lambda file: file.path)
 
 
 def list_folders(uri: str) -> list[str]:
@@ -257,12 +259,12 @@ def list_folders(uri: str) -> list[str]:
         ConfigError: it is a file.
     """
     try:
-        found = _retrying(lambda: list_entries(*filesystem(uri), recursive=False), uri, "list")
+        entries = _retrying(lambda: list_entries(*filesystem(uri), recursive=False), uri, "list")
     except FileNotFoundError:
         return []
     except NotADirectoryError as error:
         raise ConfigError(f"{uri}: a file, not the folder of a run or of a dataset: name the folder") from error
-    return sorted(entry.path.rstrip("/").rpartition("/")[2] for entry in found if entry.is_folder)
+    return sorted(entry.path.rstrip("/").rpartition("/")[2] for entry in entries if entry.is_folder)
 
 
 def identity(uri: str) -> str:
@@ -289,8 +291,8 @@ def identity(uri: str) -> str:
 
 def _etag(files: pafs.FileSystem, path: str) -> str | None:
     with files.open_input_stream(path, compression=None) as stream:
-        found = {_text(key): _text(value) for key, value in (stream.metadata() or {}).items()}
-    return found["ETag"].strip('"') if "ETag" in found else None
+        metadata = {_text(key): _text(value) for key, value in (stream.metadata() or {}).items()}
+    return metadata["ETag"].strip('"') if "ETag" in metadata else None
 
 
 def _text(value: str | bytes) -> str:
@@ -335,9 +337,9 @@ def fetch(uri: str, *, sha256: str | None = None) -> Path:
         raise MissingFileError(f"{uri}: no such file: check the path")
     if sha256 is not None:
         stat = path.stat()
-        found = _sha256(str(path), stat.st_size, stat.st_mtime_ns)
-        if found != sha256.lower():
-            raise WeightsError(f"{uri}: SHA-256 is {found}, {sha256.lower()} was asked for: download the file again")
+        digest = _sha256(str(path), stat.st_size, stat.st_mtime_ns)
+        if digest != sha256.lower():
+            raise WeightsError(f"{uri}: SHA-256 is {digest}, {sha256.lower()} was asked for: download the file again")
     return path
 
 

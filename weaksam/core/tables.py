@@ -70,7 +70,7 @@ def is_lasting(path: str) -> bool:
     return path == _WEIGHTS or (_PART.fullmatch(path.rpartition("/")[2]) is not None and ".." not in path.split("/"))
 
 
-def lost_files(folder: str, manifest: Mapping[str, Any], there: Mapping[str, int] | None = None) -> dict[str, str]:
+def lost_files(folder: str, manifest: Mapping[str, Any], existing: Mapping[str, int] | None = None) -> dict[str, str]:
     """The files of a finished step that are gone or cut, each with what is wrong; empty when all are whole.
 
     Args:
@@ -79,16 +79,16 @@ def lost_files(folder: str, manifest: Mapping[str, Any], there: Mapping[str, int
         there: from `lasting_files`; listed here when left out. A part of another size is read.
     """
     listed = manifest.get("files") or dict.fromkeys(manifest.get("parts", []))
-    wanted = {path: size for path, size in listed.items() if is_lasting(path)}  # whatever else an edited one names
-    if not wanted:
+    expected = {path: size for path, size in listed.items() if is_lasting(path)}  # whatever else an edited one names
+    if not expected:
         return {}
-    there = lasting_files(folder) if there is None else there
-    lost = {path: "is gone" for path in wanted if path not in there}
-    for path, size in wanted.items():
-        if path in there and size is not None and there[path] != size:
+    existing = lasting_files(folder) if existing is None else existing
+    lost = {path: "is gone" for path in expected if path not in existing}
+    for path, size in expected.items():
+        if path in existing and size is not None and existing[path] != size:
             if path != _WEIGHTS and _is_whole(storage.join(folder, path)):
                 continue  # the same rows, written again by a task that was thought dead
-            lost[path] = f"has {there[path]} bytes, {size} were written"
+            lost[path] = f"has {existing[path]} bytes, {size} were written"
     return lost
 
 
@@ -148,12 +148,12 @@ def done_ids(folder: str) -> dict[str, list[str]]:
 
 def missing_ids(folder: str, parts: Sequence[str]) -> set[str]:
     """Image ids of the rows that say `not_found`."""
-    found: set[str] = set()
+    missing: set[str] = set()
     for table in read_parts(folder, parts, columns=["image_id", "status"]):
         if "status" in table.column_names:
             rows = zip(table.column("image_id").to_pylist(), table.column("status").to_pylist(), strict=True)
-            found.update(image_id for image_id, status in rows if status == schemas.NOT_FOUND)
-    return found
+            missing.update(image_id for image_id, status in rows if status == schemas.NOT_FOUND)
+    return missing
 
 
 def drop_rows(folder: str, image_ids: Iterable[str]) -> None:
@@ -173,13 +173,13 @@ def first_wins(ids_by_part: Mapping[str, Sequence[str]]) -> dict[str, list[str]]
 
     Two parts overlap when a task thought dead finished after another had done its rows in another grouping.
     """
-    seen: set[str] = set()
+    earlier: set[str] = set()
     excluded: dict[str, list[str]] = {}
     for part, ids in ids_by_part.items():
-        again = [image_id for image_id in ids if image_id in seen]
+        again = [image_id for image_id in ids if image_id in earlier]
         if again:
             excluded[part] = again
-        seen.update(ids)
+        earlier.update(ids)
     return excluded
 
 
@@ -191,9 +191,9 @@ def read_table(folder: str, manifest: Mapping[str, Any], *, columns: Sequence[st
         manifest: its manifest.
         columns: read only these; `image_id` is added.
     """
-    wanted = None if columns is None else list(dict.fromkeys(["image_id", *columns]))
+    selected = None if columns is None else list(dict.fromkeys(["image_id", *columns]))
     kept = []
-    for part, table in zip(manifest["parts"], read_parts(folder, manifest["parts"], columns=wanted), strict=True):
+    for part, table in zip(manifest["parts"], read_parts(folder, manifest["parts"], columns=selected), strict=True):
         if again := manifest["excluded"].get(part):
             table = without_ids(table, again)
         kept.append(table)
@@ -213,10 +213,10 @@ def rows_for(table: pa.Table, image_ids: Iterable[str], *, may_lack: bool = Fals
     Raises:
         KeyError: an image has no row.
     """
-    wanted = pa.array(list(image_ids), pa.string())
-    rows = pc.index_in(wanted, value_set=table["image_id"].combine_chunks())
+    ids = pa.array(list(image_ids), pa.string())
+    rows = pc.index_in(ids, value_set=table["image_id"].combine_chunks())
     if rows.null_count and not may_lack:
-        raise KeyError(wanted.filter(rows.is_null())[0].as_py())
+        raise KeyError(ids.filter(rows.is_null())[0].as_py())
     return table.take(rows)
 
 
@@ -245,11 +245,11 @@ def of_split(images: pa.Table, split: str, *, where: str) -> pa.Table:
     Raises:
         ConfigError: there are none; `where` is the key that named the split.
     """
-    found = images.filter(pc.equal(images["split"], split))
-    if not found.num_rows:
+    rows = images.filter(pc.equal(images["split"], split))
+    if not rows.num_rows:
         splits = ", ".join(sorted(images["split"].unique().to_pylist()))
         raise ConfigError(f"{where}: no image has split '{split}': splits are {splits}")
-    return found
+    return rows
 
 
 def read_class_names(folder: str, manifest: Mapping[str, Any]) -> list[str]:
@@ -267,16 +267,16 @@ def read_class_names(folder: str, manifest: Mapping[str, Any]) -> list[str]:
 
 def read_rows(folder: str, manifest: Mapping[str, Any], image_ids: Iterable[str]) -> dict[str, dict[str, Any]]:
     """The rows of a few images of a finished table, by image id; only parts that hold one of them are read whole."""
-    wanted = set(image_ids)
+    selected = set(image_ids)
     rows: dict[str, dict[str, Any]] = {}
     listed = read_parts(folder, manifest["parts"], columns=["image_id"])
     holding = [
         part
         for part, table in zip(manifest["parts"], listed, strict=True)
-        if not wanted.isdisjoint(table.column("image_id").to_pylist())
+        if not selected.isdisjoint(table.column("image_id").to_pylist())
     ]
     for table in read_parts(folder, holding):
-        for row in with_ids(table, wanted).to_pylist():
+        for row in with_ids(table, selected).to_pylist():
             rows.setdefault(row["image_id"], row)  # an id that two parts share is that of the first
     return rows
 

@@ -24,13 +24,13 @@ class _Loader(yaml.SafeLoader):
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)  # before merge keys are resolved: those may be given again
-        seen = set()
+        keys = set()
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode) or key.tag.endswith((":null", ":timestamp", ":binary")):
                 raise yaml.MarkedYAMLError(problem="this cannot be a key", problem_mark=key.start_mark)
-            if (key.tag, key.value) in seen:
+            if (key.tag, key.value) in keys:
                 raise yaml.MarkedYAMLError(problem=f"key {key.value!r} is given twice", problem_mark=key.start_mark)
-            seen.add((key.tag, key.value))
+            keys.add((key.tag, key.value))
         return node
 
     def compose_node(self, parent: Any, index: Any) -> yaml.Node | None:

@@ -29,7 +29,7 @@ def look_at(steps: Sequence[Step]) -> tuple[list[str], list[str]]:
             unreachable.append(f"steps.{step.name}: {error}")
             continue
         if found is not None:
-            lines.append(f"{step.name}: looked at {found.seen}; not at {found.unseen}")
+            lines.append(f"{step.name}: looked at {found.checked}; not at {found.unchecked}")
             faults += [f"steps.{step.name}: {fault}" for fault in found.faults]
         unseen += [f"steps.{step.name}.{key}" for key in outside_files(step.config)]
     if unreachable and not faults:
