@@ -79,8 +79,8 @@ def read_xywh(value: Any, where: str) -> list[float]:
     Raises:
         DataError: it is not four finite numbers.
     """
-    is_plain = isinstance(value, list | tuple) and len(value) == 4 and not any(isinstance(one, str) for one in value)
-    numbers = [as_number(one) for one in value] if is_plain else [None]
+    is_plain = isinstance(value, list | tuple) and len(value) == 4 and not any(isinstance(item, str) for item in value)
+    numbers = [as_number(item) for item in value] if is_plain else [None]
     if None in numbers:
         raise DataError(f"{where}: its bbox must be 4 finite numbers (x, y, width, height), got {excerpt(value)}")
     left, top, width, height = numbers
@@ -277,8 +277,8 @@ def _checked(runs: np.ndarray, counts: Any, where: str) -> np.ndarray:
 
 def _compress(runs: np.ndarray) -> bytes:
     """Compressed counts without empty runs inside: at two of those pycocotools ends an overlap too early."""
-    there = np.flatnonzero(runs)
-    values, runs = there % 2, runs[there]
+    nonempty = np.flatnonzero(runs)
+    values, runs = nonempty % 2, runs[nonempty]
     starts = np.flatnonzero(np.diff(values, prepend=2))
     joined = np.add.reduceat(runs, starts)
     return runs_to_rle(np.concatenate([[0], joined]) if values[0] else joined)

@@ -109,7 +109,7 @@ def _with_every_class(labels: dict[int, Collection[int]], count: int) -> list[in
     frequency = Counter(label for present in labels.values() for label in present)
     chosen: dict[int, None] = {}
     covered: set[int] = set()
-    for label in sorted(frequency, key=lambda one: (frequency[one], one)):
+    for label in sorted(frequency, key=lambda key: (frequency[key], key)):
         if label not in covered:
             row = next(row for row, present in labels.items() if label in present)
             chosen[row] = None
@@ -207,15 +207,15 @@ def by_stem(files: Sequence[FileInfo], extensions: tuple[str, ...]) -> dict[str,
     Raises:
         DataError: two files differ only in the extension, so that no one can tell whose annotation it is.
     """
-    found: dict[str, FileInfo] = {}
+    file_of_stem: dict[str, FileInfo] = {}
     for file in files:
         stem, dot, extension = file.path.rpartition(".")
         if dot + extension.lower() not in extensions:
             continue
-        if stem in found:
-            raise DataError(f"{file.uri} and {found[stem].uri}: two files of one image: remove one")
-        found[stem] = file
-    return found
+        if stem in file_of_stem:
+            raise DataError(f"{file.uri} and {file_of_stem[stem].uri}: two files of one image: remove one")
+        file_of_stem[stem] = file
+    return file_of_stem
 
 
 def map_in_threads(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterable[Any]:
@@ -226,19 +226,19 @@ def map_in_threads(function: Callable[[Any], Any], items: Sequence[Any]) -> Iter
 
 def check_unique(values: Sequence[str], where: str, what: str) -> None:
     """Raises DataError naming the first ten of `values` that occur more than once."""
-    seen: set[str] = set()
-    twice = dict.fromkeys(value for value in values if value in seen or seen.add(value))
+    known: set[str] = set()
+    twice = dict.fromkeys(value for value in values if value in known or known.add(value))
     if twice:
         raise DataError(f"{where}: {len(twice)} {what}(s) occur more than once: {first_ten(twice)}")
 
 
-def warn_of(where: str, problem: str, found: Collection[str]) -> None:
+def warn_of(where: str, problem: str, entries: Collection[str]) -> None:
     """Logs `problem` once, with how often it was found and the first ten places; silent when it was not."""
-    if found:
-        logger.warning("%s: %d %s: %s", where, len(found), problem, first_ten(found))
+    if entries:
+        logger.warning("%s: %d %s: %s", where, len(entries), problem, first_ten(entries))
 
 
-def first_ten(found: Collection[str]) -> str:
+def first_ten(entries: Collection[str]) -> str:
     """The first ten of `found` in words, and how many more there are."""
-    more = f" and {len(found) - 10} more" if len(found) > 10 else ""
-    return ", ".join(list(found)[:10]) + more
+    more = f" and {len(entries) - 10} more" if len(entries) > 10 else ""
+    return ", ".join(list(entries)[:10]) + more

@@ -111,7 +111,7 @@ def read_for_training(uri: str) -> np.ndarray | ImageError:
 
 def left_out_codes(read: Sequence[object]) -> np.ndarray:
     """(B,) uint8 for a batch of training: 0 of an image that was read, else 1 + its place in `FAILED_STATUSES`."""
-    codes = [FAILED_STATUSES.index(one.status) + 1 if isinstance(one, ImageError) else 0 for one in read]
+    codes = [FAILED_STATUSES.index(result.status) + 1 if isinstance(result, ImageError) else 0 for result in read]
     return np.array(codes, np.uint8)
 
 
@@ -249,7 +249,7 @@ def _transparent_value(image: Image.Image) -> int | bytes | tuple[int, ...] | No
     if stored in ("L;2", "L;4") and isinstance(value, int):
         return value * (85 if stored == "L;2" else 17)
     if stored == "RGB;16B" and isinstance(value, tuple):
-        return tuple(one >> 8 for one in value)
+        return tuple(channel >> 8 for channel in value)
     return value
 
 

@@ -55,11 +55,11 @@ def turn_dataset(dataset: Dataset, where: str) -> Dataset:
     images = dataset.images.to_pylist()
     truths = {} if dataset.ground_truth is None else {row["image_id"]: row for row in dataset.ground_truth.to_pylist()}
     upright, unreadable = [], []
-    for row, found in zip(images, read_stored_sizes([row["uri"] for row in images]), strict=True):
-        if found is None:
+    for row, header in zip(images, read_stored_sizes([row["uri"] for row in images]), strict=True):
+        if header is None:
             unreadable.append(row["image_id"])
             continue
-        *stored, orientation = found
+        *stored, orientation = header
         stated = [row["height"], row["width"]]
         if None in stated:
             stated = stored

@@ -36,9 +36,9 @@ class ProposalBoxes:
 
     def of(self, index: int, *, min_side: float) -> tuple[np.ndarray, np.ndarray]:
         """Cleaned boxes (N, 4) of an image, and their ratings (N,)."""
-        here = slice(self.starts[index], self.starts[index + 1])
-        boxes, kept = clean_boxes(self.boxes[here], *self.sizes[index].tolist(), min_side=min_side)
-        return boxes, self.ratings[here][kept]
+        rows = slice(self.starts[index], self.starts[index + 1])
+        boxes, kept = clean_boxes(self.boxes[rows], *self.sizes[index].tolist(), min_side=min_side)
+        return boxes, self.ratings[rows][kept]
 
     def images_without(self, *, min_side: float) -> list[int]:
         """Which images have no box that `of` would give."""

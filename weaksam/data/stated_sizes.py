@@ -9,7 +9,7 @@ from weaksam.data.datasets import warn_of
 Size = tuple[int | None, int | None]  # height, width; None where nobody knows
 
 
-def differing_sizes(found: Iterable[tuple[str, Size, Size]]) -> tuple[list[str], list[str]]:
+def differing_sizes(sizes: Iterable[tuple[str, Size, Size]]) -> tuple[list[str], list[str]]:
     """Images whose size is not what the dataset states.
 
     Args:
@@ -20,7 +20,7 @@ def differing_sizes(found: Iterable[tuple[str, Size, Size]]) -> tuple[list[str],
         other: any other difference, as `a.jpg (stated 30 x 40, is 60 x 80)`.
     """
     turned, other = [], []
-    for image_id, stated, real in found:
+    for image_id, stated, real in sizes:
         if None in (*stated, *real) or stated == real:
             continue
         if stated == real[::-1]:
@@ -30,9 +30,9 @@ def differing_sizes(found: Iterable[tuple[str, Size, Size]]) -> tuple[list[str],
     return turned, other
 
 
-def warn_of_sizes(where: str, found: Iterable[tuple[str, Size, Size]]) -> None:
+def warn_of_sizes(where: str, sizes: Iterable[tuple[str, Size, Size]]) -> None:
     """Logs `differing_sizes` with counts and what to do; silent when all agree."""
-    turned, other = differing_sizes(found)
+    turned, other = differing_sizes(sizes)
     problem = (
         "images lie turned by a quarter against the size that the dataset states: boxes drawn on unturned pictures are "
         "wrong here, orientation: stored of the index step turns them"

@@ -46,8 +46,8 @@ def _resize_masks(masks: np.ndarray, height: int, width: int) -> np.ndarray:
     # not by torch: views are made in threads, and one that calls torch gets threads of its own, which slow down
     # the network's
     resized = np.zeros((len(masks), height, width), bool)
-    for one, out in zip(masks, resized, strict=True):
-        shares = Image.fromarray(one.astype(np.uint8) * 255).resize((width, height), Image.Resampling.BILINEAR)
+    for mask, out in zip(masks, resized, strict=True):
+        shares = Image.fromarray(mask.astype(np.uint8) * 255).resize((width, height), Image.Resampling.BILINEAR)
         np.greater_equal(np.asarray(shares), 128, out=out)
     return resized
 

@@ -78,10 +78,10 @@ def read_coco(
     return replace(dataset, category_ids=complete_category_ids(known, names), ids_are_numbers=ids_are_numbers)
 
 
-def _find_split(root: str, split: str, given: tuple[str, str] | None) -> tuple[str, str]:
+def _find_split(root: str, split: str, paths: tuple[str, str] | None) -> tuple[str, str]:
     """URIs of the json and of the image folder."""
-    if given is not None:
-        uri, folder = (g if storage.is_uri(g) or g.startswith("/") else storage.join(root, g) for g in given)
+    if paths is not None:
+        uri, folder = (g if storage.is_uri(g) or g.startswith("/") else storage.join(root, g) for g in paths)
         return uri, folder
     folder = storage.join(root, split)
     uri = storage.join(root, "annotations", f"instances_{split}.json")
@@ -109,13 +109,13 @@ def _load(uri: str) -> dict[str, Any]:
 
 
 def _categories(content: dict[str, Any], uri: str) -> dict[int, str]:
-    found = [
+    categories = [
         (_field(c, "id", (int,), f"{uri}: categories"), _field(c, "name", (str,), uri).strip())
         for c in content["categories"]
     ]
-    found = [(number, name.strip()) for number, name in found]
-    check_unique([str(number) for number, _ in found], f"{uri}: categories", "id")
-    return dict(found)
+    categories = [(number, name.strip()) for number, name in categories]
+    check_unique([str(number) for number, _ in categories], f"{uri}: categories", "id")
+    return dict(categories)
 
 
 def _ids_by_name(names: Mapping[int, str], used: Collection[int], root: str) -> dict[str, int]:
@@ -145,8 +145,8 @@ def _ids_by_name(names: Mapping[int, str], used: Collection[int], root: str) -> 
 def _field(entry: Any, key: str, kinds: tuple[type, ...], where: str) -> Any:
     value = entry.get(key) if isinstance(entry, dict) else None
     if not isinstance(value, kinds) or isinstance(value, bool):  # JSON's true is Python's 1
-        wanted = " or ".join(kind.__name__ for kind in kinds)
-        raise DataError(f"{where}: {key!r} must be {wanted}, got {value!r} in {str(entry)[:120]}")
+        expected = " or ".join(kind.__name__ for kind in kinds)
+        raise DataError(f"{where}: {key!r} must be {expected}, got {value!r} in {str(entry)[:120]}")
     return value
 
 
@@ -243,14 +243,14 @@ def read_objects(
             drawn.append(mask if masks else None)
     boxes, has_area, is_outside = fit_boxes(np.array(corners, np.float64).reshape(-1, 4), size)
     remarks.add_boxes([f"annotation {_id_of(a)}" for a in kept], has_area, is_outside)
-    there = np.flatnonzero(has_area).tolist()
-    kept = [kept[i] for i in there]
+    indices = np.flatnonzero(has_area).tolist()
+    kept = [kept[i] for i in indices]
     return Objects(
         names=[names[a["category_id"]] for a in kept],
         boxes=boxes[has_area],
         difficult=[False] * len(kept),
         crowd=[_is_crowd(a, uri) for a in kept],
-        masks=[drawn[i] for i in there],
+        masks=[drawn[i] for i in indices],
         areas=_areas(kept, uri),
     )
 

@@ -50,24 +50,27 @@ def read_results(
     entries = _load(uri)
     ids = list(category_ids or default_category_ids(class_names))
     reader = _Reader(uri, {category: label for label, category in enumerate(ids)}, default_score)
-    found: dict[str, list[_Entry]] = {image_id: [] for image_id in image_ids}
+    entries_by_image: dict[str, list[_Entry]] = {image_id: [] for image_id in image_ids}
     remarks = Remarks(uri)
     for position, entry in enumerate(entries):
         reader.check_keys(position, entry)
         image_id = str(_whole(entry["image_id"]))
-        if image_id in found:
+        if image_id in entries_by_image:
             size = (sizes or {}).get(image_id)
-            found[image_id].append(reader.read(position, entry, size, remarks))
+            entries_by_image[image_id].append(reader.read(position, entry, size, remarks))
         else:
             remarks.add(_OTHER_IMAGE, f"entry {position} ({image_id})")
     _check_categories(uri, entries, dict(zip(ids, class_names, strict=True)))
-    if entries and image_ids and not any(found.values()):
-        there, here = entries[0]["image_id"], image_ids[0]
+    if entries and image_ids and not any(entries_by_image.values()):
+        result_id, dataset_id = entries[0]["image_id"], image_ids[0]
         raise DataError(
-            f"{uri}: none of its {len(entries)} entries is of an image to be judged (image_id {there!r} there, "
-            f"{here!r} here): give the results of this dataset and split"
+            f"{uri}: none of its {len(entries)} entries is of an image to be judged (image_id {result_id!r} there, "
+            f"{dataset_id!r} here): give the results of this dataset and split"
         )
-    rows = [_row(image_id, some, (sizes or {}).get(image_id), remarks) for image_id, some in found.items()]
+    rows = [
+        _row(image_id, image_entries, (sizes or {}).get(image_id), remarks)
+        for image_id, image_entries in entries_by_image.items()
+    ]
     remarks.log()
     return schemas.to_table(rows, schemas.DETECTIONS)
 
@@ -90,8 +93,8 @@ def _check_categories(uri: str, entries: Sequence[Mapping[str, Any]], names: Map
         own = first_ten([f"{number} {name}" for number, name in names.items()])
         raise DataError(
             f"{uri}: entry {used[strange[0]]}: its category_id {strange[0]} is none of the dataset's: the results have "
-            f"{first_ten(sorted(used, key=lambda one: (len(one), one)))}, the dataset has {own}: give results with the "
-            "dataset's own category ids"
+            f"{first_ten(sorted(used, key=lambda number: (len(number), number)))}, the dataset has {own}: give results "
+            "with the dataset's own category ids"
         )
 
 

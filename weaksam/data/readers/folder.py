@@ -55,30 +55,30 @@ def read_folder(
     classes = None if classes is None else class_list(classes)
     listed, faults = read_labels(uri, classes)
     files = {file.path: file for file in storage.list_files(root)}
-    if missing := [f"{path} (line {one.line})" for path, one in listed.items() if path not in files]:
+    if missing := [f"{path} (line {row.line})" for path, row in listed.items() if path not in files]:
         faults.append(f"{uri}: {len(missing)} listed files are not in {root}: {first_ten(missing)}")
     if faults:
         raise DataError(*faults)
     records = [
-        ImageRecord(path, files[path].uri, one.split, files[path].size, one.labels, f"{uri}, line {one.line}")
-        for path, one in listed.items()
+        ImageRecord(path, files[path].uri, row.split, files[path].size, row.labels, f"{uri}, line {row.line}")
+        for path, row in listed.items()
     ]
     for path, file in files.items():
         if path not in listed and path.lower().endswith(EXTENSIONS):
             records.append(ImageRecord(path, file.uri, UNLABELLED, file.size, None, file.uri))
-    names = classes or sorted({label for one in listed.values() for label in one.labels})
+    names = classes or sorted({label for row in listed.values() for label in row.labels})
     return make_dataset(_of_splits(records, splits, root), names)
 
 
 def _of_splits(records: list[ImageRecord], splits: Sequence[str] | None, root: str) -> list[ImageRecord]:
-    found = sorted({record.split for record in records})
-    _check_splits(splits, found, root)
-    return [record for split in splits or found for record in records if record.split == split]
+    available = sorted({record.split for record in records})
+    _check_splits(splits, available, root)
+    return [record for split in splits or available for record in records if record.split == split]
 
 
-def _check_splits(splits: Sequence[str] | None, found: Collection[str], root: str) -> None:
-    if unknown := [split for split in splits or () if split not in found]:
-        raise DataError(f"{root}: no split {', '.join(unknown)}; there are: {first_ten(sorted(found))}")
+def _check_splits(splits: Sequence[str] | None, available: Collection[str], root: str) -> None:
+    if unknown := [split for split in splits or () if split not in available]:
+        raise DataError(f"{root}: no split {', '.join(unknown)}; there are: {first_ten(sorted(available))}")
 
 
 def read_voc_xml_folder(
@@ -108,8 +108,8 @@ def read_voc_xml_folder(
     root = storage.absolute(root)
     pictures, xmls = find_pairs(root, splits)
     annotated = [stem for stem in pictures if stem in xmls]
-    found = map_files(voc.read_annotation, [voc.VocFiles(xmls[stem].uri) for stem in annotated])
-    annotations = dict(zip(annotated, found, strict=True))
+    parsed = map_files(voc.read_annotation, [voc.VocFiles(xmls[stem].uri) for stem in annotated])
+    annotations = dict(zip(annotated, parsed, strict=True))
     voc.warn_of_objects(root, list(annotations.values()))
     records = [
         voc.make_record(file.path, file, _split_of(stem), annotations.get(stem), difficult_makes_label)
@@ -129,8 +129,8 @@ def find_pairs(root: str, splits: Sequence[str] | None) -> tuple[dict[str, FileI
         raise DataError(f"{root}: none of {len(pictures)} images has an XML file of the same name beside it")
     _check_splits(splits, {_split_of(stem) for stem in pictures}, root)
     pictures, xmls = (
-        {stem: file for stem, file in some.items() if splits is None or _split_of(stem) in splits}
-        for some in (pictures, xmls)
+        {stem: file for stem, file in group.items() if splits is None or _split_of(stem) in splits}
+        for group in (pictures, xmls)
     )
     lost = [file.path for stem, file in xmls.items() if stem not in pictures]
     warn_of(root, "XML files have no image beside them and are left out", lost)

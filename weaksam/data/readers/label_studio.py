@@ -94,8 +94,8 @@ def read_reviews(
         try:
             reviews[image_id] = _review(annotation.get("result") or [], sizes[image_id], class_names, remarks, name)
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-            told = error if isinstance(error, _TaskError) else f"its regions cannot be read ({error!r})"
-            raise DataError(f"{uri}: {name} (image {image_id}): {told}") from error
+            message = error if isinstance(error, _TaskError) else f"its regions cannot be read ({error!r})"
+            raise DataError(f"{uri}: {name} (image {image_id}): {message}") from error
     remarks.log()
     return reviews
 
@@ -130,15 +130,15 @@ def _image_id(uri: str, task: dict[str, Any]) -> str:
 
 def _choose(annotations: Sequence[dict[str, Any]] | None) -> dict[str, Any] | None:
     """The annotation that counts; of equal ones the last."""
-    done = [one for one in annotations or () if not one.get("was_cancelled")]
-    ranked = sorted(done, key=lambda one: (bool(one.get("ground_truth")), _time(one)))
+    done = [annotation for annotation in annotations or () if not annotation.get("was_cancelled")]
+    ranked = sorted(done, key=lambda annotation: (bool(annotation.get("ground_truth")), _time(annotation)))
     return ranked[-1] if ranked else None
 
 
 def _time(annotation: dict[str, Any]) -> datetime:
     """When it was last updated, as far as it says so."""
-    told = annotation.get("updated_at") or annotation.get("created_at")
-    when = datetime.fromisoformat(told) if told else datetime.min
+    timestamp = annotation.get("updated_at") or annotation.get("created_at")
+    when = datetime.fromisoformat(timestamp) if timestamp else datetime.min
     return when if when.tzinfo else when.replace(tzinfo=UTC)
 
 
@@ -196,9 +196,9 @@ def _check_size(region: dict[str, Any], size: Size | None, where: str) -> Size:
         raise _TaskError(f"region {region.get('id')} was drawn on a turned image: turn it back in Label Studio")
     height, width = region.get("original_height"), region.get("original_width")
     if size is None:
-        if (found := read_size(height, width, where)) is None:
+        if (stated := read_size(height, width, where)) is None:
             raise _TaskError("nobody knows the size of its image: original_height and original_width are missing")
-        return found
+        return stated
     if height and width and abs(height * size[1] / (width * size[0]) - 1) > _SAME_SHAPE:
         raise _TaskError(
             f"region {region.get('id')} was drawn on an image of {height} x {width} pixels, in the dataset it has "
@@ -232,12 +232,12 @@ def _to_box(region: dict[str, Any], size: Size) -> np.ndarray:
 def _numbers(pairs: Any, region: dict[str, Any]) -> np.ndarray:
     """(K, 2) float64 of K pairs; _TaskError when they are something else than pairs of numbers."""
     try:
-        found = np.array(pairs, np.float64) if pairs != [] else np.zeros((0, 2))
+        values = np.array(pairs, np.float64) if pairs != [] else np.zeros((0, 2))
     except (ValueError, TypeError):  # texts, lists of different lengths
-        found = np.array(np.nan)
-    if found.ndim != 2 or found.shape[1] != 2 or not np.isfinite(found).all():
+        values = np.array(np.nan)
+    if values.ndim != 2 or values.shape[1] != 2 or not np.isfinite(values).all():
         raise _TaskError(f"region {region.get('id')}: {excerpt(pairs)} are no pairs of x and y in percent")
-    return found
+    return values
 
 
 def _to_points(region: dict[str, Any], size: Size) -> np.ndarray:

@@ -76,21 +76,21 @@ def _add(listed: dict[str, Listed], row: _Row, classes: Sequence[str] | None) ->
     split = row.cells.get("split", DEFAULT_SPLIT)
     if not split:
         return f"the split of {path} is empty"
-    one = listed.get(path, Listed(row.line, split))
-    if one.split != split:
-        return f"{path} is in split {split!r}, line {one.line} says {one.split!r}"
+    entry = listed.get(path, Listed(row.line, split))
+    if entry.split != split:
+        return f"{path} is in split {split!r}, line {entry.line} says {entry.split!r}"
     labels = [label.strip() for label in re.split("[;|]", row.cells["labels"]) if label.strip()]
     for position, label in enumerate(labels):
         if classes is not None and label not in classes:
             return f"class {label!r} is not among the classes {list(classes)}"
-        if label in one.labels or label in labels[:position]:
+        if label in entry.labels or label in labels[:position]:
             return f"{path} has label {label!r} already: remove the line or the label"
-    if path in listed and not (labels and one.labels):
-        if labels or one.labels:
-            return f"{path} is also in line {one.line}: only one of them says that it shows no class: remove one"
+    if path in listed and not (labels and entry.labels):
+        if labels or entry.labels:
+            return f"{path} is also in line {entry.line}: only one of them says that it shows no class: remove one"
         return f"{path} has label '' already: remove the line or the label"
-    one.labels += labels
-    listed[path] = one
+    entry.labels += labels
+    listed[path] = entry
     return None
 
 

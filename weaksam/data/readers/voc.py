@@ -104,13 +104,13 @@ def read_voc(
     root = find_devkit(storage.absolute(root))
     pictures = by_stem(storage.list_files(storage.join(root, "JPEGImages"), recursive=False), EXTENSIONS)
     ids = read_splits(root, splits, pictures)
-    annotations = _read_annotations(root, [i for some in ids.values() for i in some], masks, map_files)
+    annotations = _read_annotations(root, [i for split_ids in ids.values() for i in split_ids], masks, map_files)
     images = []
-    for split, some in ids.items():
-        unlabelled = [i for i in some if i not in annotations]
-        if len(unlabelled) < len(some):
+    for split, split_ids in ids.items():
+        unlabelled = [i for i in split_ids if i not in annotations]
+        if len(unlabelled) < len(split_ids):
             warn_of(root, f"images of split {split!r} have no annotation file, their labels are null", unlabelled)
-        for i in some:
+        for i in split_ids:
             images.append(make_record(i, pictures[i], split, annotations.get(i), difficult_makes_label))
     warn_of_objects(root, list(annotations.values()))
     return make_dataset(images, classes or default_classes(images))
@@ -128,12 +128,12 @@ def read_splits(root: str, splits: Sequence[str], pictures: Collection[str]) -> 
         DataError: names the list and the line, or the first ten ids concerned.
     """
     ids = {split: _read_split(root, split, pictures) for split in splits}
-    check_unique([i for some in ids.values() for i in some], f"{root}: splits {list(splits)}", "image id")
-    for split, some in ids.items():
-        if missing := [i for i in some if i not in pictures]:
+    check_unique([i for split_ids in ids.values() for i in split_ids], f"{root}: splits {list(splits)}", "image id")
+    for split, split_ids in ids.items():
+        if missing := [i for i in split_ids if i not in pictures]:
             raise DataError(
-                f"{root}/ImageSets: {len(missing)} of {len(some)} ids of split {split!r} have no file in JPEGImages: "
-                f"{first_ten(missing)}"
+                f"{root}/ImageSets: {len(missing)} of {len(split_ids)} ids of split {split!r} have no file in "
+                f"JPEGImages: {first_ten(missing)}"
             )
     return ids
 
@@ -223,9 +223,9 @@ def make_record(
 
 def default_classes(images: Sequence[ImageRecord]) -> list[str]:
     """The 20 classes of VOC when no other occurs, else the names found, sorted."""
-    found = {name for image in images if image.objects for name in image.objects.names}
-    found |= {name for image in images for name in image.labels or ()}
-    return list(CLASSES) if found <= set(CLASSES) else sorted(found)
+    names = {name for image in images if image.objects for name in image.objects.names}
+    names |= {name for image in images for name in image.labels or ()}
+    return list(CLASSES) if names <= set(CLASSES) else sorted(names)
 
 
 def warn_of_objects(where: str, annotations: Sequence[VocAnnotation]) -> None:
@@ -270,9 +270,9 @@ def parse_voc_xml(data: bytes, uri: str) -> VocAnnotation:
         where = f"{uri}: object {index} ({name})"
         if not name:
             raise DataError(f"{uri}: object {index} has no <name>")
-        found = [[number(box, key, where, "bndbox") for key in _CORNERS] for box in element.findall("bndbox")]
-        no_bndbox += [not found] * max(len(found), 1)
-        for box in found or [outline(element, where)]:
+        bndboxes = [[number(box, key, where, "bndbox") for key in _CORNERS] for box in element.findall("bndbox")]
+        no_bndbox += [not bndboxes] * max(len(bndboxes), 1)
+        for box in bndboxes or [outline(element, where)]:
             names.append(name)
             corners.append(box)
             difficult.append(read_difficult(element, where))

@@ -50,8 +50,10 @@ def outline(element: ET.Element, where: str) -> list[float]:
         reach_x, reach_y = (width * cos + height * sin) / 2, (width * sin + height * cos) / 2
         return [x - reach_x + 1, y - reach_y + 1, x + reach_x, y + reach_y]
     if (polygon := element.find("polygon")) is not None:  # <x1>, <y1>, <x2>, ... or <pt><x>, <y></pt> ...
-        points = [one for one in polygon.iter() if re.fullmatch(r"[xy]\d*", one.tag)]
-        places = [[number(one, ".", where, f"polygon/{one.tag}") for one in points if one.tag[0] == a] for a in "xy"]
+        points = [node for node in polygon.iter() if re.fullmatch(r"[xy]\d*", node.tag)]
+        places = [
+            [number(node, ".", where, f"polygon/{node.tag}") for node in points if node.tag[0] == a] for a in "xy"
+        ]
         if len(places[0]) != len(places[1]):
             raise DataError(f"{where}: its <polygon> has {len(places[0])} x and {len(places[1])} y: one is missing")
         if all(places):

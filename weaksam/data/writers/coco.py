@@ -166,8 +166,8 @@ class CocoDataset:
         of_split: dict[str, list[ExportImage]] = {}
         for image in images:
             of_split.setdefault(image.place.split_name, []).append(image)
-        indexes = {split: self._index(split, some) for split, some in of_split.items()}
-        return [self._found(indexes[image.place.split_name], image) for image in images]
+        indexes = {split: self._index(split, split_images) for split, split_images in of_split.items()}
+        return [self._read_image(indexes[image.place.split_name], image) for image in images]
 
     def _index(self, split: str, images: Sequence[ExportImage]) -> Any:
         if split not in self._rest:
@@ -186,7 +186,7 @@ class CocoDataset:
             coco.createIndex()
         return coco
 
-    def _found(self, coco: Any, image: ExportImage) -> ReadBack:
+    def _read_image(self, coco: Any, image: ExportImage) -> ReadBack:
         [entry] = coco.loadImgs([image.place.number])
         annotations = coco.loadAnns(coco.getAnnIds([image.place.number]))
         if entry["file_name"] != image.place.file_name:

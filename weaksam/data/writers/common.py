@@ -127,49 +127,49 @@ class ExportTotals:
     worst_image: str | None = None
     splits: Counter[str] = field(default_factory=Counter)
 
-    def add_mask(self, image: ExportImage, mask: bytes, found: bytes | None, overlap: float) -> None:
+    def add_mask(self, image: ExportImage, mask: bytes, read_mask: bytes | None, overlap: float) -> None:
         """Notes how much of a mask is there."""
         self.masks += 1
         self.mask_pixels += int(coco_mask.area(image.rle(mask)))
-        self.mask_pixels_written += int(coco_mask.area(image.rle(found))) if found is not None else 0
+        self.mask_pixels_written += int(coco_mask.area(image.rle(read_mask))) if read_mask is not None else 0
         self.iou_sum += overlap
         if overlap < self.worst_iou:
             self.worst_iou, self.worst_image = overlap, image.image_id
 
 
-def iou(image: ExportImage, one: bytes | None, other: bytes | None) -> float:
+def iou(image: ExportImage, mask: bytes | None, other: bytes | None) -> float:
     """IoU of two masks of an image; None is a mask without pixels."""
-    if one == other:
+    if mask == other:
         return 1.0
-    if one is None or other is None:
+    if mask is None or other is None:
         return 0.0
-    return float(np.asarray(coco_mask.iou([image.rle(one)], [image.rle(other)], [0]))[0, 0])
+    return float(np.asarray(coco_mask.iou([image.rle(mask)], [image.rle(other)], [0]))[0, 0])
 
 
-def compare(image: ExportImage, found: ReadBack, exporter: Exporter, tally: ExportTotals) -> None:
+def compare(image: ExportImage, read_back: ReadBack, exporter: Exporter, tally: ExportTotals) -> None:
     """Adds an image to `tally`.
 
     Raises:
         DataError: what was read back is not what was to be written.
     """
 
-    def differs(what: str, got: Any, wanted: Any) -> DataError:
+    def differs(what: str, got: Any, expected: Any) -> DataError:
         return DataError(
-            f"image {image.image_id}: read back, its {what} are {got}, but {wanted} was to be written: if another "
+            f"image {image.image_id}: read back, its {what} are {got}, but {expected} was to be written: if another "
             "program writes there, name another folder; if not, this format cannot hold it: take another one"
         )
 
-    if found.size is not None and found.size != (image.height, image.width):
-        raise differs("height and width", found.size, (image.height, image.width))
-    if found.classes != image.classes.tolist():
-        raise differs("classes", found.classes, image.classes.tolist())
-    boxes = np.where(np.isnan(found.boxes), image.boxes, found.boxes)
+    if read_back.size is not None and read_back.size != (image.height, image.width):
+        raise differs("height and width", read_back.size, (image.height, image.width))
+    if read_back.classes != image.classes.tolist():
+        raise differs("classes", read_back.classes, image.classes.tolist())
+    boxes = np.where(np.isnan(read_back.boxes), image.boxes, read_back.boxes)
     if np.abs(boxes - image.boxes).max(initial=0) > exporter.box_tolerance:
-        raise differs("boxes", found.boxes.tolist(), image.boxes.tolist())
-    if found.scores is not None and not np.allclose(found.scores, image.scores, rtol=1e-6, atol=0):
-        raise differs("scores", found.scores.tolist(), image.scores.tolist())
-    if found.masks is not None:
-        _compare_masks(image, found.masks, exporter, tally, differs)
+        raise differs("boxes", read_back.boxes.tolist(), image.boxes.tolist())
+    if read_back.scores is not None and not np.allclose(read_back.scores, image.scores, rtol=1e-6, atol=0):
+        raise differs("scores", read_back.scores.tolist(), image.scores.tolist())
+    if read_back.masks is not None:
+        _compare_masks(image, read_back.masks, exporter, tally, differs)
     tally.images += 1
     tally.boxes += len(image.boxes)
     tally.splits[image.place.split] += 1
@@ -179,11 +179,11 @@ def _compare_masks(
     image: ExportImage, masks: list[bytes | None], exporter: Exporter, tally: ExportTotals, differs: Any
 ) -> None:
     expected = None
-    for position, (mask, found) in enumerate(zip(image.masks, masks, strict=True)):
-        overlap = iou(image, mask, found)
+    for position, (mask, read_mask) in enumerate(zip(image.masks, masks, strict=True)):
+        overlap = iou(image, mask, read_mask)
         if overlap < 1:
             expected = expected or exporter.expected_masks(image)  # costly, and mostly the mask itself
-            if iou(image, expected[position], found) < _SAME_MASK:
-                raise differs(f"pixels of mask {position + 1}", found, expected[position])
+            if iou(image, expected[position], read_mask) < _SAME_MASK:
+                raise differs(f"pixels of mask {position + 1}", read_mask, expected[position])
         if mask is not None:
-            tally.add_mask(image, mask, found, overlap)
+            tally.add_mask(image, mask, read_mask, overlap)

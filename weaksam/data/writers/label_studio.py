@@ -120,9 +120,9 @@ class LabelStudioTasks:
             if task is None or task["data"] != self._data(image):
                 raise ValueError(f"image {image.image_id} is not in its place in {self.to}/tasks.json")
             [prediction] = task["predictions"]
-            yield self._found(image, prediction["result"])
+            yield self._read_image(image, prediction["result"])
 
-    def _found(self, image: ExportImage, regions: Sequence[dict[str, Any]]) -> ReadBack:
+    def _read_image(self, image: ExportImage, regions: Sequence[dict[str, Any]]) -> ReadBack:
         scale = np.array([image.width, image.height]) / 100
         rectangles = [region for region in regions if region["type"] == "rectanglelabels"]
         polygons: dict[str, list[np.ndarray]] = {}

@@ -44,20 +44,20 @@ def outlines(mask: np.ndarray) -> list[np.ndarray]:
     ends = keys // 4 + np.array([1, stride, -1, -stride])[direction]
     following = np.zeros(len(keys), np.int64)
     for turn in (3, 0, 1):  # left, straight on, right: the last that is there, so that pixels at a corner stay apart
-        wanted = ends * 4 + (direction + turn) % 4
-        at = np.minimum(np.searchsorted(keys, wanted), max(len(keys) - 1, 0))
-        following = np.where(keys[at] == wanted, at, following)
+        next_keys = ends * 4 + (direction + turn) % 4
+        at = np.minimum(np.searchsorted(keys, next_keys), max(len(keys) - 1, 0))
+        following = np.where(keys[at] == next_keys, at, following)
     is_corner = direction[following] != direction
     return [_corners(ends[ring][is_corner[ring]], stride) for ring in _cycles(following.tolist())]
 
 
 def _cycles(following: list[int]) -> list[list[int]]:
-    seen = bytearray(len(following))
+    visited = bytearray(len(following))
     cycles = []
     for first in range(len(following)):
         cycle, at = [], first
-        while not seen[at]:
-            seen[at] = 1
+        while not visited[at]:
+            visited[at] = 1
             cycle.append(at)
             at = following[at]
         if cycle:
@@ -150,10 +150,10 @@ def join_polygons(polygons: Sequence[np.ndarray]) -> np.ndarray:
     """One polygon out of several, by short lines walked there and back between their corners."""
     joined = polygons[0]
     for other in polygons[1:]:
-        here = _nearest(joined, other.mean(0))
-        there = _nearest(other, joined[here])
-        round_trip = np.concatenate([other[there:], other[: there + 1]])
-        joined = np.concatenate([joined[: here + 1], round_trip, joined[here:]])
+        joined_index = _nearest(joined, other.mean(0))
+        other_index = _nearest(other, joined[joined_index])
+        round_trip = np.concatenate([other[other_index:], other[: other_index + 1]])
+        joined = np.concatenate([joined[: joined_index + 1], round_trip, joined[joined_index:]])
     return joined
 
 

@@ -154,7 +154,7 @@ class VocDevkit:
     def finish(self) -> None:
         """Writes the lists of images."""
         for name, ids in self._lists.items():
-            content = "".join(f"{one}\n" for one in sorted(ids))
+            content = "".join(f"{image_id}\n" for image_id in sorted(ids))
             storage.write_bytes(storage.join(self.to, "ImageSets", f"{name}.txt"), content.encode())
         storage.write_bytes(storage.join(self.to, "images.csv"), picture_list(sorted(self._pictures)))
         self.files += len(self._lists) + 1
@@ -187,6 +187,6 @@ class VocDevkit:
             uri = storage.join(self.to, "ImageSets", f"{name}.txt")
             if storage.read_bytes(uri).decode().split() != sorted(ids):
                 raise ValueError(f"{uri} lists other images than were written")
-        found = storage.list_files(storage.join(self.to, "Annotations"))
-        if len(found) != len(self._pictures):
-            raise ValueError(f"{self.to}/Annotations has {len(found)} files, {len(self._pictures)} were written")
+        files = storage.list_files(storage.join(self.to, "Annotations"))
+        if len(files) != len(self._pictures):
+            raise ValueError(f"{self.to}/Annotations has {len(files)} files, {len(self._pictures)} were written")

@@ -112,7 +112,7 @@ class YoloLabels:
         """Writes data.yaml and images.csv."""
         named = name_splits(sorted(self._splits))
         paths = {key: [f"images/{split}" for split in splits] for key, splits in named.items()}
-        content = {key: found[0] if len(found) == 1 else found for key, found in paths.items()}
+        content = {key: folders[0] if len(folders) == 1 else folders for key, folders in paths.items()}
         content |= {"names": dict(enumerate(self.class_names))}
         text = "# Paths are below the folder of this file; images.csv says which image belongs where.\n"
         text += yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
@@ -155,6 +155,6 @@ class YoloLabels:
         uri = storage.join(self.to, "data.yaml")
         if yaml.safe_load(storage.read_bytes(uri))["names"] != dict(enumerate(self.class_names)):
             raise ValueError(f"{uri} has other names than were written")
-        found = storage.list_files(storage.join(self.to, "labels"))
-        if len(found) != len(self._pictures):
-            raise ValueError(f"{self.to}/labels has {len(found)} files, {len(self._pictures)} were written")
+        files = storage.list_files(storage.join(self.to, "labels"))
+        if len(files) != len(self._pictures):
+            raise ValueError(f"{self.to}/labels has {len(files)} files, {len(self._pictures)} were written")
