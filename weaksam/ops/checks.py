@@ -42,14 +42,14 @@ def check_objects(row: Mapping[str, Any], what: str, num_classes: int | None = N
         raise ValueError(f"{what}: boxes must be (objects, 4), got {boxes.shape}")
     count = len(boxes) if boxes.size else 0
     values = {key: np.asarray(row[key], np.float64) for key in ("classes", "scores") if row.get(key) is not None}
-    for key, some in values.items():
-        if some.shape != (count,):
-            raise ValueError(f"{what}: must have one of `{key}` for each of its {count} boxes, got {some.shape}")
-    finite = {"boxes": boxes} | {key: some for key, some in values.items() if key == "scores"}
-    for key, some in finite.items():
-        if not np.isfinite(some).all():
-            position = int(np.argwhere(~np.isfinite(some))[0, 0])
-            raise ValueError(f"{what}: {key}[{position}] is not finite: {some[position].tolist()}")
+    for key, array in values.items():
+        if array.shape != (count,):
+            raise ValueError(f"{what}: must have one of `{key}` for each of its {count} boxes, got {array.shape}")
+    finite = {"boxes": boxes} | {key: array for key, array in values.items() if key == "scores"}
+    for key, array in finite.items():
+        if not np.isfinite(array).all():
+            position = int(np.argwhere(~np.isfinite(array))[0, 0])
+            raise ValueError(f"{what}: {key}[{position}] is not finite: {array[position].tolist()}")
     classes = values.get("classes")
     if num_classes is not None and classes is not None and not ((classes >= 0) & (classes < num_classes)).all():
         wrong = classes[~((classes >= 0) & (classes < num_classes))][0]

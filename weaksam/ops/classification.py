@@ -38,5 +38,5 @@ def mean_average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
         scores: (N, C) float.
         labels: (N, C) bool.
     """
-    found = average_precisions(scores, labels)[labels.any(0)]
-    return float(found.mean()) if len(found) else float("nan")
+    precisions = average_precisions(scores, labels)[labels.any(0)]
+    return float(precisions.mean()) if len(precisions) else float("nan")

@@ -48,9 +48,9 @@ def coco_metrics(
         ValueError: a box or a score is not finite, a class is none of the dataset's, there are not as many of each; an
             object or a detection has no mask, or one of another size.
     """
-    truth, found = _as_coco(pairs, len(class_names), kind)
+    truth, detections = _as_coco(pairs, len(class_names), kind)
     with contextlib.redirect_stdout(io.StringIO()):  # it tells its progress
-        evaluation = _evaluation(truth, found, kind)
+        evaluation = _evaluation(truth, detections, kind)
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
@@ -73,9 +73,9 @@ def voc_mask_metrics(pairs: Pairs, class_names: Sequence[str]) -> tuple[dict[str
         ValueError: a box or a score is not finite, a class is none of the dataset's, there are not as many of each; an
             object or a detection has no mask, or one of another size.
     """
-    truth, found = _as_coco(pairs, len(class_names), "segm")
+    truth, detections = _as_coco(pairs, len(class_names), "segm")
     with contextlib.redirect_stdout(io.StringIO()):
-        evaluation = _evaluation(truth, found, "segm")
+        evaluation = _evaluation(truth, detections, "segm")
         params: Any = evaluation.params
         params.iouThrs = np.array(VOC_THRESHOLDS)
         params.areaRng, params.areaRngLbl = params.areaRng[:1], params.areaRngLbl[:1]  # all; no other size is told
@@ -86,13 +86,13 @@ def voc_mask_metrics(pairs: Pairs, class_names: Sequence[str]) -> tuple[dict[str
     rows = _means_by_class(evaluation, class_names, columns, curve=VOC_THRESHOLDS.index(0.5))
     # The field's script counts a class without objects as 0. On VOC's val every class has some: the figures are equal.
     values = {key: [row[key] for row in rows if row[key] is not None] for key in columns}
-    return {key: float(np.mean(some)) for key, some in values.items() if some}, rows
+    return {key: float(np.mean(class_values)) for key, class_values in values.items() if class_values}, rows
 
 
-def _evaluation(truth: dict[str, Any], found: list[dict[str, Any]], kind: Literal["bbox", "segm"]) -> COCOeval:
+def _evaluation(truth: dict[str, Any], detections: list[dict[str, Any]], kind: Literal["bbox", "segm"]) -> COCOeval:
     gt = _index(truth)
     # loadRes does not take an empty list
-    return COCOeval(gt, gt.loadRes(found) if found else _index({**truth, "annotations": []}), kind)
+    return COCOeval(gt, gt.loadRes(detections) if detections else _index({**truth, "annotations": []}), kind)
 
 
 def _index(dataset: dict[str, Any]) -> Any:
@@ -103,7 +103,7 @@ def _index(dataset: dict[str, Any]) -> Any:
 
 
 def _as_coco(pairs: Pairs, num_classes: int, kind: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    images, objects, found = [], [], []
+    images, objects, detections = [], [], []
     for image_id, (truth, row) in enumerate(pairs, start=1):
         is_ok = row.get("status", OK) == OK
         size = [int(row.get("height") or 1), int(row.get("width") or 1)]
@@ -114,25 +114,25 @@ def _as_coco(pairs: Pairs, num_classes: int, kind: str) -> tuple[dict[str, Any],
             check_objects(row, f"detections of {where}", num_classes)
         boxes, masks = _xywh(truth["boxes"]), truth.get("masks")
         if kind == "segm" and is_ok:  # of a row that failed nobody knows the size, and nothing is compared with it
-            for what, some, count in (("objects", masks, len(boxes)), ("detections", row["masks"], len(row["boxes"]))):
-                check_cover(some, count, (size[0], size[1]), f"{what} of {where}")
+            for what, rles, count in (("objects", masks, len(boxes)), ("detections", row["masks"], len(row["boxes"]))):
+                check_cover(rles, count, (size[0], size[1]), f"{what} of {where}")
         crowd = truth.get("crowd")
         areas = truth.get("areas")
         areas = boxes[:, 2] * boxes[:, 3] if areas is None else areas
         for i, box in enumerate(boxes.tolist()):
-            thing = {"id": len(objects) + 1, "image_id": image_id, "category_id": int(truth["classes"][i]) + 1}
-            thing |= {"bbox": box, "area": float(areas[i]), "iscrowd": int(crowd[i]) if crowd is not None else 0}
+            entry = {"id": len(objects) + 1, "image_id": image_id, "category_id": int(truth["classes"][i]) + 1}
+            entry |= {"bbox": box, "area": float(areas[i]), "iscrowd": int(crowd[i]) if crowd is not None else 0}
             if kind == "segm":
-                thing["segmentation"] = {"size": size, "counts": masks[i]}  # pyright: ignore[reportOptionalSubscript]
-            objects.append(thing)
+                entry["segmentation"] = {"size": size, "counts": masks[i]}  # pyright: ignore[reportOptionalSubscript]
+            objects.append(entry)
         if not is_ok:
             continue
         for i, box in enumerate(_xywh(row["boxes"]).tolist()):
-            thing = {"image_id": image_id, "category_id": int(row["classes"][i]) + 1, "score": float(row["scores"][i])}
-            thing |= {"segmentation": {"size": size, "counts": row["masks"][i]}} if kind == "segm" else {"bbox": box}
-            found.append(thing)
+            entry = {"image_id": image_id, "category_id": int(row["classes"][i]) + 1, "score": float(row["scores"][i])}
+            entry |= {"segmentation": {"size": size, "counts": row["masks"][i]}} if kind == "segm" else {"bbox": box}
+            detections.append(entry)
     categories = [{"id": label + 1} for label in range(num_classes)]
-    return {"images": images, "annotations": objects, "categories": categories}, found
+    return {"images": images, "annotations": objects, "categories": categories}, detections
 
 
 def _xywh(boxes: Any) -> np.ndarray:

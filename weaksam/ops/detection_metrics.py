@@ -63,7 +63,7 @@ class DetectionRecords:
 
 def match_image(
     truth: Mapping[str, Any],
-    found: Mapping[str, Any],
+    detections: Mapping[str, Any],
     num_classes: int,
     rules: DetectionRules,
     *,
@@ -81,7 +81,7 @@ def match_image(
     Raises:
         ValueError: a box or a score is not finite, a class is none of `num_classes`, or there are not as many of each.
     """
-    usable: Mapping[str, Any] = found if found["status"] == OK else {"boxes": [], "classes": [], "scores": []}
+    usable: Mapping[str, Any] = detections if detections["status"] == OK else {"boxes": [], "classes": [], "scores": []}
     check_objects({key: truth[key] for key in ("boxes", "classes")}, "objects", num_classes)
     check_objects(usable, "detections", num_classes)
     scores = np.asarray(usable["scores"], np.float64)
@@ -95,13 +95,13 @@ def match_image(
     outcomes = np.zeros((len(scores), len(rules.thresholds)), np.int8)
     localised, present = np.zeros(num_classes, np.int64), np.zeros(num_classes, np.int64)
     for label in np.union1d(classes, truth_classes):
-        here, there = np.flatnonzero(classes == label), truth_classes == label
-        overlaps = iou[there][:, here]
-        outcomes[here] = _outcomes(overlaps, ignorable[there], rules.thresholds)
-        if (there & ~(crowd if rules.corloc_difficult else ignorable)).any():
+        detected, labelled = np.flatnonzero(classes == label), truth_classes == label
+        overlaps = iou[labelled][:, detected]
+        outcomes[detected] = _outcomes(overlaps, ignorable[labelled], rules.thresholds)
+        if (labelled & ~(crowd if rules.corloc_difficult else ignorable)).any():
             present[label] = 1
-            best = iou[there & ~crowd][:, here[:1]].max(initial=0.0)
-            localised[label] = len(here) > 0 and best >= rules.corloc_threshold
+            best = iou[labelled & ~crowd][:, detected[:1]].max(initial=0.0)
+            localised[label] = len(detected) > 0 and best >= rules.corloc_threshold
     num_objects = np.bincount(truth_classes[~ignorable], minlength=num_classes)
     return DetectionRecords(outcomes, scores, classes, num_objects, localised, present, np.int64(1))  # type: ignore[arg-type]
 
@@ -148,8 +148,8 @@ def precision_recall(outcomes: np.ndarray, scores: np.ndarray, num_objects: int)
     """
     hits = outcomes[np.argsort(-scores, kind="stable")]
     hits = hits[hits != IGNORED]
-    found = np.cumsum(hits == HIT)
-    return found / np.arange(1, len(hits) + 1), found / num_objects
+    num_hits = np.cumsum(hits == HIT)
+    return num_hits / np.arange(1, len(hits) + 1), num_hits / num_objects
 
 
 def average_precision(precision: np.ndarray, recall: np.ndarray, *, eleven_point: bool) -> float:
@@ -176,13 +176,13 @@ def detection_table(
     """
     rows = []
     for label, name in enumerate(class_names):
-        here = records.classes == label
+        is_class = records.classes == label
         total, present = int(records.num_objects[label]), int(records.num_present[label])
-        row: dict[str, Any] = {"class": name, "num_objects": total, "num_detections": int(here.sum())}
+        row: dict[str, Any] = {"class": name, "num_objects": total, "num_detections": int(is_class.sum())}
         for column, threshold in enumerate(rules.thresholds):
-            curve = precision_recall(records.outcomes[here, column], records.scores[here], max(total, 1))
-            found = average_precision(*curve, eleven_point=rules.eleven_point)
-            row[ap_name(threshold)] = found if total else None
+            curve = precision_recall(records.outcomes[is_class, column], records.scores[is_class], max(total, 1))
+            average = average_precision(*curve, eleven_point=rules.eleven_point)
+            row[ap_name(threshold)] = average if total else None
             if not column:
                 row["curve"] = sample_curve(*curve).tolist() if total else None
         row["CorLoc"] = records.num_localised[label] / present if present else None

@@ -96,9 +96,9 @@ def _join_near(hashes: np.ndarray, thumbnails: np.ndarray, rules: DuplicateRules
     candidates = join_close_hashes(unique, rules.max_bits)[place]
     order = np.argsort(candidates, kind="stable")
     bounds = np.flatnonzero(np.diff(candidates[order])) + 1
-    for some in np.split(pictures[order], bounds):
-        if len(some) > 1:
-            labels[some] = some[_grow(hashes[some], looks[some], rules)]
+    for members in np.split(pictures[order], bounds):
+        if len(members) > 1:
+            labels[members] = members[_grow(hashes[members], looks[members], rules)]
     return labels
 
 
@@ -115,9 +115,9 @@ def _grow(hashes: np.ndarray, looks: np.ndarray, rules: DuplicateRules) -> np.nd
         while len(edge) and len(rest):
             now, edge = edge[:_AT_ONCE], edge[_AT_ONCE:]
             close = np.bitwise_count(hashes[now, None] ^ hashes[rest]) <= rules.max_bits
-            some = np.flatnonzero(close.any(axis=0))
-            alike = close[:, some] & (looks[now] @ looks[rest[some]].T / looks.shape[1] >= least)
-            reached = some[alike.any(axis=0)]
+            near = np.flatnonzero(close.any(axis=0))
+            alike = close[:, near] & (looks[now] @ looks[rest[near]].T / looks.shape[1] >= least)
+            reached = near[alike.any(axis=0)]
             labels[rest[reached]] = seed
             edge, rest = np.concatenate([edge, rest[reached]]), np.delete(rest, reached)
     return labels
@@ -170,7 +170,7 @@ def _expand(begin: np.ndarray, count: np.ndarray) -> Iterator[tuple[np.ndarray, 
     rows = np.flatnonzero(count)
     total = np.cumsum(count[rows])
     cuts = np.searchsorted(total, np.arange(_PAIRS, total[-1], _PAIRS)) if len(rows) else []
-    for some in np.split(rows, cuts):
-        number = count[some]
+    for block in np.split(rows, cuts):
+        number = count[block]
         ahead = np.cumsum(number) - number
-        yield np.repeat(some, number), np.arange(number.sum()) + np.repeat(begin[some] - ahead, number)
+        yield np.repeat(block, number), np.arange(number.sum()) + np.repeat(begin[block] - ahead, number)

@@ -31,7 +31,7 @@ class MaskRecords:
     """What the figures need to know of some images."""
 
     matches: DetectionRecords  # by the IoU of masks
-    best_of_found: np.ndarray  # (N,) float64, best IoU with an object of its class that counts; order of `matches`
+    best_of_masks: np.ndarray  # (N,) float64, best IoU with an object of its class that counts; order of `matches`
     best_of_objects: np.ndarray  # (K,) float64, best IoU with a mask of its class
     object_classes: np.ndarray  # (K,) int32
 
@@ -54,13 +54,13 @@ def pairwise_mask_iou(masks: Sequence[bytes], others: Sequence[bytes], hw: tuple
     check_cover(others, len(others), hw, "others")
     if not masks or not others:
         return np.zeros((len(masks), len(others)))
-    found, truth = ([{"size": list(hw), "counts": one} for one in some] for some in (others, masks))
-    iou: Any = coco_mask.iou(found, truth, [False] * len(truth))  # pyright: ignore[reportArgumentType]
+    other_rles, mask_rles = ([{"size": list(hw), "counts": counts} for counts in group] for group in (others, masks))
+    iou: Any = coco_mask.iou(other_rles, mask_rles, [False] * len(mask_rles))  # pyright: ignore[reportArgumentType]
     return iou.T
 
 
 def match_masks(
-    truth: Mapping[str, Any], found: Mapping[str, Any], num_classes: int, rules: DetectionRules
+    truth: Mapping[str, Any], pgt: Mapping[str, Any], num_classes: int, rules: DetectionRules
 ) -> MaskRecords:
     """The record of one image from its rows in the tables `ground_truth` and `pgt`.
 
@@ -72,25 +72,25 @@ def match_masks(
     """
     classes = np.asarray(truth["classes"], np.int32)
     ignorable = np.asarray(truth["difficult"], bool) | np.asarray(truth["crowd"], bool) | ~has_mask(truth)
-    usable = found if found["status"] == OK else {"boxes": [], "classes": [], "scores": [], "masks": []}
+    usable = pgt if pgt["status"] == OK else {"boxes": [], "classes": [], "scores": [], "masks": []}
     check_objects({key: truth[key] for key in ("boxes", "classes")}, "objects", num_classes)
     check_objects(usable, "masks", num_classes)
     same_class = classes[:, None] == np.asarray(usable["classes"], np.int32)
     iou = _iou_of_rows(truth, usable) * same_class
-    matches = match_image({**truth, "difficult": ignorable}, found, num_classes, rules, iou=iou)
+    matches = match_image({**truth, "difficult": ignorable}, pgt, num_classes, rules, iou=iou)
     order = np.argsort(-np.asarray(usable["scores"], np.float64), kind="stable")
     counting = iou[~ignorable]
-    best_of_found = counting.max(axis=0, initial=0.0)[order]
-    return MaskRecords(matches, best_of_found, counting.max(axis=1, initial=0.0), classes[~ignorable])
+    best_of_masks = counting.max(axis=0, initial=0.0)[order]
+    return MaskRecords(matches, best_of_masks, counting.max(axis=1, initial=0.0), classes[~ignorable])
 
 
-def _iou_of_rows(truth: Mapping[str, Any], found: Mapping[str, Any]) -> np.ndarray:
+def _iou_of_rows(truth: Mapping[str, Any], pgt: Mapping[str, Any]) -> np.ndarray:
     """(G, N) IoU of masks; of boxes where the object has no mask."""
-    iou = pairwise_iou(truth["boxes"], found["boxes"])
+    iou = pairwise_iou(truth["boxes"], pgt["boxes"])
     if iou.size:
-        there = has_mask(truth)
+        is_segmented = has_mask(truth)
         masks = [mask for mask in truth["masks"] if mask is not None]
-        iou[there] = pairwise_mask_iou(masks, found["masks"], (found["height"], found["width"]))
+        iou[is_segmented] = pairwise_mask_iou(masks, pgt["masks"], (pgt["height"], pgt["width"]))
     return iou
 
 
@@ -98,7 +98,7 @@ def concat_records(records: Iterable[MaskRecords]) -> MaskRecords:
     """Many records as one; ValueError when there are none."""
     parts = list(records)
     matches = detection_metrics.concat_records(part.matches for part in parts)
-    listed = ("best_of_found", "best_of_objects", "object_classes")
+    listed = ("best_of_masks", "best_of_objects", "object_classes")
     return MaskRecords(matches, *(np.concatenate([getattr(part, name) for part in parts]) for name in listed))
 
 
@@ -121,13 +121,13 @@ def mask_metrics(records: MaskRecords, rules: DetectionRules) -> dict[str, float
 def _mean_ious(records: MaskRecords, label: int | None) -> dict[str, float | None]:
     """Means of one class, or of all; None: of none."""
     judged = ~(records.matches.outcomes == IGNORED).any(axis=1)  # what is ignored at a threshold is so at lower ones
-    found, objects = records.best_of_found, records.best_of_objects
+    mask_ious, objects = records.best_of_masks, records.best_of_objects
     if label is not None:
         judged = judged & (records.matches.classes == label)
         objects = objects[records.object_classes == label]
-    found = found[judged]
+    mask_ious = mask_ious[judged]
     return {
-        "mask_iou": float(found.mean()) if len(found) else None,
+        "mask_iou": float(mask_ious.mean()) if len(mask_ious) else None,
         "mask_iou_of_objects": float(objects.mean()) if len(objects) else None,
     }
 
@@ -149,10 +149,10 @@ def check_cover(masks: Sequence[bytes | None] | None, count: int, hw: tuple[int,
 
     pycocotools does not look: it never returns from an overlap of masks that cover different numbers of pixels.
     """
-    there = masks if masks is not None else []
-    if len(there) != count or any(mask is None for mask in there):
-        raise ValueError(f"{what} must have a mask each, got {sum(m is not None for m in there)} of {count}")
-    for position, mask in enumerate(there):
+    listed = masks if masks is not None else []
+    if len(listed) != count or any(mask is None for mask in listed):
+        raise ValueError(f"{what} must have a mask each, got {sum(m is not None for m in listed)} of {count}")
+    for position, mask in enumerate(listed):
         runs = rle_to_runs(mask or b"")
         if runs.sum() != hw[0] * hw[1] or runs.min(initial=0) < 0:
             raise ValueError(
@@ -168,10 +168,10 @@ def cover(masks: Iterable[bytes | None], hw: tuple[int, int]) -> bool:
 
 def objects_with_masks(truth: Mapping[str, Any]) -> dict[str, Any]:
     """A row of `ground_truth` less the objects without a mask; areas of masks where the dataset states none."""
-    there = has_mask(truth)
+    is_segmented = has_mask(truth)
     kept: dict[str, Any] = dict(truth)
     for key in ("boxes", "classes", "difficult", "crowd", "areas"):
         if key in truth:
-            kept[key] = np.asarray(truth[key])[there]
+            kept[key] = np.asarray(truth[key])[is_segmented]
     kept["masks"] = [mask for mask in truth["masks"] or [] if mask is not None]
     return {"areas": np.array([rle_area(mask) for mask in kept["masks"]], np.float64)} | kept

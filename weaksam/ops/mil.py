@@ -69,9 +69,9 @@ def image_loss(scores: Tensor, present: Tensor, *, background: bool, reduction: 
         background: whether column 0 is the background, which no image is labelled with.
         reduction: `mean` (MIST) or `sum` (OICR as WeakSAM ran it) over columns.
     """
-    found = scores.sum(0).clamp(_EPS, 1 - _EPS)
-    target = torch.zeros_like(found).index_fill(0, present + int(background), 1.0)
-    return F.binary_cross_entropy(found, target, reduction=reduction) if len(scores) else scores.sum()
+    totals = scores.sum(0).clamp(_EPS, 1 - _EPS)
+    target = torch.zeros_like(totals).index_fill(0, present + int(background), 1.0)
+    return F.binary_cross_entropy(totals, target, reduction=reduction) if len(scores) else scores.sum()
 
 
 def mine_top(scores: Tensor, present: Tensor) -> PseudoBoxes:
@@ -103,10 +103,10 @@ def mine_near_top(
         scores: (N, C) float.
         present: (P,) int64, classes of the image, rising.
     """
-    wanted = scores[:, present]
-    if not wanted.numel():
+    candidates = scores[:, present]
+    if not candidates.numel():
         return _nothing(scores)
-    columns, rois = (wanted >= share * wanted.amax(0)).T.nonzero(as_tuple=True)
+    columns, rois = (candidates >= share * candidates.amax(0)).T.nonzero(as_tuple=True)
     classes = present[columns]
     chosen = scores[rois, classes]
     keep = nms(to_inclusive(boxes[rois]), chosen, threshold=max_overlap)
@@ -190,9 +190,9 @@ def regression_loss(offsets: Tensor, boxes: Tensor, targets: Targets) -> Tensor:
         boxes: (N, 4) float, xyxy.
         targets: which proposals are objects, and where their pseudo boxes are.
     """
-    wanted = encode_boxes(boxes[targets.rois], boxes)
+    expected = encode_boxes(boxes[targets.rois], boxes)
     own = offsets.float().gather(1, targets.labels[:, None, None].expand(-1, 1, 4))[:, 0]
-    losses = F.smooth_l1_loss(own, wanted, reduction="none").sum(1)
+    losses = F.smooth_l1_loss(own, expected, reduction="none").sum(1)
     weights = targets.weights * (targets.labels > 0)
     return (losses * weights).sum() / max(len(boxes), 1)
 

@@ -62,8 +62,8 @@ def window_max(maps: Tensor, kernel: int) -> Tensor:
         return _max_along(_max_along(maps, kernel, dim=1), kernel, dim=2)
     pooled = torch.empty_like(maps)
     for index in range(len(maps)):  # one map stays in the cache: 7 times faster than all at once
-        one = maps[index : index + 1]
-        pooled[index] = _max_along(_max_along(one, kernel, dim=1), kernel, dim=2)[0]
+        heatmap = maps[index : index + 1]
+        pooled[index] = _max_along(_max_along(heatmap, kernel, dim=1), kernel, dim=2)[0]
     return pooled
 
 
@@ -125,8 +125,8 @@ def _find_candidates(heatmaps: Tensor, kernel: int, threshold: float) -> tuple[n
 
     The published code applies the threshold last; candidates come best first, so that this changes nothing.
     """
-    wanted = (heatmaps == window_max(heatmaps, kernel)) & (heatmaps >= threshold) & (heatmaps > 0)
-    coordinates = wanted.nonzero()
+    is_candidate = (heatmaps == window_max(heatmaps, kernel)) & (heatmaps >= threshold) & (heatmaps > 0)
+    coordinates = is_candidate.nonzero()
     return coordinates.cpu().numpy(), heatmaps[tuple(coordinates.T)].cpu().numpy()
 
 
@@ -139,10 +139,10 @@ def _label_plateaus(coordinates: np.ndarray, scores: np.ndarray) -> np.ndarray:
     pairs = []
     for down, right in _HALF_NEIGHBOURHOOD:
         neighbours = keys + down * row + right
-        found = np.searchsorted(keys, neighbours).clip(max=max(0, len(keys) - 1))
+        positions = np.searchsorted(keys, neighbours).clip(max=max(0, len(keys) - 1))
         # Neighbours may differ in value when the window is a single pixel.
-        (joined,) = np.nonzero((keys[found] == neighbours) & (scores[found] == scores))
-        pairs.append(np.stack([joined, found[joined]]))
+        (joined,) = np.nonzero((keys[positions] == neighbours) & (scores[positions] == scores))
+        pairs.append(np.stack([joined, positions[joined]]))
     ends = np.concatenate(pairs, axis=1)
     graph = coo_array((np.ones(ends.shape[1], dtype=bool), (ends[0], ends[1])), shape=(len(keys), len(keys)))
     return connected_components(graph, directed=False)[1]

@@ -80,14 +80,14 @@ def select_pgt(
     ranked = np.argsort(-scores, kind="stable")
     ranked = ranked[np.isin(classes[ranked], list(labels)) & (scores[ranked] > 0)]
     chosen = [
-        _of_class(boxes[here], scores[here], here, rules, keeps_parts=label in rules.containment_except)
-        for label, here in ((one, ranked[classes[ranked] == one]) for one in np.unique(classes[ranked]))
+        _of_class(boxes[members], scores[members], members, rules, keeps_parts=label in rules.containment_except)
+        for label, members in ((label, ranked[classes[ranked] == label]) for label in np.unique(classes[ranked]))
     ]
     if not chosen:
         return np.zeros(0, np.int64)
     rows = np.concatenate(chosen)
     # the best of each class before all others, each by falling score
-    is_second = np.concatenate([np.arange(len(one)) > 0 for one in chosen])
+    is_second = np.concatenate([np.arange(len(members)) > 0 for members in chosen])
     rows = rows[np.lexsort((rows, -scores[rows], is_second))][: rules.max_per_image]
     return rows[np.lexsort((rows, -scores[rows]))]
 

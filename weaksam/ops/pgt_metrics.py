@@ -31,8 +31,8 @@ def pgt_metrics(records: DetectionRecords, rules: DetectionRules) -> dict[str, f
     }
 
 
-def _figures(records: DetectionRecords, here: Any, num_objects: int, rules: DetectionRules) -> dict[str, Any]:
-    outcomes = records.outcomes[here]
+def _figures(records: DetectionRecords, selection: Any, num_objects: int, rules: DetectionRules) -> dict[str, Any]:
+    outcomes = records.outcomes[selection]
     figures: dict[str, Any] = {"num_objects": num_objects, "num_boxes": len(outcomes)}
     for column, threshold in enumerate(rules.thresholds):
         hits, misses = ((outcomes[:, column] == what).sum() for what in (HIT, MISS))

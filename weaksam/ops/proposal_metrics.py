@@ -105,23 +105,23 @@ def match_row(truth: Mapping[str, Any], proposals: Mapping[str, Any] | None, rul
     areas = truth.get("areas")
     areas = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1) if areas is None else np.asarray(areas, np.float64)
     usable = proposals if proposals is not None and proposals["status"] == OK else _NO_PROPOSALS
-    found = _boxes(usable["boxes"])
+    proposal_boxes = _boxes(usable["boxes"])
     sources, scores = np.asarray(usable["source"], np.int64), np.asarray(usable["predicted_iou"], np.float64)
-    if not len(found) and not rules.include_images_without_proposals:
+    if not len(proposal_boxes) and not rules.include_images_without_proposals:
         keep[:] = False
     counts = np.bincount(sources, minlength=len(rules.sources))
-    if not len(found) == len(sources) == len(scores) or len(counts) > len(rules.sources):
+    if not len(proposal_boxes) == len(sources) == len(scores) or len(counts) > len(rules.sources):
         raise ValueError(
-            f"proposals must have one score and one source below {len(rules.sources)} each, got {len(found)} boxes, "
-            f"{len(scores)} scores, {len(sources)} sources up to {sources.max(initial=0)}"
+            f"proposals must have one score and one source below {len(rules.sources)} each, got {len(proposal_boxes)} "
+            f"boxes, {len(scores)} scores, {len(sources)} sources up to {sources.max(initial=0)}"
         )
     check_objects({"boxes": truth["boxes"], "classes": truth["classes"]}, "objects")
-    check_objects({"boxes": found, "scores": scores}, "proposals")
+    check_objects({"boxes": proposal_boxes, "scores": scores}, "proposals")
     return RecallRecords(
-        iou=match_proposals(boxes[keep], found, scores, sources, rules=rules),
+        iou=match_proposals(boxes[keep], proposal_boxes, scores, sources, rules=rules),
         areas=areas[keep],
         classes=np.asarray(truth["classes"], np.int32)[keep],
-        num_proposals=np.array([[len(found), *counts]], np.int64),
+        num_proposals=np.array([[len(proposal_boxes), *counts]], np.int64),
     )
 
 

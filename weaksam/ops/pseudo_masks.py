@@ -63,7 +63,7 @@ def choose_masks(masks: Sequence[bytes], boxes: np.ndarray, hw: tuple[int, int],
         rules: what is done.
     """
     states = np.array(
-        [_state(one, box, hw, rules.max_outside) for one, box in zip(masks, boxes, strict=True)], np.int64
+        [_state(mask, box, hw, rules.max_outside) for mask, box in zip(masks, boxes, strict=True)], np.int64
     )
     fate = np.array(["keep", rules.empty, rules.exploding], object)[states] if len(states) else states
     kept = np.flatnonzero(fate != "drop")
@@ -99,6 +99,6 @@ def _span(box: np.ndarray, hw: tuple[int, int]) -> tuple[int, int, int, int]:
 
 def tight_boxes(masks: Sequence[bytes], hw: tuple[int, int]) -> np.ndarray:
     """(M, 4) float32 boxes around masks, none of them empty."""
-    rles: Any = [{"size": list(hw), "counts": one} for one in masks]
-    found = coco_mask.toBbox(rles) if masks else np.zeros((0, 4))
-    return np.concatenate([found[:, :2], found[:, :2] + found[:, 2:]], axis=1).astype(np.float32)
+    rles: Any = [{"size": list(hw), "counts": mask} for mask in masks]
+    xywh = coco_mask.toBbox(rles) if masks else np.zeros((0, 4))
+    return np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1).astype(np.float32)

@@ -22,11 +22,11 @@ def best_scores(classes: np.ndarray, scores: np.ndarray, labels: Collection[int]
         scores: (N,) float.
         labels: the only classes that are looked at; None = all.
     """
-    found = {}
+    best = {}
     for label in np.unique(classes).tolist():
         if labels is None or label in labels:
-            found[label] = float(scores[classes == label].max())
-    return found
+            best[label] = float(scores[classes == label].max())
+    return best
 
 
 def image_uncertainty(best: Sequence[Mapping[int, float]], labels: Sequence[Collection[int] | None]) -> np.ndarray:
@@ -38,11 +38,11 @@ def image_uncertainty(best: Sequence[Mapping[int, float]], labels: Sequence[Coll
     """
     unsure = np.zeros(len(best))
     of_label: dict[int, list[tuple[int, float]]] = {}
-    for image, (found, present) in enumerate(zip(best, labels, strict=True)):
+    for image, (scores, present) in enumerate(zip(best, labels, strict=True)):
         if present is None:
-            unsure[image] = max((1 - abs(2 * min(max(score, 0), 1) - 1) for score in found.values()), default=0.0)
+            unsure[image] = max((1 - abs(2 * min(max(score, 0), 1) - 1) for score in scores.values()), default=0.0)
         for label in present or ():
-            of_label.setdefault(label, []).append((image, found.get(label, 0.0)))
+            of_label.setdefault(label, []).append((image, scores.get(label, 0.0)))
     for pairs in of_label.values():
         images = [image for image, _ in pairs]
         confidence = rank_confidence(np.array([score for _, score in pairs]))
