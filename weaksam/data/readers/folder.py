@@ -1,9 +1,9 @@
-"""Plain folders of images: with a `labels.csv`, or with VOC XML files beside the images (LabelImg and its kin).
+"""Reads folders of images: with a `labels.csv`, or with VOC XML files beside the images (LabelImg and similar).
 
-An image's id is its path below the root, with '/' between folders. Hidden files are no images.
+An image's id is its path below the root, with '/' between folders. Hidden files are ignored.
 
-Images that `labels.csv` (`labels_csv`) does not list are kept as split `unlabelled`, labels null: nothing is known of
-them, and they can still be detected on.
+Images that are not in `labels.csv` (`labels_csv`) become split `unlabelled` with null labels: detectors can still run
+on them.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ def read_folder(
     table: str = "labels.csv",
     classes: Sequence[str] | None = None,
 ) -> Dataset:
-    """A folder of images whose labels stand in a CSV file. It has no boxes, so no ground truth.
+    """Reads a folder of images with labels in a CSV file. It has no boxes, so no ground truth.
 
     Args:
         root: URI of the folder.
-        splits: which splits to keep, `unlabelled` among them. None: all.
+        splits: splits to keep, may include `unlabelled`. None: all.
         table: path of the CSV file below `root`, or a URI.
-        classes: names in the order wanted; another name is an error. None: those found, sorted.
+        classes: names in class order; any other name is an error. None: the names in the table, sorted.
 
     Raises:
-        DataError: every fault of the table, each names the file and line.
+        DataError: the table is invalid; has every fault, each with file and line.
         StorageError: the storage is at fault.
     """
     root = storage.absolute(root)
@@ -89,20 +89,21 @@ def read_voc_xml_folder(
     difficult_makes_label: bool = False,
     map_files: MapFiles = map_in_threads,
 ) -> Dataset:
-    """A folder of images with VOC XML files of the same name beside them.
+    """Reads a folder of images with VOC XML files of the same name beside them.
 
     Folders directly below `root` are splits; images in `root` itself are split `train`. An image without XML has
-    null labels: many tools write no file for an image nobody opened. XML without an image is left out with a warning.
+    null labels: many tools write no file for an image that nobody opened. XML without an image is skipped with a
+    warning.
 
     Args:
         root: URI of the folder.
-        splits: which splits to keep. None: all.
-        classes: names in the order wanted; another name is an error. None: those found in these splits, sorted.
-        difficult_makes_label: whether an object flagged difficult makes an image-level label.
-        map_files: how to call a function on many `VocFiles`; has the form of the builtin `map`.
+        splits: splits to keep. None: all.
+        classes: names in class order; any other name is an error. None: the names in these splits, sorted.
+        difficult_makes_label: whether an object flagged difficult gives an image-level label.
+        map_files: calls a function on many `VocFiles`, like the builtin `map`.
 
     Raises:
-        DataError: names the file and line, or that no image has an XML file.
+        DataError: a file is invalid, with file and line, or no image has an XML file.
         StorageError: the storage is at fault.
     """
     root = storage.absolute(root)
@@ -120,7 +121,7 @@ def read_voc_xml_folder(
 
 
 def find_pairs(root: str, splits: Sequence[str] | None) -> tuple[dict[str, FileInfo], dict[str, FileInfo]]:
-    """Images and XML files of the splits asked for, by their path without extension."""
+    """Returns images and XML files of the requested splits, by their path without extension."""
     files = storage.list_files(root)
     pictures, xmls = by_stem(files, EXTENSIONS), by_stem(files, (".xml",))
     if not pictures:
