@@ -68,7 +68,7 @@ class DivergedError(WeakSamError):
 
 
 class TaskError(Exception):
-    """The code of a training task raised an exception: a bug, for which a retry is useless.
+    """The code of a training task raised an exception: a bug that a retry cannot fix.
 
     Not for the user: the command ends with a traceback and exit code 1. The message has type and text of the cause.
     """

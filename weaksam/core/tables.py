@@ -266,7 +266,7 @@ def read_class_names(folder: str, manifest: Mapping[str, Any]) -> list[str]:
 
 
 def read_rows(folder: str, manifest: Mapping[str, Any], image_ids: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Reads the rows of a few images of a finished table, by image id; other parts are read for their ids only."""
+    """Reads the rows of a few images of a finished table, by image id; of parts without them only the ids are read."""
     selected = set(image_ids)
     rows: dict[str, dict[str, Any]] = {}
     listed = read_parts(folder, manifest["parts"], columns=["image_id"])

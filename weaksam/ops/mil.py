@@ -144,7 +144,7 @@ def _nothing(scores: Tensor) -> PseudoBoxes:
 
 
 def assign(iou: Tensor, pseudo: PseudoBoxes, *, min_overlap: float = 0.5, above: bool = False) -> Targets:
-    """Assigns to each proposal the class of its closest pseudo box, or background, and that box's score as weight.
+    """Assigns each proposal the class of the pseudo box it overlaps most, or background, and the box's score as weight.
 
     A proposal that overlaps no pseudo box is background with the weight of the best-scored one. (In the published
     MIST it has the weight of the first pseudo box.) Without pseudo boxes all weights are 0.
