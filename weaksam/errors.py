@@ -1,7 +1,7 @@
-"""Errors a user can act on, by who must act. Everything else is a bug and keeps its traceback.
+"""Errors that a user can fix. Any other exception is a bug and keeps its traceback.
 
-Each has the exit code that a command or job ends with: 2, the run file, the command, the data or the weights are wrong
-and the same command would fail again; 3, too many rows failed; 4, storage or cluster, where the same command goes on.
+Each has the exit code of the command or job: 2, the run file, the command, the data or the weights are wrong and the
+same command would fail again; 3, too many rows failed; 4, a fault of storage or cluster: the same command resumes.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from weaksam.masking import masked
 
 
 class WeakSamError(Exception):
-    """Base of every error with a message written for the user: what is wrong, what was got, what to do.
+    """Base of errors with a message for the user: the problem, the actual value and a fix.
 
-    Carries every fault that was found, not only the first. Secrets in URLs are masked.
+    Contains every fault, not only the first. Secrets in URLs are masked.
     """
 
     exit_code = 2
@@ -32,29 +32,29 @@ class ConfigError(WeakSamError):
 
 
 class DataError(WeakSamError):
-    """A dataset, table or export does not say what it must. The message names the file and the line, key or row."""
+    """The content of a dataset, table or export is invalid. The message names the file and the line, key or row."""
 
 
 class DamagedError(DataError):
-    """A file of a run was cut or altered after it was written. The message names it and says how to replace it."""
+    """A file of a run was truncated or altered after it was written. The message names it and how to replace it."""
 
 
 class MissingFileError(DataError):
-    """A file that a setting names is not there."""
+    """A file that a setting names does not exist."""
 
 
 class StorageError(WeakSamError):
-    """A URI could not be read or written: network or permission. Never the fault of one image."""
+    """A URI could not be read or written because of network or permission. Never caused by a single image."""
 
     exit_code = 4
 
 
 class DeniedError(StorageError):
-    """A store or file system does not let us in; the same command goes on once it does."""
+    """A store or file system denies access; the same command resumes once access is granted."""
 
 
 class ClusterError(WeakSamError):
-    """The cluster cannot be reached, does not let us in, or lost what it was doing."""
+    """The cluster cannot be reached, denies access, or lost its tasks."""
 
     exit_code = 4
 
@@ -64,40 +64,40 @@ class WeightsError(WeakSamError):
 
 
 class DivergedError(WeakSamError):
-    """A training stopped because its loss, gradient or weights are not finite: the same settings lead there again."""
+    """A training stopped because its loss, gradient or weights are not finite; the same settings fail again."""
 
 
 class TaskError(Exception):
-    """The code of a training's own task raised: a bug, which happens again however often it is tried.
+    """The code of a training task raised an exception: a bug that a retry cannot fix.
 
-    Not for the user: it ends with a traceback and exit code 1. The message has the type and text of the cause.
+    Not for the user: the command ends with a traceback and exit code 1. The message has type and text of the cause.
     """
 
 
 class StageError(WeakSamError):
-    """A stage ended without a complete result. Running the same command again goes on where it stopped."""
+    """A stage ended without a complete result. The same command resumes it."""
 
     exit_code = 4
 
 
 class FailedRowsError(StageError):
-    """A step is complete, but more of its rows failed than may."""
+    """A step is complete, but more of its rows failed than `max_failed` allows."""
 
     exit_code = 3
 
 
 class ImageError(Exception):
-    """One image cannot be used. Becomes that image's row: `status` and `message`, never an aborted job.
+    """An image cannot be used. Becomes `status` and `message` of the image's row and never aborts a job.
 
     Args:
-        status: a short reason out of `schemas.FAILED_STATUSES`, e.g. `unreadable`.
-        message: what is wrong with this image, for a person.
+        status: a value of `schemas.FAILED_STATUSES`, e.g. `unreadable`.
+        message: the fault, for the user.
     """
 
     def __init__(self, status: str, message: str) -> None:
         self.status = status
         self.message = masked(message)
-        super().__init__(status, self.message)  # as given, so that it survives pickling between processes
+        super().__init__(status, self.message)  # the constructor's arguments, so that the error can be pickled
 
     def __str__(self) -> str:
         return f"{self.status}: {self.message}"

@@ -1,6 +1,6 @@
-"""Secrets in URLs and in environments: recognised, and left out of all that is shown or stored.
+"""Detects secrets in URLs and environment variables, and masks them in everything shown or stored.
 
-A URL holds secrets in its user information (`https://user:password@host`) and in its query (a presigned URL).
+A URL has secrets in its user information (`https://user:password@host`) and in its query (a presigned URL).
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from typing import Any
 HIDDEN = "***"
 
 _SCHEME = r"[A-Za-z][A-Za-z0-9+.-]*://"
-# A quote belongs to the sentence around a URL where the URL ends: before a blank, another URL or another quoted text.
-# Any other is part of it: file names in a query have some, and passwords.
+# A quote ends a URL before a blank, another URL or another quoted text. Any other quote is part of the URL: file names
+# in a query and passwords may contain quotes.
 _QUOTE = rf"['\"<>](?![:;,.)\]}}'\"<>]*(?:\s|$|{_SCHEME})|[:;,)\]}}]+['\"])"
 _URL = re.compile(rf"([A-Za-z][A-Za-z0-9+.-]*)://((?:[^\s'\"<>]|{_QUOTE})+)")
-_QUERY = re.compile(r"\?\S*?(?=[:;,.)\]]*(?:\s|$))")  # punctuation behind it belongs to the sentence
+_QUERY = re.compile(r"\?\S*?(?=[:;,.)\]]*(?:\s|$))")  # punctuation after the query belongs to the sentence
 _WHOLE = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.+)", re.DOTALL)
 _WEB = ("http", "https")
-_CONTAINER_AT_ACCOUNT = ("abfs", "abfss", "wasb", "wasbs")  # what stands before their @ is a container
-# Object keys may have a question mark: outside the web only a query that has one of these is one.
+_CONTAINER_AT_ACCOUNT = ("abfs", "abfss", "wasb", "wasbs")  # the part before their @ is a container
+# Object keys may contain a question mark: outside the web a query must have one of these keys.
 _SIGNED = re.compile(r"[?&](?:[\w-]*(?:signature|credential|token|secret|password|key)|sig)=", re.IGNORECASE)
 
 _SECRET_NAME = re.compile(
@@ -31,8 +31,8 @@ _SECRET_NAME = re.compile(
 )
 _SECRET_VALUE = re.compile(
     r"://[^/\s@]*:[^\s@]+@"  # a password in a URL
-    r"|https?://[^/\s@]+@"  # a token in one
-    r"|^[^/\s:@]+:(?!/)[^\s@]+@(?!sha\d+:)[\w.-]+"  # user:password@host, as proxies are written; no digest of an image
+    r"|https?://[^/\s@]+@"  # a token in a URL
+    r"|^[^/\s:@]+:(?!/)[^\s@]+@(?!sha\d+:)[\w.-]+"  # user:password@host of a proxy; not the digest of a container image
     r"|^(?:Basic|Bearer)\s+[\w+/=.~-]{6,}$"
     r"|(?:AccountKey|SharedAccessKey|SharedAccessSignature|Password|Pwd|Secret)\s*=\s*[^;\s]"  # connection strings
     r"|(?:^|[?&])(?:[\w-]*(?:signature|credential|token|secret|password|access_?key|api_?key|[_-]key)|sig|key|pwd)="
@@ -48,18 +48,18 @@ _AWS_SECRET = re.compile(r"(?=.*[a-z])(?=.*[A-Z])(?=.*\d)[A-Za-z0-9/+]{40}")
 
 
 def masked(text: str) -> str:
-    """`text` with `***` in place of user information and queries of the URLs in it; any other text as it is."""
+    """Replaces user information and queries of the URLs in a text by `***`; other text is unchanged."""
     return _URL.sub(_mask_url, text) if "://" in text else text
 
 
 def masked_url(uri: str) -> str:
-    """`masked` of a text that is one URL from beginning to end, whatever it has in it; other text as `masked`."""
+    """Masks a text that is a single URL, which may contain blanks and quotes; other text as `masked` does."""
     match = _WHOLE.fullmatch(uri)
     return masked(uri) if match is None else _mask_parts(match[1], match[2], re.compile(r"\?.*", re.DOTALL))
 
 
 def masked_values(value: Any) -> Any:
-    """A copy of JSON values in which every text is masked."""
+    """Returns a copy of JSON values with every text masked."""
     if isinstance(value, str):
         return masked_url(value)
     if isinstance(value, dict):
@@ -68,23 +68,23 @@ def masked_values(value: Any) -> Any:
 
 
 def without_secrets(uri: str) -> str:
-    """A URI without user information and query: what it names, however access to it was granted."""
+    """Returns a URI without user information and query, i.e. without credentials."""
     return masked_url(uri).replace(f"{HIDDEN}@", "").removesuffix(f"?{HIDDEN}")
 
 
 def has_credentials(uri: str) -> bool:
-    """Whether the URI of an object store holds user information; web addresses may, and are masked."""
+    """Whether the URI of an object store has user information; web addresses may have it and are masked."""
     match = _WHOLE.fullmatch(uri)
     return match is not None and match[1].lower() not in _WEB and _user_of(match[1].lower(), match[2]) is not None
 
 
 def is_secret(name: str, value: str) -> bool:
-    """Whether a variable of an environment looks like a credential, by its name or by its value."""
+    """Whether an environment variable looks like a credential, by its name or its value."""
     return bool(_SECRET_NAME.search(name) or holds_secret(value) or _AWS_SECRET.fullmatch(value))
 
 
 def holds_secret(text: str) -> bool:
-    """Whether a text has a password, a signature or a key of a known form in it."""
+    """Whether a text contains a password, a signature or a key of a known form."""
     return _SECRET_VALUE.search(text) is not None
 
 
@@ -101,12 +101,12 @@ def _mask_parts(scheme: str, rest: str, query: re.Pattern[str]) -> str:
 
 
 def _user_of(scheme: str, rest: str) -> str | None:
-    """What stands before the @ of what follows `scheme://`; None where there is nothing to hide."""
+    """Returns the user information of a URL, whose part after `scheme://` is `rest`; None if there is none to mask."""
     authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
     user, at, _ = authority.rpartition("@")
     if at:
         return None if scheme in _CONTAINER_AT_ACCOUNT and ":" not in user else user
-    # A secret key may have slashes, which end the authority too early: KEY:SEC/RET@bucket.
+    # A secret key may contain slashes, which would end the authority too early: KEY:SEC/RET@bucket.
     name, colon, port = authority.partition(":")
     if colon and not port.isdigit() and not name.startswith(("[", "arn")) and "@" in rest:
         return rest.rpartition("@")[0]

@@ -144,7 +144,7 @@ def test_means_are_of_masks_and_of_objects() -> None:
     one = match_masks(
         truth((A, 0, ""), (B, 0, ""), (B, 1, "")), found((TOP_OF_A, 0, 0.5), (A, 0, 0.9), (FAR, 0, 0.7)), 3, RULES
     )
-    assert one.best_of_found.tolist() == [1.0, 0.0, 0.75]  # best score first
+    assert one.best_of_masks.tolist() == [1.0, 0.0, 0.75]  # best score first
     assert one.best_of_objects.tolist() == [1.0, 0.0, 0.0]  # nothing was found of class 1
     figures = mask_metrics(one, RULES)
     assert (figures["mask_iou"], figures["mask_iou_of_objects"]) == pytest.approx((1.75 / 3, 1 / 3))

@@ -1,1 +1,1 @@
-"""What a run is made of: settings, storage, Arrow schemas and tables, Stage and Step. Knows neither Ray nor torch."""
+"""Parts of a run: settings, storage, Arrow schemas and tables, Stage and Step. Imports neither Ray nor torch."""

@@ -1,4 +1,4 @@
-"""Where copies of files from elsewhere are kept on this machine."""
+"""The folder in which this machine caches copies of remote files."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from weaksam.errors import ConfigError
 
 
 def cache_folder() -> Path:
-    """`$WEAKSAM_CACHE`, else `~/.cache/weaksam`, else, without a home folder that can be written, one in /tmp.
+    """Returns `$WEAKSAM_CACHE`, else `~/.cache/weaksam`, else a folder in /tmp if the home folder is not writable.
 
     Raises:
-        ConfigError: the one in /tmp belongs to somebody else.
+        ConfigError: the folder in /tmp belongs to another user.
     """
     if named := os.environ.get("WEAKSAM_CACHE"):
         return Path(named).expanduser()

@@ -1,7 +1,7 @@
-"""Settings classes and the run file: strict, frozen, each field documented by the sentence under it.
+"""Settings classes and the run file: strict, frozen, each field documented by the sentence below it.
 
-A run file is YAML: `run`, the URI where everything of the run lives, and `steps`, a mapping of named steps.
-Reading one collects *every* fault, each named by its key, before anything starts.
+A run file is YAML: `run`, the URI of the folder that holds the run, and `steps`, a mapping of named steps.
+Parsing collects *every* fault, each with its key, before anything starts.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from weaksam.core import uris
 
 
 class Settings(BaseModel):
-    """Base of every settings class: unknown keys, wrong types, NaN and inf are faults, values never change."""
+    """Base of every settings class: rejects unknown keys, wrong types, NaN and inf; instances are immutable."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
@@ -33,7 +33,7 @@ Config = TypeVar("Config", bound=Settings)
 
 
 class Reads:
-    """Marks a field that names an earlier step, which must write one of these table kinds: `images`, `wsod`, ..."""
+    """Marks a field that names an earlier step, and the table kinds that step may write: `images`, `wsod`, ..."""
 
     def __init__(self, *kinds: str) -> None:
         self.kinds = kinds
@@ -41,7 +41,7 @@ class Reads:
 
 @dataclass(frozen=True)
 class Choice:
-    """Marks a text field whose value is one of the names of a catalogue; `renamed` maps older names to them."""
+    """Marks a text field whose value is a name of a catalogue; `renamed` maps older names to the current ones."""
 
     names: tuple[str, ...]
     renamed: Mapping[str, str] = field(default_factory=dict)
@@ -50,7 +50,7 @@ class Choice:
         return core_schema.no_info_after_validator_function(self.check, handler(source))
 
     def check(self, value: str) -> str:
-        """The value; ValueError with the names if it is none of them."""
+        """Returns the value; raises ValueError that lists the names if it is not among them."""
         if value in self.renamed:
             raise ValueError(f"{value!r} is now {self.renamed[value]!r}")
         if value not in self.names:
@@ -62,7 +62,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class OutsideFile:
-    """Marks a field that is the URI of a file made elsewhere: its identity is part of the fingerprint."""
+    """Marks a field that is the URI of a file outside the run: the file's identity is part of the fingerprint."""
 
 
 @dataclass(frozen=True)
@@ -72,10 +72,10 @@ class OutsideFolder:
 
 @dataclass(frozen=True)
 class Place:
-    """Marks a field that says where something lies: how it is written is not part of the fingerprint.
+    """Marks a field that holds a location: its spelling is not part of the fingerprint.
 
-    What lies there is, if the stage's `outside` says so. A place that is written to is itself part of it, relative to
-    the run's folder where it is inside.
+    The content of the location is part of the fingerprint if the stage's `outside` identifies it. A location that the
+    step writes to is part of the fingerprint itself, as a path relative to the run's folder if it is inside.
     """
 
     is_written: bool = False
@@ -83,19 +83,19 @@ class Place:
 
 @dataclass(frozen=True)
 class NotInFingerprint:
-    """Marks a field that decides how a step runs or is judged, never what it computes. `resources` is one by name."""
+    """Marks a field that affects how a step runs or is judged, not its result. `resources` needs no mark."""
 
 
 @dataclass(frozen=True)
 class Added:
-    """Marks a field that came later, with a default that keeps the old meaning: the fingerprint has other values only.
+    """Marks a field added later whose default keeps the old behaviour: the fingerprint contains other values only.
 
-    So steps that were finished before there was such a field stay finished.
+    Steps that were finished before the field existed stay finished.
     """
 
 
 def with_defaults(base: type[Config], **defaults: Any) -> type[Config]:
-    """`base` with other defaults, to inherit from: types, limits and sentences of the fields stay those of `base`."""
+    """Returns a base class: `base` with other defaults and the same field types, limits and descriptions."""
     changed_fields: dict[str, Any] = {}
     for name, value in defaults.items():
         field = copy(base.model_fields[name])
@@ -108,11 +108,11 @@ def with_defaults(base: type[Config], **defaults: Any) -> type[Config]:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Other defaults of a stage, where some of its settings have certain values.
+    """Defaults of a stage that apply when some of its settings have certain values.
 
     Attributes:
-        when: these settings, as they are given or by default.
-        defaults: settings and their values, for those that are not given.
+        when: setting -> the value it must have, set in the file or by default.
+        defaults: setting -> its default value.
     """
 
     when: Mapping[str, str]
@@ -120,10 +120,10 @@ class Recipe:
 
 
 class StageConfig(Settings):
-    """Keys that every step has."""
+    """Settings of every step."""
 
     recipes: ClassVar[tuple[Recipe, ...]] = ()
-    """Where several have a default, the last counts."""
+    """If several recipes have a default for a setting, the last one applies."""
 
     max_failed: Annotated[float, NotInFingerprint()] = Field(default=0.001, ge=0, le=1)
     """Share of rows, rounded up, that may fail before the step counts as failed."""
@@ -139,33 +139,33 @@ class StageConfig(Settings):
 
 
 def one_of(config: BaseModel, *keys: str) -> str:
-    """The key, out of these, that is set: not None, nor an empty text or list. For validators.
+    """Returns the only one of `keys` that is set, i.e. not None and not an empty text or list. For validators.
 
     Raises:
-        ValueError: none is set, or several are.
+        ValueError: no key is set, or several are.
     """
-    given = [key for key in keys if getattr(config, key)]
-    if len(given) != 1:
-        wanted = f"{', '.join(keys[:-1])} and {keys[-1]}"
-        raise ValueError(f"exactly one of {wanted} must be set, got {', '.join(given) or 'none'}")
-    return given[0]
+    set_keys = [key for key in keys if getattr(config, key)]
+    if len(set_keys) != 1:
+        choices = f"{', '.join(keys[:-1])} and {keys[-1]}"
+        raise ValueError(f"exactly one of {choices} must be set, got {', '.join(set_keys) or 'none'}")
+    return set_keys[0]
 
 
 def parse_settings(
     config: type[Config], raw: Any, *, where: str, renamed: Mapping[str, str] = MappingProxyType({})
 ) -> tuple[Config | None, list[str]]:
-    """`raw` as an instance of `config`, or None and one fault a key, each starting with its full key.
+    """Returns `raw` as an instance of `config`, or None and one fault per key, which starts with the full key.
 
     Args:
         config: the settings class.
-        raw: a mapping, as YAML gives it.
+        raw: a mapping, as parsed from YAML.
         where: the key of `raw` in its file.
-        renamed: of keys that older versions had, dotted below `where`: what replaces them.
+        renamed: old key -> its replacement; keys are dotted paths below `where`.
     """
     if not isinstance(raw, dict):
         return None, [f"{where}: must be a mapping of settings, got {raw!r}"]
     try:
-        # Through JSON: strict about types, yet a YAML list may be a tuple.
+        # Through JSON: strict types, but a YAML list may become a tuple.
         return config.model_validate_json(json.dumps(raw, default=str)), []
     except (TypeError, RecursionError) as error:
         return None, [f"{where}: cannot be read as settings: {error}"]
@@ -184,13 +184,13 @@ def _fault(config: type[Settings], fault: Any, where: str, renamed: Mapping[str,
         return f"{key}: unknown key" + (f": did you mean '{close[0]}'?" if close else "")
     if fault["type"] == "missing":
         return f"{key}: required: set it in the file or on the command line as {key}=..."
-    if fault["type"] == "value_error":  # our own validators say what was got
+    if fault["type"] == "value_error":  # messages of our own validators contain the value
         return f"{key}: {fault['msg'].removeprefix('Value error, ')}"
     return f"{key}: {fault['msg'][0].lower()}{fault['msg'][1:]}, got {fault['input']!r}"
 
 
 def _names_at(config: type, location: tuple) -> list[str]:
-    """Field names of the settings class, or of the rules, that `location` leads to."""
+    """Returns the field names of the settings class or rules dataclass at `location`."""
     for part in location:
         field = config.model_fields.get(str(part)) if issubclass(config, BaseModel) else None
         if field is None or not isinstance(field.annotation, type):
@@ -202,37 +202,37 @@ def _names_at(config: type, location: tuple) -> list[str]:
 
 
 def changed(config: Config, **updates: Any) -> Config:
-    """A copy with other values, validated like any."""
+    """Returns a validated copy with the values of `updates`."""
     return type(config).model_validate(dict(config) | updates)
 
 
 def places_of(config: BaseModel, prefix: str = "") -> list[tuple[str, str]]:
-    """Key and value of every setting that is the URI of a file or folder outside the run."""
-    found = []
+    """Returns key and value of every setting that is the URI of a file or folder outside the run."""
+    places = []
     for name, info in type(config).model_fields.items():
         value = getattr(config, name)
         if isinstance(value, BaseModel):
-            found += places_of(value, f"{prefix}{name}.")
+            places += places_of(value, f"{prefix}{name}.")
         elif isinstance(value, str) and any(isinstance(mark, OutsideFile | OutsideFolder) for mark in info.metadata):
-            found.append((prefix + name, value))
-    return found
+            places.append((prefix + name, value))
+    return places
 
 
 def place_texts(config: BaseModel, prefix: str = "") -> list[tuple[str, str]]:
-    """Key and text of every setting that says where something lies, also below another folder."""
-    found = []
+    """Returns key and text of every setting that holds a location, including paths below another folder."""
+    places = []
     for name, info in type(config).model_fields.items():
         value = getattr(config, name)
         if isinstance(value, BaseModel):
-            found += place_texts(value, f"{prefix}{name}.")
+            places += place_texts(value, f"{prefix}{name}.")
         elif any(isinstance(mark, OutsideFile | OutsideFolder | Place) for mark in info.metadata):
             texts = value.items() if isinstance(value, dict) else [("", value)]
-            found += [(f"{prefix}{name}.{key}".rstrip("."), text) for key, text in texts if isinstance(text, str)]
-    return found
+            places += [(f"{prefix}{name}.{key}".rstrip("."), text) for key, text in texts if isinstance(text, str)]
+    return places
 
 
 def with_absolute_files(config: Config) -> Config:
-    """A copy in which every `OutsideFile` of this machine is an absolute path: workers have other working folders."""
+    """Returns a copy with absolute paths for local `OutsideFile` settings: workers have another working directory."""
     updates: dict[str, Any] = {}
     for name, info in type(config).model_fields.items():
         value = getattr(config, name)
@@ -245,7 +245,7 @@ def with_absolute_files(config: Config) -> Config:
 
 
 def result_settings(config: BaseModel) -> dict[str, Any]:
-    """The settings that change what a step computes, as plain JSON values; the stuff of a fingerprint."""
+    """Returns the settings that affect the result of a step, as plain JSON values, for its fingerprint."""
     kept: dict[str, Any] = {}
     values = config.model_dump(mode="json")
     for name, info in type(config).model_fields.items():

@@ -1,4 +1,4 @@
-"""What makes a step what it is: its fingerprint, its folder, and the description in its `config.json`."""
+"""The identity of a step: its fingerprint, its folder and the description in its `config.json`."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from weaksam.masking import masked_values
 
 
 def resolve(run: str, name: str, stage: Stage, config: StageConfig, inputs: Mapping[str, AnyStep[Any]]) -> Step:
-    """A step with its fingerprint and folder; reads the identity of outside files.
+    """Returns a step with its fingerprint and folder; reads the identity of outside files.
 
     Raises:
-        ConfigError: the run, or a place that the step writes to, lies inside a dataset's folder.
+        ConfigError: the run, or a location that the step writes to, is inside the folder of a dataset.
     """
     check_outside({"the run": run}, stage.listed(config))
     if written := {f"{key}:": uri for key, uri in _written_places(config).items()}:
@@ -26,7 +26,7 @@ def resolve(run: str, name: str, stage: Stage, config: StageConfig, inputs: Mapp
         check_outside(written, [folder for step in read for folder in step.stage.listed(step.config)])
     files = {name: storage.identity(uri) for name, uri in outside_files(config).items()}
     outside = {**files, **stage.outside(config), **_relative_places(run, config)}
-    # A step is known by what its inputs and files *are*, not by how this run file names them or where they lie.
+    # The content of inputs and files is hashed, not their names in this run file or their locations.
     settings = result_settings(config)
     for key in (*files, *stage.reads):
         _forget(settings, key.split("."))
@@ -43,10 +43,10 @@ def resolve(run: str, name: str, stage: Stage, config: StageConfig, inputs: Mapp
 
 
 def check_outside(written: Mapping[str, str], listed: Sequence[str]) -> None:
-    """Raises ConfigError when something is written into a folder whose listing is part of a fingerprint.
+    """Raises ConfigError if a written location is inside a folder whose listing is part of a fingerprint.
 
     Args:
-        written: URIs by what they are called in the message.
+        written: name in the error message -> URI.
         listed: URIs of folders.
     """
     for name, uri in written.items():
@@ -59,7 +59,7 @@ def check_outside(written: Mapping[str, str], listed: Sequence[str]) -> None:
 
 
 def _written_places(config: StageConfig) -> dict[str, str]:
-    """Places that a step writes to, by setting."""
+    """Returns the locations that a step writes to, by setting."""
     return {
         name: getattr(config, name)
         for name, info in type(config).model_fields.items()
@@ -69,24 +69,24 @@ def _written_places(config: StageConfig) -> dict[str, str]:
 
 
 def _relative_places(run: str, config: StageConfig) -> dict[str, str]:
-    """`_written_places` in one spelling: relative to the run where they are inside."""
-    found = {}
+    """Returns `_written_places` in canonical form: relative to the run if they are inside it, else absolute."""
+    places = {}
     for name, uri in _written_places(config).items():
         inside = storage.relative_to(run, uri)
-        found[name] = storage.absolute(uri) if inside is None else f"<run>/{inside}"
-    return found
+        places[name] = storage.absolute(uri) if inside is None else f"<run>/{inside}"
+    return places
 
 
 def outside_files(config: Any, prefix: str = "") -> dict[str, str]:
-    """URIs of the files that settings marked `OutsideFile` name, by dotted key."""
-    found: dict[str, str] = {}
+    """Returns the URIs of all settings marked `OutsideFile`, by dotted key."""
+    files: dict[str, str] = {}
     for name, info in type(config).model_fields.items():
         value = getattr(config, name)
         if any(isinstance(mark, OutsideFile) for mark in info.metadata) and value is not None:
-            found[prefix + name] = value
+            files[prefix + name] = value
         elif hasattr(type(value), "model_fields"):
-            found |= outside_files(value, f"{prefix}{name}.")
-    return found
+            files |= outside_files(value, f"{prefix}{name}.")
+    return files
 
 
 def _forget(settings: dict[str, Any], path: list[str]) -> None:
@@ -96,9 +96,9 @@ def _forget(settings: dict[str, Any], path: list[str]) -> None:
 
 
 def describe(step: Step) -> dict[str, Any]:
-    """The content of `config.json`: everything that makes the step what it is, and its resources.
+    """Returns the content of `config.json`: everything that identifies the step, and its resources.
 
-    Without what URLs hold of secrets.
+    Secrets in URLs are masked.
     """
     return masked_values(_described(step))
 

@@ -1,4 +1,4 @@
-"""Stores of fsspec as pyarrow sees them: every look is a new one, and a store that is down is not an empty one."""
+"""fsspec stores as pyarrow file systems: no cached listings, and an unreachable store raises an error."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 
 from pyarrow import fs as pafs
 
-# What the stores of fsspec call the time of the last change, and the version of the content
+# Keys that fsspec stores use for the time of the last change, and for the version of the content
 _MODIFIED = ("mtime", "last_modified", "LastModified", "updated", "modified", "Last-Modified")
 _ETAG = ("etag", "ETag", "generation", "content_md5", "Content-MD5", "md5Hash", "checksum")
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What a listing has of a path: `modified` in seconds since 1970, `etag` where there is no such time."""
+    """An entry of a listing: `modified` in seconds since 1970, `etag` if the store has no such time."""
 
     path: str
     is_file: bool
@@ -27,25 +27,25 @@ class Entry:
 
 
 class FreshHandler(pafs.FSSpecHandler):
-    """A store of fsspec of which each look is a new one, and in which a fault is no missing object.
+    """An fsspec store without cached listings, in which a fault is not reported as a missing object.
 
-    Stores of fsspec remember listings for as long as the process lives, and pyarrow's own handler asks them questions
-    (`isfile`, `isdir`, `exists`, a tolerant `find`) whose answer is no when the store is down or does not let us in.
+    fsspec stores cache listings for the life of the process. pyarrow's own handler uses calls (`isfile`, `isdir`,
+    `exists`, a tolerant `find`) that return False if the store is down or denies access.
     """
 
     def get_file_info(self, paths: list[str]) -> list[pafs.FileInfo]:
-        found = []
+        infos = []
         for path in paths:
             try:
                 info = self._info(path)
             except FileNotFoundError:
-                found.append(pafs.FileInfo(path, pafs.FileType.NotFound))
+                infos.append(pafs.FileInfo(path, pafs.FileType.NotFound))
                 continue
             entry = _entry(path, info)
             kind = pafs.FileType.File if entry.is_file else pafs.FileType.Directory
             size = info.get("size") if entry.is_file else None
-            found.append(pafs.FileInfo(path, kind, size=size, mtime=entry.modified))
-        return found
+            infos.append(pafs.FileInfo(path, kind, size=size, mtime=entry.modified))
+        return infos
 
     def get_file_info_selector(self, selector: pafs.FileSelector) -> list[pafs.FileInfo]:
         return [
@@ -59,14 +59,14 @@ class FreshHandler(pafs.FSSpecHandler):
         ]
 
     def entries(self, base: str, *, recursive: bool) -> Iterator[Entry]:
-        """What lies below `base`; see `list_entries`."""
+        """Yields the entries below `base`; see `list_entries`."""
         self.fs.invalidate_cache()
         try:
-            found = self._find(base) if recursive else {info["name"]: info for info in self.fs.ls(base, detail=True)}
+            listing = self._find(base) if recursive else {info["name"]: info for info in self.fs.ls(base, detail=True)}
         except FileNotFoundError as error:
             _raise_fault(error)
             return
-        for path, info in found.items():
+        for path, info in listing.items():
             if path.strip("/") != base.strip("/"):
                 yield _entry(path, info)
             elif info["type"] == "file" and not path.endswith("/"):
@@ -100,12 +100,12 @@ class FreshHandler(pafs.FSSpecHandler):
             if issubclass(kind, AsyncFileSystem)
             else kind.find is AbstractFileSystem.find
         )
-        # The walk of fsspec passes over folders that it cannot list; stores with a listing of their own do not.
+        # The generic walk of fsspec skips folders that it cannot list; stores with their own listing do not.
         return self.fs.find(base, withdirs=True, detail=True, **({"on_error": "raise"} if walks else {}))
 
 
 def _raise_fault(error: FileNotFoundError) -> None:
-    """Raises what a client of fsspec made a missing object of, if that was another fault."""
+    """Raises the original fault if an fsspec client reported it as a missing object."""
     cause = error.__cause__
     status = getattr(cause, "status", None)
     if cause is None or isinstance(cause, (FileNotFoundError, KeyError)) or status in (404, 410):
@@ -121,5 +121,5 @@ def _entry(path: str, info: dict[str, Any]) -> Entry:
     etag = next((str(info[key]) for key in _ETAG if info.get(key)), None)
     if not isinstance(seconds, (int, float)):
         seconds, etag = None, etag if modified is None else f"{etag or ''} {modified}"
-    is_file = info["type"] == "file" and not path.endswith("/")  # an object of that name only marks a folder
+    is_file = info["type"] == "file" and not path.endswith("/")  # an object whose name ends with / only marks a folder
     return Entry(path, is_file, info["type"] == "directory", int(info.get("size") or 0), seconds, etag)

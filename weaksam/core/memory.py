@@ -1,4 +1,4 @@
-"""How much memory and CPU there is: of the machine, or of the container where that has a limit."""
+"""Memory and CPUs of the machine, or of the container if it has a limit."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-# Folder below /sys/fs/cgroup, and the files of a limit, of what is used, and in memory.stat of what can be given up
+# Folder below /sys/fs/cgroup, the files with limit and usage, and the key of reclaimable memory in memory.stat
 _Names = tuple[str, ...]
 _V1: _Names = ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
 _V2: _Names = ("", "memory.max", "memory.current", "inactive_file")
-# The same of the CPU: the quota and the period it is for
+# The same for the CPU: files with the quota and its period
 _CPU_V1: _Names = ("cpu", "cpu.cfs_quota_us", "cpu.cfs_period_us")
 _CPU_V2: _Names = ("", "cpu.max")
 
 
 def available_memory(root: Path = Path("/")) -> int:
-    """Bytes that can still be used without swapping, at most what a control group's limit leaves.
+    """Returns the bytes that can be used without swapping, within the limits of the control groups.
 
-    Where the system does not say (macOS), all memory of the machine.
+    On systems that do not report it (macOS), returns all memory of the machine.
 
     Args:
         root: folder that holds `proc` and `sys`.
@@ -29,25 +29,25 @@ def available_memory(root: Path = Path("/")) -> int:
     except (OSError, KeyError, ValueError):
         return _all_memory()
     left = (_left_in(group, *names) for group, names in _groups(root, "memory", _V1, _V2))
-    return min([available, *(one for one in left if one is not None)])
+    return min([available, *(num_bytes for num_bytes in left if num_bytes is not None)])
 
 
 def memory_limit(root: Path = Path("/")) -> int:
-    """Bytes that this process and those beside it may use at most, as `available_memory` finds them."""
+    """Returns the most bytes that all processes of the machine or container may use, see `available_memory`."""
     try:
         total = _read_fields(root / "proc/meminfo")["MemTotal:"] * 1024
     except (OSError, KeyError, ValueError):
         return _all_memory()
     limits = (_read_number(group / names[0]) for group, names in _groups(root, "memory", _V1, _V2))
-    return min([total, *(one for one in limits if one is not None)])
+    return min([total, *(limit for limit in limits if limit is not None)])
 
 
 def cpu_quota(root: Path = Path("/")) -> float | None:
-    """CPUs that a control group lets this process use, a fraction where less than one; None without a limit."""
+    """Returns the CPU quota of this process's control groups, perhaps below 1; None without a limit."""
     quotas = []
     for group, names in _groups(root, "cpu", _CPU_V1, _CPU_V2):
         with suppress(OSError, ValueError):
-            # v2 has both in one file
+            # v2 has quota and period in one file
             quota, period = " ".join((group / name).read_text() for name in names).split()
             if quota != "max" and int(quota) > 0:
                 quotas.append(int(quota) / int(period))
@@ -59,7 +59,7 @@ def _all_memory() -> int:
 
 
 def _groups(root: Path, controller: str, v1: _Names, v2: _Names) -> Iterator[tuple[Path, list[str]]]:
-    """Folders of this process's control group and of those around it, each with the names of its files."""
+    """Yields the folders of this process's control group and its parents, each with the names of its files."""
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
@@ -71,13 +71,17 @@ def _groups(root: Path, controller: str, v1: _Names, v2: _Names) -> Iterator[tup
         base, *names = v1 if controllers else v2
         top = root / "sys/fs/cgroup" / base
         inner = top / path.strip("/")
-        # a container may see its own group as the top one, under whatever path
-        folders = [top] if ".." in inner.parts else [one for one in (inner, *inner.parents) if one.is_relative_to(top)]
+        # in a container its own group may be the top folder, whatever the path
+        folders = (
+            [top]
+            if ".." in inner.parts
+            else [folder for folder in (inner, *inner.parents) if folder.is_relative_to(top)]
+        )
         yield from ((folder, names) for folder in folders)
 
 
 def _read_number(file: Path) -> int | None:
-    """None where there is no such file, or no limit in it."""
+    """Returns the number in a file; None if there is no such file, or no limit in it."""
     try:
         return int(file.read_text())
     except (OSError, ValueError):
@@ -85,16 +89,16 @@ def _read_number(file: Path) -> int | None:
 
 
 def _left_in(group: Path, limit: str, usage: str, cache: str) -> int | None:
-    """None without a limit."""
+    """Returns the bytes that a control group may still use; None without a limit."""
     try:
         largest, used = (int((group / name).read_text()) for name in (limit, usage))
-        given_up = _read_fields(group / "memory.stat").get(cache, 0)
+        reclaimable = _read_fields(group / "memory.stat").get(cache, 0)
     except (OSError, ValueError):  # no such group, or the limit is "max"
         return None
-    return max(0, largest - used + given_up)  # files that were read count as used until the memory is needed
+    return max(0, largest - used + reclaimable)  # the page cache counts as used until the memory is needed
 
 
 def _read_fields(file: Path) -> dict[str, int]:
-    """The number of each line by the word before it."""
+    """Returns the number of each line, by the word before it."""
     rows = (line.split() for line in file.read_text().splitlines())
     return {row[0]: int(row[1]) for row in rows if len(row) >= 2}

@@ -1,7 +1,7 @@
-"""Parquet files of which a change after writing is noticed: a checksum of every page, another one of the schema.
+"""Parquet files that detect changes after writing, by a checksum of every page and of the schema.
 
-A page's checksum covers its data. Names, types and metadata (class names among them) lie in the footer, which Parquet
-does not protect: their checksum is one more entry of the metadata. Files without checksums are read as they are.
+A page's checksum covers its data. Names, types and metadata (including class names) are in the footer, which Parquet
+does not protect: their checksum is an extra entry of the metadata. Files without checksums are read unchecked.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ def write_parquet(uri: str, table: pa.Table) -> None:
 
 
 def read_parquet(uri: str, *, columns: Sequence[str] | None = None) -> pa.Table:
-    """The table of a file, or some of its columns without reading the others.
+    """Reads the table of a file, or only the given columns.
 
     Raises:
         FileNotFoundError: there is no such object.
-        DamagedError: it is not Parquet, or was altered since it was written.
-        StorageError: it could not be read.
+        DamagedError: the object is not Parquet, or was altered after it was written.
+        StorageError: the object could not be read.
     """
     files, path = storage.filesystem(uri)
     try:
@@ -42,11 +42,11 @@ def read_parquet(uri: str, *, columns: Sequence[str] | None = None) -> pa.Table:
             return _parse(handle, columns)
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise
-    except Exception:  # the storage's fault or the content's: once the whole content is here, it is the content's
+    except Exception:  # a fault of storage or content: if the whole object can be read, it is the content
         content = storage.read_bytes(uri)
     try:
         return _parse(pa.BufferReader(content), columns)
-    except Exception as error:  # whatever a parser raises on bytes that nobody wrote
+    except Exception as error:  # a parser may raise anything on damaged bytes
         raise DamagedError(f"{uri}: damaged ({' '.join(str(error).split())}): remove it") from error
 
 
@@ -66,7 +66,7 @@ def _checksum(schema: pa.Schema) -> bytes:
 
 
 def _described(field: pa.Field) -> list:
-    """Name and type of a field and of those inside it, in a form that does not depend on the version of pyarrow."""
+    """Returns name and type of a field, with nested fields, in a form independent of the pyarrow version."""
     return [field.name, _type_of(field.type)]
 
 
@@ -75,6 +75,6 @@ def _type_of(kind: pa.DataType) -> Any:
         return [_described(kind.field(index)) for index in range(kind.num_fields)]
     if pa.types.is_fixed_size_list(kind):
         return [kind.list_size, _type_of(kind.value_type)]
-    if pa.types.is_list(kind):  # what it holds has a name that Parquet chooses
+    if pa.types.is_list(kind):  # the name of the element field depends on the Parquet writer
         return [_type_of(kind.value_type)]
     return str(kind)

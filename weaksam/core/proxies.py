@@ -1,6 +1,6 @@
-"""Which proxy the environment names for a URL: `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY`, without what `NO_PROXY` lists.
+"""Selects the proxy for a URL from `HTTPS_PROXY`, `HTTP_PROXY` and `ALL_PROXY`, except for hosts in `NO_PROXY`.
 
-Addresses of loopback never go through a proxy: it would look for them on its own machine.
+Loopback addresses never use a proxy: it would resolve them to its own machine.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host name or address is of this machine alone."""
+    """Whether a host name or address is a loopback address."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -24,29 +24,29 @@ def is_loopback(host: str) -> bool:
 
 
 def proxy_for(url: str) -> str | None:
-    """URL of the proxy for `url`, or None.
+    """Returns the URL of the proxy for `url`, or None.
 
     Raises:
-        ConfigError: the variable holds no URL of a proxy.
+        ConfigError: the value of the variable is not the URL of a proxy.
     """
     parts = urlsplit(url)
     proxies = getproxies_environment()
     kind = parts.scheme if proxies.get(parts.scheme) else "all"
-    found = proxies.get(kind)
-    if not found or is_loopback(parts.hostname or "") or _is_excepted(parts, proxies.get("no", "")):
+    proxy = proxies.get(kind)
+    if not proxy or is_loopback(parts.hostname or "") or _is_excepted(parts, proxies.get("no", "")):
         return None
-    found = found if "://" in found else f"http://{found}"
-    if not _is_proxy(found):  # its value may be a password that was cut in two, so it is not repeated
+    proxy = proxy if "://" in proxy else f"http://{proxy}"
+    if not _is_proxy(proxy):  # the value may contain part of a password, so the message omits it
         name = next((name for name in os.environ if name.lower() == f"{kind}_proxy"), f"{kind}_proxy")
         raise ConfigError(
             f"{name}: no URL of a proxy, http://host:port: in a user name or password write # as %23, "
             "/ as %2F, ? as %3F, @ as %40, [ as %5B"
         )
-    return found
+    return proxy
 
 
 def _is_proxy(url: str) -> bool:
-    """Whether a URL names a host, and nothing but a host: what follows it would be the rest of a password."""
+    """Whether a URL has a host and no @ after it: that would be the rest of a password."""
     try:
         parts = urlsplit(url)
         return bool(parts.hostname) and (parts.port or 1) > 0 and "@" not in url.partition(parts.netloc)[2]
@@ -55,10 +55,10 @@ def _is_proxy(url: str) -> bool:
 
 
 def proxy_options(proxy: str) -> dict[str, str | int]:
-    """A proxy as pyarrow's S3 client takes it.
+    """Returns a proxy as arguments of pyarrow's S3 client.
 
     Raises:
-        ConfigError: a proxy of a kind that the client does not know.
+        ConfigError: the client does not support this kind of proxy.
     """
     parts = urlsplit(proxy)
     if parts.scheme not in ("http", "https") or not parts.hostname:
@@ -71,16 +71,16 @@ def proxy_options(proxy: str) -> dict[str, str | int]:
 
 
 def spare_loopback() -> None:
-    """Lets clients of this process that read the environment by themselves reach loopback without a proxy."""
+    """Adds loopback addresses to `NO_PROXY`, for clients of this process that read the environment themselves."""
     listed = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
     names = [name.strip() for name in listed.split(",") if name.strip()]
     os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(dict.fromkeys([*names, *_LOOPBACK]))
 
 
 def _is_excepted(parts: SplitResult, excepted: str) -> bool:
-    """Whether NO_PROXY lists a host: by name, by the end of its name, with its port, by address or network, or `*`."""
+    """Whether NO_PROXY lists a host: by name, domain suffix, name and port, address, network, or `*`."""
     host = (parts.hostname or "").lower()
-    for entry in (one.strip().lower() for one in excepted.replace(" ", ",").split(",")):
+    for entry in (item.strip().lower() for item in excepted.replace(" ", ",").split(",")):
         if not entry:
             continue
         name, colon, port = entry.rpartition(":")

@@ -1,7 +1,7 @@
-"""What a stage is, and what one step of a run knows: its settings, its folder and the steps it reads.
+"""Stages, and the steps of a run: settings, folder and input steps.
 
 A stage is declared once, `STAGE = Stage(...)` at the end of its file; command line help, validation,
-fingerprints and documentation all follow from that declaration.
+fingerprints and documentation are derived from that declaration.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ ConfigT = TypeVar("ConfigT")
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a stage's `run` gives back for the manifest.
+    """The result of a stage's `run`, for the manifest.
 
-    `rows` counts what was asked for, `failed` what ended with a status other than ok; `computed` is how much of it
-    this process did (the rest was there already). `failures` are the first few, `id: status: message`.
+    `rows` counts the requested rows, `failed` the rows whose status is not ok; `computed` counts the rows that this
+    process computed (the others existed already). `failures` are the first few, `id: status: message`.
     """
 
     rows: int
@@ -38,38 +38,39 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Look:
-    """What a look at outside files found.
+    """The result of checking outside files before a run.
 
     Attributes:
-        seen: what was looked at, in words.
-        unseen: what was not.
-        faults: what would end the step.
+        checked: description of the files that were read.
+        unchecked: description of the files that were not read.
+        faults: faults with which the step would fail.
     """
 
-    seen: str
-    unseen: str
+    checked: str
+    unchecked: str
     faults: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A verb of the pipeline.
+    """Declares a stage of the pipeline: its settings, inputs, output and function.
 
     Args:
-        name: the word after `stage:` in a run file.
-        version: raised when the meaning of the result changes; part of the fingerprint.
+        name: the value of `stage:` in a run file.
+        version: increased when the meaning of the result changes; part of the fingerprint.
         config: settings class; its docstring is the stage's help, its `Reads` fields are the stage's inputs.
-        run: does the work of one step; called again after an interruption, it goes on where it stopped.
-        writes: what another step may read from it: `images`, `proposals`, `metrics`, ...
-        outside: identities of files outside the run that decide the result, by name.
-        places: absolute places outside the run that the rows hold, by name. They are not part of the fingerprint: when
-            files have moved, a finished step is run again in its folder.
-        listed: folders whose listing `outside` identifies; a run inside one would change it.
-        warnings: about settings that are valid but a poor choice for the data, each `steps.<step>.<key>: ` with what is
-            wrong and what to do; called before the step runs, may read outside files and raise StorageError.
-        look: reads of outside files what costs little, for `weaksam check`; None where the step has none of its own.
-        input_faults: faults of settings that depend on which table kind each named step writes (by key), each
-            `<key>: ` with what is wrong and what to do.
+        run: runs one step; when called again after an interruption, it resumes.
+        writes: the kind of table it writes: `images`, `proposals`, `metrics`, ...
+        outside: identities of the files outside the run that affect the result, by name.
+        places: absolute locations outside the run that the rows contain, by name. They are not part of the fingerprint:
+            after files have moved, a finished step is run again in its folder.
+        listed: folders whose listing is part of `outside`; a run inside such a folder would change it.
+        warnings: returns warnings about settings that are valid but a poor choice for the data, each
+            `steps.<step>.<key>: ` with the problem and a fix; called before the step runs, may read outside files and
+            raise StorageError.
+        look: reads the outside files that are quick to read, for `weaksam check`; None if the stage has none.
+        input_faults: returns faults of settings that depend on the table kinds of the input steps (by key), each
+            `<key>: ` with the problem and a fix.
     """
 
     name: str
@@ -86,7 +87,7 @@ class Stage:
 
     @property
     def reads(self) -> dict[str, tuple[str, ...]]:
-        """Field name -> the table kinds, one of which the step named there must write."""
+        """Field name -> the table kinds that its input step may write."""
         return {
             name: mark.kinds
             for name, info in self.config.model_fields.items()
@@ -96,19 +97,19 @@ class Stage:
 
     @property
     def read_kinds(self) -> list[str]:
-        """The table kinds that the stage reads, each once."""
+        """The table kinds that the stage reads, without duplicates."""
         return list(dict.fromkeys(kind for kinds in self.reads.values() for kind in kinds))
 
     def references(self, settings: Mapping[str, Any]) -> dict[str, tuple[str, tuple[str, ...]]]:
-        """Key -> (step it names, table kinds that it may write); the names of a list have keys like `detections.0`."""
-        found = {}
+        """Returns key -> (input step, table kinds that it may write); items of a list have keys like `detections.0`."""
+        references = {}
         for key, kinds in self.reads.items():
             value = settings.get(key)
             named = {key: value} if isinstance(value, str) else {}
             if isinstance(value, list):
-                named = {f"{key}.{i}": one for i, one in enumerate(value) if isinstance(one, str)}
-            found |= {where: (name, kinds) for where, name in named.items()}
-        return found
+                named = {f"{key}.{i}": item for i, item in enumerate(value) if isinstance(item, str)}
+            references |= {where: (name, kinds) for where, name in named.items()}
+        return references
 
     @property
     def summary(self) -> str:
@@ -118,17 +119,17 @@ class Stage:
 
 @dataclass(frozen=True)
 class AnyStep(Generic[ConfigT]):
-    """A step with its folder in a run: all that a reader of its table needs. Either a `Step` or a `SavedStep`.
+    """A step with its folder in a run, sufficient to read its table. Either a `Step` or a `SavedStep`.
 
     Attributes:
-        name: of the step in the run file.
-        stage: what it does.
+        name: name of the step in the run file.
+        stage: its stage.
         config: its settings.
-        inputs: the steps it reads, by the setting that names each.
-        outside: identities of the outside files that decide the result, by name.
-        fingerprint: of all that decides the result.
+        inputs: setting -> the input step it names.
+        outside: identities of the outside files that affect the result, by name.
+        fingerprint: hash of everything that affects the result.
         folder: URI of its folder.
-        places: `Stage.places`; empty: those it was finished with.
+        places: `Stage.places`; empty: not compared with those in the manifest.
     """
 
     name: str
@@ -142,28 +143,28 @@ class AnyStep(Generic[ConfigT]):
 
     @property
     def manifest_uri(self) -> str:
-        """Written last; a step without it is not finished."""
+        """URI of the manifest, which is written last; a step without it is not finished."""
         return storage.join(self.folder, "manifest.json")
 
     @property
     def weights_uri(self) -> str:
-        """The trained weights of a training."""
+        """URI of the weights of a training."""
         return tables.weights_uri(self.folder)
 
     def manifest(self) -> dict | None:
-        """The manifest, or None while the step is unfinished, or finished with files that lie elsewhere by now.
+        """Returns the manifest, or None if the step is unfinished or its outside files have moved since.
 
         Raises:
-            DamagedError: it was cut or altered.
+            DamagedError: the manifest was truncated or altered.
         """
         try:
-            found = read_manifest(self.folder)
+            manifest = read_manifest(self.folder)
         except FileNotFoundError:
             return None
-        return None if self.places and found.get("places") != self.places else found
+        return None if self.places and manifest.get("places") != self.places else manifest
 
     def finished_manifest(self) -> dict[str, Any]:
-        """The manifest.
+        """Returns the manifest.
 
         Raises:
             StageError: the step is not finished.
@@ -174,7 +175,7 @@ class AnyStep(Generic[ConfigT]):
         return manifest
 
     def read(self, columns: Sequence[str] | None = None) -> pa.Table:
-        """The finished table, sorted by image id; only `image_id` and these columns, all when left out.
+        """Reads the finished table, sorted by image id: `image_id` and `columns`, or all columns.
 
         Raises:
             StageError: the step is not finished.
@@ -182,7 +183,7 @@ class AnyStep(Generic[ConfigT]):
         return tables.read_table(self.folder, self.finished_manifest(), columns=columns)
 
     def class_names(self) -> list[str]:
-        """The names of the classes of the finished table, by class.
+        """Reads the class names of the finished table, by class id.
 
         Raises:
             StageError: the step is not finished.
@@ -192,34 +193,34 @@ class AnyStep(Generic[ConfigT]):
 
 @dataclass(frozen=True)
 class Step(AnyStep[Any]):
-    """A resolved step of a run file, ready to be worked on; `config` is an instance of `stage.config`."""
+    """A resolved step of a run file, ready to run; `config` is an instance of `stage.config`."""
 
 
 @dataclass(frozen=True)
 class SavedStep(AnyStep[Mapping[str, Any]]):
-    """A step as the config.json of its folder describes it, to be read from; `config` is raw.
+    """A step loaded from the config.json of its folder, for reading its table; `config` is raw.
 
-    An older weaksam may have written it, with other settings than those of today.
+    It may have been written by an older weaksam with other settings.
     """
 
     inputs: Mapping[str, SavedStep]
 
 
 def read_manifest(folder: str) -> dict[str, Any]:
-    """The manifest of a step's folder.
+    """Reads the manifest of a step's folder.
 
     Raises:
-        FileNotFoundError: there is none.
-        DamagedError: it was cut or altered.
+        FileNotFoundError: there is no manifest.
+        DamagedError: it was truncated or altered.
     """
     uri = storage.join(folder, "manifest.json")
-    found = storage.read_json(uri)
+    manifest = storage.read_json(uri)
     kinds = {"stage": str, "rows": int, "failed": int, "parts": list, "excluded": dict, "files": dict}
     kinds |= {"class_names": list}
     if (
-        not isinstance(found, dict)
-        or not any(key in found for key in kinds)
-        or not all(isinstance(found[key], kind) for key, kind in kinds.items() if key in found)
+        not isinstance(manifest, dict)
+        or not any(key in manifest for key in kinds)
+        or not all(isinstance(manifest[key], kind) for key, kind in kinds.items() if key in manifest)
     ):
         raise DamagedError(f"{uri}: not the manifest of a step: remove the file, and the same command goes on")
-    return found
+    return manifest

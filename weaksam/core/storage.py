@@ -1,9 +1,8 @@
-"""One way to reach every URI: local paths, `file:`, `s3://`, `gs://`, `memory://` and whatever fsspec knows.
+"""Reads and writes URIs: local paths, `file:`, `s3://`, `gs://`, `memory://` and any other scheme of fsspec.
 
-A write is one atomic step (local: temporary file and rename; object store: one PUT), so a reader sees the
-whole object or none. Faults of network and permission raise `StorageError`; a missing object raises
-`FileNotFoundError`, because only the caller knows whether that is a fault; a file that was altered since it was written
-raises `DamagedError`.
+A write is atomic (local: temporary file and rename; object store: one PUT), so a reader gets the whole object or
+none. Faults of network and permission raise `StorageError`; a missing object raises `FileNotFoundError`, because only
+the caller knows whether that is a fault; a file that was altered after it was written raises `DamagedError`.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from pyarrow import fs as pafs
 
 from weaksam.core.cache import cache_folder
 
-# first: it sets what clients read when they are imported
+# first: it sets variables that clients read when they are imported
 from weaksam.core.object_stores import list_entries, object_store
 from weaksam.core.storage_faults import retrying
 from weaksam.core.uris import absolute as absolute
@@ -39,9 +38,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class FileInfo:
-    """One file of a listing: `path` is relative to the listed folder, `modified` is in seconds since 1970.
+    """A file of a listing: `path` is relative to the listed folder, `modified` is in seconds since 1970.
 
-    `etag` is what a store has that knows no times.
+    `etag` is set if the store has no modification times.
     """
 
     uri: str
@@ -52,17 +51,19 @@ class FileInfo:
 
 
 def relative_to(folder: str, uri: str) -> str | None:
-    """The path of `uri` below `folder` ("" for the folder itself), symbolic links resolved; None: it is not inside."""
-    folder, uri = (os.path.realpath(local_path(one)) if is_local(one) else one for one in (folder, uri))
+    """Returns the path of `uri` below `folder` ("" for the folder itself), symlinks resolved; None if not inside."""
+    folder, uri = (
+        os.path.realpath(local_path(location)) if is_local(location) else location for location in (folder, uri)
+    )
     folder, uri = folder.rstrip("/") + "/", uri.rstrip("/") + "/"
     return uri[len(folder) :].rstrip("/") if uri.startswith(folder) else None
 
 
 def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
-    """The pyarrow filesystem of `uri` and the path inside it.
+    """Returns the pyarrow filesystem of `uri` and the path inside it.
 
     Raises:
-        ConfigError: the URI cannot be used, holds credentials, or nobody knows its scheme.
+        ConfigError: the URI cannot be used, contains credentials, or has an unknown scheme.
         StorageError: the store cannot be reached.
     """
     if (fault := fault_of_text(uri)) is not None:
@@ -73,9 +74,9 @@ def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
         raise ConfigError(str(fault_of(uri)))
     scheme, _, rest = uri.partition("://")
     try:
-        inside = uri if scheme in ("http", "https") else rest.rstrip("/")  # fsspec wants those whole
+        inside = uri if scheme in ("http", "https") else rest.rstrip("/")  # fsspec needs the full URL
         return object_store(scheme, rest.split("/")[0]), inside
-    except (ImportError, ValueError) as error:  # no request was made: the same command would end here again
+    except (ImportError, ValueError) as error:  # no request was made: the same command would fail again
         raise ConfigError(f"{uri}: cannot be used ({error}): check the URI and its scheme") from error
     except OSError as error:
         raise StorageError(f"{uri}: cannot be reached ({error})") from error
@@ -86,7 +87,7 @@ def _retrying(action: Callable[[], T], uri: str, doing: str) -> T:
 
 
 def _reason(uri: str) -> str:
-    """Why a store refuses, by a request whose answer has a text; empty if it does not refuse that one."""
+    """Returns why a store denies access, from a request whose error has a text; empty if that request succeeds."""
     if not uri.startswith("s3://"):
         return ""
     files, path = filesystem(uri)
@@ -98,11 +99,11 @@ def _reason(uri: str) -> str:
 
 
 def read_bytes(uri: str, *, offset: int = 0, length: int | None = None) -> bytes:
-    """Content of an object, or `length` bytes of it from `offset`.
+    """Reads an object, or `length` bytes of it from `offset`.
 
     Raises:
         FileNotFoundError: there is no such object.
-        StorageError: it could not be read.
+        StorageError: the object could not be read.
     """
 
     def read() -> bytes:
@@ -118,14 +119,14 @@ def read_bytes(uri: str, *, offset: int = 0, length: int | None = None) -> bytes
 
 
 def read_replaceable(uri: str) -> bytes:
-    """Content of a small object that may be replaced meanwhile, whole and as one writer wrote it.
+    """Reads a small object that may be replaced at the same time, as one writer wrote it.
 
-    pyarrow reads as many bytes as an object had when it was opened. Of a shorter one that took its place the rest comes
-    back as whatever lay in memory, of a longer one the end is missing: so sizes are compared afterwards.
+    pyarrow reads as many bytes as the object had when it was opened. If a shorter object replaces it, the rest is
+    uninitialised memory; if a longer one does, its end is missing. Sizes are therefore compared after reading.
 
     Raises:
         FileNotFoundError: there is no such object.
-        StorageError: it could not be read, or never stayed the same for the time of reading.
+        StorageError: the object could not be read, or was replaced during every attempt.
     """
 
     def read() -> bytes:
@@ -142,7 +143,7 @@ def read_replaceable(uri: str) -> bytes:
 
 
 def write_bytes(uri: str, data: bytes) -> None:
-    """Writes an object in one atomic step, replacing what was there."""
+    """Writes an object atomically, replacing an existing one."""
 
     def write() -> None:
         files, path = filesystem(uri)
@@ -169,15 +170,15 @@ def _write_local(path: Path, data: bytes) -> None:
 
 
 def _temporary_beside(path: Path) -> Path:
-    """A new name in the folder of `path`, short: `path` may have the longest name that its file system takes.
+    """Returns a new, short name in the folder of `path`: the name of `path` may have the maximum length already.
 
-    The dot keeps a file left by a killed process out of every listing.
+    The leading dot keeps files of killed processes out of listings.
     """
     return path.with_name(f".{uuid.uuid4().hex}.tmp")
 
 
 def read_json(uri: str) -> dict:
-    """A JSON object; DamagedError when the content is not JSON."""
+    """Reads a JSON object; raises DamagedError if the content is not JSON."""
     try:
         return json.loads(read_replaceable(uri))
     except (ValueError, RecursionError) as error:
@@ -185,19 +186,19 @@ def read_json(uri: str) -> dict:
 
 
 def write_json(uri: str, value: dict) -> None:
-    """A dict as readable JSON, keys in the given order; ValueError when it holds NaN or inf, which are no JSON."""
+    """Writes a dict as indented JSON, in its key order; raises ValueError for NaN or inf, which JSON does not have."""
     write_bytes(uri, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
 
 
 def delete(uri: str) -> None:
-    """Removes an object; nothing happens if there is none."""
+    """Deletes an object if it exists."""
     files, path = filesystem(uri)
     with suppress(FileNotFoundError):
         _retrying(lambda: files.delete_file(path), uri, "delete")
 
 
 def exists(uri: str) -> bool:
-    """Whether a file or folder is there."""
+    """Whether a file or folder exists."""
 
     def look() -> bool:
         files, path = filesystem(uri)
@@ -205,12 +206,12 @@ def exists(uri: str) -> bool:
 
     try:
         return _retrying(look, uri, "look up")
-    except FileNotFoundError:  # a name that nothing can have
+    except FileNotFoundError:  # not a valid name of a file
         return False
 
 
 def size(uri: str) -> int:
-    """Bytes of an object; 0 when there is none."""
+    """Returns the size of an object in bytes; 0 if it does not exist."""
 
     def look() -> int:
         files, path = filesystem(uri)
@@ -223,22 +224,22 @@ def size(uri: str) -> int:
 
 
 def list_files(uri: str, *, recursive: bool = True) -> list[FileInfo]:
-    """Files below a folder, sorted by path; hidden and temporary ones (leading dot) are left out.
+    """Lists the files below a folder, sorted by path, without hidden and temporary files (leading dot).
 
-    A folder that does not exist is empty. Reads no file. A file whose name is not UTF-8 has no URI: it is left out
+    A folder that does not exist is empty. No file is opened. A file whose name is not UTF-8 has no URI: it is skipped
     with a warning.
 
     Raises:
-        ConfigError: it is a file.
+        ConfigError: `uri` is a file.
     """
     base = filesystem(uri)[1].rstrip("/") + "/"
     try:
         entries = _retrying(lambda: list_entries(*filesystem(uri), recursive=recursive), uri, "list")
-    except FileNotFoundError:  # a name that nothing can have
+    except FileNotFoundError:  # not a valid name of a folder
         return []
     except NotADirectoryError as error:
         raise ConfigError(f"{uri}: a file, not a folder: name the folder") from error
-    found = []
+    files = []
     for entry in entries:
         path = (
             entry.path[len(base) :]
@@ -246,31 +247,31 @@ def list_files(uri: str, *, recursive: bool = True) -> list[FileInfo]:
             else entry.path.lstrip("/").removeprefix(base.lstrip("/"))
         )
         if entry.is_file and not any(part.startswith(".") for part in path.split("/")):
-            found.append(FileInfo(join(uri, path), path, entry.size, entry.modified, entry.etag))
-    return sorted(found, key=lambda file: file.path)
+            files.append(FileInfo(join(uri, path), path, entry.size, entry.modified, entry.etag))
+    return sorted(files, key=lambda file: file.path)
 
 
 def list_folders(uri: str) -> list[str]:
-    """Names of the folders directly below `uri`, sorted; empty when there is no such folder.
+    """Lists the names of the folders directly below `uri`, sorted; empty if there is no such folder.
 
     Raises:
-        ConfigError: it is a file.
+        ConfigError: `uri` is a file.
     """
     try:
-        found = _retrying(lambda: list_entries(*filesystem(uri), recursive=False), uri, "list")
+        entries = _retrying(lambda: list_entries(*filesystem(uri), recursive=False), uri, "list")
     except FileNotFoundError:
         return []
     except NotADirectoryError as error:
         raise ConfigError(f"{uri}: a file, not the folder of a run or of a dataset: name the folder") from error
-    return sorted(entry.path.rstrip("/").rpartition("/")[2] for entry in found if entry.is_folder)
+    return sorted(entry.path.rstrip("/").rpartition("/")[2] for entry in entries if entry.is_folder)
 
 
 def identity(uri: str) -> str:
-    """What changes when the content of a file changes: its size with its SHA-256 (local) or ETag (object store).
+    """Returns an id of a file's content: its size with its SHA-256 (local) or ETag (object store).
 
     Raises:
         MissingFileError: there is no such file.
-        StorageError: it cannot be read.
+        StorageError: the file cannot be read.
     """
     files, path = filesystem(uri)
     try:
@@ -282,15 +283,15 @@ def identity(uri: str) -> str:
         etag = _retrying(lambda: _etag(files, path), uri, "read")
     except FileNotFoundError as error:
         raise MissingFileError(f"{uri}: no such file: check the path") from error
-    if etag is None:  # a store without ETags: the content itself
+    if etag is None:  # a store without ETags: hash the content
         return f"{info.size}-{hashlib.sha256(read_bytes(uri)).hexdigest()}"
     return f"{info.size}-{etag}"
 
 
 def _etag(files: pafs.FileSystem, path: str) -> str | None:
     with files.open_input_stream(path, compression=None) as stream:
-        found = {_text(key): _text(value) for key, value in (stream.metadata() or {}).items()}
-    return found["ETag"].strip('"') if "ETag" in found else None
+        metadata = {_text(key): _text(value) for key, value in (stream.metadata() or {}).items()}
+    return metadata["ETag"].strip('"') if "ETag" in metadata else None
 
 
 def _text(value: str | bytes) -> str:
@@ -298,9 +299,9 @@ def _text(value: str | bytes) -> str:
 
 
 def listing_identity(files: list[FileInfo]) -> str:
-    """What changes when a file of a listing is added, removed or rewritten. Reads no file.
+    """Returns an id that changes when a file of a listing is added, removed or rewritten. No file is opened.
 
-    Ends with `SIZES_ALONE` where the store knows neither when a file was written nor an ETag of it.
+    It ends with `SIZES_ALONE` if the store has neither modification times nor ETags.
     """
     digest = hashlib.sha256()
     for file in files:
@@ -312,7 +313,7 @@ def listing_identity(files: list[FileInfo]) -> str:
 
 @functools.lru_cache(maxsize=64)
 def _sha256(path: str, size: int, modified_ns: int) -> str:
-    del size, modified_ns  # part of the key: a file rewritten in place is hashed again
+    del size, modified_ns  # part of the cache key: a file rewritten in place is hashed again
     digest = hashlib.sha256()
     with open(path, "rb") as handle:
         while block := handle.read(1 << 22):
@@ -321,29 +322,29 @@ def _sha256(path: str, size: int, modified_ns: int) -> str:
 
 
 def fetch(uri: str, *, sha256: str | None = None) -> Path:
-    """A local path with the content of `uri`: itself when local, else a copy in the node's cache.
+    """Returns a local path with the content of `uri`: its own path if local, else a copy in the node's cache.
 
     The cache is `cache_folder`; a copy is made once per content.
 
     Raises:
-        WeightsError: the SHA-256 is not the one asked for.
+        WeightsError: the SHA-256 is not `sha256`.
         MissingFileError: there is no such file.
-        StorageError: it cannot be read.
+        StorageError: the file cannot be read.
     """
     path = local_path(uri) if is_local(uri) else _cached(uri)
     if not path.is_file():
         raise MissingFileError(f"{uri}: no such file: check the path")
     if sha256 is not None:
         stat = path.stat()
-        found = _sha256(str(path), stat.st_size, stat.st_mtime_ns)
-        if found != sha256.lower():
-            raise WeightsError(f"{uri}: SHA-256 is {found}, {sha256.lower()} was asked for: download the file again")
+        digest = _sha256(str(path), stat.st_size, stat.st_mtime_ns)
+        if digest != sha256.lower():
+            raise WeightsError(f"{uri}: SHA-256 is {digest}, {sha256.lower()} was asked for: download the file again")
     return path
 
 
 def _cached(uri: str) -> Path:
     cache = cache_folder()
-    named = without_secrets(uri)  # the same content under a URL that was signed anew is not copied again
+    named = without_secrets(uri)  # a new signature of a URL does not cause another copy
     key = hashlib.sha256(f"{named}\0{identity(uri)}".encode()).hexdigest()[:16]
     path = cache / key / named.rstrip("/").rsplit("/", 1)[-1]
     if not path.is_file():
@@ -359,6 +360,6 @@ def _copy(uri: str, path: Path) -> None:
         with files.open_input_stream(remote, compression=None) as stream, open(temporary, "wb") as copy:
             while block := stream.read(1 << 22):
                 copy.write(block)
-        os.replace(temporary, path)  # concurrent processes each bring a whole file; the last one stays
+        os.replace(temporary, path)  # each concurrent process writes a whole file; the last one remains
     finally:
         temporary.unlink(missing_ok=True)

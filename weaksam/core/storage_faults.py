@@ -1,4 +1,4 @@
-"""What went wrong between a client and a store: down, denied, expired, missing; and what is tried again."""
+"""Classifies faults of stores (down, denied, expired, missing) and retries requests."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from weaksam.errors import ConfigError, DeniedError, StorageError
 
 ATTEMPTS = 4
 
-# In error texts of clients, lower case and without underscores: some write AccessDenied, some ACCESS_DENIED.
+# Parts of error texts, lower case without underscores: clients write AccessDenied or ACCESS_DENIED.
 _DENIED = (
     *("accessdenied", "http status 403", "forbidden", "invalidaccesskeyid", "signaturedoesnotmatch", "invalidtoken"),
     *("http status 401", "unauthorized", "authenticationfailed", "authorizationfailure", "authorizationpermission"),
@@ -26,7 +26,7 @@ _EXPIRED = re.compile(
 )
 _SKEWED = ("requesttimetooskewed", "request time too skewed")
 _BY_HOST_ALONE = ("secondleveldomainforbidden", "pathstyledomainforbidden", "virtual hosted style", "virtual-hosted")
-_NO_CAUSE = re.compile(r"(accessdenied|http status 40[03]).*no response body")  # the answer to HEAD has no text
+_NO_CAUSE = re.compile(r"(accessdenied|http status 40[03]).*no response body")  # the response to HEAD has no body
 
 _S3_RIGHTS = {
     "read": "s3:GetObject",
@@ -35,32 +35,32 @@ _S3_RIGHTS = {
     "look up": "s3:GetObject and s3:ListBucket",
     "delete": "s3:DeleteObject",
 }
-_NO_SUCH_FILE = (errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)  # what lies there can be no object
+_NO_SUCH_FILE = (errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)  # the path cannot be an object
 
 T = TypeVar("T")
 
 
 def retrying(action: Callable[[], T], uri: str, doing: str, *, ask: Callable[[], str] = lambda: "") -> T:
-    """Runs `action` up to ATTEMPTS times with jittered back-off; a missing object or right fails at once.
+    """Runs `action` up to ATTEMPTS times with jittered back-off; does not retry a missing object or permission.
 
     Args:
         action: one attempt.
-        uri: what it is about, for messages.
+        uri: URI for messages.
         doing: read, write, list, look up or delete.
-        ask: why the store refuses, in its own words: called where its first answer has none.
+        ask: returns the store's reason for a denial; called if its first response has no text.
 
     Raises:
         FileNotFoundError: there is no such object.
-        DeniedError: the store does not let us in.
-        StorageError: it was tried often enough.
-        ConfigError: the store must be addressed in another way.
+        DeniedError: the store denies access.
+        StorageError: all attempts failed.
+        ConfigError: the store needs another addressing style.
     """
     for attempt in range(1, ATTEMPTS + 1):
         try:
             return action()
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
             raise
-        except Exception as error:  # fsspec's clients raise what they like; on a local path only OSError is a fault
+        except Exception as error:  # fsspec clients raise any type; on a local path only OSError is a fault of storage
             if is_local(uri) and not isinstance(error, OSError):
                 raise
             if isinstance(error, (ConfigError, StorageError)):
@@ -83,7 +83,7 @@ def _plain(text: str) -> str:
 
 
 def _fault_of(uri: str, doing: str, text: str, is_denied: bool) -> ConfigError | StorageError | None:
-    """The error of a fault that no further attempt can change."""
+    """Returns the error for a fault that a retry cannot fix, else None."""
     plain = _plain(text)
     if is_local(uri):
         return (

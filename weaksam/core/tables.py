@@ -1,8 +1,8 @@
-"""Tables on storage: a folder of Parquet parts, each written whole, and the rules that make a row count once.
+"""Tables on storage: a folder of Parquet parts, each written atomically, and the rules that count a row once.
 
-A part is named by the hash of its sorted image ids and their number: the same rows written again replace
-themselves, and progress can be read off a listing.
-A finished table is what its manifest lists; ids that two parts share are read from the first part only.
+The name of a part contains the hash of its sorted image ids and their number: rows that are written again replace
+themselves, and a listing is enough to compute the progress.
+A finished table consists of the parts in its manifest; ids in two parts are read from the first part only.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ _WEIGHTS = "checkpoint/model.safetensors"  # in the folder of a training
 
 
 def part_name(image_ids: Sequence[str]) -> str:
-    """`part-<hash of the sorted ids>-<number of ids>.parquet`."""
+    """Returns `part-<hash of the sorted ids>-<number of ids>.parquet`."""
     digest = hashlib.sha256(json.dumps(sorted(image_ids)).encode()).hexdigest()
     return f"part-{digest[:16]}-{len(image_ids)}.parquet"
 
 
 def rows_in(part: str) -> int:
-    """Number of rows of a part, read off its name."""
+    """Returns the number of rows of a part, from its name."""
     return int(part.removesuffix(".parquet").rsplit("-", 1)[1])
 
 
 def write_part(folder: str, table: pa.Table) -> str:
-    """Writes one part in one atomic step and returns its file name; ValueError when it holds an id twice."""
+    """Writes one part atomically and returns its file name; raises ValueError for a repeated image id."""
     ids = table.column("image_id").to_pylist()
     if len(set(ids)) < len(ids):
         raise ValueError(f"a part must hold each image id once, got {len(ids) - len(set(ids))} of {len(ids)} again")
@@ -50,45 +50,45 @@ def write_part(folder: str, table: pa.Table) -> str:
 
 
 def list_parts(folder: str) -> list[str]:
-    """File names of the parts in a folder, sorted."""
+    """Returns the file names of the parts in a folder, sorted."""
     files = storage.list_files(folder, recursive=False)
     return [file.path for file in files if _PART.fullmatch(file.path)]
 
 
 def lasting_files(folder: str) -> dict[str, int]:
-    """Bytes of the files that a finished step cannot do without, by path in its folder: parts and trained weights."""
+    """Returns the sizes in bytes of a step's essential files, by path in its folder: parts and trained weights."""
     return {file.path: file.size for file in storage.list_files(folder) if is_lasting(file.path)}
 
 
 def weights_uri(folder: str) -> str:
-    """URI of the trained weights of a step, in its folder; written once, when the training ends."""
+    """Returns the URI of a step's trained weights, which are written once, when the training ends."""
     return storage.join(folder, _WEIGHTS)
 
 
 def is_lasting(path: str) -> bool:
-    """Whether a path in a step's folder is that of a part or of trained weights."""
+    """Whether a path in a step's folder is a part or the trained weights."""
     return path == _WEIGHTS or (_PART.fullmatch(path.rpartition("/")[2]) is not None and ".." not in path.split("/"))
 
 
-def lost_files(folder: str, manifest: Mapping[str, Any], there: Mapping[str, int] | None = None) -> dict[str, str]:
-    """The files of a finished step that are gone or cut, each with what is wrong; empty when all are whole.
+def lost_files(folder: str, manifest: Mapping[str, Any], existing: Mapping[str, int] | None = None) -> dict[str, str]:
+    """Returns the missing or truncated files of a finished step, each with its fault; empty if all are complete.
 
     Args:
         folder: the step's folder.
-        manifest: its manifest; one of an older weaksam has no sizes.
-        there: from `lasting_files`; listed here when left out. A part of another size is read.
+        manifest: its manifest; manifests of older versions have no sizes.
+        existing: result of `lasting_files`; None: list the folder. A part of another size is read to check it.
     """
     listed = manifest.get("files") or dict.fromkeys(manifest.get("parts", []))
-    wanted = {path: size for path, size in listed.items() if is_lasting(path)}  # whatever else an edited one names
-    if not wanted:
+    expected = {path: size for path, size in listed.items() if is_lasting(path)}  # an edited manifest may list others
+    if not expected:
         return {}
-    there = lasting_files(folder) if there is None else there
-    lost = {path: "is gone" for path in wanted if path not in there}
-    for path, size in wanted.items():
-        if path in there and size is not None and there[path] != size:
+    existing = lasting_files(folder) if existing is None else existing
+    lost = {path: "is gone" for path in expected if path not in existing}
+    for path, size in expected.items():
+        if path in existing and size is not None and existing[path] != size:
             if path != _WEIGHTS and _is_whole(storage.join(folder, path)):
-                continue  # the same rows, written again by a task that was thought dead
-            lost[path] = f"has {there[path]} bytes, {size} were written"
+                continue  # the same rows, rewritten by a task that was presumed dead
+            lost[path] = f"has {existing[path]} bytes, {size} were written"
     return lost
 
 
@@ -101,11 +101,11 @@ def _is_whole(uri: str) -> bool:
 
 
 def read_parts(folder: str, parts: Sequence[str], *, columns: Sequence[str] | None = None) -> list[pa.Table]:
-    """The named parts, in order, read in parallel.
+    """Reads parts in parallel and returns them in order.
 
     Raises:
-        DamagedError: a part is gone, or was altered since it was written, or a manifest names something else.
-        DataError: it was written by another major version.
+        DamagedError: a part is missing, was altered after it was written, or is not the name of a part.
+        DataError: a part was written by another major version.
     """
     _check_names(folder, parts)
 
@@ -140,24 +140,24 @@ def _read_part(folder: str, part: str, columns: Sequence[str] | None) -> pa.Tabl
 
 
 def done_ids(folder: str) -> dict[str, list[str]]:
-    """Image ids of every part, by part name in sorted order."""
+    """Returns the image ids of every part, by part name in sorted order."""
     parts = list_parts(folder)
     tables = read_parts(folder, parts, columns=["image_id"])
     return {part: table.column("image_id").to_pylist() for part, table in zip(parts, tables, strict=True)}
 
 
 def missing_ids(folder: str, parts: Sequence[str]) -> set[str]:
-    """Image ids of the rows that say `not_found`."""
-    found: set[str] = set()
+    """Returns the image ids of the rows with status `not_found`."""
+    missing: set[str] = set()
     for table in read_parts(folder, parts, columns=["image_id", "status"]):
         if "status" in table.column_names:
             rows = zip(table.column("image_id").to_pylist(), table.column("status").to_pylist(), strict=True)
-            found.update(image_id for image_id, status in rows if status == schemas.NOT_FOUND)
-    return found
+            missing.update(image_id for image_id, status in rows if status == schemas.NOT_FOUND)
+    return missing
 
 
 def drop_rows(folder: str, image_ids: Iterable[str]) -> None:
-    """Removes rows from the parts of an unfinished step: each part is written anew without them before it goes."""
+    """Removes rows from the parts of an unfinished step: writes a part without them, then deletes the old one."""
     dropped = set(image_ids)
     for part, ids in done_ids(folder).items():
         if dropped.isdisjoint(ids):
@@ -169,31 +169,31 @@ def drop_rows(folder: str, image_ids: Iterable[str]) -> None:
 
 
 def first_wins(ids_by_part: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
-    """Ids to leave out of a part because an earlier one holds them; parts without any are not listed.
+    """Returns the ids to exclude from each part because an earlier part has them; parts without any are not listed.
 
-    Two parts overlap when a task thought dead finished after another had done its rows in another grouping.
+    Two parts overlap when a task presumed dead finishes after another task has computed its rows in other groups.
     """
-    seen: set[str] = set()
+    earlier: set[str] = set()
     excluded: dict[str, list[str]] = {}
     for part, ids in ids_by_part.items():
-        again = [image_id for image_id in ids if image_id in seen]
+        again = [image_id for image_id in ids if image_id in earlier]
         if again:
             excluded[part] = again
-        seen.update(ids)
+        earlier.update(ids)
     return excluded
 
 
 def read_table(folder: str, manifest: Mapping[str, Any], *, columns: Sequence[str] | None = None) -> pa.Table:
-    """The finished table of a step, sorted by image id: every id once.
+    """Reads the finished table of a step, sorted by image id: every id once.
 
     Args:
         folder: the step's folder.
         manifest: its manifest.
-        columns: read only these; `image_id` is added.
+        columns: the columns to read; `image_id` is added. None: all.
     """
-    wanted = None if columns is None else list(dict.fromkeys(["image_id", *columns]))
+    selected = None if columns is None else list(dict.fromkeys(["image_id", *columns]))
     kept = []
-    for part, table in zip(manifest["parts"], read_parts(folder, manifest["parts"], columns=wanted), strict=True):
+    for part, table in zip(manifest["parts"], read_parts(folder, manifest["parts"], columns=selected), strict=True):
         if again := manifest["excluded"].get(part):
             table = without_ids(table, again)
         kept.append(table)
@@ -203,30 +203,30 @@ def read_table(folder: str, manifest: Mapping[str, Any], *, columns: Sequence[st
 
 
 def rows_for(table: pa.Table, image_ids: Iterable[str], *, may_lack: bool = False) -> pa.Table:
-    """The rows of these images, in their order.
+    """Returns the rows of `image_ids`, in that order.
 
     Args:
-        table: each image id at most once.
-        image_ids: of the rows.
-        may_lack: whether an image may have no row; its values are null then, its id too.
+        table: a table with each image id at most once.
+        image_ids: ids of the rows.
+        may_lack: whether an image may have no row; all its values are null then, including its id.
 
     Raises:
         KeyError: an image has no row.
     """
-    wanted = pa.array(list(image_ids), pa.string())
-    rows = pc.index_in(wanted, value_set=table["image_id"].combine_chunks())
+    ids = pa.array(list(image_ids), pa.string())
+    rows = pc.index_in(ids, value_set=table["image_id"].combine_chunks())
     if rows.null_count and not may_lack:
-        raise KeyError(wanted.filter(rows.is_null())[0].as_py())
+        raise KeyError(ids.filter(rows.is_null())[0].as_py())
     return table.take(rows)
 
 
 def with_ids(table: pa.Table, image_ids: Iterable[str]) -> pa.Table:
-    """The rows of `table` whose image id is among `image_ids`, in its order."""
+    """Returns the rows of `table` whose image id is in `image_ids`, in table order."""
     return table.filter(_is_among(table, image_ids))
 
 
 def without_ids(table: pa.Table, image_ids: Iterable[str]) -> pa.Table:
-    """The rows of `table` whose image id is not among `image_ids`, in its order."""
+    """Returns the rows of `table` whose image id is not in `image_ids`, in table order."""
     return table.filter(pc.invert(_is_among(table, image_ids)))
 
 
@@ -235,28 +235,28 @@ def _is_among(table: pa.Table, image_ids: Iterable[str]) -> pa.ChunkedArray:
 
 
 def with_status_ok(table: pa.Table) -> pa.Table:
-    """The rows of `table` whose status is ok."""
+    """Returns the rows of `table` whose status is ok."""
     return table.filter(pc.equal(table["status"], schemas.OK))
 
 
 def of_split(images: pa.Table, split: str, *, where: str) -> pa.Table:
-    """The rows of one split.
+    """Returns the rows of one split.
 
     Raises:
-        ConfigError: there are none; `where` is the key that named the split.
+        ConfigError: the split has no rows; `where` is the setting that names the split.
     """
-    found = images.filter(pc.equal(images["split"], split))
-    if not found.num_rows:
+    rows = images.filter(pc.equal(images["split"], split))
+    if not rows.num_rows:
         splits = ", ".join(sorted(images["split"].unique().to_pylist()))
         raise ConfigError(f"{where}: no image has split '{split}': splits are {splits}")
-    return found
+    return rows
 
 
 def read_class_names(folder: str, manifest: Mapping[str, Any]) -> list[str]:
-    """The class names of a finished table.
+    """Returns the class names of a finished table.
 
-    A manifest that an older weaksam wrote lacks them: then the schema of the first part has them. Without parts there
-    are none.
+    Manifests of older versions lack them: they are read from the schema of the first part. A table without parts has
+    none.
     """
     if (names := manifest.get("class_names")) is not None:
         return names
@@ -266,23 +266,23 @@ def read_class_names(folder: str, manifest: Mapping[str, Any]) -> list[str]:
 
 
 def read_rows(folder: str, manifest: Mapping[str, Any], image_ids: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """The rows of a few images of a finished table, by image id; only parts that hold one of them are read whole."""
-    wanted = set(image_ids)
+    """Reads the rows of a few images of a finished table, by image id; of parts without them only the ids are read."""
+    selected = set(image_ids)
     rows: dict[str, dict[str, Any]] = {}
     listed = read_parts(folder, manifest["parts"], columns=["image_id"])
     holding = [
         part
         for part, table in zip(manifest["parts"], listed, strict=True)
-        if not wanted.isdisjoint(table.column("image_id").to_pylist())
+        if not selected.isdisjoint(table.column("image_id").to_pylist())
     ]
     for table in read_parts(folder, holding):
-        for row in with_ids(table, wanted).to_pylist():
-            rows.setdefault(row["image_id"], row)  # an id that two parts share is that of the first
+        for row in with_ids(table, selected).to_pylist():
+            rows.setdefault(row["image_id"], row)  # an id in two parts: the first part wins
     return rows
 
 
 def row_at(table: pa.Table, index: int) -> dict[str, Any]:
-    """One row; lists of numbers as arrays without a Python object each, because there are millions of boxes."""
+    """Returns a row, with lists of numbers as arrays: Python objects are too slow for millions of boxes."""
     row: dict[str, Any] = {}
     for name in table.column_names:
         value = table.column(name)[index]
@@ -298,12 +298,12 @@ def row_at(table: pa.Table, index: int) -> dict[str, Any]:
 
 
 def write_ground_truth(folder: str, table: pa.Table) -> None:
-    """Writes the ground truth of an index step beside its images, where no training stage looks."""
+    """Writes the ground truth of an index step to a subfolder that no training stage reads."""
     write_part(storage.join(folder, GROUND_TRUTH), table)
 
 
 def read_ground_truth(folder: str) -> pa.Table | None:
-    """Ground truth of an index step, sorted by image id, or None. For `evaluate` and `report` alone."""
+    """Reads the ground truth of an index step, sorted by image id, or None. Only for `evaluate` and `report`."""
     below = storage.join(folder, GROUND_TRUTH)
     tables = read_parts(below, list_parts(below))
     return pa.concat_tables(tables).sort_by("image_id") if tables else None

@@ -1,6 +1,6 @@
-"""What a URI names: a local path, or a place in a store. Nothing is read here.
+"""Parses URIs of local paths and stores, without reading anything.
 
-A `file:` URI is that of RFC 8089: `file:///path`, `file:/path` or `file://localhost/path`, with %20 for a space.
+A `file:` URI has the form of RFC 8089: `file:///path`, `file:/path` or `file://localhost/path`, with %20 for a space.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from weaksam.errors import ConfigError
 from weaksam.masking import has_credentials, masked_url
 
 _FILE = "file:"
-_LONGEST_PART = 255  # bytes of a name, on every file system in use
+_LONGEST_PART = 255  # bytes of a file name, on all common file systems
 
 
 def is_uri(text: str) -> bool:
@@ -27,10 +27,10 @@ def is_local(uri: str) -> bool:
 
 
 def local_path(uri: str) -> Path:
-    """The path of a local URI, absolute.
+    """Returns the absolute path of a local URI.
 
     Raises:
-        ConfigError: a `file:` URI that names another machine or no absolute path.
+        ConfigError: a `file:` URI with another machine or without an absolute path.
     """
     if not uri.startswith(_FILE):
         return Path(os.path.abspath(os.path.expanduser(uri)))
@@ -49,18 +49,18 @@ def local_path(uri: str) -> Path:
 
 
 def absolute(uri: str) -> str:
-    """`uri` in a form that means the same in every process; no trailing slash."""
+    """Returns `uri` independent of the working directory, without a trailing slash."""
     return str(local_path(uri)) if is_local(uri) else uri.rstrip("/")
 
 
 def join(uri: str, *parts: str) -> str:
-    """`uri` with path parts behind it."""
-    base = absolute(uri) if uri.startswith(_FILE) else uri  # the parts are names as they are, without %20
+    """Returns `uri` with path parts appended."""
+    base = absolute(uri) if uri.startswith(_FILE) else uri  # parts are plain names, not percent-encoded
     return "/".join([base.rstrip("/"), *(part.strip("/") for part in parts)])
 
 
 def fault_of_folder(uri: str) -> str | None:
-    """Why there can be no folder at a local `uri`; None if nothing is known against it."""
+    """Returns why a local `uri` cannot be a folder; None if it can."""
     if not is_local(uri):
         return None
     path = local_path(uri)
@@ -71,7 +71,7 @@ def fault_of_folder(uri: str) -> str | None:
 
 
 def fault_of(uri: str) -> str | None:
-    """Why `uri` cannot be used anywhere; None if nothing is known against it. Secrets are not repeated."""
+    """Returns why `uri` is invalid, with secrets masked; None if it is valid."""
     if has_credentials(uri):
         return f"{masked_url(uri)}: holds credentials, which would be stored and shown: leave them to the environment"
     if (fault := fault_of_text(uri)) is not None or not is_local(uri):
@@ -87,7 +87,7 @@ def fault_of(uri: str) -> str | None:
 
 
 def fault_of_text(uri: str) -> str | None:
-    """Why no file, folder or object can have such a name; None if one could."""
+    """Returns why `uri` cannot be the name of a file, folder or object; None if it can."""
     if "\0" in uri:
         return f"{uri!a}: holds a NUL character, which no name has"
     try:
@@ -98,6 +98,6 @@ def fault_of_text(uri: str) -> str | None:
 
 
 def check_place(uri: str, what: str, *, is_folder: bool = False) -> None:
-    """Raises ConfigError unless something may lie at `uri`, or be written there; `what` names the setting."""
+    """Raises ConfigError if `uri` cannot be read or written, by its form alone; `what` names the setting."""
     if (fault := fault_of(uri) or (fault_of_folder(uri) if is_folder else None)) is not None:
         raise ConfigError(f"{what}: {fault}")

@@ -1,4 +1,4 @@
-"""Run files and cluster files as YAML: safe, and strict about keys that are given twice."""
+"""Reads run files and cluster files: safe YAML that rejects duplicate keys."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MOST_VALUES = 100_000  # a run file has some hundreds
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML, merge keys included, in which `2e-5` is a number and a key given twice is a fault."""
+    """Safe YAML loader with merge keys that reads `2e-5` as a number and rejects duplicate keys."""
 
     def __init__(self, stream: Any) -> None:
         super().__init__(stream)
@@ -23,18 +23,18 @@ class _Loader(yaml.SafeLoader):
         self.sizes: dict[int, int] = {}
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        node = super().compose_mapping_node(anchor)  # before merge keys are resolved: those may be given again
-        seen = set()
+        node = super().compose_mapping_node(anchor)  # before merge keys are resolved: merged keys may be repeated
+        keys = set()
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode) or key.tag.endswith((":null", ":timestamp", ":binary")):
                 raise yaml.MarkedYAMLError(problem="this cannot be a key", problem_mark=key.start_mark)
-            if (key.tag, key.value) in seen:
+            if (key.tag, key.value) in keys:
                 raise yaml.MarkedYAMLError(problem=f"key {key.value!r} is given twice", problem_mark=key.start_mark)
-            seen.add((key.tag, key.value))
+            keys.add((key.tag, key.value))
         return node
 
     def compose_node(self, parent: Any, index: Any) -> yaml.Node | None:
-        """Counts values as they are once every alias is what it stands for: a few lines can stand for billions."""
+        """Counts values with aliases expanded: a few lines can expand to billions of values."""
         before, event = self.values, self.peek_event()
         node = super().compose_node(parent, index)
         if isinstance(event, yaml.AliasEvent):
@@ -56,12 +56,12 @@ _Loader.add_implicit_resolver(
 
 
 def read_value(text: str) -> Any:
-    """A value as in a run file: YAML, in which 1e-3 is a number; yaml.YAMLError or ValueError when it is none."""
+    """Parses a value as in a run file, with 1e-3 as a number; raises yaml.YAMLError or ValueError if it is invalid."""
     return yaml.load(text, Loader=_Loader)
 
 
 def load_run_file(path: str) -> dict[str, Any]:
-    """The raw content of a run file.
+    """Returns the raw content of a run file.
 
     Raises:
         ConfigError: the file is missing or not YAML.
@@ -70,7 +70,7 @@ def load_run_file(path: str) -> dict[str, Any]:
         content = _unshared(yaml.load(Path(path).read_text(), Loader=_Loader))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
-    # ValueError: a date that is none, or bytes that are no text. RecursionError: an anchor inside itself.
+    # ValueError: an invalid date, or bytes that are not text. RecursionError: an anchor inside itself.
     except (yaml.YAMLError, ValueError, OSError, RecursionError) as error:
         raise ConfigError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
@@ -79,10 +79,10 @@ def load_run_file(path: str) -> dict[str, Any]:
 
 
 def with_overrides(content: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """A copy of a run file's raw content with `key.path=value` overrides laid over it; values are read as YAML.
+    """Returns a copy of a run file's raw content with `key.path=value` overrides applied; values are YAML.
 
     Raises:
-        ConfigError: an override is not of that form.
+        ConfigError: an override has another form.
     """
     copied = _unshared(content)
     faults = [fault for text in overrides if (fault := _apply_override(copied, text))]
@@ -92,7 +92,7 @@ def with_overrides(content: Mapping[str, Any], overrides: Sequence[str]) -> dict
 
 
 def _unshared(content: Any) -> Any:
-    """A deep copy in which no two keys share a value, as YAML anchors do: an override changes one step."""
+    """Returns a deep copy without values shared by YAML anchors, so that an override changes one step only."""
     if isinstance(content, Mapping):
         return {key: _unshared(value) for key, value in content.items()}
     return [_unshared(value) for value in content] if isinstance(content, list) else content

@@ -1,1 +1,1 @@
-"""Images and annotations: decoding, augmentation, views of an image; `readers` and `writers` have a format a file."""
+"""Images and annotations: decoding, augmentation and views; one module per format in `readers` and `writers`."""

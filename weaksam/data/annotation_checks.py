@@ -1,8 +1,8 @@
-"""The one check of boxes and masks from outside: annotations of datasets, results of other programs, reviews.
+"""Checks boxes and masks from outside: annotations of datasets, results of other programs, reviews.
 
-What no program can have meant (NaN, a run length below 0, a polygon far from its image) is a DataError that names file
-and entry, before pycocotools allocates anything for it. A box that can be used in part is cut, one without area is
-left out: `Remarks` counts both and logs one warning a kind, with the first ten entries.
+Impossible values (NaN, a run length below 0, a polygon far from its image) raise a DataError that names file and entry,
+before pycocotools allocates memory for them. A box partly outside its image is clipped, a box without area is left
+out: `Remarks` counts both and logs one warning per kind, with the first ten entries.
 `where` is always file and entry, such as `<uri>: annotation 7`.
 Boxes are xyxy, absolute pixels, right and bottom exclusive. Masks are COCO compressed counts (bytes).
 Axis legend: N boxes, K corners of a polygon, R runs.
@@ -24,17 +24,17 @@ from weaksam.ops.rle import rle_to_runs, runs_to_rle
 Size = tuple[int, int]  # height, width
 
 
-MAX_SIDE = 1_000_000  # pixels; the largest slide scans have a fifth of that
+MAX_SIDE = 1_000_000  # pixels; five times the largest slide scans
 _MAX_PIXELS = 2**32 - 1  # of a mask: pycocotools counts pixels in 32 bits
-_OUTSIDE_TOLERANCE = 1.0  # pixels; rounding and 0-based exports reach this far, a wrong image size farther
-_POLYGON_REACH = 4  # sides of the image; pycocotools needs memory by the length of a polygon
-_NUMBER_DIGITS = 7  # of compressed counts, 5 bits each: more than 32 bits hold
+_OUTSIDE_TOLERANCE = 1.0  # pixels; caused by rounding and 0-based exports; a wrong image size exceeds it
+_POLYGON_REACH = 4  # sides of the image; memory of pycocotools grows with the length of a polygon
+_NUMBER_DIGITS = 7  # of compressed counts, 5 bits each: 32 bits need no more
 _EXCERPT = 80  # characters of a value in a message
 _MAX_NUMBER = float(np.finfo(np.float32).max)  # tables hold float32
 
 
 def excerpt(value: Any) -> str:
-    """`value` in a message: its beginning."""
+    """Returns `value` as text for a message, truncated."""
     text = str(value) if isinstance(value, dict | list) else repr(value)
     return text if len(text) <= _EXCERPT else text[:_EXCERPT] + " ..."
 
@@ -43,7 +43,7 @@ def excerpt(value: Any) -> str:
 
 
 def as_number(value: Any) -> float | None:
-    """A number that float32 can hold, also one written as text; None for anything else, NaN and inf too."""
+    """Converts a number or its text to a float in the range of float32; None for anything else, NaN and inf too."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     try:
@@ -54,10 +54,10 @@ def as_number(value: Any) -> float | None:
 
 
 def read_size(height: Any, width: Any, where: str) -> Size | None:
-    """The size of an image, numbers or text; None where a side is missing, empty or not above 0: nobody knows it.
+    """Parses the size of an image from numbers or text; None (unknown) if a side is missing, empty or not above 0.
 
     Raises:
-        DataError: a side is no whole number of pixels, or larger than any image is.
+        DataError: a side is not a whole number of pixels, or exceeds `MAX_SIDE`.
     """
     sides = []
     for key, value in (("height", height), ("width", width)):
@@ -74,13 +74,13 @@ def read_size(height: Any, width: Any, where: str) -> Size | None:
 
 
 def read_xywh(value: Any, where: str) -> list[float]:
-    """The xyxy of a box that is (x, y, width, height); its area and place are for `fit_boxes` to judge.
+    """Converts (x, y, width, height) to xyxy; area and position are checked by `fit_boxes`.
 
     Raises:
-        DataError: it is not four finite numbers.
+        DataError: the value is not four finite numbers.
     """
-    is_plain = isinstance(value, list | tuple) and len(value) == 4 and not any(isinstance(one, str) for one in value)
-    numbers = [as_number(one) for one in value] if is_plain else [None]
+    is_plain = isinstance(value, list | tuple) and len(value) == 4 and not any(isinstance(item, str) for item in value)
+    numbers = [as_number(item) for item in value] if is_plain else [None]
     if None in numbers:
         raise DataError(f"{where}: its bbox must be 4 finite numbers (x, y, width, height), got {excerpt(value)}")
     left, top, width, height = numbers
@@ -88,16 +88,16 @@ def read_xywh(value: Any, where: str) -> list[float]:
 
 
 def fit_boxes(boxes: np.ndarray, size: Size | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Boxes cut at the border of the image.
+    """Clips boxes to the image.
 
     Args:
         boxes: (N, 4) float64 xyxy, 0-based, right and bottom exclusive.
-        size: (height, width) of the image; None when it is not known: then only the left and top border count.
+        size: (height, width) of the image; None: unknown, boxes are clipped at the left and top border only.
 
     Returns:
         boxes: (N, 4) float32, finite.
-        has_area: (N,) bool; False for a box without area, or with none left inside the image.
-        is_outside: (N,) bool; True where a box reached more than a pixel beyond the image.
+        has_area: (N,) bool; False for a box without area inside the image.
+        is_outside: (N,) bool; True for a box that extended more than a pixel beyond the image.
 
     Raises:
         ValueError: a coordinate is NaN.
@@ -118,20 +118,20 @@ def fit_boxes(boxes: np.ndarray, size: Size | None) -> tuple[np.ndarray, np.ndar
 def read_segmentation(
     value: Any, size: Size | None, where: str, remarks: Remarks, entry: str
 ) -> tuple[list[float] | None, bytes | None, Size | None]:
-    """Polygons or RLE, compressed or not, as COCO writes them.
+    """Parses a segmentation of COCO: polygons or RLE, compressed or not.
 
     Args:
-        value: the segmentation; null and empty: there is none.
-        size: of its image; None: not known.
+        value: the segmentation; null or empty: no segmentation.
+        size: size of its image; None: unknown.
         where: file and entry.
-        remarks: gets polygons and masks that are left out.
+        remarks: collects polygons and masks that are left out.
         entry: the entry, for `remarks`.
 
     Returns:
-        the box around it, xyxy; its mask, None where that needs a size and there is none, or has no pixel; its size.
+        the bounding box, xyxy; the mask, None if the size is unknown or the mask is empty; the size of the mask.
 
     Raises:
-        DataError: it is neither, is damaged, or is of another size than the image.
+        DataError: the value is neither polygons nor RLE, is damaged, or has another size than the image.
     """
     if not value:
         return None, None, None
@@ -162,15 +162,15 @@ def _is_empty(mask: bytes, size: Size) -> bool:
 
 
 def read_polygons(value: Any, size: Size | None, where: str) -> list[np.ndarray]:
-    """(K, 2) float64 each, x then y; K may be less than 3.
+    """Parses polygons to (K, 2) float64 each, x then y; K may be less than 3.
 
     Args:
         value: lists of numbers x, y, x, y ...
-        size: of the image.
+        size: size of the image.
         where: file and entry.
 
     Raises:
-        DataError: something else than numbers, an odd count of them, or coordinates far from the image.
+        DataError: a value is not a number, the count is odd, or coordinates are far from the image.
     """
     polygons = []
     for part in value if isinstance(value, list) else [None]:
@@ -182,8 +182,8 @@ def read_polygons(value: Any, size: Size | None, where: str) -> list[np.ndarray]
             raise DataError(f"{where}: its segmentation is neither polygons nor RLE: {excerpt(value)}")
         if len(numbers) % 2:
             raise DataError(
-                f"{where}: its polygon has {len(numbers)} numbers, an odd count: one is missing, so that no one can "
-                "tell x from y: correct it, or read boxes alone (masks: false)"
+                f"{where}: its polygon has {len(numbers)} numbers, an odd count: one is missing, so x and y are "
+                "ambiguous: correct it, or read boxes alone (masks: false)"
             )
         polygon = numbers.astype(np.float64).reshape(-1, 2)
         check_polygon(polygon, size, where)
@@ -192,7 +192,7 @@ def read_polygons(value: Any, size: Size | None, where: str) -> list[np.ndarray]
 
 
 def check_polygon(polygon: np.ndarray, size: Size | None, where: str) -> None:
-    """Raises DataError when (K, 2) corners are so far from their image that drawing them would fill the memory."""
+    """Raises DataError if (K, 2) corners are so far from their image that drawing them would exhaust memory."""
     height, width = size or (MAX_SIDE, MAX_SIDE)
     reach = np.abs(polygon).max(initial=0)
     if not reach <= _POLYGON_REACH * max(height, width):
@@ -200,7 +200,7 @@ def check_polygon(polygon: np.ndarray, size: Size | None, where: str) -> None:
             f"{where}: its polygon has the coordinate {polygon.flat[np.abs(polygon).argmax()]:.10g}, its image is "
             f"{height} x {width} (height x width): are two numbers joined to one?"
         )
-    # The outline of every second pixel of the image is shorter.
+    # Even an outline around every second pixel of the image is shorter.
     length = np.abs(np.diff(polygon, axis=0, append=polygon[:1])).max(axis=1, initial=0).sum()
     if size is not None and length > 64 * (height + width) + 4 * height * width:
         raise DataError(
@@ -210,10 +210,10 @@ def check_polygon(polygon: np.ndarray, size: Size | None, where: str) -> None:
 
 
 def fill_polygons(polygons: Sequence[np.ndarray], hw: Size) -> bytes:
-    """COCO compressed counts of the pixels inside any of the polygons, by pycocotools.
+    """Returns COCO compressed counts of the pixels inside any of the polygons, by pycocotools.
 
     Args:
-        polygons: (K, 2) float each, at least one, K at least 3; `check_polygon` has seen those from outside.
+        polygons: (K, 2) float each, at least one, K at least 3; run `check_polygon` on untrusted ones before.
         hw: height and width of the image.
     """
     flat: Any = [polygon.astype(np.float64).reshape(-1).tolist() for polygon in polygons]
@@ -222,10 +222,10 @@ def fill_polygons(polygons: Sequence[np.ndarray], hw: Size) -> bytes:
 
 
 def read_rle(value: Mapping[str, Any], size: Size | None, where: str) -> tuple[bytes, Size]:
-    """Compressed counts of an RLE of either kind, and its (height, width). No run is empty, but perhaps the first.
+    """Returns compressed counts and (height, width) of an RLE of either kind. Only the first run may be empty.
 
     Raises:
-        DataError: it has no size and counts, is damaged, does not cover its size, or is of another than `size`.
+        DataError: the RLE has no size or counts, is damaged, does not cover its size, or does not have `size`.
     """
     stated, counts = value.get("size"), value.get("counts")
     if not isinstance(stated, list | tuple) or len(stated) != 2 or not isinstance(counts, str | bytes | list):
@@ -246,7 +246,7 @@ def read_rle(value: Mapping[str, Any], size: Size | None, where: str) -> tuple[b
 
 
 def _listed_runs(counts: list[Any], where: str) -> np.ndarray:
-    """(R,) int64 of uncompressed counts."""
+    """Returns the (R,) int64 run lengths of uncompressed counts."""
     runs = np.array(counts) if not any(isinstance(run, list | tuple | bool) for run in counts) else np.array(None)
     if runs.size and (runs.dtype.kind not in "iuf" or not (np.abs(runs) <= _MAX_PIXELS).all() or (runs % 1).any()):
         raise DataError(f"{where}: its RLE has runs that are no whole numbers of pixels: {excerpt(counts)}")
@@ -254,7 +254,7 @@ def _listed_runs(counts: list[Any], where: str) -> np.ndarray:
 
 
 def _written_runs(counts: str | bytes, where: str) -> np.ndarray:
-    """(R,) int64 of compressed counts; what cocoapi would read past the end of is refused."""
+    """Returns the (R,) int64 run lengths of compressed counts; rejects counts that cocoapi would read past the end."""
     written = counts.encode("utf-8", "surrogatepass") if isinstance(counts, str) else counts
     if written[:2] in (b"b'", b'b"'):
         raise DataError(
@@ -276,9 +276,9 @@ def _checked(runs: np.ndarray, counts: Any, where: str) -> np.ndarray:
 
 
 def _compress(runs: np.ndarray) -> bytes:
-    """Compressed counts without empty runs inside: at two of those pycocotools ends an overlap too early."""
-    there = np.flatnonzero(runs)
-    values, runs = there % 2, runs[there]
+    """Returns compressed counts without inner empty runs: two of them make pycocotools end an overlap too early."""
+    nonempty = np.flatnonzero(runs)
+    values, runs = nonempty % 2, runs[nonempty]
     starts = np.flatnonzero(np.diff(values, prepend=2))
     joined = np.add.reduceat(runs, starts)
     return runs_to_rle(np.concatenate([[0], joined]) if values[0] else joined)

@@ -1,12 +1,12 @@
-"""Pixels to what a classifier sees: the training recipe of DeiT and WeakTr, and the plain view for evaluation.
+"""Inputs of a classifier: the training augmentation of DeiT and WeakTr, and the plain view for evaluation.
 
-(H, W, 3) uint8 RGB goes in, (3, size, size) float32, normalised, comes out. Every random choice is drawn from a
-generator that is passed in, because timm's and torchvision's transforms draw from the generators of the process,
-and a batch here must be a pure function of its seeds, whichever thread prepares it.
+The input is (H, W, 3) uint8 RGB, the output (3, size, size) float32, normalised. All random numbers come from a
+generator argument: timm's and torchvision's transforms use the generators of the process, but a batch here must be a
+pure function of its seeds, independent of the thread that prepares it.
 RandAugment: Cubuk et al. 2019, arXiv 1909.13719, here as "rand-m9-mstd0.5-inc1": two of fifteen operations, all of
 them stronger with a higher level. Random erasing: Zhong et al. 2017, arXiv 1708.04896.
-Differs from timm: geometric operations are always bilinear, not bilinear or bicubic by chance; one bit is kept at
-least where timm's Posterize may blacken the image; crops are not rounded to whole pixels.
+Differs from timm: geometric operations are always bilinear, not randomly bilinear or bicubic; Posterize keeps at least
+one bit, while timm's may blacken the image; crops are not rounded to whole pixels.
 Axis legend: H W pixels; in (3, H, W) the first axis is red, green, blue.
 """
 
@@ -43,11 +43,11 @@ def augment_for_classification(
     mean: Sequence[float] = IMAGE_MEAN,
     std: Sequence[float] = IMAGE_STD,
 ) -> np.ndarray:
-    """A random view for training: crop, resize, flip, RandAugment, normalise, erase.
+    """Returns a random view for training: crop, resize, flip, RandAugment, normalise, erase.
 
     Args:
         image: (H, W, 3) uint8 RGB, of any size; not changed.
-        rng: where every random choice comes from.
+        rng: source of all random numbers.
         size: side of the view, in pixels.
         min_scale: smallest share of the image's area that a crop may have, in (0, 1].
         rand_augment: mean magnitude of RandAugment, in [0, 10]; 0 = none.
@@ -73,7 +73,7 @@ def augment_for_classification(
 def resize_for_classification(
     image: np.ndarray, *, size: int, mean: Sequence[float] = IMAGE_MEAN, std: Sequence[float] = IMAGE_STD
 ) -> np.ndarray:
-    """The view for evaluation: the centre of the image with its shorter side at `size` * 256 / 224 pixels.
+    """Returns the view for evaluation: the centre crop after scaling the shorter side to `size` * 256 / 224 pixels.
 
     Args:
         image: (H, W, 3) uint8 RGB, of any size.
@@ -85,14 +85,14 @@ def resize_for_classification(
         (3, size, size) float32, C-contiguous.
     """
     height, width = image.shape[:2]
-    # The centre is cut out while resizing: a whole image of 1 x 16,000 pixels would take 1.4 GB at size 160.
+    # The crop is done by the resize: an image of 1 x 16,000 pixels resized as a whole would take 1.4 GB at size 160.
     side = min(height, width) * size / round(size * 256 / 224)
     view = _resize(image, ((width - side) / 2, (height - side) / 2, side, side), size)
     return normalise(np.asarray(view), mean=mean, std=std)
 
 
 def normalise(image: np.ndarray, *, mean: Sequence[float] = IMAGE_MEAN, std: Sequence[float] = IMAGE_STD) -> np.ndarray:
-    """(H, W, 3) uint8 as (3, H, W) float32, C-contiguous: (image / 255 - `mean`) / `std`."""
+    """Converts (H, W, 3) uint8 to (3, H, W) float32, C-contiguous: (image / 255 - `mean`) / `std`."""
     pixels = np.ascontiguousarray(image.transpose(2, 0, 1)).astype(np.float32)
     pixels -= np.float32(255) * np.asarray(mean, np.float32)[:, None, None]
     pixels /= np.float32(255) * np.asarray(std, np.float32)[:, None, None]
@@ -100,9 +100,9 @@ def normalise(image: np.ndarray, *, mean: Sequence[float] = IMAGE_MEAN, std: Seq
 
 
 def draw_crop(rng: np.random.Generator, height: int, width: int, min_scale: float) -> Box:
-    """A random part of an image: its share of the area uniform in [`min_scale`, 1], its shape in [3:4, 4:3].
+    """Draws a random crop: share of the area uniform in [`min_scale`, 1], aspect ratio in [3:4, 4:3].
 
-    Where ten draws do not fit into the image: the largest part of an allowed shape, centred.
+    If ten draws do not fit into the image, returns the largest centred crop of an allowed aspect ratio.
 
     Returns:
         left, top, width, height: in pixels, not rounded.
@@ -117,15 +117,15 @@ def draw_crop(rng: np.random.Generator, height: int, width: int, min_scale: floa
 
 
 def _draw_sides(rng: np.random.Generator, area: float, share: Range, ratio: Range) -> tuple[float, float]:
-    """Width and height of a rectangle: its share of `area` uniform, its ratio of width to height log-uniform."""
+    """Draws width and height of a rectangle: share of `area` uniform, ratio of width to height log-uniform."""
     area, shape = area * rng.uniform(*share), math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
     return math.sqrt(area * shape), math.sqrt(area / shape)
 
 
 def _resize(image: np.ndarray, box: Box, size: int) -> Image.Image:
-    """The part `box` (left, top, width, height) of an image, stretched to `size` x `size`."""
+    """Resizes the crop `box` (left, top, width, height) of an image to `size` x `size`."""
     left, top, width, height = box
-    # Pillow copies what it is given, so it gets no more than the bicubic filter reaches: two (source) pixels more.
+    # Pillow copies its input, so it gets only the crop and the two (source) pixels that the bicubic filter reaches.
     reach_x, reach_y = (math.ceil(2 * max(side / size, 1)) + 1 for side in (width, height))
     x, y = max(math.floor(left) - reach_x, 0), max(math.floor(top) - reach_y, 0)
     part = image[y : math.ceil(top + height) + reach_y, x : math.ceil(left + width) + reach_x]
@@ -143,7 +143,7 @@ def _rand_augment(image: Image.Image, rng: np.random.Generator, magnitude: float
 
 
 def _erase_rectangle(pixels: np.ndarray, rng: np.random.Generator) -> None:
-    """Noise instead of one rectangle of `pixels` (3, H, W), in place; nothing if ten draws do not fit."""
+    """Replaces a random rectangle of `pixels` (3, H, W) by noise, in place; nothing if ten draws do not fit."""
     height, width = pixels.shape[1:]
     for _ in range(_TRIES):
         w, h = (round(side) for side in _draw_sides(rng, height * width, _ERASE_SHARE, _ERASE_RATIO))
@@ -167,10 +167,10 @@ def _rotate(image: Image.Image, level: float, sign: int) -> Image.Image:
 
 
 def _affine(shear_x: float = 0.0, shear_y: float = 0.0, shift_x: float = 0.0, shift_y: float = 0.0) -> Operation:
-    """Moves content right and down where the sign is 1; shifts are shares of the side, shears leave (0, 0) alone."""
+    """Returns an operation that moves content right and down for sign 1; shifts are shares of the side."""
 
     def operation(image: Image.Image, level: float, sign: int) -> Image.Image:
-        by = -sign * level  # Pillow asks where a pixel comes from
+        by = -sign * level  # Pillow maps output pixels to input pixels
         source = (1, shear_x * by, shift_x * by * image.width, shear_y * by, 1, shift_y * by * image.height)
         bilinear = Image.Resampling.BILINEAR
         return image.transform(image.size, Image.Transform.AFFINE, source, bilinear, fillcolor=_FILL)

@@ -1,6 +1,6 @@
-"""Category ids of classes in COCO's json forms: the dataset's own, else COCO's for COCO's names, else 1, 2 ...
+"""Category ids in COCO json files: the dataset's own, else COCO's if the classes are COCO's, else 1, 2 ...
 
-A dataset in COCO's form keeps its ids in the metadata of its tables (`schemas.category_ids_of`), so that results are
+The ids of a dataset in COCO format are kept in the metadata of its tables (`schemas.category_ids_of`), so results are
 read and written with them.
 """
 
@@ -17,14 +17,14 @@ hot dog, pizza, donut, cake, chair, couch, potted plant, bed, dining table, toil
 cell phone, microwave, oven, toaster, sink, refrigerator, book, clock, vase, scissors, teddy bear, hair drier,
 toothbrush
 """
-_SKIPPED = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}  # of COCO's ids 1..90, the ten that no category has
+_SKIPPED = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}  # unused ids in COCO's range 1..90
 
 COCO_IDS: tuple[int, ...] = tuple(k for k in range(1, 91) if k not in _SKIPPED)
 COCO_NAMES: tuple[str, ...] = tuple(" ".join(_NAMES.split()).split(", "))
 
 
 def default_category_ids(class_names: Sequence[str]) -> list[int]:
-    """Ids of a dataset that has none of its own: COCO's when its classes are COCO's 80 by name, else 1, 2, ..."""
+    """Returns ids for a dataset without its own: COCO's if its classes are COCO's 80 by name, else 1, 2, ..."""
     of_name = dict(zip(COCO_NAMES, COCO_IDS, strict=True))
     if set(class_names) == set(of_name):
         return [of_name[name] for name in class_names]
@@ -32,7 +32,7 @@ def default_category_ids(class_names: Sequence[str]) -> list[int]:
 
 
 def complete_category_ids(known: Sequence[int | None], taken: Collection[int]) -> list[int]:
-    """`known` with ids for the classes that have none: the next ones after all that the dataset uses."""
+    """Fills the missing ids in `known` with the next ids after the largest in `taken`."""
     following = max(taken, default=0) + 1
     ids = []
     for number in known:

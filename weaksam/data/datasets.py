@@ -1,6 +1,6 @@
-"""What every reader returns, and the rules all readers share.
+"""The result type of all readers, and their common checks.
 
-A reader makes one `ImageRecord` per image, with names for classes, and `make_dataset` turns them into tables.
+A reader creates one `ImageRecord` per image, with class names, and `make_dataset` converts the records to tables.
 Axis legend: N boxes of an image.
 """
 
@@ -25,11 +25,11 @@ from weaksam.errors import DataError
 
 logger = logging.getLogger(__name__)
 
-# The form of the builtin `map`: a function and what to call it on; results in the same order.
+# Signature of the builtin `map`: a function and its inputs; results in the same order.
 MapFiles = Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]
 
-_READ_THREADS = 32  # a read from object storage is mostly waiting
-# Exports hold names in XML and lines of text; of characters that nobody sees, two names could look the same.
+_READ_THREADS = 32  # reads from object storage mostly wait
+# Exports write names into XML and lines of text; with invisible characters two names could look the same.
 _CONTROL = r"\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufffe\uffff"
 _UNSEEN = r"\xad\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufeff"
 _UNWRITABLE = re.compile(f"[{_CONTROL}{_UNSEEN}]")
@@ -37,15 +37,15 @@ _UNWRITABLE = re.compile(f"[{_CONTROL}{_UNSEEN}]")
 
 @dataclass(frozen=True)
 class Dataset:
-    """One dataset as tables.
+    """A dataset as tables.
 
     Attributes:
         class_names: names by 0-based class id.
         images: rows of `schemas.IMAGES`, split after split, in the order of the dataset's own lists.
-        ground_truth: rows of `schemas.GROUND_TRUTH`, one per annotated image (N may be 0); None when the dataset
-            has no boxes at all.
-        category_ids: the dataset's own numbers of the classes, in the order of `class_names`; None: it has none.
-        ids_are_numbers: whether the dataset's own image ids are numbers, not texts; None: nobody says, or some are.
+        ground_truth: rows of `schemas.GROUND_TRUTH`, one per annotated image (N may be 0); None if the dataset has
+            no boxes.
+        category_ids: the dataset's own ids of the classes, in the order of `class_names`; None: it has none.
+        ids_are_numbers: whether the dataset's own image ids are numbers, not texts; None: unknown or mixed.
     """
 
     class_names: list[str]
@@ -64,29 +64,29 @@ class Objects:
     difficult: list[bool]
     crowd: list[bool]
     masks: list[bytes | None]  # COCO compressed counts
-    areas: list[float] | None = None  # as the dataset states them, square pixels
+    areas: list[float] | None = None  # from the dataset, square pixels
 
 
 @dataclass(frozen=True)
 class ImageRecord:
-    """One image before class names become numbers; `source` is where a person would look for a fault."""
+    """An image with class names instead of ids; `source` is the file or line to check if it has a fault."""
 
     image_id: str
     uri: str
     split: str
     num_bytes: int
-    labels: Collection[str] | None  # None: nobody looked
+    labels: Collection[str] | None  # None: not annotated
     source: str
     height: int | None = None
     width: int | None = None
-    objects: Objects | None = field(default=None, repr=False)  # None: no boxes are known
+    objects: Objects | None = field(default=None, repr=False)  # None: no boxes known
 
 
 def sample_dataset(dataset: Dataset, count: int) -> Dataset:
-    """The dataset with at most `count` images of each split, in their order; the same ones always.
+    """Returns a deterministic sample with at most `count` images of each split, in their order.
 
-    Which ones is decided by a hash of their ids. Each class that an image of the split is labelled with keeps at least
-    one, as far as `count` allows, the rarest classes first.
+    Images are chosen by a hash of their ids. Each class in the labels of a split keeps at least one image, as far as
+    `count` allows, the rarest classes first.
     """
     places: dict[str, list[int]] = {}
     for row, split in enumerate(dataset.images.column("split").to_pylist()):
@@ -105,11 +105,11 @@ def sample_dataset(dataset: Dataset, count: int) -> Dataset:
 
 
 def _with_every_class(labels: dict[int, Collection[int]], count: int) -> list[int]:
-    """The first `count` rows, after a row of each class that none of those before it has."""
+    """Returns `count` rows: first a row for each class not yet covered, the rarest first, then the others in order."""
     frequency = Counter(label for present in labels.values() for label in present)
     chosen: dict[int, None] = {}
     covered: set[int] = set()
-    for label in sorted(frequency, key=lambda one: (frequency[one], one)):
+    for label in sorted(frequency, key=lambda key: (frequency[key], key)):
         if label not in covered:
             row = next(row for row, present in labels.items() if label in present)
             chosen[row] = None
@@ -119,11 +119,11 @@ def _with_every_class(labels: dict[int, Collection[int]], count: int) -> list[in
 
 
 def make_dataset(images: Sequence[ImageRecord], class_names: Sequence[str]) -> Dataset:
-    """The tables of `images`.
+    """Converts `images` to tables.
 
     Raises:
-        DataError: no image, an image id twice, a class that is not among `class_names`, a name that `class_list`
-            refuses, or one of a split that no export can write.
+        DataError: no image, a repeated image id, a class that is not in `class_names`, a name that `class_list`
+            rejects, or the name of a split that no export can write.
     """
     if not images:
         raise DataError("the dataset: lists no image")
@@ -154,10 +154,10 @@ def make_dataset(images: Sequence[ImageRecord], class_names: Sequence[str]) -> D
 
 
 def class_list(names: Iterable[str]) -> list[str]:
-    """Class names without blanks at their ends, as all readers take them.
+    """Strips class names and checks them, for all readers.
 
     Raises:
-        DataError: a name is empty, there twice, or has characters that no XML or text file can hold.
+        DataError: a name is empty, repeated, or has characters that XML or text files cannot contain.
     """
     names = [name.strip() for name in names]
     check_unique(names, "the list of classes", "class")
@@ -169,7 +169,7 @@ def class_list(names: Iterable[str]) -> list[str]:
 
 
 def _check_splits(splits: Collection[str]) -> None:
-    """Raises DataError when a split cannot be the name of a file: exports have a file or folder for each."""
+    """Raises DataError if a split cannot be a file name: exports have a file or folder for each split."""
     parts = {split: split.split("/") for split in splits}
     if bad := [repr(s) for s in splits if _UNWRITABLE.search(s) or any(not p or p[0] == "." for p in parts[s])]:
         raise DataError(
@@ -185,10 +185,10 @@ def _class_id(name: str, ids: dict[str, int], image: ImageRecord) -> int:
 
 
 def fill_sizes(images: pa.Table) -> pa.Table:
-    """`images` with null heights and widths read from the files' headers; an unreadable image keeps its nulls.
+    """Fills null heights and widths from the headers of the files; an unreadable image keeps its nulls.
 
     Raises:
-        StorageError: the storage, not one image, is at fault.
+        StorageError: the storage, not a single image, is at fault.
     """
     heights, widths = images["height"].to_pylist(), images["width"].to_pylist()
     unknown = [i for i, (h, w) in enumerate(zip(heights, widths, strict=True)) if h is None or w is None]
@@ -202,43 +202,43 @@ def fill_sizes(images: pa.Table) -> pa.Table:
 
 
 def by_stem(files: Sequence[FileInfo], extensions: tuple[str, ...]) -> dict[str, FileInfo]:
-    """The files with one of `extensions` (any case) by their path without it.
+    """Returns the files with one of `extensions` (any case), by their path without the extension.
 
     Raises:
-        DataError: two files differ only in the extension, so that no one can tell whose annotation it is.
+        DataError: two files differ only in the extension, so their annotation is ambiguous.
     """
-    found: dict[str, FileInfo] = {}
+    file_of_stem: dict[str, FileInfo] = {}
     for file in files:
         stem, dot, extension = file.path.rpartition(".")
         if dot + extension.lower() not in extensions:
             continue
-        if stem in found:
-            raise DataError(f"{file.uri} and {found[stem].uri}: two files of one image: remove one")
-        found[stem] = file
-    return found
+        if stem in file_of_stem:
+            raise DataError(f"{file.uri} and {file_of_stem[stem].uri}: two files of one image: remove one")
+        file_of_stem[stem] = file
+    return file_of_stem
 
 
 def map_in_threads(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterable[Any]:
-    """`map` by a pool of threads, for reading many small files; the default of every reader's `map_files`."""
+    """`map` in a thread pool, for reading many small files; the default of every reader's `map_files`."""
     with ThreadPoolExecutor(max_workers=_READ_THREADS) as pool:
         yield from pool.map(function, items)
 
 
 def check_unique(values: Sequence[str], where: str, what: str) -> None:
     """Raises DataError naming the first ten of `values` that occur more than once."""
-    seen: set[str] = set()
-    twice = dict.fromkeys(value for value in values if value in seen or seen.add(value))
+    known: set[str] = set()
+    twice = dict.fromkeys(value for value in values if value in known or known.add(value))
     if twice:
         raise DataError(f"{where}: {len(twice)} {what}(s) occur more than once: {first_ten(twice)}")
 
 
-def warn_of(where: str, problem: str, found: Collection[str]) -> None:
-    """Logs `problem` once, with how often it was found and the first ten places; silent when it was not."""
-    if found:
-        logger.warning("%s: %d %s: %s", where, len(found), problem, first_ten(found))
+def warn_of(where: str, problem: str, entries: Collection[str]) -> None:
+    """Logs `problem` once, with the number of `entries` and the first ten; logs nothing without entries."""
+    if entries:
+        logger.warning("%s: %d %s: %s", where, len(entries), problem, first_ten(entries))
 
 
-def first_ten(found: Collection[str]) -> str:
-    """The first ten of `found` in words, and how many more there are."""
-    more = f" and {len(found) - 10} more" if len(found) > 10 else ""
-    return ", ".join(list(found)[:10]) + more
+def first_ten(entries: Collection[str]) -> str:
+    """Returns the first ten of `entries` as text, and the number of others."""
+    more = f" and {len(entries) - 10} more" if len(entries) > 10 else ""
+    return ", ".join(list(entries)[:10]) + more

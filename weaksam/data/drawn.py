@@ -1,18 +1,18 @@
-"""How a dataset of drawn scenes is known."""
+"""Detects datasets of drawn scenes."""
 
 from __future__ import annotations
 
 from weaksam.core import storage
 
-# What the folder holds: what was drawn, written last; what will be.
+# Files of the folder: the finished dataset, written last; the plan, written first.
 DRAWN, STARTED = "scenes.json", "scenes.partial.json"
 
 
 def are_scenes(root: str) -> bool:
-    """Whether the folder of a dataset, any URI, is one that `weaksam.demo.scenes.write_scenes` drew or began to draw.
+    """Whether `weaksam.demo.scenes.write_scenes` has written, or begun to write, the dataset at the URI `root`.
 
     Raises:
-        StorageError: it cannot be read.
+        StorageError: the folder cannot be read.
     """
     for name in (DRAWN, STARTED):
         try:

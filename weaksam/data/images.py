@@ -1,9 +1,9 @@
-"""Image bytes to pixels, the same on every machine, and one error for every way a file can be bad.
+"""Decodes image bytes to pixels, identical on every machine, with a single error type for bad files.
 
-The format is told by the first bytes, never by the file name: JPEG, PNG, WebP, BMP, GIF (first frame), TIFF.
-Pixels are RGB uint8, EXIF orientation applied. What is behind transparent pixels is white, as in a viewer.
-16-bit grey becomes round(v / 257); 16-bit colour keeps its high byte, by which its transparent colour is compared too.
-No global of Pillow is touched and Pillow decodes outside the interpreter lock, so all of this may run in threads.
+The format is detected by the first bytes, not the file name: JPEG, PNG, WebP, BMP, GIF (first frame), TIFF.
+Pixels are RGB uint8, EXIF orientation applied. Transparent pixels are drawn on white, as in a viewer.
+16-bit grey becomes round(v / 257); 16-bit colour keeps its high byte, also when compared with its transparent colour.
+No global of Pillow is changed and Pillow decodes outside the interpreter lock, so all functions may run in threads.
 torchvision's JPEG decoder gives the same pixels in three quarters of the time (1.4 against 1.8 ms on photographs of 0.2
 megapixels), but is deprecated.
 Axis legend: H W pixels.
@@ -40,8 +40,8 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 MAX_PIXELS = 100_000_000  # 300 MB once decoded
 _HEADER_BYTES = 65_536
 
-# Plugin classes are used directly: Image.open would warn about large images through a process-wide setting,
-# and would hand a stranger's file to three dozen formats, one of which starts another program.
+# Plugin classes are used directly: Image.open warns about large images by a process-wide setting, and tries three
+# dozen formats on an untrusted file, one of which starts another program.
 _TIFF = TiffImagePlugin.TiffImageFile
 _FORMATS: tuple[tuple[bytes, type[ImageFile.ImageFile]], ...] = (
     (b"\xff\xd8\xff", JpegImagePlugin.JpegImageFile),
@@ -57,18 +57,18 @@ _FORMATS: tuple[tuple[bytes, type[ImageFile.ImageFile]], ...] = (
 
 
 def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Pixels of an encoded image.
+    """Decodes an image.
 
     Args:
-        data: a whole file. Its name and extension play no part.
-        max_pixels: height x width above which nothing is decoded; read from the header.
+        data: content of a whole file.
+        max_pixels: limit of height x width, checked in the header before decoding.
 
     Returns:
         (H, W, 3) uint8 RGB, C-contiguous, writable, EXIF orientation applied.
 
     Raises:
-        ImageError: `unreadable` (empty, truncated, damaged, or no such format), `too_large`, or `oom`.
-            Never another exception.
+        ImageError: `unreadable` (empty, truncated, damaged, or an unknown format), `too_large`, or `oom`.
+            No other exception is raised.
     """
     with _as_image_error():
         image, orientation = _open(data)
@@ -81,22 +81,22 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
 
 
 def pixels_of(image: Image.Image) -> np.ndarray:
-    """Pixels of an image that Pillow has opened or made, by the rules of `decode_image`: of a file, the same pixels.
+    """Converts a Pillow image by the rules of `decode_image`: an image opened from a file gives the same pixels.
 
     Returns:
         (H, W, 3) uint8 RGB, EXIF orientation applied.
 
     Raises:
-        ImageError: as `decode_image`.
+        ImageError: see `decode_image`.
     """
     with _as_image_error():
         return np.ascontiguousarray(turn_upright(_decode(image), _orientation(image)))
 
 
 def read_for_training(uri: str) -> np.ndarray | ImageError:
-    """Pixels of an image, or what is wrong with it: a single image is no reason to stop.
+    """Returns the pixels of an image, or its error: a training does not stop for a single image.
 
-    Whoever counts what was left out decides how many are one.
+    The caller counts the errors and decides when to stop.
 
     Raises:
         StorageError: the storage, not the image, is at fault.
@@ -110,18 +110,18 @@ def read_for_training(uri: str) -> np.ndarray | ImageError:
 
 
 def left_out_codes(read: Sequence[object]) -> np.ndarray:
-    """(B,) uint8 for a batch of training: 0 of an image that was read, else 1 + its place in `FAILED_STATUSES`."""
-    codes = [FAILED_STATUSES.index(one.status) + 1 if isinstance(one, ImageError) else 0 for one in read]
+    """Returns (B,) uint8 for a batch: 0 for an image that was read, else 1 + its index in `FAILED_STATUSES`."""
+    codes = [FAILED_STATUSES.index(result.status) + 1 if isinstance(result, ImageError) else 0 for result in read]
     return np.array(codes, np.uint8)
 
 
 def image_size(data: bytes) -> tuple[int, int]:
-    """(height, width) after EXIF orientation, from the header; equals the shape `decode_image` would give.
+    """Returns (height, width) after EXIF orientation, from the header; equals the shape that `decode_image` returns.
 
-    `data` may be the beginning of a file, as long as it holds the whole header (for WebP and TIFF: the file).
+    `data` may be the beginning of a file with the whole header (for WebP and TIFF: the whole file).
 
     Raises:
-        ImageError: `unreadable`: no known format, or the header is damaged or not complete in `data`.
+        ImageError: `unreadable`: the format is unknown, or the header is damaged or incomplete.
     """
     with _as_image_error():
         image, orientation = _open(data)
@@ -129,13 +129,13 @@ def image_size(data: bytes) -> tuple[int, int]:
 
 
 def stored_size(data: bytes) -> tuple[int, int, int]:
-    """(height, width) as the file stores the pixels, before EXIF orientation, and the orientation, 1 to 8.
+    """Returns (height, width) of the stored pixels, before EXIF orientation, and the orientation, 1 to 8.
 
-    `data` and what is raised are those of `image_size`.
+    `data` and exceptions: see `image_size`.
     """
     with _as_image_error():
         image, orientation = _open(data)
-        if isinstance(image, _TIFF):  # its size is that of the turned image already
+        if isinstance(image, _TIFF):  # its size is that of the upright image
             value = image.tag_v2.get(ExifTags.Base.Orientation)
             orientation = value if isinstance(value, int) and 1 <= value <= 8 else 1
             return (*((image.width, image.height) if orientation >= 5 else (image.height, image.width)), orientation)
@@ -143,28 +143,28 @@ def stored_size(data: bytes) -> tuple[int, int, int]:
 
 
 def read_sizes(uris: Sequence[str], *, threads: int = 16) -> list[tuple[int, int] | None]:
-    """(height, width) of each image after EXIF orientation, in order, reading 64 KB of each where that is enough.
+    """Returns (height, width) of each image after EXIF orientation, in order; reads 64 KB of each if possible.
 
-    None for an image that is missing or cannot be read: one bad image is no reason to stop.
+    An image that is missing or cannot be read gives None.
 
     Raises:
-        StorageError: the storage, not one image, is at fault.
+        StorageError: the storage, not a single image, is at fault.
     """
     with ThreadPoolExecutor(max_workers=threads) as pool:
         return list(pool.map(lambda uri: _of_header(image_size, uri), uris))
 
 
 def read_stored_sizes(uris: Sequence[str], *, threads: int = 16) -> list[tuple[int, int, int] | None]:
-    """`stored_size` of each image, as `read_sizes` reads them."""
+    """Returns `stored_size` of each image, read as by `read_sizes`."""
     with ThreadPoolExecutor(max_workers=threads) as pool:
         return list(pool.map(lambda uri: _of_header(stored_size, uri), uris))
 
 
 def _of_header(known: Callable[[bytes], T], uri: str) -> T | None:
-    """What `known` says of an image's header; None when the image is missing or cannot be read."""
+    """Applies `known` to the header of an image; None if the image is missing or cannot be read."""
     try:
         head = storage.read_bytes(uri, length=_HEADER_BYTES)
-        # A TIFF may keep its directory anywhere, and half a directory reads as a smaller one.
+        # The directory of a TIFF may be anywhere in the file, and half a directory is parsed as a smaller one.
         if not head.startswith(tuple(magic for magic, plugin in _FORMATS if plugin is _TIFF)):
             try:
                 return known(head)
@@ -192,7 +192,7 @@ def _as_image_error() -> Iterator[None]:
 
 
 def _open(data: bytes) -> tuple[ImageFile.ImageFile, int]:
-    """The image with its header read and no pixel decoded, and the EXIF orientation (1-8) still to be applied."""
+    """Opens an image without decoding pixels; returns it and the EXIF orientation (1-8) that is still to be applied."""
     if not data:
         raise ImageError("unreadable", "the file is empty")
     for magic, plugin in _FORMATS:
@@ -206,16 +206,16 @@ def _orientation(image: Image.Image) -> int:
     if isinstance(image, _TIFF):
         return 1  # Pillow's TIFF reader turns the image itself
     try:
-        # The base method: PNG's own would decode the whole image in search of EXIF behind the pixels.
+        # The base method: PNG's own decodes the whole image to search for EXIF after the pixels.
         value = Image.Image.getexif(image).get(ExifTags.Base.Orientation)
     except Exception:
-        return 1  # the pixels are fine, only the EXIF block is damaged; every viewer shows them unturned
+        return 1  # only the EXIF block is damaged; viewers ignore it too
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
 def _decode(image: Image.Image) -> np.ndarray:
-    """(H, W, 3) uint8."""
-    transparent = _transparent_value(image)  # asked first: what the file stores is forgotten with loading
+    """Returns (H, W, 3) uint8."""
+    transparent = _transparent_value(image)  # first: Pillow drops the stored mode on loading
     image.load()
     if image.mode.startswith("I;16"):
         values = np.asarray(image)
@@ -238,9 +238,9 @@ def _decode(image: Image.Image) -> np.ndarray:
 
 
 def _transparent_value(image: Image.Image) -> int | bytes | tuple[int, ...] | None:
-    """The transparent grey, colour or palette entries of a PNG, in the range of the pixels that Pillow decodes.
+    """Returns the transparent grey, colour or palette entries of a PNG, in the range of Pillow's decoded pixels.
 
-    A file states it in its own bit depth; Pillow widens 2 and 4 bits to 8, and narrows 16-bit colours, but not this.
+    The file has them in its own bit depth; Pillow converts pixels of 2, 4 and 16 bits to 8, but not these values.
     """
     value = image.info.get("transparency")
     if not isinstance(image, PngImagePlugin.PngImageFile) or not image.tile:
@@ -249,12 +249,12 @@ def _transparent_value(image: Image.Image) -> int | bytes | tuple[int, ...] | No
     if stored in ("L;2", "L;4") and isinstance(value, int):
         return value * (85 if stored == "L;2" else 17)
     if stored == "RGB;16B" and isinstance(value, tuple):
-        return tuple(one >> 8 for one in value)
+        return tuple(channel >> 8 for channel in value)
     return value
 
 
 def turn_upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """`pixels` (H, W, ...) as the photographer saw them; `orientation` is the value of the EXIF tag, 1 to 8."""
+    """Rotates and mirrors `pixels` (H, W, ...) to upright; `orientation` is the value of the EXIF tag, 1 to 8."""
     if orientation >= 5:
         pixels = pixels.swapaxes(0, 1)
     if orientation in (3, 4, 7, 8):

@@ -1,7 +1,7 @@
-"""Ground truth that was made on pictures as their files store them, brought to the upright pictures that are decoded.
+"""Converts annotations of stored pictures, before EXIF orientation, to the upright pictures that are decoded.
 
-Photographs lie in their files as the sensor was held; the EXIF orientation says how to turn them. Some tools show and
-annotate them unturned, and then sizes, boxes and masks of the dataset are those of the stored picture.
+Files store photographs in the orientation of the sensor; the EXIF orientation is the rotation to upright. Some tools
+show and annotate stored pictures; sizes, boxes and masks of the dataset then refer to them.
 Axis legend: N boxes of an image, H W pixels.
 """
 
@@ -18,7 +18,7 @@ from weaksam.data.images import read_stored_sizes, turn_upright
 
 
 def turn_boxes(boxes: np.ndarray, size: tuple[int, int], orientation: int) -> np.ndarray:
-    """Boxes of a stored picture as those of the upright one.
+    """Converts boxes of a stored picture to the upright picture.
 
     Args:
         boxes: (N, 4) xyxy, right and bottom exclusive.
@@ -38,28 +38,28 @@ def turn_boxes(boxes: np.ndarray, size: tuple[int, int], orientation: int) -> np
 
 
 def turn_mask(counts: bytes, size: tuple[int, int], orientation: int) -> bytes:
-    """COCO compressed counts of a stored picture as those of the upright one; arguments are those of `turn_boxes`."""
+    """Converts COCO compressed counts of a stored picture to the upright picture; arguments as in `turn_boxes`."""
     mask = coco_mask.decode({"size": list(size), "counts": counts})  # type: ignore[arg-type]  (bytes are taken)
     return coco_mask.encode(np.asfortranarray(turn_upright(mask, orientation)))["counts"]  # type: ignore[return-value]
 
 
 def turn_dataset(dataset: Dataset, where: str) -> Dataset:
-    """A dataset whose annotations are of stored pictures, as one of upright pictures; reads every image's header.
+    """Converts a dataset annotated on stored pictures to upright pictures; reads every image's header.
 
-    An image whose stated size is that of the upright picture, and not that of the stored one, is left as it is with a
-    warning, as is one that cannot be read. `where` is for the warnings.
+    Annotations are unchanged, with a warning, if the dataset states the size of the upright picture and not that of the
+    stored picture, or if the image cannot be read. `where` is the prefix of the warnings.
 
     Raises:
-        StorageError: the storage, not one image, is at fault.
+        StorageError: the storage, not a single image, is at fault.
     """
     images = dataset.images.to_pylist()
     truths = {} if dataset.ground_truth is None else {row["image_id"]: row for row in dataset.ground_truth.to_pylist()}
     upright, unreadable = [], []
-    for row, found in zip(images, read_stored_sizes([row["uri"] for row in images]), strict=True):
-        if found is None:
+    for row, header in zip(images, read_stored_sizes([row["uri"] for row in images]), strict=True):
+        if header is None:
             unreadable.append(row["image_id"])
             continue
-        *stored, orientation = found
+        *stored, orientation = header
         stated = [row["height"], row["width"]]
         if None in stated:
             stated = stored
@@ -74,7 +74,7 @@ def turn_dataset(dataset: Dataset, where: str) -> Dataset:
 
 
 def _turn(image: dict, truth: dict | None, size: tuple[int, int], orientation: int) -> None:
-    """Turns a row of images and one of ground truth in place."""
+    """Rotates a row of images and its row of ground truth, in place."""
     if image["height"] is not None and image["width"] is not None and orientation >= 5:
         image["height"], image["width"] = size[::-1]
     if truth is not None:

@@ -1,4 +1,4 @@
-"""Proposals as a detector is trained on and tested with: cleaned, and packed so that 120,000 images fit in memory.
+"""Proposals for training and testing a detector: cleaned, and packed so that 120,000 images fit in memory.
 
 Axis legend: N proposals of an image.
 Boxes are xyxy, absolute pixels, right and bottom exclusive.
@@ -20,13 +20,13 @@ PER_BOX = ("boxes", "predicted_iou", "source")
 
 @dataclass(frozen=True)
 class ProposalBoxes:
-    """The boxes of many images, one after the other.
+    """The boxes of many images, concatenated.
 
     Attributes:
         boxes: (sum of N, 4) float32.
         ratings: (sum of N,) float32, SAM's prediction of the IoU of the mask behind each box.
-        starts: (images + 1,) int64, where each image's boxes begin.
-        sizes: (images, 2) int32, height and width; 0 where the image could not be read.
+        starts: (images + 1,) int64, index of each image's first box.
+        sizes: (images, 2) int32, height and width; 0 if the image could not be read.
     """
 
     boxes: np.ndarray
@@ -35,21 +35,21 @@ class ProposalBoxes:
     sizes: np.ndarray
 
     def of(self, index: int, *, min_side: float) -> tuple[np.ndarray, np.ndarray]:
-        """Cleaned boxes (N, 4) of an image, and their ratings (N,)."""
-        here = slice(self.starts[index], self.starts[index + 1])
-        boxes, kept = clean_boxes(self.boxes[here], *self.sizes[index].tolist(), min_side=min_side)
-        return boxes, self.ratings[here][kept]
+        """Returns cleaned boxes (N, 4) of an image, and their ratings (N,)."""
+        rows = slice(self.starts[index], self.starts[index + 1])
+        boxes, kept = clean_boxes(self.boxes[rows], *self.sizes[index].tolist(), min_side=min_side)
+        return boxes, self.ratings[rows][kept]
 
     def images_without(self, *, min_side: float) -> list[int]:
-        """Which images have no box that `of` would give."""
+        """Returns the indices of images for which `of` returns no box."""
         return _without(self.boxes, self.starts, self.sizes, min_side)
 
 
 def pack_proposals(table: pa.Table, image_ids: list[str]) -> ProposalBoxes:
-    """The proposals of `image_ids`, in that order.
+    """Packs the proposals of `image_ids`, in that order.
 
     Args:
-        table: with `image_id`, `boxes`, `predicted_iou`, `height`, `width`; a failed row has no boxes.
+        table: has columns `image_id`, `boxes`, `predicted_iou`, `height`, `width`; a failed row has no boxes.
 
     Raises:
         KeyError: an image has no row.
@@ -61,12 +61,12 @@ def pack_proposals(table: pa.Table, image_ids: list[str]) -> ProposalBoxes:
 
 
 def rows_without(table: pa.Table, *, min_side: float) -> list[int]:
-    """Which rows of a table with `boxes`, `height` and `width` have no box left by `clean_boxes`."""
+    """Returns the rows of a table with `boxes`, `height` and `width` that have no box after `clean_boxes`."""
     return _without(*_flat(table.combine_chunks()), min_side)
 
 
 def _flat(rows: pa.Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Boxes, starts and sizes as `ProposalBoxes` has them."""
+    """Returns boxes, starts and sizes in the form of `ProposalBoxes`."""
     column = rows.column("boxes").combine_chunks()
     counts = column.value_lengths().fill_null(0).to_numpy().astype(np.int64)
     boxes = column.flatten().flatten().to_numpy().reshape(-1, 4).astype(np.float32)
@@ -84,10 +84,10 @@ def _without(boxes: np.ndarray, starts: np.ndarray, sizes: np.ndarray, min_side:
 
 
 def keep_sources(table: pa.Table, sources: Sequence[int] | None) -> pa.Table:
-    """A table of proposals less those that others than `sources` prompted; None = all stay.
+    """Filters a table of proposals to those prompted by `sources`; None keeps all.
 
     Args:
-        table: with `source`, and of the other columns of proposals those of `PER_BOX` at most.
+        table: has the column `source`; its other lists per box are in `PER_BOX`.
         sources: indices into `schemas.SOURCES`.
     """
     if sources is None:
@@ -105,7 +105,7 @@ def keep_sources(table: pa.Table, sources: Sequence[int] | None) -> pa.Table:
 
 
 def clean_boxes(boxes: np.ndarray, height: int, width: int, *, min_side: float) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes cut to the image, without small ones and repetitions (to whole pixels), in their order; and their rows."""
+    """Clips boxes, drops small ones and duplicates (in whole pixels), keeps the order; returns boxes and their rows."""
     cut, large = _large_rows(boxes, height, width, min_side)
     firsts = np.unique(cut[large].round(), axis=0, return_index=True)[1]
     kept = large[np.sort(firsts)]
@@ -113,6 +113,6 @@ def clean_boxes(boxes: np.ndarray, height: int, width: int, *, min_side: float) 
 
 
 def _large_rows(boxes: np.ndarray, height: int, width: int, min_side: float) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes cut to the image, and the rows of those that are large enough."""
+    """Returns boxes clipped to the image, and the rows of those that are large enough."""
     cut = np.clip(boxes, 0, np.array([width, height, width, height], np.float32))
     return cut, np.flatnonzero(((cut[:, 2:] - cut[:, :2]) >= max(min_side, 1)).all(1))

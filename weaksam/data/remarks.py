@@ -1,4 +1,4 @@
-"""What was cut or left out of a file, counted: one warning a kind, with the first ten entries."""
+"""Counts the entries of a file that were changed or left out: one warning per kind, with the first ten."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ EMPTY_MASK = "masks have no pixel inside their image and are left out"
 
 @dataclass
 class Remarks:
-    """What was cut or left out of a file.
+    """Entries of a file that were changed or left out.
 
     Attributes:
         where: the file.
-        entries: by kind of remark, the entries concerned.
+        entries: kind of remark -> its entries.
     """
 
     where: str
     entries: dict[str, list[str]] = field(default_factory=dict)
 
     def add(self, kind: str, entry: str) -> None:
-        """Notes an entry, such as `annotation 7`."""
+        """Adds an entry, such as `annotation 7`."""
         self.entries.setdefault(kind, []).append(entry)
 
     def add_boxes(self, entries: Sequence[str], has_area: np.ndarray, is_outside: np.ndarray) -> None:
-        """Notes what `fit_boxes` says of the boxes of N entries."""
+        """Adds the results of `fit_boxes` for the boxes of N entries."""
         for kind, flags in ((NO_AREA, ~has_area), (OUTSIDE, is_outside & has_area)):
             for index in np.flatnonzero(flags).tolist():
                 self.add(kind, entries[index])
 
     def log(self) -> None:
-        """Logs one warning a kind: how many there are, and the first ten."""
+        """Logs one warning per kind: the number of entries, and the first ten."""
         for kind, entries in self.entries.items():
             warn_of(self.where, kind, entries)

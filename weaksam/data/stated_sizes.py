@@ -1,4 +1,4 @@
-"""Sizes that a dataset states against those of its pictures: boxes of other pictures are wrong without a sign."""
+"""Compares the sizes that a dataset states with those of its pictures, to detect boxes of other pictures."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ from collections.abc import Iterable
 
 from weaksam.data.datasets import warn_of
 
-Size = tuple[int | None, int | None]  # height, width; None where nobody knows
+Size = tuple[int | None, int | None]  # height, width; None: unknown
 
 
-def differing_sizes(found: Iterable[tuple[str, Size, Size]]) -> tuple[list[str], list[str]]:
-    """Images whose size is not what the dataset states.
+def differing_sizes(sizes: Iterable[tuple[str, Size, Size]]) -> tuple[list[str], list[str]]:
+    """Returns the images whose size differs from the dataset.
 
     Args:
-        found: of each image its id, the stated size and that of the upright picture.
+        sizes: id, stated size and size of the upright picture of each image.
 
     Returns:
-        turned: height and width are exchanged, as before EXIF orientation is applied.
+        turned: height and width are swapped, as before EXIF orientation is applied.
         other: any other difference, as `a.jpg (stated 30 x 40, is 60 x 80)`.
     """
     turned, other = [], []
-    for image_id, stated, real in found:
+    for image_id, stated, real in sizes:
         if None in (*stated, *real) or stated == real:
             continue
         if stated == real[::-1]:
@@ -30,9 +30,9 @@ def differing_sizes(found: Iterable[tuple[str, Size, Size]]) -> tuple[list[str],
     return turned, other
 
 
-def warn_of_sizes(where: str, found: Iterable[tuple[str, Size, Size]]) -> None:
-    """Logs `differing_sizes` with counts and what to do; silent when all agree."""
-    turned, other = differing_sizes(found)
+def warn_of_sizes(where: str, sizes: Iterable[tuple[str, Size, Size]]) -> None:
+    """Logs `differing_sizes` with counts and a fix; logs nothing if all agree."""
+    turned, other = differing_sizes(sizes)
     problem = (
         "images lie turned by a quarter against the size that the dataset states: boxes drawn on unturned pictures are "
         "wrong here, orientation: stored of the index step turns them"

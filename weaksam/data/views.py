@@ -1,4 +1,4 @@
-"""An image and what is on it at another size, in a mirror, cut or filled up: what detectors learn from.
+"""Views of an image and its objects for training detectors: resized, flipped, cropped or padded.
 
 Axis legend: H W pixels, N objects.
 Boxes are xyxy, absolute pixels, float32, right and bottom exclusive.
@@ -11,11 +11,11 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-FILL = 128  # of pixels that are beyond the image
+FILL = 128  # grey value of padding
 
 
 class View(NamedTuple):
-    """An image (H, W, 3) uint8, boxes (N, 4) float32 on it and perhaps their masks (N, H, W) bool."""
+    """An image (H, W, 3) uint8 with boxes (N, 4) float32 and optional masks (N, H, W) bool."""
 
     pixels: np.ndarray
     boxes: np.ndarray
@@ -28,13 +28,13 @@ class View(NamedTuple):
 
 
 def view_size(height: int, width: int, short_side: int, max_side: int) -> tuple[int, int]:
-    """(height, width) of a view whose shorter side is `short_side`, unless its longer one would exceed `max_side`."""
+    """Returns (height, width) scaled to the shorter side `short_side`, with the longer side at most `max_side`."""
     factor = min(short_side / min(height, width), max_side / max(height, width))
     return max(1, round(height * factor)), max(1, round(width * factor))
 
 
 def resize_view(view: View, height: int, width: int) -> View:
-    """The same at another size."""
+    """Resizes a view."""
     old_height, old_width = view.size
     factors = np.array([width / old_width, height / old_height] * 2, np.float32)
     resized = Image.fromarray(view.pixels).resize((width, height), Image.Resampling.BILINEAR)
@@ -43,17 +43,17 @@ def resize_view(view: View, height: int, width: int) -> View:
 
 
 def _resize_masks(masks: np.ndarray, height: int, width: int) -> np.ndarray:
-    # not by torch: views are made in threads, and one that calls torch gets threads of its own, which slow down
-    # the network's
+    # not with torch: views are made in threads, and torch starts a thread pool for each of them, which slows down
+    # the network
     resized = np.zeros((len(masks), height, width), bool)
-    for one, out in zip(masks, resized, strict=True):
-        shares = Image.fromarray(one.astype(np.uint8) * 255).resize((width, height), Image.Resampling.BILINEAR)
+    for mask, out in zip(masks, resized, strict=True):
+        shares = Image.fromarray(mask.astype(np.uint8) * 255).resize((width, height), Image.Resampling.BILINEAR)
         np.greater_equal(np.asarray(shares), 128, out=out)
     return resized
 
 
 def flip_view(view: View) -> View:
-    """The same in a mirror."""
+    """Mirrors a view horizontally."""
     width, boxes = view.pixels.shape[1], view.boxes
     flipped = boxes.copy()
     flipped[:, 0], flipped[:, 2] = width - boxes[:, 2], width - boxes[:, 0]
@@ -62,9 +62,9 @@ def flip_view(view: View) -> View:
 
 
 def crop_view(view: View, top: int, left: int, height: int, width: int) -> tuple[View, np.ndarray]:
-    """A part of an image with what is left of its objects, and which of them that is, (N,) bool.
+    """Crops a view; returns it and which objects are kept, (N,) bool.
 
-    An object stays when at least a pixel of each side of its box does, and of its mask.
+    An object is kept if its clipped box is at least one pixel high and wide, and its mask has a pixel left.
     """
     part = view.pixels[top : top + height, left : left + width]
     moved = view.boxes - np.array([left, top, left, top], np.float32)
@@ -79,7 +79,7 @@ def crop_view(view: View, top: int, left: int, height: int, width: int) -> tuple
 
 
 def fill_view(view: View, height: int, width: int) -> View:
-    """The same in the upper left corner of an image of this size, which is not smaller; grey beyond."""
+    """Pads a view with grey at the bottom and right to a size that is not smaller."""
     below, right = height - view.pixels.shape[0], width - view.pixels.shape[1]
     pixels = np.pad(view.pixels, ((0, below), (0, right), (0, 0)), constant_values=FILL)
     masks = None if view.masks is None else np.pad(view.masks, ((0, 0), (0, below), (0, right)))

@@ -25,7 +25,7 @@ from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
 from weaksam.core import schemas, tables
 from weaksam.core.step import Outcome, Step
-from weaksam.core.step_folders import are_there
+from weaksam.core.step_folders import existing_ids
 from weaksam.data.stated_sizes import warn_of_sizes
 from weaksam.errors import StageError, StorageError
 from weaksam.execution import nodes
@@ -116,7 +116,7 @@ def _forget_missing(step: Step, source: pa.Table) -> None:
     if not missing:
         return
     rows = source.select(["image_id", "uri"]).to_pylist()
-    if back := are_there({row["image_id"]: row["uri"] for row in rows if row["image_id"] in missing}):
+    if back := existing_ids({row["image_id"]: row["uri"] for row in rows if row["image_id"] in missing}):
         log.info("%s: %d images that were missing are there now: working on them", step.name, len(back))
         tables.drop_rows(step.folder, back)
 

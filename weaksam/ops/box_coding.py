@@ -1,8 +1,8 @@
-"""Boxes as offsets from other boxes, the form in which a network regresses them.
+"""Encodes boxes as offsets from other boxes, the regression targets of a network.
 
 Axis legend: N boxes; leading axes "..." are kept.
 Boxes are xyxy, absolute pixels, right and bottom exclusive. Published code adds 1 to widths because its right and
-bottom are inclusive; in exclusive coordinates the same offsets come out without it.
+bottom are inclusive; with exclusive coordinates the offsets are the same without it.
 Source: R-CNN (arXiv 1311.2524, appendix C).
 """
 
@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 WEIGHTS = (10.0, 10.0, 5.0, 5.0)  # Fast R-CNN's: offsets of about unit variance
-_MAX_LOG = math.log(1000 / 16)  # no box grows by more than this in one step
+_MAX_LOG = math.log(1000 / 16)  # limit of the growth of a side in one step
 
 
 def encode_boxes(boxes: Tensor, anchors: Tensor) -> Tensor:
-    """Offsets that take `anchors` to `boxes`.
+    """Returns the offsets from `anchors` to `boxes`.
 
     Args:
         boxes: (..., 4) float, xyxy, not empty.
@@ -34,7 +34,7 @@ def encode_boxes(boxes: Tensor, anchors: Tensor) -> Tensor:
 
 
 def decode_boxes(offsets: Tensor, anchors: Tensor) -> Tensor:
-    """Boxes (..., 4) that `offsets` make of `anchors`; the inverse of `encode_boxes`."""
+    """Applies `offsets` to `anchors`; returns boxes (..., 4). The inverse of `encode_boxes`."""
     offsets = offsets / offsets.new_tensor(WEIGHTS)
     centres, sides = _centres_and_sides(anchors)
     centres = centres + offsets[..., :2] * sides

@@ -1,4 +1,4 @@
-"""Boxes as tensors: areas, overlaps, clipping.
+"""Operations on boxes as tensors: areas, overlaps, clipping.
 
 Axis legend: N, M boxes.
 Boxes are xyxy, absolute pixels, float32, right and bottom exclusive unless a function says otherwise.
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def box_areas(boxes: Tensor) -> Tensor:
-    """Areas of boxes in square pixels; a box whose right is left of its left has area 0.
+    """Returns the areas of boxes in square pixels; 0 for a box with right < left or bottom < top.
 
     Args:
         boxes: (N, 4) float, xyxy.
@@ -24,7 +24,7 @@ def box_areas(boxes: Tensor) -> Tensor:
 
 
 def box_intersections(boxes: Tensor, others: Tensor) -> Tensor:
-    """Area shared by every pair of boxes, in square pixels.
+    """Returns the intersection of every pair of boxes, in square pixels.
 
     Args:
         boxes: (N, 4) float, xyxy.
@@ -40,7 +40,7 @@ def box_intersections(boxes: Tensor, others: Tensor) -> Tensor:
 
 
 def box_iou(boxes: Tensor, others: Tensor) -> Tensor:
-    """Intersection over union of every pair of boxes.
+    """Returns the intersection over union of every pair of boxes.
 
     A pair of empty boxes has IoU 0, not NaN.
 
@@ -57,7 +57,7 @@ def box_iou(boxes: Tensor, others: Tensor) -> Tensor:
 
 
 def clip_boxes(boxes: Tensor, height: int, width: int) -> Tensor:
-    """Boxes cut to an image of (height, width) pixels. A box outside the image gets area 0.
+    """Clips boxes to an image of (height, width) pixels. A box outside the image gets area 0.
 
     Args:
         boxes: (N, 4) float, xyxy.
@@ -70,18 +70,18 @@ def clip_boxes(boxes: Tensor, height: int, width: int) -> Tensor:
 
 
 def enlarge_boxes(boxes: Tensor, margin: float) -> Tensor:
-    """(N, 4) boxes enlarged to each side by a share of their size."""
+    """Enlarges (N, 4) boxes by a share of their size on each side."""
     extra = margin * (boxes[:, 2:] - boxes[:, :2])
     return torch.cat([boxes[:, :2] - extra, boxes[:, 2:] + extra], 1)
 
 
 def mirror_boxes(boxes: Tensor, width: int) -> Tensor:
-    """(..., 4) boxes as they are on the mirrored image, which is `width` pixels wide."""
+    """Mirrors (..., 4) boxes horizontally; the image is `width` pixels wide."""
     return torch.stack([width - boxes[..., 2], boxes[..., 1], width - boxes[..., 0], boxes[..., 3]], -1)
 
 
 def to_inclusive(boxes: Tensor) -> Tensor:
-    """Boxes with right and bottom as the last pixel inside; an empty (0, 0, 0, 0) box stays as it is.
+    """Converts boxes to inclusive right and bottom, the last pixel inside; (0, 0, 0, 0) is unchanged.
 
     Args:
         boxes: (N, 4) float, xyxy, right and bottom exclusive, whole pixels.

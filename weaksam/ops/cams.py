@@ -1,7 +1,8 @@
-"""From the maps of several views of an image to heatmaps of its size.
+"""Fuses the class activation maps of several views of an image to heatmaps of its size.
 
-A view is the image at another scale, mirrored or not. Its maps go in, already mirrored back; out come heatmaps in
-[0, 1], in image pixels: sum over the views, then min-max per map, as the published `generate_cams` of WeakSAM does.
+A view is the image at another scale, mirrored or not. The inputs are maps of the views, already mirrored back; the
+outputs are heatmaps in [0, 1] in image pixels: the sum over the views, then min-max scaled per map, as in the published
+`generate_cams` of WeakSAM.
 
 Axis legend: K maps, H W pixels of the image, h w of a view's maps.
 """
@@ -14,15 +15,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_TINY = 1e-8  # the published one: keeps the division of a constant map from 0 / 0
+_TINY = 1e-8  # as published: avoids 0 / 0 for a constant map
 
 
 def snap_to_patches(hw: tuple[int, int], *, scale: float, patch: int) -> tuple[int, int]:
-    """Size of a view of an image: each side times `scale`, as the nearest whole number of patches, at least one.
+    """Returns the size of a view: each side times `scale`, rounded to a whole number of patches, at least one.
 
     Differs from the published code, which rounds to whole pixels: its patch embedding then drops up to `patch` - 1
-    pixels at the right and bottom, the map that is left is stretched over all of the image, and peaks drift by up to
-    15 pixels there (375 pixels, scale 0.8, patches of 16).
+    pixels at the right and bottom, the remaining map is stretched over the whole image, and peaks there move by up to
+    15 pixels (375 pixels, scale 0.8, patches of 16).
 
     Args:
         hw: height and width of the image.
@@ -36,12 +37,12 @@ def snap_to_patches(hw: tuple[int, int], *, scale: float, patch: int) -> tuple[i
 
 
 def fuse_views(views: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
-    """Heatmaps: the views' maps enlarged to the image, summed, and each stretched to [0, 1].
+    """Resizes the maps of all views to the image, sums them and scales each heatmap to [0, 1].
 
     A map that is constant in every view becomes 0 everywhere.
 
     Args:
-        views: at least one (K, h, w) float; the same K maps at any resolutions, none mirrored. K may be 0.
+        views: at least one (K, h, w) float; the same K maps at any resolution, not mirrored. K may be 0.
         size: height and width of the image.
 
     Returns:
@@ -54,7 +55,7 @@ def fuse_views(views: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
         raise ValueError("views must hold at least one view, got none")
     if len({len(view) for view in views}) > 1:
         raise ValueError(f"views must hold the same number of maps, got {[len(view) for view in views]}")
-    # Enlarging is linear: mirrored views and their originals have one resolution and are enlarged once.
+    # Resizing is linear: views of the same resolution, such as mirrored pairs, are summed and resized once.
     sums: dict[tuple[int, ...], Tensor] = {}
     for view in views:
         shape = tuple(view.shape[1:])
@@ -68,5 +69,5 @@ def fuse_views(views: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
         fused += F.interpolate(maps[None], size, mode="bilinear", align_corners=False)[0]
         varies |= maps.amax(dim=(1, 2)) > maps.amin(dim=(1, 2))
     low, high = fused.amin(dim=(1, 2), keepdim=True), fused.amax(dim=(1, 2), keepdim=True)
-    # Enlarging a constant leaves rounding noise, which min-max would stretch to peaks of up to 1.
+    # Resizing a constant leaves rounding noise, which min-max would scale to peaks of up to 1.
     return (fused - low) / (high - low + _TINY) * varies[:, None, None]

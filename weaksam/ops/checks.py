@@ -1,4 +1,4 @@
-"""Numbers that cannot be meant, as amounts, thresholds, boxes: a ValueError says which can. Names: see `choices`."""
+"""Checks numbers such as counts, thresholds and boxes: raises ValueError with the allowed ones. Names: `choices`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 
 def check_whole(name: str, value: Any, *, least: int, or_none: bool = True) -> None:
-    """ValueError unless a value is a whole number of at least `least`, or None."""
+    """Raises ValueError unless a value is a whole number of at least `least`, or None if that is allowed."""
     if value is None and or_none:
         return
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
@@ -19,7 +19,7 @@ def check_whole(name: str, value: Any, *, least: int, or_none: bool = True) -> N
 
 
 def check_number(name: str, value: Any, *, least: float = -math.inf, or_none: bool = False) -> None:
-    """ValueError unless a value is a finite number of at least `least`, or None where that is allowed."""
+    """Raises ValueError unless a value is a finite number of at least `least`, or None if that is allowed."""
     if value is None and or_none:
         return
     if not isinstance(value, (int, float, np.number)) or not math.isfinite(value) or value < least:
@@ -28,28 +28,28 @@ def check_number(name: str, value: Any, *, least: float = -math.inf, or_none: bo
 
 
 def check_objects(row: Mapping[str, Any], what: str, num_classes: int | None = None) -> None:
-    """ValueError unless a row of objects or detections can be compared with another.
+    """Raises ValueError unless the values of a row of objects or detections are valid.
 
-    Not a number compares as false with every threshold, so that a box or a score that is none would count as a hit.
+    NaN compares as false with every threshold, so a NaN box or score would count as a hit.
 
     Args:
-        row: `boxes` and, where it has them, `classes` and `scores`, one of each a box.
-        what: names the row.
-        num_classes: classes are 0 to one less than this; None: they are not looked at.
+        row: `boxes` and optionally `classes` and `scores`, one per box.
+        what: name of the row, for messages.
+        num_classes: classes are 0 to num_classes - 1; None: not checked.
     """
     boxes = np.asarray(row["boxes"], np.float64)
     if boxes.size and (boxes.ndim != 2 or boxes.shape[1] != 4):
         raise ValueError(f"{what}: boxes must be (objects, 4), got {boxes.shape}")
     count = len(boxes) if boxes.size else 0
     values = {key: np.asarray(row[key], np.float64) for key in ("classes", "scores") if row.get(key) is not None}
-    for key, some in values.items():
-        if some.shape != (count,):
-            raise ValueError(f"{what}: must have one of `{key}` for each of its {count} boxes, got {some.shape}")
-    finite = {"boxes": boxes} | {key: some for key, some in values.items() if key == "scores"}
-    for key, some in finite.items():
-        if not np.isfinite(some).all():
-            position = int(np.argwhere(~np.isfinite(some))[0, 0])
-            raise ValueError(f"{what}: {key}[{position}] is not finite: {some[position].tolist()}")
+    for key, array in values.items():
+        if array.shape != (count,):
+            raise ValueError(f"{what}: must have one of `{key}` for each of its {count} boxes, got {array.shape}")
+    finite = {"boxes": boxes} | {key: array for key, array in values.items() if key == "scores"}
+    for key, array in finite.items():
+        if not np.isfinite(array).all():
+            position = int(np.argwhere(~np.isfinite(array))[0, 0])
+            raise ValueError(f"{what}: {key}[{position}] is not finite: {array[position].tolist()}")
     classes = values.get("classes")
     if num_classes is not None and classes is not None and not ((classes >= 0) & (classes < num_classes)).all():
         wrong = classes[~((classes >= 0) & (classes < num_classes))][0]

@@ -1,6 +1,6 @@
-"""Values of rules: a misspelt name or a number out of range is refused, never taken for another.
+"""Checks the choices of rules: a misspelt name raises an error instead of selecting another choice.
 
-Rules are frozen dataclasses that check themselves; the settings of a stage hold these very objects.
+Rules are frozen dataclasses that check themselves; the settings of a stage contain the same objects.
 """
 
 from __future__ import annotations
@@ -8,12 +8,12 @@ from __future__ import annotations
 from functools import cache
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-# How settings read rules from a run file, as `__pydantic_config__` of the class: nothing is converted or ignored.
+# Value of `__pydantic_config__` of rules in settings: values of a run file are not converted, unknown keys are faults.
 STRICT: Any = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
 
 
 def check_choices(rules: Any) -> None:
-    """Raises ValueError when a `Literal` field of a dataclass has a value that is none of its choices."""
+    """Raises ValueError if a `Literal` field of a dataclass has a value that is not one of its choices."""
     for field, choices in _choices_of(type(rules)).items():
         if (value := getattr(rules, field)) not in choices:
             known = ", ".join(repr(choice) for choice in choices)

@@ -1,4 +1,4 @@
-"""How well image-level labels are predicted.
+"""Metrics of predicted image-level labels.
 
 Axis legend: N images, C classes.
 """
@@ -9,16 +9,16 @@ import numpy as np
 
 
 def average_precisions(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Average precision of each class: the mean, over its positive images, of the precision at their rank.
+    """Returns the average precision of each class: the mean precision at the ranks of its positive images.
 
-    Images of equal score share a rank, the last of them, so that a constant score earns the share of positives.
+    Images with equal scores share the last of their ranks, so a constant score gives the share of positives.
 
     Args:
         scores: (N, C) float, the higher the likelier.
         labels: (N, C) bool.
 
     Returns:
-        (C,) float64 in [0, 1]; NaN for a class without a positive image, or with a score that is NaN: it has no rank.
+        (C,) float64 in [0, 1]; NaN for a class without a positive image, or with a NaN score, which has no rank.
     """
     result = np.full(scores.shape[1], np.nan)
     for c in np.flatnonzero(labels.any(0)):
@@ -26,17 +26,17 @@ def average_precisions(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
         if np.isnan(values).any():
             continue
         order = np.argsort(-values, kind="stable")
-        last = np.searchsorted(-values[order], -values[positive], side="right")  # images ranked this high or equal
+        last = np.searchsorted(-values[order], -values[positive], side="right")  # images with at least this score
         result[c] = np.mean(np.cumsum(positive[order])[last - 1] / last)
     return result
 
 
 def mean_average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
-    """Mean of `average_precisions` over the classes that have a positive image; NaN when none has, or a score is NaN.
+    """Returns the mean of `average_precisions` over classes with a positive image; NaN without any, or for a NaN score.
 
     Args:
         scores: (N, C) float.
         labels: (N, C) bool.
     """
-    found = average_precisions(scores, labels)[labels.any(0)]
-    return float(found.mean()) if len(found) else float("nan")
+    precisions = average_precisions(scores, labels)[labels.any(0)]
+    return float(precisions.mean()) if len(precisions) else float("nan")

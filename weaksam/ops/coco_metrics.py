@@ -1,7 +1,7 @@
-"""AP through pycocotools, from rows of the tables: COCO's twelve figures, and the four of instance segmentation on VOC.
+"""AP by pycocotools from rows of the tables: COCO's twelve metrics, and the four of instance segmentation on VOC.
 
 Axis legend: G objects (ground truth), N detections of an image.
-Boxes are xyxy, absolute pixels, right and bottom exclusive; COCO's xywh of the same box has the same corners.
+Boxes are xyxy, absolute pixels, right and bottom exclusive; converting to COCO's xywh needs no offset.
 """
 
 from __future__ import annotations
@@ -33,24 +33,24 @@ def coco_metrics(
     *,
     kind: Literal["bbox", "segm"] = "bbox",
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """The figures of a set of detections, and `AP`, `AP50`, `AP75` and `curve` of each class.
+    """Returns COCO's metrics of a set of detections, and `AP`, `AP50`, `AP75` and `curve` of each class.
 
-    A figure without objects, as AP_large where none is large, is left out; null in the row of a class.
+    A metric without objects, such as AP_large without large objects, is omitted; null in the row of a class.
 
     Args:
-        pairs: for each image its rows of `ground_truth` (`boxes`, `classes`, and where they are known `crowd` and
-            `areas`) and of `detections` (`boxes`, `classes`, `scores`, and `status` unless it is ok). Kind segm: also
-            `masks` of both, COCO compressed counts, whose size is the detections' (`height`, `width`).
-        class_names: of the dataset.
+        pairs: for each image its rows of `ground_truth` (`boxes`, `classes`, and `crowd` and `areas` if known) and of
+            `detections` (`boxes`, `classes`, `scores`, and `status` unless it is ok). For kind segm also `masks` of
+            both, COCO compressed counts, with the size of the detections (`height`, `width`).
+        class_names: class names of the dataset.
         kind: whether boxes or masks are compared.
 
     Raises:
-        ValueError: a box or a score is not finite, a class is none of the dataset's, there are not as many of each; an
-            object or a detection has no mask, or one of another size.
+        ValueError: a box or a score is not finite, a class is not in the dataset, lengths differ, or an object or a
+            detection has no mask or a mask of another size.
     """
-    truth, found = _as_coco(pairs, len(class_names), kind)
-    with contextlib.redirect_stdout(io.StringIO()):  # it tells its progress
-        evaluation = _evaluation(truth, found, kind)
+    truth, detections = _as_coco(pairs, len(class_names), kind)
+    with contextlib.redirect_stdout(io.StringIO()):  # prints its progress
+        evaluation = _evaluation(truth, detections, kind)
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
@@ -59,40 +59,40 @@ def coco_metrics(
 
 
 def voc_mask_metrics(pairs: Pairs, class_names: Sequence[str]) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """`AP25`, `AP50`, `AP70`, `AP75` of masks as those who segment VOC12 count them: means, and with `curve` by class.
+    """Returns `AP25`, `AP50`, `AP70`, `AP75` of masks as published for VOC12: means over classes, and rows by class.
 
-    COCO's matching and its mean of 101 precisions, of the 100 best detections of a class in an image. Objects flagged
-    difficult count like any other, crowds neither for nor against. Null, and no part of a mean: a class without
-    objects. Without any the figures are left out.
+    Uses COCO's matching and its mean of 101 precisions, for the 100 best detections of a class in an image. Objects
+    flagged difficult count like others, crowds are ignored. A class without objects is null and not part of a mean.
+    Metrics without any objects are omitted. Rows also have `curve`.
 
     Args:
-        pairs: as for `coco_metrics`; all objects have masks.
-        class_names: of the dataset.
+        pairs: see `coco_metrics`; all objects have masks.
+        class_names: class names of the dataset.
 
     Raises:
-        ValueError: a box or a score is not finite, a class is none of the dataset's, there are not as many of each; an
-            object or a detection has no mask, or one of another size.
+        ValueError: a box or a score is not finite, a class is not in the dataset, lengths differ, or an object or a
+            detection has no mask or a mask of another size.
     """
-    truth, found = _as_coco(pairs, len(class_names), "segm")
+    truth, detections = _as_coco(pairs, len(class_names), "segm")
     with contextlib.redirect_stdout(io.StringIO()):
-        evaluation = _evaluation(truth, found, "segm")
+        evaluation = _evaluation(truth, detections, "segm")
         params: Any = evaluation.params
         params.iouThrs = np.array(VOC_THRESHOLDS)
-        params.areaRng, params.areaRngLbl = params.areaRng[:1], params.areaRngLbl[:1]  # all; no other size is told
+        params.areaRng, params.areaRngLbl = params.areaRng[:1], params.areaRngLbl[:1]  # only the size class `all`
         params.maxDets = params.maxDets[-1:]
         evaluation.evaluate()
         evaluation.accumulate()
     columns = {ap_name(threshold): index for index, threshold in enumerate(VOC_THRESHOLDS)}
     rows = _means_by_class(evaluation, class_names, columns, curve=VOC_THRESHOLDS.index(0.5))
-    # The field's script counts a class without objects as 0. On VOC's val every class has some: the figures are equal.
+    # The usual script counts a class without objects as 0. On VOC's val every class has objects: the metrics are equal.
     values = {key: [row[key] for row in rows if row[key] is not None] for key in columns}
-    return {key: float(np.mean(some)) for key, some in values.items() if some}, rows
+    return {key: float(np.mean(class_values)) for key, class_values in values.items() if class_values}, rows
 
 
-def _evaluation(truth: dict[str, Any], found: list[dict[str, Any]], kind: Literal["bbox", "segm"]) -> COCOeval:
+def _evaluation(truth: dict[str, Any], detections: list[dict[str, Any]], kind: Literal["bbox", "segm"]) -> COCOeval:
     gt = _index(truth)
-    # loadRes does not take an empty list
-    return COCOeval(gt, gt.loadRes(found) if found else _index({**truth, "annotations": []}), kind)
+    # loadRes fails on an empty list
+    return COCOeval(gt, gt.loadRes(detections) if detections else _index({**truth, "annotations": []}), kind)
 
 
 def _index(dataset: dict[str, Any]) -> Any:
@@ -103,7 +103,7 @@ def _index(dataset: dict[str, Any]) -> Any:
 
 
 def _as_coco(pairs: Pairs, num_classes: int, kind: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    images, objects, found = [], [], []
+    images, objects, detections = [], [], []
     for image_id, (truth, row) in enumerate(pairs, start=1):
         is_ok = row.get("status", OK) == OK
         size = [int(row.get("height") or 1), int(row.get("width") or 1)]
@@ -113,26 +113,26 @@ def _as_coco(pairs: Pairs, num_classes: int, kind: str) -> tuple[dict[str, Any],
         if is_ok:
             check_objects(row, f"detections of {where}", num_classes)
         boxes, masks = _xywh(truth["boxes"]), truth.get("masks")
-        if kind == "segm" and is_ok:  # of a row that failed nobody knows the size, and nothing is compared with it
-            for what, some, count in (("objects", masks, len(boxes)), ("detections", row["masks"], len(row["boxes"]))):
-                check_cover(some, count, (size[0], size[1]), f"{what} of {where}")
+        if kind == "segm" and is_ok:  # a failed row has no size, and nothing is compared with it
+            for what, rles, count in (("objects", masks, len(boxes)), ("detections", row["masks"], len(row["boxes"]))):
+                check_cover(rles, count, (size[0], size[1]), f"{what} of {where}")
         crowd = truth.get("crowd")
         areas = truth.get("areas")
         areas = boxes[:, 2] * boxes[:, 3] if areas is None else areas
         for i, box in enumerate(boxes.tolist()):
-            thing = {"id": len(objects) + 1, "image_id": image_id, "category_id": int(truth["classes"][i]) + 1}
-            thing |= {"bbox": box, "area": float(areas[i]), "iscrowd": int(crowd[i]) if crowd is not None else 0}
+            entry = {"id": len(objects) + 1, "image_id": image_id, "category_id": int(truth["classes"][i]) + 1}
+            entry |= {"bbox": box, "area": float(areas[i]), "iscrowd": int(crowd[i]) if crowd is not None else 0}
             if kind == "segm":
-                thing["segmentation"] = {"size": size, "counts": masks[i]}  # pyright: ignore[reportOptionalSubscript]
-            objects.append(thing)
+                entry["segmentation"] = {"size": size, "counts": masks[i]}  # pyright: ignore[reportOptionalSubscript]
+            objects.append(entry)
         if not is_ok:
             continue
         for i, box in enumerate(_xywh(row["boxes"]).tolist()):
-            thing = {"image_id": image_id, "category_id": int(row["classes"][i]) + 1, "score": float(row["scores"][i])}
-            thing |= {"segmentation": {"size": size, "counts": row["masks"][i]}} if kind == "segm" else {"bbox": box}
-            found.append(thing)
+            entry = {"image_id": image_id, "category_id": int(row["classes"][i]) + 1, "score": float(row["scores"][i])}
+            entry |= {"segmentation": {"size": size, "counts": row["masks"][i]}} if kind == "segm" else {"bbox": box}
+            detections.append(entry)
     categories = [{"id": label + 1} for label in range(num_classes)]
-    return {"images": images, "annotations": objects, "categories": categories}, found
+    return {"images": images, "annotations": objects, "categories": categories}, detections
 
 
 def _xywh(boxes: Any) -> np.ndarray:
@@ -143,9 +143,9 @@ def _xywh(boxes: Any) -> np.ndarray:
 def _means_by_class(
     evaluation: COCOeval, class_names: Sequence[str], columns: Mapping[str, int | slice], *, curve: int
 ) -> list[dict[str, Any]]:
-    """A row per class with means of precisions; `columns` tells which thresholds a figure is of.
+    """Returns a row per class with mean precisions; `columns` maps a metric to the indices of its thresholds.
 
-    `curve` in a row: precisions at recall 0, 0.01, ... 1 at the threshold of that index.
+    `curve` is the index of the threshold of `curve` in a row: precisions at recall 0, 0.01, ... 1.
     """
     precision = evaluation.eval["precision"][:, :, :, 0, -1]  # thresholds, recalls, classes; all sizes, most detections
     rows = []

@@ -1,7 +1,7 @@
-"""Which images are copies of one another: the same bytes, or pictures that hardly differ.
+"""Groups duplicate images: the same bytes, or pictures that hardly differ.
 
-Candidates are pairs of perceptual hashes that differ in few bits, found without comparing all pairs (Norouzi et al.,
-Fast Exact Search in Hamming Space with Multi-Index Hashing, 2014); thumbnails of candidates are compared.
+Candidates are pairs of perceptual hashes that differ in few bits, selected without comparing all pairs (Norouzi et al.,
+Fast Exact Search in Hamming Space with Multi-Index Hashing, 2014); then the thumbnails of candidates are compared.
 Axis legend: N images, P pixels of a thumbnail, U unique hashes.
 """
 
@@ -14,21 +14,21 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-# Grey levels; below, a thumbnail is JPEG noise on one colour. The flattest of 563 photos had 4.3, of 900 drawn scenes
-# 2.9.
+# Standard deviation in grey levels below which a thumbnail is JPEG noise on a single colour. The minimum of 563 photos
+# was 4.3, of 900 drawn scenes 2.9.
 _FLAT = 2.0
-_PAIRS = 1 << 22  # looked at together: bounds memory
-_AT_ONCE = 64  # images whose neighbours are looked for together
+_PAIRS = 1 << 22  # compared at once: bounds memory
+_AT_ONCE = 64  # images whose neighbours are searched at once
 
 
 @dataclass(frozen=True)
 class DuplicateRules:
-    """How far apart two near duplicates may be.
+    """Maximum distances of near duplicates.
 
     Args:
-        max_bits: most bits in which their hashes differ.
-        max_difference: largest root mean square difference of their thumbnails, each shifted and scaled to mean 0 and
-            standard deviation 1: 0 for equal ones, 1.4 for unrelated ones, 2 for a negative.
+        max_bits: maximum number of bits in which their hashes differ.
+        max_difference: maximum root mean square difference of their thumbnails, each shifted and scaled to mean 0 and
+            standard deviation 1: 0 for equal images, 1.4 for unrelated images, 2 for a negative.
     """
 
     max_bits: int
@@ -40,7 +40,7 @@ class DuplicateGroups:
     """Groups of images.
 
     Args:
-        group: (N,) int64, the group of each image, -1 for an image without duplicates; counted from 0 in the order of
+        group: (N,) int64, the group of each image, -1 for an image without duplicates; numbered from 0 in the order of
             their first images.
         exact: (G,) bool, whether all images of a group have the same bytes.
     """
@@ -52,9 +52,9 @@ class DuplicateGroups:
 def group_duplicates(
     contents: Sequence[str], hashes: np.ndarray, thumbnails: np.ndarray, rules: DuplicateRules
 ) -> DuplicateGroups:
-    """Groups of two and more images that are joined by equal content or as near duplicates, also through others.
+    """Groups images with equal content and near duplicates, transitively; a group has two or more images.
 
-    A picture of one colour has no near duplicates: nothing of it could be compared.
+    A picture of a single colour has no near duplicates, because it has no content to compare.
 
     Args:
         contents: N digests of the images' bytes.
@@ -62,7 +62,7 @@ def group_duplicates(
         thumbnails: (N, P) uint8, grey.
 
     Raises:
-        ValueError: the arguments are not of one length.
+        ValueError: the arguments differ in length.
     """
     if not len(contents) == len(hashes) == len(thumbnails):
         raise ValueError(
@@ -85,7 +85,7 @@ def group_duplicates(
 
 
 def _join_near(hashes: np.ndarray, thumbnails: np.ndarray, rules: DuplicateRules) -> np.ndarray:
-    """(N,) int labels, equal for images that are joined as near duplicates."""
+    """Returns (N,) int labels, equal for near duplicates, transitively."""
     looks = thumbnails.astype(np.float32)
     looks -= looks.mean(axis=1, keepdims=True)
     spread = looks.std(axis=1, keepdims=True)
@@ -96,35 +96,35 @@ def _join_near(hashes: np.ndarray, thumbnails: np.ndarray, rules: DuplicateRules
     candidates = join_close_hashes(unique, rules.max_bits)[place]
     order = np.argsort(candidates, kind="stable")
     bounds = np.flatnonzero(np.diff(candidates[order])) + 1
-    for some in np.split(pictures[order], bounds):
-        if len(some) > 1:
-            labels[some] = some[_grow(hashes[some], looks[some], rules)]
+    for members in np.split(pictures[order], bounds):
+        if len(members) > 1:
+            labels[members] = members[_grow(hashes[members], looks[members], rules)]
     return labels
 
 
 def _grow(hashes: np.ndarray, looks: np.ndarray, rules: DuplicateRules) -> np.ndarray:
-    """(N,) for each image the index of the first of those it is joined with.
+    """Returns (N,) the index of the first image of each image's group.
 
-    Each group grows from its first image and only looks at what is in none yet: N images that are all alike cost N
-    comparisons, not N squared.
+    Each group grows from its first image and is only compared with images without a group: N images that are all
+    alike cost N comparisons, not N squared.
     """
     labels, rest = np.arange(len(hashes)), np.arange(len(hashes))
-    least = 1 - rules.max_difference**2 / 2 - 1e-5  # correlation at this difference, less what rounding costs
+    least = 1 - rules.max_difference**2 / 2 - 1e-5  # correlation at this difference, less a margin for rounding
     while len(rest):
         seed, edge, rest = rest[0], rest[:1], rest[1:]
         while len(edge) and len(rest):
             now, edge = edge[:_AT_ONCE], edge[_AT_ONCE:]
             close = np.bitwise_count(hashes[now, None] ^ hashes[rest]) <= rules.max_bits
-            some = np.flatnonzero(close.any(axis=0))
-            alike = close[:, some] & (looks[now] @ looks[rest[some]].T / looks.shape[1] >= least)
-            reached = some[alike.any(axis=0)]
+            near = np.flatnonzero(close.any(axis=0))
+            alike = close[:, near] & (looks[now] @ looks[rest[near]].T / looks.shape[1] >= least)
+            reached = near[alike.any(axis=0)]
             labels[rest[reached]] = seed
             edge, rest = np.concatenate([edge, rest[reached]]), np.delete(rest, reached)
     return labels
 
 
 def join_close_hashes(unique: np.ndarray, max_bits: int) -> np.ndarray:
-    """Components of hashes, two being joined when they differ in at most `max_bits` bits.
+    """Returns the connected components of hashes that differ in at most `max_bits` bits.
 
     Args:
         unique: (U,) uint64, each once.
@@ -144,10 +144,10 @@ def join_close_hashes(unique: np.ndarray, max_bits: int) -> np.ndarray:
 
 
 def _candidate_pairs(unique: np.ndarray, max_bits: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Pairs of indices, in pieces, with every pair that differs in at most `max_bits` bits among them.
+    """Yields batches of index pairs that include every pair that differs in at most `max_bits` bits.
 
-    Of the four quarters of such a pair at least one, counted by b from 0, differs in at most (max_bits - b) // 4 bits:
-    otherwise they would differ in more than max_bits together.
+    At least one quarter b (0 to 3) of such a pair differs in at most (max_bits - b) // 4 bits: otherwise the quarters
+    would differ in more than max_bits bits in total.
     """
     quarters = np.ascontiguousarray(unique).view(np.uint16).reshape(-1, 4)
     numbers = np.arange(1 << 16, dtype=np.uint16)
@@ -166,11 +166,11 @@ def _candidate_pairs(unique: np.ndarray, max_bits: int) -> Iterator[tuple[np.nda
 
 
 def _expand(begin: np.ndarray, count: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(i, begin[i]), (i, begin[i] + 1), ... `count[i]` times for every i, some millions at a time."""
+    """Yields (i, begin[i]), (i, begin[i] + 1), ... `count[i]` times for every i, in batches of some millions."""
     rows = np.flatnonzero(count)
     total = np.cumsum(count[rows])
     cuts = np.searchsorted(total, np.arange(_PAIRS, total[-1], _PAIRS)) if len(rows) else []
-    for some in np.split(rows, cuts):
-        number = count[some]
+    for block in np.split(rows, cuts):
+        number = count[block]
         ahead = np.cumsum(number) - number
-        yield np.repeat(some, number), np.arange(number.sum()) + np.repeat(begin[some] - ahead, number)
+        yield np.repeat(block, number), np.arange(number.sum()) + np.repeat(begin[block] - ahead, number)

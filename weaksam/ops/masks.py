@@ -1,4 +1,4 @@
-"""Binary masks as tensors: boxes, areas, stability. Axis legend: N masks, H W pixels."""
+"""Operations on binary masks as tensors: boxes, areas, stability. Axis legend: N masks, H W pixels."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def masks_to_boxes(masks: Tensor) -> Tensor:
-    """Tight boxes around masks.
+    """Returns the tight boxes around masks.
 
     Args:
         masks: (N, H, W) bool.
@@ -21,7 +21,7 @@ def masks_to_boxes(masks: Tensor) -> Tensor:
 
 
 def flags_to_boxes(rows: Tensor, columns: Tensor) -> Tensor:
-    """Boxes from which rows and columns of an image a mask touches.
+    """Returns boxes from flags of the rows and columns that contain pixels of a mask.
 
     Args:
         rows: (N, H) bool.
@@ -37,7 +37,7 @@ def flags_to_boxes(rows: Tensor, columns: Tensor) -> Tensor:
 
 
 def _first_and_end(flags: Tensor) -> tuple[Tensor, Tensor]:
-    """Index of the first set flag and one past the last, per row of an (N, L) bool tensor."""
+    """Returns the index of the first set flag and one past the last, per row of an (N, L) bool tensor."""
     length = flags.shape[1]
     first = flags.to(torch.uint8).argmax(dim=1)
     end = length - flags.flip(1).to(torch.uint8).argmax(dim=1)
@@ -45,13 +45,13 @@ def _first_and_end(flags: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def stability_score(logits: Tensor, *, offset: float, threshold: float = 0.0) -> Tensor:
-    """IoU of a mask cut at `threshold + offset` and at `threshold - offset`.
+    """Returns the IoU of a mask thresholded at `threshold + offset` and at `threshold - offset`.
 
     Args:
         logits: (N, H, W) float.
 
     Returns:
-        (N,) float32 in [0, 1]; NaN where nothing lies above the lower cut.
+        (N,) float32 in [0, 1]; NaN if no logit exceeds the lower threshold.
     """
     inner = (logits > threshold + offset).sum(dim=(1, 2), dtype=torch.int32)
     outer = (logits > threshold - offset).sum(dim=(1, 2), dtype=torch.int32)

@@ -1,16 +1,17 @@
-"""Whether the peaks that prompted SAM lie inside objects of their class.
+"""Share of the peaks that prompted SAM and lie inside objects of their class.
 
-Two steps, as for recall: `locate_peaks` makes a compact record of one image, and `peak_metrics` sums records up.
+Two steps, as for recall: `locate_peaks` returns a compact record of an image, and `peak_metrics` computes metrics of
+many records.
 
-Source: the pointing game of Excitation Backprop (Zhang et al., ECCV 2016, arXiv 1608.00507), as TorchRay implements it.
-A hit on any object of the class counts, difficult objects and crowds included; where all objects of a class in an image
-are flagged difficult, its peaks are left out. Differs from the source: every peak counts, not only the highest of a
-map; there is no margin around objects, 15 pixels there; the share is one of all peaks, not the mean over classes; a
-peak of a class that the image does not hold lies outside, because labels may be predicted.
+Source: the pointing game of Excitation Backprop (Zhang et al., ECCV 2016, arXiv 1608.00507), as implemented by
+TorchRay. A hit on any object of the class counts, including difficult objects and crowds; if all objects of a class in
+an image are flagged difficult, its peaks are ignored. Differs from the source: every peak counts, not only the highest
+of a map; there is no margin around objects (15 pixels in the source); the share is over all peaks, not the mean over
+classes; a peak of a class that is not in the image counts as outside, because labels may be predicted.
 
 Peaks are (x, y), pixels of the image, with pixel centres at integer coordinates; boxes are xyxy with pixel edges at
-integer coordinates, right and bottom exclusive. So a peak lies in the pixel (floor(x + 0.5), floor(y + 0.5)), and in a
-box where left <= x + 0.5 < right, the same for y. Masks are COCO compressed counts (bytes), None: there is none.
+integer coordinates, right and bottom exclusive. A peak lies in the pixel (floor(x + 0.5), floor(y + 0.5)), and in a
+box where left <= x + 0.5 < right, the same for y. Masks are COCO compressed counts (bytes), None: no mask.
 Axis legend: P peaks, G objects (ground truth), I images.
 """
 
@@ -28,25 +29,25 @@ from weaksam.ops.rle import rle_to_runs
 
 @dataclass(frozen=True)
 class PeakRecords:
-    """What the figures need to know of some images; P counts all peaks of all of them."""
+    """The data of one or more images that the metrics need; P counts the peaks of all images."""
 
     kinds: np.ndarray  # (P,) int64, index into SOURCES
-    inside: np.ndarray  # (P,) bool: inside the mask of an object of its class, or its box where it has no mask
+    inside: np.ndarray  # (P,) bool: inside the mask of an object of its class, or its box without a mask
     in_box: np.ndarray  # (P,) bool: inside the box of an object of its class
-    counts: np.ndarray  # (P,) bool: false where all objects of the class in the image are difficult
+    counts: np.ndarray  # (P,) bool: false if all objects of the class in the image are difficult
     num_images: int
 
 
 def locate_peaks(truth: Mapping[str, Any], proposals: Mapping[str, Any]) -> PeakRecords:
-    """The record of one image from its rows in the tables `ground_truth` and `proposals`.
+    """Returns the record of an image from its rows in the tables `ground_truth` and `proposals`.
 
     Args:
         truth: `boxes`, `classes`, `difficult`, `masks`; `masks` and its elements may be None.
         proposals: `status`, `height`, `width`, and `points`: mappings with `x`, `y`, `label`, `kind`, or None. Label -1
-            stands for pooled classes: inside any object counts. A row that is not ok has no peaks.
+            means pooled classes: any object counts. A row that is not ok has no peaks.
 
     Raises:
-        ValueError: a mask does not have the pixels of the image.
+        ValueError: a mask does not have the size of the image.
     """
     points: Any = proposals["points"] if proposals["status"] == OK else None
     points = [] if points is None else points
@@ -70,7 +71,7 @@ def locate_peaks(truth: Mapping[str, Any], proposals: Mapping[str, Any]) -> Peak
 
 
 def _lie_in_mask(xy: np.ndarray, mask: bytes, hw: tuple[int, int]) -> np.ndarray:
-    """(P,) bool of points (P, 2) whose pixel edges are at integer coordinates; the mask is not decoded."""
+    """Returns which points (P, 2) are in a mask, (P,) bool, without decoding it; pixel edges are at integers."""
     height, width = hw
     ends = np.cumsum(rle_to_runs(mask))
     if not len(ends) or ends[-1] != height * width:
@@ -82,7 +83,7 @@ def _lie_in_mask(xy: np.ndarray, mask: bytes, hw: tuple[int, int]) -> np.ndarray
 
 
 def concat_records(records: Iterable[PeakRecords]) -> PeakRecords:
-    """Many records as one; ValueError when there are none."""
+    """Concatenates records; raises ValueError without any."""
     parts = list(records)
     if not parts:
         raise ValueError("records must hold at least one record, got none")
@@ -92,11 +93,11 @@ def concat_records(records: Iterable[PeakRecords]) -> PeakRecords:
 
 
 def peak_metrics(records: PeakRecords) -> dict[str, float]:
-    """Figures of all peaks, then of each kind that has some; empty without peaks.
+    """Returns the metrics of all peaks, then of each kind that occurs; empty without peaks.
 
-    Names: `peaks_inside`, the share of the peaks that lie inside an object of their class, by masks where there are
-    some; `peaks_in_box`, the same by boxes alone, which datasets with and without masks have in common;
-    `peaks_per_image`, a count of all peaks, also those that the shares leave out. By kind: `peaks_coarse_inside` ...
+    Names: `peaks_inside`, the share of peaks inside an object of their class, by masks if there are any;
+    `peaks_in_box`, the same by boxes only, comparable between datasets with and without masks; `peaks_per_image`, the
+    number of all peaks, including those that the shares ignore. By kind: `peaks_coarse_inside` ...
     """
     metrics: dict[str, float] = {}
     groups = {"": np.ones(len(records.kinds), bool)}

@@ -1,10 +1,10 @@
-"""From heatmaps to peaks, the points that SAM is prompted with, and from many peaks to few.
+"""Finds peaks of heatmaps, the point prompts of SAM, and clusters them.
 
 Source: Algorithm 1 of the WeakSAM paper and its published code, `collapse_plateaus=False` here. Differs from it by
-default: a plateau is one peak. Bilinear enlarging is flat outside the outermost patch centres, so a maximum in a
-corner of the image is 7 x 7 tied pixels, which fill all 25 slots of the published code: objects elsewhere are lost.
+default: a plateau is a single peak. Bilinear resizing is constant outside the outermost patch centres, so a maximum in
+a corner of the image has 7 x 7 equal pixels, which use all 25 candidates of the published code: other objects are lost.
 
-Axis legend: K heatmaps, H W pixels, N peaks or candidates for it, M clusters.
+Axis legend: K heatmaps, H W pixels, N peaks or candidates, M clusters.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
-# Right, and the three below; the other four neighbours see the same pairs from the other side.
+# Right, and the three below; the other four neighbours give the same pairs.
 _HALF_NEIGHBOURHOOD = ((0, 1), (1, -1), (1, 0), (1, 1))
-_KMEANS_STEPS = 30  # kmeans2 never stops early; groups of a few hundred peaks are still by then
+_KMEANS_STEPS = 30  # kmeans2 never stops early; groups of a few hundred peaks have converged by then
 
 
 @dataclass(frozen=True)
 class Peaks:
-    """Peaks of several heatmaps, by map.
+    """Peaks of several heatmaps, sorted by map.
 
     Attributes:
         points: (N, 2) int32, x then y, pixels.
-        scores: (N,) float32, value of the heatmap there; falling within a map.
+        scores: (N,) float32, values of the heatmap; descending within a map.
         maps: (N,) int32, index of the heatmap.
     """
 
@@ -42,9 +42,9 @@ class Peaks:
 
 
 def window_max(maps: Tensor, kernel: int) -> Tensor:
-    """Greatest value in a centred window around every pixel, the same bits as `max_pool2d` with stride 1.
+    """Returns the maximum in a centred window around every pixel, bit-identical to `max_pool2d` with stride 1.
 
-    The window is cut at the border. Columns, then rows, each with about log2(kernel) maxima of whole maps.
+    The window is clipped at the border. Columns, then rows, each with about log2(kernel) maxima of whole maps.
 
     Args:
         maps: (K, H, W) float.
@@ -61,14 +61,14 @@ def window_max(maps: Tensor, kernel: int) -> Tensor:
     if maps.device.type != "cpu":
         return _max_along(_max_along(maps, kernel, dim=1), kernel, dim=2)
     pooled = torch.empty_like(maps)
-    for index in range(len(maps)):  # one map stays in the cache: 7 times faster than all at once
-        one = maps[index : index + 1]
-        pooled[index] = _max_along(_max_along(one, kernel, dim=1), kernel, dim=2)[0]
+    for index in range(len(maps)):  # a single map fits in the cache: 7 times faster than all at once
+        heatmap = maps[index : index + 1]
+        pooled[index] = _max_along(_max_along(heatmap, kernel, dim=1), kernel, dim=2)[0]
     return pooled
 
 
 def _max_along(maps: Tensor, kernel: int, *, dim: int) -> Tensor:
-    """`window_max` along one axis: windows of 1, 2, 4, ... pixels, at last two that overlap."""
+    """Computes `window_max` along one axis: windows of 1, 2, 4, ... pixels, finally two that overlap."""
     length = maps.shape[dim]
     radius = min(kernel // 2, length - 1)
     window = 2 * radius + 1
@@ -85,22 +85,22 @@ def _max_along(maps: Tensor, kernel: int, *, dim: int) -> Tensor:
 def find_peaks(
     heatmaps: Tensor, *, kernel: int, threshold: float, max_peaks: int = 25, collapse_plateaus: bool = True
 ) -> Peaks:
-    """Local maxima of heatmaps that reach `threshold` and keep their distance from better ones.
+    """Returns the local maxima of heatmaps that reach `threshold` and have a minimum distance from better ones.
 
-    Candidates of a map are its positive pixels that equal the greatest value in their window, best first, ties in
-    row-major order. Among the first `max_peaks` one is accepted when it lies at least (kernel - 1) // 2 from every
-    accepted one, by L1 distance. An all-zero map has no peaks.
+    Candidates of a map are its positive pixels that equal the maximum in their window, best first, ties in row-major
+    order. Of the first `max_peaks` candidates, each is accepted if its L1 distance from every accepted one is at least
+    (kernel - 1) // 2. An all-zero map has no peaks.
 
     Args:
         heatmaps: (K, H, W) float, values in [0, 1].
         kernel: odd side of the window, in pixels.
-        threshold: lowest value a peak may have.
-        max_peaks: candidates looked at in each map.
-        collapse_plateaus: a plateau (equal candidates, joined at edges or corners) is one candidate, at its pixel
-            nearest to its mean. False: every pixel is one, as published.
+        threshold: minimum value of a peak.
+        max_peaks: maximum number of candidates in each map.
+        collapse_plateaus: a plateau (equal candidates, connected at edges or corners) is a single candidate, the pixel
+            nearest to its mean. False: every pixel is a candidate, as published.
 
     Returns:
-        By map, then as accepted.
+        Peaks by map, then in the order of acceptance.
 
     Raises:
         ValueError: `heatmaps` is not 3-D, `kernel` is even or `max_peaks` below 1.
@@ -121,45 +121,45 @@ def find_peaks(
 
 
 def _find_candidates(heatmaps: Tensor, kernel: int, threshold: float) -> tuple[np.ndarray, np.ndarray]:
-    """(N, 3) int64 map, y, x and (N,) float32 of the local maxima that may become peaks, row-major.
+    """Returns (N, 3) int64 map, y, x and (N,) float32 values of the local maxima, row-major.
 
-    The published code applies the threshold last; candidates come best first, so that this changes nothing.
+    The published code applies the threshold last; the result is the same, because candidates are sorted.
     """
-    wanted = (heatmaps == window_max(heatmaps, kernel)) & (heatmaps >= threshold) & (heatmaps > 0)
-    coordinates = wanted.nonzero()
+    is_candidate = (heatmaps == window_max(heatmaps, kernel)) & (heatmaps >= threshold) & (heatmaps > 0)
+    coordinates = is_candidate.nonzero()
     return coordinates.cpu().numpy(), heatmaps[tuple(coordinates.T)].cpu().numpy()
 
 
 def _label_plateaus(coordinates: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """(N,) plateau of each candidate, 0-based. Candidates are row-major."""
+    """Returns the plateau of each candidate, (N,) 0-based. Candidates are row-major."""
     maps, ys, xs = coordinates.T
-    # A free row and column: no pixel's neighbour is on the next line or map.
+    # With an empty row and column, no pixel's neighbour is on the next line or map.
     height, row = int(ys.max(initial=0)) + 2, int(xs.max(initial=0)) + 2
     keys = (maps * height + ys) * row + xs
     pairs = []
     for down, right in _HALF_NEIGHBOURHOOD:
         neighbours = keys + down * row + right
-        found = np.searchsorted(keys, neighbours).clip(max=max(0, len(keys) - 1))
+        positions = np.searchsorted(keys, neighbours).clip(max=max(0, len(keys) - 1))
         # Neighbours may differ in value when the window is a single pixel.
-        (joined,) = np.nonzero((keys[found] == neighbours) & (scores[found] == scores))
-        pairs.append(np.stack([joined, found[joined]]))
+        (joined,) = np.nonzero((keys[positions] == neighbours) & (scores[positions] == scores))
+        pairs.append(np.stack([joined, positions[joined]]))
     ends = np.concatenate(pairs, axis=1)
     graph = coo_array((np.ones(ends.shape[1], dtype=bool), (ends[0], ends[1])), shape=(len(keys), len(keys)))
     return connected_components(graph, directed=False)[1]
 
 
 def _nearest_to_mean(points: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """(M,) index of the member nearest to the mean of each of the clusters 0 to M - 1, none empty; ties: the first."""
+    """Returns (M,) the member nearest to the mean of each cluster 0 to M - 1, the first of ties; none is empty."""
     counts = np.bincount(labels)[:, None]
     sums = np.stack([np.bincount(labels, weights=column) for column in points.T], axis=1)
-    # From the mean times the count: whole numbers, so that ties are exact.
+    # Distances are scaled by the count, so all numbers are whole and ties are exact.
     distances = ((counts[labels] * points - sums[labels]) ** 2).sum(axis=1)
     order = np.lexsort((distances, labels))
     return order[np.searchsorted(labels[order], np.arange(len(counts)))]
 
 
 def _keep_distance(coordinates: np.ndarray, *, distance: int, max_peaks: int) -> np.ndarray:
-    """(M,) indices of the candidates that are far enough from every kept one. Candidates are by map, best first."""
+    """Returns (M,) indices of candidates that are far enough from all kept ones. Candidates are by map, best first."""
     kept: list[int] = []
     starts = np.unique(coordinates[:, 0], return_index=True)[1].tolist()
     for start, end in pairwise([*starts, len(coordinates)]):
@@ -181,26 +181,26 @@ def cluster_peaks(
     centre: Literal["member", "mean"] = "member",
     seed: int = 0,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """One point for each k-means cluster of the peaks of a group, about `peaks_per_cluster` peaks each.
+    """Returns one point for each k-means cluster of the peaks of a group, about `peaks_per_cluster` peaks each.
 
-    A group of N peaks gives at most max(1, N // peaks_per_cluster) points. No peaks give no points; the published code
-    makes one up at (100, 100). It also pools all classes (groups of zeros) and takes the mean, which can lie between
-    two objects and on neither; a member cannot.
+    A group of N peaks gives at most max(1, N // peaks_per_cluster) points. Without peaks there are no points; the
+    published code adds a point at (100, 100). It also pools all classes (groups of zeros) and uses the mean, which can
+    lie between two objects; a member cannot.
 
     Args:
         points: (N, 2) whole numbers, x then y, pixels. N may be 0.
         scores: (N,) float.
         groups: (N,) int; peaks of different groups, such as classes, share no cluster.
-        centre: the member nearest to the cluster's mean, or the mean cut to whole pixels, as published.
-        seed: of the first means. Each group starts from it anew.
+        centre: the member nearest to the cluster's mean, or the mean truncated to whole pixels, as published.
+        seed: seed of the initial means, used for each group.
 
     Returns:
-        points: (M, 2) float32, by rising group, then falling score.
-        scores: (M,) float32, the best of each cluster.
+        points: (M, 2) float32, by ascending group, then descending score.
+        scores: (M,) float32, the maximum of each cluster.
         groups: (M,) int32.
 
     Raises:
-        ValueError: `peaks_per_cluster` is below 1, or there is no such `centre`.
+        ValueError: `peaks_per_cluster` is below 1, or `centre` is unknown.
     """
     if centre not in ("member", "mean"):
         raise ValueError(f"centre must be one of 'member', 'mean', got {centre!r}")
@@ -225,8 +225,8 @@ def cluster_peaks(
 
 
 def _k_means(points: np.ndarray, num_clusters: int, seed: int) -> np.ndarray:
-    """(N,) cluster of each point, 0-based, none empty."""
-    # As many clusters as places or more: kmeans2 would divide by a distance of 0 when it chooses its first means.
+    """Returns the cluster of each point, (N,) 0-based; no cluster is empty."""
+    # With at least as many clusters as unique points, kmeans2 would divide by a distance of 0 in its initialisation.
     places, at_place = np.unique(points, axis=0, return_inverse=True)
     if num_clusters >= len(places):
         return at_place.reshape(-1)
@@ -241,6 +241,6 @@ def _k_means(points: np.ndarray, num_clusters: int, seed: int) -> np.ndarray:
                 missing="raise",
                 seed=start,  # pyright: ignore[reportCallIssue]
             )[1]
-        except ClusterError:  # a cluster lost its last member: one fewer
+        except ClusterError:  # a cluster lost its last member: retry with one fewer
             continue
     return np.zeros(len(points), dtype=np.int64)

@@ -1,13 +1,13 @@
-"""Adaptive pseudo ground truth: which detections of an image a detector is to be retrained on.
+"""Adaptive pseudo ground truth: selects the detections of an image for retraining a detector.
 
-Scores of a weakly supervised detector differ between classes and images, so one threshold on all of them loses whole
-objects here and keeps parts there. Scores are therefore normalised for each class of each image, and the best of each
-class always stays. Source: WeakSAM, arXiv 2402.14812, after SoS-WSOD, arXiv 2206.10080. The rule of SoS-WSOD (PGF) is
-`norm: raw` with a threshold of 0.2, `all_pairs`, and no filter of parts for some classes.
-Departures from the published code, which takes detections in the order of their proposals: here the best is the best by
-score; no image is left without its top detection; `containment_rule: all_pairs` is the published filter, in which of
-two equal boxes both go, `greedy` keeps the better.
-Axis legend: N detections of an image, K that stay, C classes.
+Scores of a weakly supervised detector differ between classes and images, so a single threshold loses whole objects in
+some images and keeps parts of objects in others. Scores are therefore normalised for each class of each image, and the
+best detection of each class is always kept. Source: WeakSAM, arXiv 2402.14812, after SoS-WSOD, arXiv 2206.10080. The
+rule of SoS-WSOD (PGF) is `norm: raw` with a threshold of 0.2, `all_pairs`, and no filter of parts for some classes.
+Departures from the published code, which uses the order of proposals: detections are sorted by score here; no image
+loses its top detection; `containment_rule: all_pairs` is the published filter, which removes both of two equal boxes,
+`greedy` keeps the better one.
+Axis legend: N detections of an image, K kept detections, C classes.
 Boxes are xyxy, absolute pixels, float32, right and bottom exclusive.
 """
 
@@ -28,21 +28,21 @@ ContainmentRule = Literal["greedy", "all_pairs", "off"]
 
 @dataclass(frozen=True)
 class PgtRules:
-    """What stays. The defaults are the paper's but for `norm`.
+    """Rules of selecting detections. The defaults are the paper's except `norm`.
 
     Attributes:
         norm: scores s of a class in an image, from m to M, become (s - m) / (M - m) with `minmax` (the paper's figure),
-            s / (M - m) with `range` (its code), s / M with `max`, and stay s with `raw` (SoS-WSOD). With a hundred
-            detections, down to no score at all, the first three are as good as equal; with few, `minmax` loses the
-            second best, however good it is.
-        threshold: detections with a normalised score of at least this stay, beside the best of each class.
-        containment: of a box, how much of its area in another of its class makes it a part of that one.
-        containment_rule: `greedy`: by falling score, parts of a box that stayed go. `all_pairs`: parts of any box
-            above the threshold go, the best of a class too. `off`: none go.
-        containment_except: classes whose parts stay; SoS-WSOD names those that stand in groups.
-        top_k: instead of all this, the best k of each class; None = adaptive.
-        max_per_class: most of a class in an image; None = no limit.
-        max_per_image: most of an image, the best of each class first; None = no limit.
+            s / (M - m) with `range` (its code), s / M with `max`, and s with `raw` (SoS-WSOD). With a hundred
+            detections and scores down to 0 the first three are almost equal; with few, `minmax` removes the
+            lowest-scored one, e.g. the second of two, however good it is.
+        threshold: minimum normalised score of a kept detection; the best of each class is always kept.
+        containment: minimum share of a box's area inside another box of its class that makes it a part of that box.
+        containment_rule: `greedy`: by descending score, removes parts of kept boxes. `all_pairs`: removes parts of any
+            box above the threshold, even the best of a class. `off`: removes nothing.
+        containment_except: classes whose parts are kept; in SoS-WSOD those that occur in groups.
+        top_k: keep the best k of each class instead; None = adaptive.
+        max_per_class: maximum number of detections of a class in an image; None = no limit.
+        max_per_image: maximum number in an image, the best of each class first; None = no limit.
     """
 
     norm: Norm = "max"
@@ -65,29 +65,29 @@ class PgtRules:
 def select_pgt(
     boxes: np.ndarray, classes: np.ndarray, scores: np.ndarray, labels: Collection[int], rules: PgtRules
 ) -> np.ndarray:
-    """Rows of the detections that become pseudo ground truth.
+    """Returns the indices of the detections that become pseudo ground truth.
 
     Args:
         boxes: (N, 4) float, xyxy.
         classes: (N,) int.
-        scores: (N,) float; those that are not above 0 are no detections.
-        labels: image-level labels: classes that are there. Detections of others go.
-        rules: what stays.
+        scores: (N,) float; detections with scores of 0 or less are ignored.
+        labels: image-level labels. Detections of other classes are removed.
+        rules: rules of selection.
 
     Returns:
-        (K,) int64, by falling score; ties in their order.
+        (K,) int64, by descending score; ties in their order.
     """
     ranked = np.argsort(-scores, kind="stable")
     ranked = ranked[np.isin(classes[ranked], list(labels)) & (scores[ranked] > 0)]
     chosen = [
-        _of_class(boxes[here], scores[here], here, rules, keeps_parts=label in rules.containment_except)
-        for label, here in ((one, ranked[classes[ranked] == one]) for one in np.unique(classes[ranked]))
+        _of_class(boxes[members], scores[members], members, rules, keeps_parts=label in rules.containment_except)
+        for label, members in ((label, ranked[classes[ranked] == label]) for label in np.unique(classes[ranked]))
     ]
     if not chosen:
         return np.zeros(0, np.int64)
     rows = np.concatenate(chosen)
-    # the best of each class before all others, each by falling score
-    is_second = np.concatenate([np.arange(len(one)) > 0 for one in chosen])
+    # the best of each class before all others, each by descending score
+    is_second = np.concatenate([np.arange(len(members)) > 0 for members in chosen])
     rows = rows[np.lexsort((rows, -scores[rows], is_second))][: rules.max_per_image]
     return rows[np.lexsort((rows, -scores[rows]))]
 
@@ -95,7 +95,7 @@ def select_pgt(
 def _of_class(
     boxes: np.ndarray, scores: np.ndarray, rows: np.ndarray, rules: PgtRules, *, keeps_parts: bool
 ) -> np.ndarray:
-    """Those of `rows`, the detections of one class by falling score, that stay."""
+    """Returns the kept detections among `rows`, the detections of one class by descending score."""
     if rules.top_k is not None:
         return rows[: rules.top_k][: rules.max_per_class]
     stays = normalise_scores(scores, rules.norm) >= rules.threshold
@@ -113,12 +113,12 @@ def _of_class(
 
 
 def normalise_scores(scores: np.ndarray, norm: Norm) -> np.ndarray:
-    """Scores of one class in one image, (N,) float above 0, on a common scale; equal scores become 1 (`range`: inf).
+    """Normalises scores of one class in an image, (N,) float above 0; equal scores become 1 (`range`: inf).
 
-    `raw` leaves them as they are.
+    `raw` returns them unchanged.
 
     Args:
-        scores: N is at least 1.
+        scores: at least one.
         norm: see `PgtRules`.
     """
     scores = np.asarray(scores, np.float64)
@@ -135,7 +135,7 @@ def normalise_scores(scores: np.ndarray, norm: Norm) -> np.ndarray:
 
 
 def containment(boxes: np.ndarray) -> np.ndarray:
-    """(N, N) float64: the share of box i's area (row) that lies in box j (column); 0 for a box without area."""
+    """Returns (N, N) float64: the share of box i's area (row) inside box j (column); 0 for a box without area."""
     boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
     low = np.maximum(boxes[:, None, :2], boxes[None, :, :2])
     high = np.minimum(boxes[:, None, 2:], boxes[None, :, 2:])
@@ -145,7 +145,7 @@ def containment(boxes: np.ndarray) -> np.ndarray:
 
 
 def _without_parts(covered: np.ndarray) -> list[int]:
-    """Indices, best first, of the boxes that no better kept one covers; `covered` (N, N) bool, row by column."""
+    """Returns the indices of boxes that no better kept box covers, best first; `covered` (N, N) bool, row by column."""
     kept: list[int] = []
     for index in range(len(covered)):
         if not covered[index, kept].any():

@@ -1,8 +1,8 @@
-"""How good pseudo ground truth is, before anyone pays for training on it: precision and recall of its boxes.
+"""Quality of pseudo ground truth, measured before an expensive training: precision and recall of its boxes.
 
-A box is right when it hits an object as a detection does for VOC's AP (`detection_metrics`); every box counts, whatever
-its score, because a detector learns from all of them alike. Figures over classes are of all boxes together, not means
-of classes: what share of what is learnt is wrong, what share of the objects is learnt as background.
+A box is correct if it hits an object as in VOC's AP (`detection_metrics`); every box counts, whatever its score,
+because a detector is trained on all boxes with equal weight. Overall metrics are over all boxes, not means of classes:
+the share of wrong training boxes, and the share of objects that are trained as background.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from weaksam.ops.detection_metrics import HIT, MISS, DetectionRecords, Detection
 
 
 def pgt_table(records: DetectionRecords, class_names: Sequence[str], rules: DetectionRules) -> list[dict[str, Any]]:
-    """One row per class: `class`, `num_objects`, `num_boxes`, `precision@0.5`, `recall@0.5` ...; null: of none."""
+    """Returns a row per class: `class`, `num_objects`, `num_boxes`, `precision@0.5`, `recall@0.5` ...; may be null."""
     return [
         {"class": name} | _figures(records, records.classes == label, int(records.num_objects[label]), rules)
         for label, name in enumerate(class_names)
@@ -22,7 +22,7 @@ def pgt_table(records: DetectionRecords, class_names: Sequence[str], rules: Dete
 
 
 def pgt_metrics(records: DetectionRecords, rules: DetectionRules) -> dict[str, float]:
-    """`precision@0.5`, `recall@0.5` ... of all boxes, and `boxes_per_image`; what there is none of is left out."""
+    """Returns `precision@0.5`, `recall@0.5` ... of all boxes, and `boxes_per_image`; undefined metrics are omitted."""
     figures = _figures(records, slice(None), int(records.num_objects.sum()), rules)
     boxes = figures.pop("num_boxes")
     figures["num_objects"] = None
@@ -31,8 +31,8 @@ def pgt_metrics(records: DetectionRecords, rules: DetectionRules) -> dict[str, f
     }
 
 
-def _figures(records: DetectionRecords, here: Any, num_objects: int, rules: DetectionRules) -> dict[str, Any]:
-    outcomes = records.outcomes[here]
+def _figures(records: DetectionRecords, selection: Any, num_objects: int, rules: DetectionRules) -> dict[str, Any]:
+    outcomes = records.outcomes[selection]
     figures: dict[str, Any] = {"num_objects": num_objects, "num_boxes": len(outcomes)}
     for column, threshold in enumerate(rules.thresholds):
         hits, misses = ((outcomes[:, column] == what).sum() for what in (HIT, MISS))

@@ -1,4 +1,4 @@
-"""Which numbers a device can compute with."""
+"""Whether a device supports bf16 natively."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ import torch
 
 
 def computes_bf16(device: torch.device) -> bool:
-    """Whether a device multiplies bf16 itself; processors that imitate it take ten times as long as with fp32."""
+    """Whether a device multiplies bf16 natively; CPUs that emulate it take ten times as long as with fp32."""
     return device.type != "cpu" or torch.backends.cpu.get_cpu_capability().startswith(("AVX512", "SVE"))

@@ -1,10 +1,10 @@
-"""How well class-free proposals cover the objects: recall and average recall.
+"""Recall and average recall of class-agnostic proposals.
 
-Two steps, so that the first can run anywhere in parallel: `match_row` makes a compact record of one image, and
-`proposal_metrics` sums records up. A proposal's class plays no part.
-An object counts as found at threshold t when a proposal overlaps it with IoU >= t. Objects flagged difficult and
-crowds do not count. An image without proposals, failed ones among them, finds nothing, and its objects do count.
-`RecallRules` changes any of this; REFERENCE_RULES is how the evaluator of the published method counts on VOC.
+Two steps, so the first can run in parallel: `match_row` returns a compact record of an image, and `proposal_metrics`
+computes metrics of many records. Classes of proposals are ignored.
+An object is recalled at threshold t if a proposal overlaps it with IoU >= t. Objects flagged difficult and crowds do
+not count. Objects of an image without proposals, including failed images, do count and are not recalled.
+`RecallRules` changes any of this; REFERENCE_RULES are those of the published method's evaluator on VOC.
 Axis legend: G objects (ground truth), N proposals of an image, I images, S subsets of the proposals.
 """
 
@@ -28,17 +28,17 @@ ALL = "all"
 
 @dataclass(frozen=True)
 class RecallRules:
-    """What counts as an object, and as found. The defaults are the plain definition of recall.
+    """Rules of recall. The defaults are the plain definition of recall.
 
     Attributes:
-        one_to_one: a proposal finds one object only; pairs are taken greedily by falling IoU.
-        plus_one: widths and heights are right - left + 1: right for boxes with inclusive corners. Tables hold
-            exclusive ones.
+        one_to_one: a proposal recalls at most one object; pairs are assigned greedily by descending IoU.
+        plus_one: widths and heights are right - left + 1, which is correct for boxes with inclusive corners. Tables
+            have exclusive corners.
         truth_offset: pixels added to the coordinates of objects.
         include_difficult: whether objects flagged difficult count.
         include_crowd: whether crowds count.
         include_images_without_proposals: whether the objects of an image without proposals count.
-        top_k: numbers of best-scored proposals for which recall is wanted too.
+        top_k: additional metrics are computed for these numbers of best-scored proposals.
         sources: names of the values in a row's `source`.
     """
 
@@ -52,8 +52,8 @@ class RecallRules:
     sources: tuple[str, ...] = SOURCES
 
 
-# Its +1 belongs to inclusive corners, which is no +1 in exclusive ones. It compares 1-based objects with 0-based
-# proposals, which is an offset of one pixel.
+# Its +1 is for inclusive corners, so exclusive corners need no +1. It compares 1-based objects with 0-based proposals,
+# which is an offset of one pixel.
 REFERENCE_RULES = RecallRules(
     one_to_one=True,
     truth_offset=1.0,
@@ -65,9 +65,9 @@ REFERENCE_RULES = RecallRules(
 
 @dataclass(frozen=True)
 class RecallRecords:
-    """What recall needs to know of some images; a few numbers per object."""
+    """The data of one or more images that recall needs; a few numbers per object."""
 
-    iou: np.ndarray  # (G, S) float64: the best overlap with a proposal of each subset, in the order of `subset_names`
+    iou: np.ndarray  # (G, S) float64: best IoU with a proposal of each subset, in the order of `subset_names`
     areas: np.ndarray  # (G,) float64, square pixels
     classes: np.ndarray  # (G,) int32
     num_proposals: np.ndarray  # (I, 1 + number of sources) int64: all, then by source
@@ -82,19 +82,19 @@ class RecallRecords:
 
 
 def subset_names(rules: RecallRules) -> list[str]:
-    """S names: `all`, `top10` ..., each source, and sources added one by one (`grid+coarse` ...)."""
+    """Returns S names: `all`, `top10` ..., each source, and cumulative sources (`grid+coarse` ...)."""
     sums = ["+".join(rules.sources[:k]) for k in range(2, len(rules.sources))]
     return [ALL, *(f"top{k}" for k in rules.top_k), *rules.sources, *sums]
 
 
 def match_row(truth: Mapping[str, Any], proposals: Mapping[str, Any] | None, rules: RecallRules) -> RecallRecords:
-    """The record of one image from its rows in the tables `ground_truth` and `proposals`.
+    """Returns the record of an image from its rows in the tables `ground_truth` and `proposals`.
 
     Args:
-        truth: `boxes`, `classes`, `difficult`, `crowd`; and `areas`, (G,) in square pixels, where the area of the
-            masks is to decide what is small. Lists or arrays.
-        proposals: `status`, `boxes`, `source`, and `predicted_iou` as the score to rank by. None: there is no row.
-        rules: what counts.
+        truth: `boxes`, `classes`, `difficult`, `crowd`; optionally `areas`, (G,) square pixels, for size classes by the
+            area of masks. Lists or arrays.
+        proposals: `status`, `boxes`, `source`, and `predicted_iou` as the score. None: no row.
+        rules: rules of recall.
     """
     keep = np.ones(len(truth["boxes"]), bool)
     if not rules.include_difficult:
@@ -105,40 +105,40 @@ def match_row(truth: Mapping[str, Any], proposals: Mapping[str, Any] | None, rul
     areas = truth.get("areas")
     areas = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1) if areas is None else np.asarray(areas, np.float64)
     usable = proposals if proposals is not None and proposals["status"] == OK else _NO_PROPOSALS
-    found = _boxes(usable["boxes"])
+    proposal_boxes = _boxes(usable["boxes"])
     sources, scores = np.asarray(usable["source"], np.int64), np.asarray(usable["predicted_iou"], np.float64)
-    if not len(found) and not rules.include_images_without_proposals:
+    if not len(proposal_boxes) and not rules.include_images_without_proposals:
         keep[:] = False
     counts = np.bincount(sources, minlength=len(rules.sources))
-    if not len(found) == len(sources) == len(scores) or len(counts) > len(rules.sources):
+    if not len(proposal_boxes) == len(sources) == len(scores) or len(counts) > len(rules.sources):
         raise ValueError(
-            f"proposals must have one score and one source below {len(rules.sources)} each, got {len(found)} boxes, "
-            f"{len(scores)} scores, {len(sources)} sources up to {sources.max(initial=0)}"
+            f"proposals must have one score and one source below {len(rules.sources)} each, got {len(proposal_boxes)} "
+            f"boxes, {len(scores)} scores, {len(sources)} sources up to {sources.max(initial=0)}"
         )
     check_objects({"boxes": truth["boxes"], "classes": truth["classes"]}, "objects")
-    check_objects({"boxes": found, "scores": scores}, "proposals")
+    check_objects({"boxes": proposal_boxes, "scores": scores}, "proposals")
     return RecallRecords(
-        iou=match_proposals(boxes[keep], found, scores, sources, rules=rules),
+        iou=match_proposals(boxes[keep], proposal_boxes, scores, sources, rules=rules),
         areas=areas[keep],
         classes=np.asarray(truth["classes"], np.int32)[keep],
-        num_proposals=np.array([[len(found), *counts]], np.int64),
+        num_proposals=np.array([[len(proposal_boxes), *counts]], np.int64),
     )
 
 
 def match_proposals(
     truth: np.ndarray, proposals: np.ndarray, scores: np.ndarray, sources: np.ndarray, *, rules: RecallRules
 ) -> np.ndarray:
-    """How well each object is covered by each subset of the proposals of one image.
+    """Returns the best IoU of each object with each subset of the proposals of an image.
 
     Args:
-        truth: (G, 4) float, xyxy; all of them count.
+        truth: (G, 4) float, xyxy; all objects count.
         proposals: (N, 4) float, xyxy.
-        scores: (N,) float; the higher the better, ties keep their order.
+        scores: (N,) float; higher is better, ties keep their order.
         sources: (N,) int, index into `rules.sources`.
-        rules: what counts as found.
+        rules: rules of recall.
 
     Returns:
-        (G, S) float64, IoU with the best proposal of each of `subset_names(rules)`, 0 where there is none.
+        (G, S) float64, IoU with the best proposal of each of `subset_names(rules)`, 0 for an empty subset.
     """
     order = np.argsort(-scores, kind="stable")
     iou = pairwise_iou(truth + rules.truth_offset, proposals[order], plus_one=rules.plus_one)
@@ -154,7 +154,7 @@ def match_proposals(
 
 
 def pairwise_iou(boxes: np.ndarray, others: np.ndarray, *, plus_one: bool = False) -> np.ndarray:
-    """Intersection over union of every pair; 0 where both are empty.
+    """Returns the intersection over union of every pair; 0 if both are empty.
 
     Args:
         boxes: (G, 4) float, xyxy.
@@ -175,7 +175,7 @@ def pairwise_iou(boxes: np.ndarray, others: np.ndarray, *, plus_one: bool = Fals
 
 
 def _assigned_iou(iou: np.ndarray) -> np.ndarray:
-    """(G,) IoU of each object with the proposal it gets when pairs are taken by falling IoU, each member once."""
+    """Returns (G,) IoU of each object with its proposal, assigned greedily by descending IoU, each member once."""
     left = iou.copy()
     assigned = np.zeros(len(iou))
     for _ in range(min(iou.shape)):
@@ -190,7 +190,7 @@ def _boxes(boxes: Any) -> np.ndarray:
 
 
 def concat_records(records: Iterable[RecallRecords]) -> RecallRecords:
-    """Many records as one; ValueError when there are none."""
+    """Concatenates records; raises ValueError without any."""
     parts = list(records)
     if not parts:
         raise ValueError("records must hold one record at least, got none")
@@ -198,19 +198,19 @@ def concat_records(records: Iterable[RecallRecords]) -> RecallRecords:
 
 
 def recall_of(best_iou: np.ndarray, thresholds: Sequence[float]) -> list[float]:
-    """The fraction of objects whose best IoU (G,) reaches each threshold; G must not be 0."""
+    """Returns the fraction of objects whose best IoU (G,) reaches each threshold; G must not be 0."""
     return [float((best_iou >= t).mean()) for t in thresholds]
 
 
 def proposal_metrics(
     records: RecallRecords, rules: RecallRules, *, thresholds: Sequence[float] = THRESHOLDS
 ) -> dict[str, float]:
-    """Every figure of a set of proposals, as fractions of objects; boxes per image are counts.
+    """Returns all metrics of a set of proposals, as fractions of objects; boxes per image are counts.
 
-    Names: `recall@0.5`, `AR` (mean over 0.5:0.05:0.95) and `AR@100` (by the 100 best-scored proposals of an image);
-    `recall@0.5_top100`; with `_small`, `_medium`, `_large` by the size of objects; with `_grid` by the proposals of
-    one source, with `_grid+coarse` by several; `boxes_per_image`, `boxes_per_image_median`, `boxes_per_image_grid`.
-    What cannot be measured, for want of objects or because a source gave no box at all, is left out.
+    Names: `recall@0.5`, `AR` (mean over 0.5:0.05:0.95) and `AR@100` (for the 100 best-scored proposals of an image);
+    `recall@0.5_top100`; with `_small`, `_medium`, `_large` by size of objects; with `_grid` for the proposals of a
+    single source, with `_grid+coarse` for several; `boxes_per_image`, `boxes_per_image_median`,
+    `boxes_per_image_grid`. Metrics without objects, or of a source without boxes, are omitted.
     """
     metrics: dict[str, float] = {}
     totals = records.num_proposals.sum(axis=0)
@@ -223,7 +223,7 @@ def proposal_metrics(
     if not records.num_objects:
         return metrics
     for column, name in enumerate(subset_names(rules)):
-        # A sum of sources says something new only if the source added last gave boxes.
+        # Cumulative sources differ from the previous ones only if the last source has boxes.
         if (name in rules.sources or "+" in name) and name.rpartition("+")[2] not in used:
             continue
         metrics |= _figures(records.iou[:, column], thresholds, name)
@@ -244,7 +244,7 @@ def _figures(best_iou: np.ndarray, thresholds: Sequence[float], name: str) -> di
 def recall_by_class(
     records: RecallRecords, class_names: Sequence[str], *, thresholds: Sequence[float] = THRESHOLDS
 ) -> list[dict[str, Any]]:
-    """One row per class that occurs: `class`, `num_objects`, `recall@...` and `AR`, by all proposals."""
+    """Returns a row per class that occurs: `class`, `num_objects`, `recall@...` and `AR`, for all proposals."""
     rows = []
     present = np.unique(records.classes)
     if len(present) and not 0 <= present[0] <= present[-1] < len(class_names):

@@ -1,4 +1,4 @@
-"""What becomes of masks that a segmenter drew for boxes: is each about its box, and what is put in place of one not.
+"""Checks SAM masks against their box prompts and replaces or drops the bad ones.
 
 Axis legend: M boxes of an image, H W pixels.
 Boxes are xyxy, absolute pixels, float32, right and bottom exclusive. Masks are COCO compressed counts.
@@ -16,18 +16,18 @@ from pycocotools import mask as coco_mask
 from weaksam.ops.choices import check_choices
 from weaksam.ops.rle import decode_rle, encode_rle
 
-STATES = ("fits", "empty", "exploding")  # of a mask as it was drawn; the value of `mask_state`
+STATES = ("fits", "empty", "exploding")  # of a predicted mask; a value of `mask_state` is an index into them
 FITS, EMPTY, EXPLODING = range(3)
 
 
 @dataclass(frozen=True)
 class MaskRules:
-    """What is done about masks that are not about their box.
+    """Rules for masks that do not fit their box.
 
     Attributes:
         max_outside: a mask with a larger share of its pixels outside the box is exploding.
-        empty: instead of a mask without pixels: the box itself, or the object is left out.
-        exploding: the same, or the mask stays as it is.
+        empty: replaces an empty mask by the box (`box`) or drops the object (`drop`).
+        exploding: does the same with an exploding mask, or keeps it (`keep`).
     """
 
     max_outside: float = 0.5
@@ -40,12 +40,12 @@ class MaskRules:
 
 @dataclass(frozen=True)
 class ChosenMasks:
-    """Masks of the objects of an image that stay.
+    """Masks of the kept objects of an image.
 
     Attributes:
-        kept: (K,) int, which of the boxes.
-        masks: K, none of them empty.
-        states: (M,) int of every box, an index into STATES.
+        kept: (K,) int, indices of the boxes.
+        masks: K masks, none of them empty.
+        states: (M,) int, index into STATES for every box.
     """
 
     kept: np.ndarray
@@ -54,16 +54,16 @@ class ChosenMasks:
 
 
 def choose_masks(masks: Sequence[bytes], boxes: np.ndarray, hw: tuple[int, int], rules: MaskRules) -> ChosenMasks:
-    """Looks at each mask and replaces or leaves out what does not fit.
+    """Checks each mask and replaces or drops those that do not fit.
 
     Args:
         masks: M, one for each box.
-        boxes: (M, 4) float, perhaps reaching beyond the image.
+        boxes: (M, 4) float, may extend beyond the image.
         hw: height and width of the image.
-        rules: what is done.
+        rules: rules for masks that do not fit.
     """
     states = np.array(
-        [_state(one, box, hw, rules.max_outside) for one, box in zip(masks, boxes, strict=True)], np.int64
+        [_state(mask, box, hw, rules.max_outside) for mask, box in zip(masks, boxes, strict=True)], np.int64
     )
     fate = np.array(["keep", rules.empty, rules.exploding], object)[states] if len(states) else states
     kept = np.flatnonzero(fate != "drop")
@@ -81,7 +81,7 @@ def _state(mask: bytes, box: np.ndarray, hw: tuple[int, int], max_outside: float
 
 
 def box_mask(box: np.ndarray, hw: tuple[int, int]) -> bytes:
-    """The mask of all pixels whose centres lie in a box, and of one pixel at least."""
+    """Returns the mask of all pixels whose centres are in a box, at least one pixel."""
     top, bottom, left, right = _span(box, hw)
     mask = np.zeros(hw, bool)
     mask[top:bottom, left:right] = True
@@ -89,7 +89,7 @@ def box_mask(box: np.ndarray, hw: tuple[int, int]) -> bytes:
 
 
 def _span(box: np.ndarray, hw: tuple[int, int]) -> tuple[int, int, int, int]:
-    """First row, end of rows, first column, end of columns of the pixels whose centres lie in a box: one at least."""
+    """Returns first row, end row, first column, end column of the pixels whose centres are in a box, at least one."""
     spans = []
     for low, high, side in ((box[1], box[3], hw[0]), (box[0], box[2], hw[1])):
         first = int(np.clip(np.ceil(low - 0.5), 0, side - 1))
@@ -98,7 +98,7 @@ def _span(box: np.ndarray, hw: tuple[int, int]) -> tuple[int, int, int, int]:
 
 
 def tight_boxes(masks: Sequence[bytes], hw: tuple[int, int]) -> np.ndarray:
-    """(M, 4) float32 boxes around masks, none of them empty."""
-    rles: Any = [{"size": list(hw), "counts": one} for one in masks]
-    found = coco_mask.toBbox(rles) if masks else np.zeros((0, 4))
-    return np.concatenate([found[:, :2], found[:, :2] + found[:, 2:]], axis=1).astype(np.float32)
+    """Returns the tight boxes around non-empty masks, (M, 4) float32."""
+    rles: Any = [{"size": list(hw), "counts": mask} for mask in masks]
+    xywh = coco_mask.toBbox(rles) if masks else np.zeros((0, 4))
+    return np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1).astype(np.float32)

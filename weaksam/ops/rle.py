@@ -1,8 +1,8 @@
-"""Masks as COCO's compressed run lengths, without torch. Axis legend: H W pixels, R runs.
+"""Encodes masks as COCO's compressed run lengths, without torch. Axis legend: H W pixels, R runs.
 
-A run-length encoded mask is COCO compressed counts as bytes; its (height, width) is kept by the caller. Runs go down
-the columns, first run of zeros. The format: run lengths, from the third on minus the one two before, each written in
-groups of 5 bits from the low end, bit 6 set while more follow, 48 added (cocoapi `common/maskApi.c`).
+A run-length encoded mask is COCO compressed counts as bytes; the caller stores its (height, width). Runs go down the
+columns, the first run is zeros. The format: run lengths, from the fourth on minus the run two before, each written in
+groups of 5 bits from the low end, bit 6 set if more groups follow, 48 added (cocoapi `common/maskApi.c`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import numpy as np
 
 
 def encode_rle(mask: np.ndarray) -> bytes:
-    """A mask as COCO compressed counts, the same bytes as `pycocotools.mask.encode`.
+    """Encodes a mask as COCO compressed counts, the same bytes as `pycocotools.mask.encode`.
 
     Args:
         mask: (H, W) bool or 0/1 integers.
@@ -22,10 +22,10 @@ def encode_rle(mask: np.ndarray) -> bytes:
 
 
 def edges_to_rle(edges: np.ndarray, *, first: bool, size: int) -> bytes:
-    """Compressed counts from where a column-major mask changes value.
+    """Returns compressed counts from the positions where a column-major mask changes value.
 
     Args:
-        edges: (E,) int, rising: positions whose pixel differs from the one before, in 1 .. size - 1.
+        edges: (E,) int, ascending: positions whose pixel differs from the previous one, in 1 .. size - 1.
         first: value of the first pixel.
         size: number of pixels.
     """
@@ -34,7 +34,7 @@ def edges_to_rle(edges: np.ndarray, *, first: bool, size: int) -> bytes:
 
 
 def runs_to_rle(runs: np.ndarray) -> bytes:
-    """Run lengths (zeros first) as COCO compressed counts.
+    """Encodes run lengths (zeros first) as COCO compressed counts.
 
     Args:
         runs: (R,) int, each >= 0.
@@ -47,7 +47,7 @@ def runs_to_rle(runs: np.ndarray) -> bytes:
     while pending.any():
         low = values & 0x1F
         values = values >> 5
-        # A value is done when the rest is only its sign: 0 after a clear bit 5, -1 after a set one.
+        # A value is complete if the rest is only its sign: 0 after a clear bit 5, -1 after a set one.
         more = np.where(low & 0x10, values != -1, values != 0)
         groups.append(np.where(pending, low + 48 + (more << 5), 0).astype(np.uint8))
         pending = pending & more
@@ -56,7 +56,7 @@ def runs_to_rle(runs: np.ndarray) -> bytes:
 
 
 def rle_to_runs(rle: bytes) -> np.ndarray:
-    """Run lengths (zeros first) of COCO compressed counts.
+    """Returns the run lengths (zeros first) of COCO compressed counts.
 
     Returns:
         (R,) int64.
@@ -75,14 +75,14 @@ def rle_to_runs(rle: bytes) -> np.ndarray:
     values = np.add.reduceat((digits & 0x1F) << (5 * place), starts)
     negative = (digits[is_last] & 0x10) != 0
     values -= np.where(negative, np.int64(1) << (5 * (place[is_last] + 1)), 0)
-    # Undo the difference to the run two before: odd and even runs are two independent running sums.
+    # Undo the difference to the run two before: odd and even runs are two independent cumulative sums.
     values[1::2] = np.cumsum(values[1::2])
     values[2::2] = np.cumsum(values[2::2])
     return values
 
 
 def decode_rle(rle: bytes, height: int, width: int) -> np.ndarray:
-    """The mask of COCO compressed counts.
+    """Decodes COCO compressed counts to a mask.
 
     Returns:
         (H, W) bool, column-major in memory.
@@ -98,5 +98,5 @@ def decode_rle(rle: bytes, height: int, width: int) -> np.ndarray:
 
 
 def rle_area(rle: bytes) -> int:
-    """Number of set pixels of COCO compressed counts."""
+    """Returns the number of set pixels of COCO compressed counts."""
     return int(rle_to_runs(rle)[1::2].sum())

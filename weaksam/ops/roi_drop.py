@@ -1,10 +1,11 @@
-"""RoI drop: regions whose loss is large late in training were probably given a wrong label, and are not learnt from.
+"""RoI drop: ignores the losses of regions whose loss is large late in training, because their label is probably wrong.
 
-A network fits what is consistent first; what it still gets very wrong after a while is more often the pseudo label's
-fault than its own. So from some step on, the losses of such regions count nothing.
-Source: WeakSAM, arXiv 2402.14812. Its figure draws two independent gates, which its code once had for all regions
-(`independent_all`); its last state drops where both are open and foreground (gate `and`). That code indexes wrongly and
-loses a divisor; here the divisors of the losses stay what they were, so that what is not dropped weighs as before.
+A network fits consistent labels first; if the loss of a region is still large later, its pseudo label is often wrong.
+From some step on, the losses of such regions are therefore dropped.
+Source: WeakSAM, arXiv 2402.14812. Its figure shows two independent gates, which an earlier version of its code had for
+all regions (`independent_all`); the last version drops foreground regions if both gates are open (gate `and`). That
+code has an indexing error and loses a divisor; here the divisors of the losses are unchanged, so the remaining losses
+keep their weight.
 Axis legend: R regions: RoIs of a detector with proposals, matched queries of a DETR.
 """
 
@@ -17,21 +18,21 @@ from weaksam.ops.checks import check_number, check_whole
 from weaksam.ops.choices import STRICT, check_choices
 
 Gate = Literal["off", "and", "independent", "independent_all", "cls", "reg"]
-Array = TypeVar("Array", bound=Any)  # of numpy, torch, jax: whatever has >, & and |
+Array = TypeVar("Array", bound=Any)  # an array of numpy, torch or jax, with >, & and |
 
 
 @dataclass(frozen=True)
 class RoiDropRules:
-    """When a region is taken to be wrongly labelled, and its losses are dropped.
+    """Rules that decide which losses of a region are dropped.
 
     Attributes:
-        gate: `and`: both losses of a region where both are too large; `independent`: each loss where it itself is;
-            `independent_all`: the same, background's classification loss too; `cls`: the classification's alone;
-            `reg`: the regression's alone; `off`: nothing ever.
-        cls_threshold: classification losses above this are too large. Cross-entropy of 4 is a probability of 0.018.
-        reg_threshold: regression losses above this are too large. L1 of 4, summed over the four deltas of a box, is a
-            mean error of 1.0 each.
-        start: step of the training from which on regions are dropped; before, their losses say little.
+        gate: `and`: drops both losses of a region if both are too large; `independent`: drops each loss that is too
+            large; `independent_all`: the same, including the classification loss of background; `cls`: drops only
+            classification losses; `reg`: drops only regression losses; `off`: drops nothing.
+        cls_threshold: classification losses above this are too large. A cross-entropy of 4 is a probability of 0.018.
+        reg_threshold: regression losses above this are too large. An L1 of 4, summed over the four deltas of a box, is
+            a mean error of 1.0 each.
+        start: training step from which losses are dropped; before, losses say little about labels.
     """
 
     __pydantic_config__ = STRICT
@@ -54,18 +55,17 @@ NO_DROP = RoiDropRules()
 def select_drops(
     cls_losses: Array, reg_losses: Array, is_foreground: Array, rules: RoiDropRules, step: int
 ) -> tuple[Array, Array]:
-    """Which regions' classification and regression losses are to count nothing; background's never, but for
-    `independent_all`.
+    """Selects the classification and regression losses to drop; those of background only with `independent_all`.
 
     Args:
         cls_losses: (R,) float, classification loss of each region, detached.
-        reg_losses: (R,) float, regression loss of each region, detached; of background it is not looked at.
-        is_foreground: (R,) bool, whether a region was given an object.
+        reg_losses: (R,) float, regression loss of each region, detached; ignored for background.
+        is_foreground: (R,) bool, whether a region has an assigned object.
         rules: gate, thresholds and start.
-        step: of the training, from 0.
+        step: training step, from 0.
 
     Returns:
-        two masks (R,) bool, of the same kind of array: classification losses and regression losses to drop.
+        two masks (R,) bool, of the same array type: classification losses and regression losses to drop.
     """
     nothing = is_foreground & ~is_foreground
     if rules.gate == "off" or step < rules.start:

@@ -1,4 +1,4 @@
-"""Greedy suppression of boxes that overlap a better one.
+"""Greedy suppression of boxes that overlap a better box.
 
 Axis legend: N boxes.
 Boxes are xyxy, absolute pixels, float32, right and bottom exclusive.
@@ -17,12 +17,12 @@ _BLOCK = 1024
 
 
 def nms(boxes: Tensor, scores: Tensor, *, threshold: float) -> Tensor:
-    """Indices of the boxes that no better kept box overlaps by more than `threshold`, by falling score.
+    """Returns the indices of boxes whose IoU with every better kept box is at most `threshold`, by descending score.
 
     Args:
         boxes: (N, 4) float, xyxy.
         scores: (N,) float.
-        threshold: a box goes when its IoU with a kept box is above this.
+        threshold: a box is removed if its IoU with a kept box exceeds this.
 
     Returns:
         (K,) int64.
@@ -31,33 +31,33 @@ def nms(boxes: Tensor, scores: Tensor, *, threshold: float) -> Tensor:
 
 
 def nms_of_mask_boxes(boxes: Tensor, scores: Tensor, *, threshold: float) -> Tensor:
-    """`nms` with the overlap that SamAutomaticMaskGenerator computes, so the same masks survive.
+    """Runs `nms` with the IoU of SamAutomaticMaskGenerator, so the same masks are kept.
 
-    SAM measures a mask's box from its first to its last pixel, one pixel less than our exclusive boxes, and takes
-    IoU of that. The difference matters for small masks: a box one pixel wide has area 0 there and is never dropped.
+    SAM measures a mask's box from its first to its last pixel, one pixel less than our exclusive boxes, and computes
+    the IoU of those. The difference matters for small masks: a box one pixel wide has area 0 and is never removed.
 
     Args:
         boxes: (N, 4) float, xyxy, whole pixels, right and bottom exclusive.
         scores: (N,) float.
-        threshold: a box goes when its IoU with a kept box is above this.
+        threshold: a box is removed if its IoU with a kept box exceeds this.
 
     Returns:
-        (K,) int64, by falling score.
+        (K,) int64, by descending score.
     """
     return nms(to_inclusive(boxes), scores, threshold=threshold)
 
 
 def suppress_in_order(boxes: Tensor, *, threshold: float) -> Tensor:
-    """Indices of the boxes that no earlier kept box overlaps by more than `threshold`, in the given order.
+    """Returns the indices of boxes whose IoU with every earlier kept box is at most `threshold`, in input order.
 
-    The WeakSAM post-suppression of peak proposals, which have no score (threshold 0.9 there).
+    WeakSAM uses it, with threshold 0.9, for proposals of peaks, which have no score.
 
     Args:
         boxes: (N, 4) float, xyxy.
-        threshold: a box goes when its IoU with an earlier kept box is above this.
+        threshold: a box is removed if its IoU with an earlier kept box exceeds this.
 
     Returns:
-        (K,) int64, rising.
+        (K,) int64, ascending.
     """
     num_boxes = len(boxes)
     keep = torch.ones(num_boxes, dtype=torch.bool)

@@ -29,7 +29,7 @@ def look_at(steps: Sequence[Step]) -> tuple[list[str], list[str]]:
             unreachable.append(f"steps.{step.name}: {error}")
             continue
         if report is not None:
-            lines.append(f"{step.name}: looked at {report.seen}; not at {report.unseen}")
+            lines.append(f"{step.name}: looked at {report.checked}; not at {report.unchecked}")
             faults += [f"steps.{step.name}: {fault}" for fault in report.faults]
         unseen += [f"steps.{step.name}.{key}" for key in outside_files(step.config)]
     if unreachable and not faults:

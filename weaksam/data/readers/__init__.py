@@ -1,1 +1,1 @@
-"""Datasets, results and reviews as other programs write them, a format a file."""
+"""Readers of datasets, results and reviews of other programs, one module per format."""

@@ -1,13 +1,13 @@
-"""COCO instances json (2014, 2017, and others in its form) as tables.
+"""Reads COCO instances json (2014, 2017, and other files of this format) as tables.
 
-An image's id is COCO's own, as a string; that it is a number in the file stays known, and results are written so.
-Classes are the categories in the order of their ids, 0-based without gaps
-(COCO's own are 80 of the ids 1 to 90); the ids stay known, so that results are read and written with them. Boxes xywh
-become xyxy. Image-level labels are the classes of an image's annotations; crowd annotations make no label, as in the
-WSOD papers' code. An image without annotations shows none of the classes; only a file without the key `annotations`,
-or with null there (image_info_test), gives null labels. Sizes are what the json says; images are not opened. A box
-without area inside the image is left out with a warning, but its class stays a label; so does that of an annotation
-without a box, which gets the box around its segmentation where it has one.
+An image's id is COCO's own, as a string; the tables record whether it is a number, and results are written that way.
+Classes are the categories in the order of their ids, 0-based without gaps (COCO's own are 80 of the ids 1 to 90); the
+ids are kept in the tables, so results are read and written with them. Boxes are converted from xywh to xyxy.
+Image-level labels are the classes of an image's annotations; crowd annotations give no label, as in the WSOD papers'
+code. An image without annotations has no labels; labels are null only if the key `annotations` is missing or null
+(image_info_test). Sizes are those in the json; images are not opened. A box without area inside the image is left out
+with a warning, but its class remains a label. An annotation without a box gets the box of its segmentation if it has
+one; otherwise only its label is used.
 """
 
 from __future__ import annotations
@@ -38,25 +38,25 @@ def read_coco(
     crowd_makes_label: bool = False,
     masks: bool = True,
 ) -> Dataset:
-    """A dataset in COCO's form.
+    """Reads a dataset in COCO format.
 
     Args:
         root: URI of the folder.
         splits: names, for annotations/instances_{name}.json (or image_info_{name}.json) and images in {name}/;
             or a mapping from name to (json file, image folder), each a URI or a path below `root`.
-        classes: names in the order wanted; another name is an error. None: COCO's order.
-        crowd_makes_label: whether a crowd annotation makes an image-level label.
-        masks: whether to make masks of the segmentations; costs about 0.1 ms per object.
+        classes: names in class order; any other name is an error. None: COCO's order.
+        crowd_makes_label: whether a crowd annotation gives an image-level label.
+        masks: whether to convert segmentations to masks; takes about 0.1 ms per object.
 
     Raises:
-        DataError: names the file and the position, key, image or annotation.
+        DataError: the data is invalid; names the file and the position, key, image or annotation.
         StorageError: the storage is at fault.
     """
     root = storage.absolute(root)
     names: dict[int, str] = {}
     used: set[int] = set()
     records: list[ImageRecord] = []
-    kinds: set[type] = set()  # of image ids
+    kinds: set[type] = set()  # types of image ids
     for split in splits:
         uri, folder = _find_split(root, split, splits[split] if isinstance(splits, Mapping) else None)
         content = _load(uri)
@@ -78,10 +78,10 @@ def read_coco(
     return replace(dataset, category_ids=complete_category_ids(known, names), ids_are_numbers=ids_are_numbers)
 
 
-def _find_split(root: str, split: str, given: tuple[str, str] | None) -> tuple[str, str]:
-    """URIs of the json and of the image folder."""
-    if given is not None:
-        uri, folder = (g if storage.is_uri(g) or g.startswith("/") else storage.join(root, g) for g in given)
+def _find_split(root: str, split: str, paths: tuple[str, str] | None) -> tuple[str, str]:
+    """Returns the URIs of the json and of the image folder."""
+    if paths is not None:
+        uri, folder = (g if storage.is_uri(g) or g.startswith("/") else storage.join(root, g) for g in paths)
         return uri, folder
     folder = storage.join(root, split)
     uri = storage.join(root, "annotations", f"instances_{split}.json")
@@ -100,7 +100,7 @@ def _load(uri: str) -> dict[str, Any]:
         raise DataError(f"{uri}, line {error.lineno}, column {error.colno}: not valid JSON ({error.msg})") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{uri}: not UTF-8 text ({error})") from error
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, lists in lists without an end
+    except (ValueError, RecursionError) as error:  # a number with thousands of digits, too deep nesting
         raise DataError(f"{uri}: cannot be read as JSON ({error})") from error
     for key in ("images", "categories"):
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
@@ -109,20 +109,20 @@ def _load(uri: str) -> dict[str, Any]:
 
 
 def _categories(content: dict[str, Any], uri: str) -> dict[int, str]:
-    found = [
+    categories = [
         (_field(c, "id", (int,), f"{uri}: categories"), _field(c, "name", (str,), uri).strip())
         for c in content["categories"]
     ]
-    found = [(number, name.strip()) for number, name in found]
-    check_unique([str(number) for number, _ in found], f"{uri}: categories", "id")
-    return dict(found)
+    categories = [(number, name.strip()) for number, name in categories]
+    check_unique([str(number) for number, _ in categories], f"{uri}: categories", "id")
+    return dict(categories)
 
 
 def _ids_by_name(names: Mapping[int, str], used: Collection[int], root: str) -> dict[str, int]:
-    """The id of each class, in the order of ids. A category without annotations gives way to another of its name.
+    """Returns the id of each class, in the order of ids. If names are repeated, the category with annotations is used.
 
     Raises:
-        DataError: two categories of one name have annotations.
+        DataError: two categories with the same name have annotations.
     """
     numbers: dict[str, list[int]] = {}
     for number in sorted(names):
@@ -145,8 +145,8 @@ def _ids_by_name(names: Mapping[int, str], used: Collection[int], root: str) -> 
 def _field(entry: Any, key: str, kinds: tuple[type, ...], where: str) -> Any:
     value = entry.get(key) if isinstance(entry, dict) else None
     if not isinstance(value, kinds) or isinstance(value, bool):  # JSON's true is Python's 1
-        wanted = " or ".join(kind.__name__ for kind in kinds)
-        raise DataError(f"{where}: {key!r} must be {wanted}, got {value!r} in {str(entry)[:120]}")
+        expected = " or ".join(kind.__name__ for kind in kinds)
+        raise DataError(f"{where}: {key!r} must be {expected}, got {value!r} in {str(entry)[:120]}")
     return value
 
 
@@ -191,7 +191,7 @@ def _read_split(
 def _by_image(
     content: dict[str, Any], uri: str, images: Mapping[int | str, Any], remarks: Remarks
 ) -> dict[int | str, list[dict]] | None:
-    """Annotations by image id, a repeated one once; None when the file has no place for any, or null there."""
+    """Returns annotations by image id, without duplicates; None if the key `annotations` is missing or null."""
     if content.get("annotations") is None:
         return None
     if not isinstance(content["annotations"], list):
@@ -220,7 +220,7 @@ def read_objects(
     masks: bool,
     remarks: Remarks,
 ) -> Objects:
-    """The objects of one image whose box has area; `remarks` gets what is cut or left out."""
+    """Returns the objects of an image whose box has area; `remarks` collects clipped and dropped ones."""
     kept, corners, drawn = [], [], []
     for annotation in annotations:
         where, entry = _name_of(annotation, uri), f"annotation {_id_of(annotation)}"
@@ -243,20 +243,20 @@ def read_objects(
             drawn.append(mask if masks else None)
     boxes, has_area, is_outside = fit_boxes(np.array(corners, np.float64).reshape(-1, 4), size)
     remarks.add_boxes([f"annotation {_id_of(a)}" for a in kept], has_area, is_outside)
-    there = np.flatnonzero(has_area).tolist()
-    kept = [kept[i] for i in there]
+    indices = np.flatnonzero(has_area).tolist()
+    kept = [kept[i] for i in indices]
     return Objects(
         names=[names[a["category_id"]] for a in kept],
         boxes=boxes[has_area],
         difficult=[False] * len(kept),
         crowd=[_is_crowd(a, uri) for a in kept],
-        masks=[drawn[i] for i in there],
+        masks=[drawn[i] for i in indices],
         areas=_areas(kept, uri),
     )
 
 
 def _areas(annotations: Sequence[dict], uri: str) -> list[float] | None:
-    """Areas as the dataset states them; None when an annotation has none."""
+    """Returns the areas in the dataset; None if an annotation has none."""
     areas = []
     for annotation in annotations:
         value = annotation.get("area")

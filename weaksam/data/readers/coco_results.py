@@ -1,8 +1,8 @@
-"""A COCO results json, detections made by whatever program, as rows of the detections table.
+"""Reads a COCO results json, the detections of any program, as rows of the detections table.
 
-Boxes xywh become xyxy and are checked as those of datasets are: cut at the border of their image, left out without
-area. An image that has no result is one in which nothing was found. Images are known by their id, written as the
-dataset's own; categories by the dataset's own ids (`data.categories`).
+Boxes are converted from xywh to xyxy and checked like those of datasets: clipped to their image, dropped without area.
+An image without results has no detections. Images are identified by the dataset's own image ids, categories by the
+dataset's own category ids (`data.categories`).
 """
 
 from __future__ import annotations
@@ -34,40 +34,43 @@ def read_results(
     sizes: Mapping[str, Size | None] | None = None,
     default_score: float | None = None,
 ) -> pa.Table:
-    """The detections of `image_ids`, best first, in the form of `schemas.DETECTIONS`.
+    """Reads the detections of `image_ids`, best first, in the form of `schemas.DETECTIONS`.
 
     Args:
-        uri: of the file.
-        image_ids: of the images that get a row.
-        class_names: of the dataset.
-        category_ids: of its classes; None: those of `default_category_ids`.
-        sizes: (height, width) by image id; without one boxes are cut at the left and top border alone.
-        default_score: of an entry that has none, or null; None: each must have one.
+        uri: URI of the file.
+        image_ids: ids of the images that get a row.
+        class_names: class names of the dataset.
+        category_ids: ids of its classes; None: `default_category_ids`.
+        sizes: (height, width) by image id; without a size boxes are clipped at the left and top border only.
+        default_score: score of an entry without a score, or with null; None: every entry must have a score.
 
     Raises:
-        DataError: names the file and the entry that is at fault.
+        DataError: an entry is invalid; names the file and the entry.
     """
     entries = _load(uri)
     ids = list(category_ids or default_category_ids(class_names))
     reader = _Reader(uri, {category: label for label, category in enumerate(ids)}, default_score)
-    found: dict[str, list[_Entry]] = {image_id: [] for image_id in image_ids}
+    entries_by_image: dict[str, list[_Entry]] = {image_id: [] for image_id in image_ids}
     remarks = Remarks(uri)
     for position, entry in enumerate(entries):
         reader.check_keys(position, entry)
         image_id = str(_whole(entry["image_id"]))
-        if image_id in found:
+        if image_id in entries_by_image:
             size = (sizes or {}).get(image_id)
-            found[image_id].append(reader.read(position, entry, size, remarks))
+            entries_by_image[image_id].append(reader.read(position, entry, size, remarks))
         else:
             remarks.add(_OTHER_IMAGE, f"entry {position} ({image_id})")
     _check_categories(uri, entries, dict(zip(ids, class_names, strict=True)))
-    if entries and image_ids and not any(found.values()):
-        there, here = entries[0]["image_id"], image_ids[0]
+    if entries and image_ids and not any(entries_by_image.values()):
+        result_id, dataset_id = entries[0]["image_id"], image_ids[0]
         raise DataError(
-            f"{uri}: none of its {len(entries)} entries is of an image to be judged (image_id {there!r} there, "
-            f"{here!r} here): give the results of this dataset and split"
+            f"{uri}: none of its {len(entries)} entries is of an image to be judged (image_id {result_id!r} there, "
+            f"{dataset_id!r} here): give the results of this dataset and split"
         )
-    rows = [_row(image_id, some, (sizes or {}).get(image_id), remarks) for image_id, some in found.items()]
+    rows = [
+        _row(image_id, image_entries, (sizes or {}).get(image_id), remarks)
+        for image_id, image_entries in entries_by_image.items()
+    ]
     remarks.log()
     return schemas.to_table(rows, schemas.DETECTIONS)
 
@@ -83,26 +86,26 @@ def _load(uri: str) -> list[Any]:
 
 
 def _check_categories(uri: str, entries: Sequence[Mapping[str, Any]], names: Mapping[int, str]) -> None:
-    """Raises DataError when results have other category ids than the dataset, naming those of both."""
+    """Raises DataError if results have category ids that the dataset lacks; the message lists the ids of both."""
     used = {repr(_whole(entry["category_id"])): position for position, entry in reversed(list(enumerate(entries)))}
     known = {repr(number) for number in names}
     if strange := sorted((number for number in used if number not in known), key=used.__getitem__):
         own = first_ten([f"{number} {name}" for number, name in names.items()])
         raise DataError(
             f"{uri}: entry {used[strange[0]]}: its category_id {strange[0]} is none of the dataset's: the results have "
-            f"{first_ten(sorted(used, key=lambda one: (len(one), one)))}, the dataset has {own}: give results with the "
-            "dataset's own category ids"
+            f"{first_ten(sorted(used, key=lambda number: (len(number), number)))}, the dataset has {own}: give results "
+            "with the dataset's own category ids"
         )
 
 
 def _whole(number: Any) -> Any:
-    """An id; one with decimals, as pandas writes it, is whole again."""
+    """Returns an id; a float such as 3.0, as pandas writes it, becomes an int."""
     return int(number) if isinstance(number, float) and number.is_integer() else number
 
 
 @dataclass(frozen=True)
 class _Entry:
-    """One detection; `size` is that of its mask."""
+    """A detection; `size` is the size of its mask."""
 
     name: str
     corners: list[float]
@@ -119,7 +122,7 @@ class _Reader:
     default_score: float | None
 
     def check_keys(self, position: int, entry: Any) -> None:
-        """Raises DataError when an entry is no detection of a class of an image."""
+        """Raises DataError if an entry lacks the keys of a detection."""
         needed = ["image_id", "category_id", *(["score"] if self.default_score is None else [])]
         missing = [key for key in needed if not isinstance(entry, dict) or entry.get(key) is None]
         if missing or not (entry.get("bbox") or entry.get("segmentation")):
@@ -130,7 +133,7 @@ class _Reader:
             )
 
     def read(self, position: int, entry: dict[str, Any], size: Size | None, remarks: Remarks) -> _Entry:
-        """One entry; its class is checked later, with that of all others."""
+        """Parses an entry; its class is checked later, together with all others."""
         where, name = f"{self.uri}: entry {position}", f"entry {position}"
         around, mask, own = read_segmentation(entry.get("segmentation"), size, where, remarks, name)
         if around is not None and own is None:
@@ -144,7 +147,7 @@ class _Reader:
             label = self.labels.get(_whole(entry["category_id"]), -1)
         except TypeError:  # a list or an object
             label = -1
-        return _Entry(name, corners or [0.0] * 4, label, score, mask, own)  # without a place: no area, left out
+        return _Entry(name, corners or [0.0] * 4, label, score, mask, own)  # without a box: no area, dropped later
 
 
 def _row(image_id: str, entries: Sequence[_Entry], size: Size | None, remarks: Remarks) -> dict[str, Any]:

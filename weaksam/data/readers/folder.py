@@ -1,9 +1,9 @@
-"""Plain folders of images: with a `labels.csv`, or with VOC XML files beside the images (LabelImg and its kin).
+"""Reads folders of images: with a `labels.csv`, or with VOC XML files beside the images (LabelImg and similar).
 
-An image's id is its path below the root, with '/' between folders. Hidden files are no images.
+An image's id is its path below the root, with '/' between folders. Hidden files are ignored.
 
-Images that `labels.csv` (`labels_csv`) does not list are kept as split `unlabelled`, labels null: nothing is known of
-them, and they can still be detected on.
+Images that are not in `labels.csv` (`labels_csv`) become split `unlabelled` with null labels: detectors can still run
+on them.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ def read_folder(
     table: str = "labels.csv",
     classes: Sequence[str] | None = None,
 ) -> Dataset:
-    """A folder of images whose labels stand in a CSV file. It has no boxes, so no ground truth.
+    """Reads a folder of images with labels in a CSV file. It has no boxes, so no ground truth.
 
     Args:
         root: URI of the folder.
-        splits: which splits to keep, `unlabelled` among them. None: all.
+        splits: splits to keep, may include `unlabelled`. None: all.
         table: path of the CSV file below `root`, or a URI.
-        classes: names in the order wanted; another name is an error. None: those found, sorted.
+        classes: names in class order; any other name is an error. None: the names in the table, sorted.
 
     Raises:
-        DataError: every fault of the table, each names the file and line.
+        DataError: the table is invalid; has every fault, each with file and line.
         StorageError: the storage is at fault.
     """
     root = storage.absolute(root)
@@ -55,30 +55,30 @@ def read_folder(
     classes = None if classes is None else class_list(classes)
     listed, faults = read_labels(uri, classes)
     files = {file.path: file for file in storage.list_files(root)}
-    if missing := [f"{path} (line {one.line})" for path, one in listed.items() if path not in files]:
+    if missing := [f"{path} (line {row.line})" for path, row in listed.items() if path not in files]:
         faults.append(f"{uri}: {len(missing)} listed files are not in {root}: {first_ten(missing)}")
     if faults:
         raise DataError(*faults)
     records = [
-        ImageRecord(path, files[path].uri, one.split, files[path].size, one.labels, f"{uri}, line {one.line}")
-        for path, one in listed.items()
+        ImageRecord(path, files[path].uri, row.split, files[path].size, row.labels, f"{uri}, line {row.line}")
+        for path, row in listed.items()
     ]
     for path, file in files.items():
         if path not in listed and path.lower().endswith(EXTENSIONS):
             records.append(ImageRecord(path, file.uri, UNLABELLED, file.size, None, file.uri))
-    names = classes or sorted({label for one in listed.values() for label in one.labels})
+    names = classes or sorted({label for row in listed.values() for label in row.labels})
     return make_dataset(_of_splits(records, splits, root), names)
 
 
 def _of_splits(records: list[ImageRecord], splits: Sequence[str] | None, root: str) -> list[ImageRecord]:
-    found = sorted({record.split for record in records})
-    _check_splits(splits, found, root)
-    return [record for split in splits or found for record in records if record.split == split]
+    available = sorted({record.split for record in records})
+    _check_splits(splits, available, root)
+    return [record for split in splits or available for record in records if record.split == split]
 
 
-def _check_splits(splits: Sequence[str] | None, found: Collection[str], root: str) -> None:
-    if unknown := [split for split in splits or () if split not in found]:
-        raise DataError(f"{root}: no split {', '.join(unknown)}; there are: {first_ten(sorted(found))}")
+def _check_splits(splits: Sequence[str] | None, available: Collection[str], root: str) -> None:
+    if unknown := [split for split in splits or () if split not in available]:
+        raise DataError(f"{root}: no split {', '.join(unknown)}; there are: {first_ten(sorted(available))}")
 
 
 def read_voc_xml_folder(
@@ -89,27 +89,28 @@ def read_voc_xml_folder(
     difficult_makes_label: bool = False,
     map_files: MapFiles = map_in_threads,
 ) -> Dataset:
-    """A folder of images with VOC XML files of the same name beside them.
+    """Reads a folder of images with VOC XML files of the same name beside them.
 
     Folders directly below `root` are splits; images in `root` itself are split `train`. An image without XML has
-    null labels: many tools write no file for an image nobody opened. XML without an image is left out with a warning.
+    null labels: many tools write no file for an image that nobody opened. XML without an image is skipped with a
+    warning.
 
     Args:
         root: URI of the folder.
-        splits: which splits to keep. None: all.
-        classes: names in the order wanted; another name is an error. None: those found in these splits, sorted.
-        difficult_makes_label: whether an object flagged difficult makes an image-level label.
-        map_files: how to call a function on many `VocFiles`; has the form of the builtin `map`.
+        splits: splits to keep. None: all.
+        classes: names in class order; any other name is an error. None: the names in these splits, sorted.
+        difficult_makes_label: whether an object flagged difficult gives an image-level label.
+        map_files: calls a function on many `VocFiles`, like the builtin `map`.
 
     Raises:
-        DataError: names the file and line, or that no image has an XML file.
+        DataError: a file is invalid, with file and line, or no image has an XML file.
         StorageError: the storage is at fault.
     """
     root = storage.absolute(root)
     pictures, xmls = find_pairs(root, splits)
     annotated = [stem for stem in pictures if stem in xmls]
-    found = map_files(voc.read_annotation, [voc.VocFiles(xmls[stem].uri) for stem in annotated])
-    annotations = dict(zip(annotated, found, strict=True))
+    parsed = map_files(voc.read_annotation, [voc.VocFiles(xmls[stem].uri) for stem in annotated])
+    annotations = dict(zip(annotated, parsed, strict=True))
     voc.warn_of_objects(root, list(annotations.values()))
     records = [
         voc.make_record(file.path, file, _split_of(stem), annotations.get(stem), difficult_makes_label)
@@ -120,7 +121,7 @@ def read_voc_xml_folder(
 
 
 def find_pairs(root: str, splits: Sequence[str] | None) -> tuple[dict[str, FileInfo], dict[str, FileInfo]]:
-    """Images and XML files of the splits asked for, by their path without extension."""
+    """Returns images and XML files of the requested splits, by their path without extension."""
     files = storage.list_files(root)
     pictures, xmls = by_stem(files, EXTENSIONS), by_stem(files, (".xml",))
     if not pictures:
@@ -129,8 +130,8 @@ def find_pairs(root: str, splits: Sequence[str] | None) -> tuple[dict[str, FileI
         raise DataError(f"{root}: none of {len(pictures)} images has an XML file of the same name beside it")
     _check_splits(splits, {_split_of(stem) for stem in pictures}, root)
     pictures, xmls = (
-        {stem: file for stem, file in some.items() if splits is None or _split_of(stem) in splits}
-        for some in (pictures, xmls)
+        {stem: file for stem, file in group.items() if splits is None or _split_of(stem) in splits}
+        for group in (pictures, xmls)
     )
     lost = [file.path for stem, file in xmls.items() if stem not in pictures]
     warn_of(root, "XML files have no image beside them and are left out", lost)

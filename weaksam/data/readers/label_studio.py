@@ -1,7 +1,7 @@
-"""Label Studio's full JSON export of a project back into boxes and masks: what people made of exported tasks.
+"""Reads boxes and masks from Label Studio's full JSON export of a project: exported tasks that people reviewed.
 
-Tasks know their image by `image_id`, as `export_label_studio` wrote it. Places are in percent of the image. A rectangle
-may be turned: its x and y are a corner, around which it turns clockwise; the upright box around it is taken.
+A task identifies its image by `image_id`, written by `export_label_studio`. Coordinates are in percent of the image. A
+rectangle may be rotated clockwise around its corner (x, y); its upright bounding box is used.
 Axis legend: N boxes of an image.
 Boxes are xyxy, absolute pixels, float32, right and bottom exclusive. Masks are COCO compressed counts.
 """
@@ -22,9 +22,9 @@ from weaksam.data.remarks import EMPTY_MASK, FEW_CORNERS, Remarks
 from weaksam.errors import DataError
 from weaksam.ops.rle import rle_area
 
-_SAME_SHAPE = 0.02  # sides of a reduced copy are rounded; an image that lies on its side differs by more
+_SAME_SHAPE = 0.02  # tolerance for the rounded sides of a reduced copy; a rotated image differs by more
 _BOX, _POLYGON = "rectanglelabels", "polygonlabels"
-# Types of results that draw nothing; those about a region repeat its place. All others are drawn.
+# Types of results without a shape of their own; those about a region repeat its shape. All other types have a shape.
 _SAID = ("choices", "taxonomy", "textarea", "number", "rating", "datetime", "relation", "pairwise", "ranker")
 
 _OTHER_IMAGE = "tasks are of images that are not in the dataset and are left out"
@@ -34,13 +34,13 @@ _UNDER_NO_BOX = "polygons are under no box and are left out"
 
 @dataclass(frozen=True)
 class Review:
-    """What people say is in an image: N objects, perhaps none.
+    """The N objects that people annotated in an image; N may be 0.
 
     Attributes:
         boxes: (N, 4) float32.
         classes: (N,) int32.
-        masks: N; None: no polygon is under the box.
-        size: of the image; None: nobody knows it, which only happens when there are no objects.
+        masks: N; None: no polygon belongs to the box.
+        size: size of the image; None: unknown, only possible without objects.
     """
 
     boxes: np.ndarray
@@ -52,20 +52,20 @@ class Review:
 def read_reviews(
     uri: str, sizes: Mapping[str, Size | None], class_names: Sequence[str], *, is_sample: bool = False
 ) -> dict[str, Review]:
-    """The reviewed images by id; tasks that nobody annotated, or that were skipped, are none.
+    """Reads the reviewed images by id, without tasks that were skipped or not annotated.
 
-    Of several annotations of a task those marked as ground truth count before others, then the one last updated; of
-    several tasks of an image the annotation last updated. Left out and counted in the log are tasks of images that the
-    dataset does not have, regions without a place (choices, texts) and polygons that are under no box.
+    If a task has several annotations, those marked as ground truth take precedence, then the most recent one; if an
+    image has several tasks, the most recent annotation. Tasks of images that are not in the dataset, regions without a
+    shape (choices, texts) and polygons without a box are skipped and counted in the log.
 
     Args:
-        uri: of the file.
-        sizes: of all images of the dataset; None where it is not known: then Label Studio says it.
-        class_names: of the dataset.
-        is_sample: whether `sizes` has only some of the images: then it may be that none of them was reviewed.
+        uri: URI of the file.
+        sizes: size of every image of the dataset; None: unknown, the size in the export is used.
+        class_names: class names of the dataset.
+        is_sample: whether `sizes` is only a sample of the images, of which none may be reviewed.
 
     Raises:
-        DataError: names the file, the task and what is wrong with it.
+        DataError: a task is invalid; names the file, the task and the fault.
     """
     newest: dict[str, tuple[datetime, dict[str, Any], dict[str, Any]]] = {}
     named = [(_image_id(uri, task), task) for task in _read_tasks(uri)]
@@ -94,14 +94,14 @@ def read_reviews(
         try:
             reviews[image_id] = _review(annotation.get("result") or [], sizes[image_id], class_names, remarks, name)
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-            told = error if isinstance(error, _TaskError) else f"its regions cannot be read ({error!r})"
-            raise DataError(f"{uri}: {name} (image {image_id}): {told}") from error
+            message = error if isinstance(error, _TaskError) else f"its regions cannot be read ({error!r})"
+            raise DataError(f"{uri}: {name} (image {image_id}): {message}") from error
     remarks.log()
     return reviews
 
 
 class _TaskError(ValueError):
-    """What is wrong with a task, for the person who exported it."""
+    """A fault of a task, for the user."""
 
 
 def _read_tasks(uri: str) -> list[dict[str, Any]]:
@@ -129,16 +129,16 @@ def _image_id(uri: str, task: dict[str, Any]) -> str:
 
 
 def _choose(annotations: Sequence[dict[str, Any]] | None) -> dict[str, Any] | None:
-    """The annotation that counts; of equal ones the last."""
-    done = [one for one in annotations or () if not one.get("was_cancelled")]
-    ranked = sorted(done, key=lambda one: (bool(one.get("ground_truth")), _time(one)))
+    """Returns the annotation with precedence, see `read_reviews`; the last one if several are equal."""
+    done = [annotation for annotation in annotations or () if not annotation.get("was_cancelled")]
+    ranked = sorted(done, key=lambda annotation: (bool(annotation.get("ground_truth")), _time(annotation)))
     return ranked[-1] if ranked else None
 
 
 def _time(annotation: dict[str, Any]) -> datetime:
-    """When it was last updated, as far as it says so."""
-    told = annotation.get("updated_at") or annotation.get("created_at")
-    when = datetime.fromisoformat(told) if told else datetime.min
+    """Returns the time of the last update, or creation, of an annotation; the earliest time if it has neither."""
+    timestamp = annotation.get("updated_at") or annotation.get("created_at")
+    when = datetime.fromisoformat(timestamp) if timestamp else datetime.min
     return when if when.tzinfo else when.replace(tzinfo=UTC)
 
 
@@ -191,14 +191,14 @@ def _of_type(regions: Sequence[dict[str, Any]], kind: str) -> Iterator[dict[str,
 
 
 def _check_size(region: dict[str, Any], size: Size | None, where: str) -> Size:
-    """The size of the image, after a look at the one it had when the region was drawn."""
+    """Returns the size of the image, checked against the size in the region."""
     if region.get("image_rotation"):
         raise _TaskError(f"region {region.get('id')} was drawn on a turned image: turn it back in Label Studio")
     height, width = region.get("original_height"), region.get("original_width")
     if size is None:
-        if (found := read_size(height, width, where)) is None:
+        if (stated := read_size(height, width, where)) is None:
             raise _TaskError("nobody knows the size of its image: original_height and original_width are missing")
-        return found
+        return stated
     if height and width and abs(height * size[1] / (width * size[0]) - 1) > _SAME_SHAPE:
         raise _TaskError(
             f"region {region.get('id')} was drawn on an image of {height} x {width} pixels, in the dataset it has "
@@ -218,7 +218,7 @@ def _class_of(region: dict[str, Any], class_names: Sequence[str]) -> int:
 
 
 def _to_box(region: dict[str, Any], size: Size) -> np.ndarray:
-    """(4,) float64 xyxy, the upright box around a rectangle."""
+    """Returns the upright bounding box of a rectangle, (4,) float64 xyxy."""
     value, to_pixels = region["value"], np.array([size[1], size[0]]) / 100
     corner, sides = [value["x"], value["y"]], [value["width"], value["height"]]
     first, (width, height) = _numbers([corner, sides], region) * to_pixels
@@ -230,23 +230,23 @@ def _to_box(region: dict[str, Any], size: Size) -> np.ndarray:
 
 
 def _numbers(pairs: Any, region: dict[str, Any]) -> np.ndarray:
-    """(K, 2) float64 of K pairs; _TaskError when they are something else than pairs of numbers."""
+    """Converts K pairs to (K, 2) float64; raises _TaskError if they are not pairs of numbers."""
     try:
-        found = np.array(pairs, np.float64) if pairs != [] else np.zeros((0, 2))
+        values = np.array(pairs, np.float64) if pairs != [] else np.zeros((0, 2))
     except (ValueError, TypeError):  # texts, lists of different lengths
-        found = np.array(np.nan)
-    if found.ndim != 2 or found.shape[1] != 2 or not np.isfinite(found).all():
+        values = np.array(np.nan)
+    if values.ndim != 2 or values.shape[1] != 2 or not np.isfinite(values).all():
         raise _TaskError(f"region {region.get('id')}: {excerpt(pairs)} are no pairs of x and y in percent")
-    return found
+    return values
 
 
 def _to_points(region: dict[str, Any], size: Size) -> np.ndarray:
-    """(K, 2) float64, the corners of a polygon in pixels."""
+    """Returns the corners of a polygon in pixels, (K, 2) float64."""
     return _numbers(region["value"]["points"], region) * np.array([size[1], size[0]]) / 100
 
 
 def _fill(parts: Sequence[np.ndarray] | None, size: Size, remarks: Remarks, entry: str) -> bytes | None:
-    """The mask of the parts; None when there are none, or no pixel is in it."""
+    """Returns the mask of polygons; None without polygons, or if the mask is empty."""
     if parts is None:
         return None
     if rle_area(mask := fill_polygons(parts, size)):

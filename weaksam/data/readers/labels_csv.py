@@ -1,8 +1,8 @@
-"""The table of a labelled folder: a CSV file that says what is in each image.
+"""Reads the CSV file of a labelled folder: the labels of each image.
 
-UTF-8 with a header: columns `file` and `labels`, and `split` if wanted; others are ignored, and so are empty cells
-behind the last column. Labels are separated by ';' or '|', or stand on several lines of one file. An empty cell says
-that the image shows none of the classes. Without a split column the images are split `train`.
+UTF-8 with a header: columns `file` and `labels`, and optionally `split`; other columns are ignored, and so are empty
+cells after the last column. Labels are separated by ';' or '|', or on several lines of the same file. An empty cell
+means that the image shows none of the classes. Without a split column all images are split `train`.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from weaksam.errors import DataError
 
 DEFAULT_SPLIT = "train"
 _COLUMNS = ("file", "labels", "split")
-_MOST_FAULTS = 20  # of one table, in words
+_MOST_FAULTS = 20  # listed per table
 
 
 @dataclass
 class Listed:
-    """What the table says of one file; `line` is where it is first named."""
+    """Split and labels of a file; `line` is the first line that names it."""
 
     line: int
     split: str
@@ -33,7 +33,7 @@ class Listed:
 
 @dataclass(frozen=True)
 class _Row:
-    """One line: its cells by column name, or what is wrong with it."""
+    """A line: its cells by column name, or its fault."""
 
     line: int
     cells: dict[str, str] = field(default_factory=dict)
@@ -41,18 +41,18 @@ class _Row:
 
 
 def read_labels(uri: str, classes: Sequence[str] | None) -> tuple[dict[str, Listed], list[str]]:
-    """What the table says of each file, by its path below the folder, and what is wrong with it.
+    """Reads split and labels of each file, by its path below the folder, and the faults of the table.
 
     Args:
-        uri: of the CSV file.
-        classes: the names that labels may have; None: any.
+        uri: URI of the CSV file.
+        classes: the allowed labels; None: any.
 
     Returns:
         listed: the files of all lines without a fault.
-        faults: of each line at most one, the first twenty and how many more there are; empty when the table is right.
+        faults: at most one per line: the first twenty and the number of others; empty if the table is valid.
 
     Raises:
-        DataError: there is no such file, or it is no text.
+        DataError: there is no such file, or it is not text.
         StorageError: the storage is at fault.
     """
     listed: dict[str, Listed] = {}
@@ -68,7 +68,7 @@ def read_labels(uri: str, classes: Sequence[str] | None) -> tuple[dict[str, List
 
 
 def _add(listed: dict[str, Listed], row: _Row, classes: Sequence[str] | None) -> str | None:
-    """Adds a line to what is listed; what is wrong with it, if anything is: then nothing is added."""
+    """Adds a line to `listed` and returns None, or returns its fault and adds nothing."""
     file = row.cells["file"]
     path = posixpath.normpath(file.replace("\\", "/")) if file else ""
     if not path or path.startswith(("/", "../")):
@@ -76,26 +76,26 @@ def _add(listed: dict[str, Listed], row: _Row, classes: Sequence[str] | None) ->
     split = row.cells.get("split", DEFAULT_SPLIT)
     if not split:
         return f"the split of {path} is empty"
-    one = listed.get(path, Listed(row.line, split))
-    if one.split != split:
-        return f"{path} is in split {split!r}, line {one.line} says {one.split!r}"
+    entry = listed.get(path, Listed(row.line, split))
+    if entry.split != split:
+        return f"{path} is in split {split!r}, line {entry.line} says {entry.split!r}"
     labels = [label.strip() for label in re.split("[;|]", row.cells["labels"]) if label.strip()]
     for position, label in enumerate(labels):
         if classes is not None and label not in classes:
             return f"class {label!r} is not among the classes {list(classes)}"
-        if label in one.labels or label in labels[:position]:
+        if label in entry.labels or label in labels[:position]:
             return f"{path} has label {label!r} already: remove the line or the label"
-    if path in listed and not (labels and one.labels):
-        if labels or one.labels:
-            return f"{path} is also in line {one.line}: only one of them says that it shows no class: remove one"
+    if path in listed and not (labels and entry.labels):
+        if labels or entry.labels:
+            return f"{path} is also in line {entry.line}: only one of them says that it shows no class: remove one"
         return f"{path} has label '' already: remove the line or the label"
-    one.labels += labels
-    listed[path] = one
+    entry.labels += labels
+    listed[path] = entry
     return None
 
 
 def _rows(uri: str) -> Iterator[_Row]:
-    """The lines below the header; blank ones are left out. Nothing follows a line that is no CSV, or a bad header."""
+    """Yields the lines after the header without blank ones. Stops after a bad header or a line that is not CSV."""
     try:
         text = storage.read_bytes(uri).decode("utf-8-sig")
     except FileNotFoundError as error:
@@ -128,7 +128,7 @@ def _rows(uri: str) -> Iterator[_Row]:
 
 
 def _without_empty_end(cells: list[str], *, least: int) -> list[str]:
-    """`cells` without empty ones at the end, which spreadsheets write; `least` stay, as far as there are so many."""
+    """Removes empty cells at the end, which spreadsheets write, but keeps the first `least` cells."""
     count = len(cells)
     while count > least and not cells[count - 1]:
         count -= 1

@@ -1,12 +1,11 @@
-"""Pascal VOC devkits (2007 and 2012 layout) as tables.
+"""Reads Pascal VOC devkits (2007 and 2012 layout) as tables.
 
 VOC's boxes are 1-based with inclusive corners: (xmin, ymin, xmax, ymax) becomes (xmin - 1, ymin - 1, xmax, ymax).
-Image-level labels are the classes of an image's objects; those flagged difficult make no label, as in the WSOD
-papers' code. An image without an annotation file has null labels. Sizes are what the annotation says; images are
-not opened. A box without area inside the image is left out with a warning, but its class stays a label: the
-annotator did see the object. So does that of an object without <bndbox>, whose box is the one around its
-<robndbox>, its <polygon> or its mask; without any of them it has none. Each <bndbox> of an object that has several is
-an object.
+Image-level labels are the classes of an image's objects; objects flagged difficult give no label, as in the WSOD
+papers' code. An image without an annotation file has null labels. Sizes are those in the annotation; images are
+not opened. A box without area inside the image is left out with a warning, but its class remains a label: the
+annotator did see the object. The class of an object without <bndbox> is a label too; its box is the bounding box of
+its <robndbox>, <polygon> or mask, if it has any. Each <bndbox> of an object with several becomes an object.
 """
 
 from __future__ import annotations
@@ -47,32 +46,32 @@ CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
     *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
 )
-_VOID = 255  # value of pixels that are nobody's
+_VOID = 255  # value of pixels without an object
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 _OF_CLASS = re.compile(r"\S\s+(?:-1|0|1)\s*$")
 
 
 @dataclass(frozen=True)
 class VocAnnotation:
-    """One annotation file: all its objects, also those whose box has no area. N objects."""
+    """An annotation file with all its N objects, including those whose box has no area."""
 
     uri: str
-    height: int | None  # None: the file does not say
+    height: int | None  # None: not in the file
     width: int | None
     names: list[str]
-    boxes: np.ndarray  # (N, 4) float32, 0-based xyxy, right and bottom exclusive, cut at the image's border
+    boxes: np.ndarray  # (N, 4) float32, 0-based xyxy, right and bottom exclusive, clipped to the image
     difficult: list[bool]
     has_area: np.ndarray  # (N,) bool
-    is_outside: np.ndarray  # (N,) bool: the box reached more than a pixel beyond the image
+    is_outside: np.ndarray  # (N,) bool: the box extended more than a pixel beyond the image
     masks: list[bytes | None]  # COCO compressed counts
-    places: list[int]  # of the <object> in the file, from 1; several boxes of one have the same
-    no_bndbox: np.ndarray  # (N,) bool: the object has none; without another outline or a mask it has no area
-    has_more_masks: bool = False  # than objects
+    places: list[int]  # index of the <object> in the file, from 1; shared by its boxes
+    no_bndbox: np.ndarray  # (N,) bool: the object has no <bndbox>; without an outline or a mask it has no area
+    has_more_masks: bool = False  # more masks than objects
 
 
 @dataclass(frozen=True)
 class VocFiles:
-    """What is to be read for one image; `masks_uri` is its SegmentationObject file."""
+    """The files of an image; `masks_uri` is its SegmentationObject file."""
 
     xml_uri: str
     masks_uri: str | None = None
@@ -87,62 +86,62 @@ def read_voc(
     masks: bool = True,
     map_files: MapFiles = map_in_threads,
 ) -> Dataset:
-    """A VOC devkit.
+    """Reads a VOC devkit.
 
     Args:
-        root: URI of the folder with ImageSets and JPEGImages, or of a VOCdevkit folder that holds one such folder.
-        splits: names of files in ImageSets/Main without `.txt`; one with a slash is relative to ImageSets.
-        classes: names in the order wanted. None: the 20 of VOC when no other occurs, else those found, sorted.
-        difficult_makes_label: whether an object flagged difficult makes an image-level label.
-        masks: whether to read SegmentationObject where it is there: its i-th value is the i-th object of the XML.
-        map_files: how to call a function on 10^5 `VocFiles`; has the form of the builtin `map`.
+        root: URI of the folder with ImageSets and JPEGImages, or of a VOCdevkit folder with one such folder.
+        splits: names of files in ImageSets/Main without `.txt`; a name with a slash is relative to ImageSets.
+        classes: names in class order. None: the 20 of VOC if no other occurs, else the names that occur, sorted.
+        difficult_makes_label: whether an object flagged difficult gives an image-level label.
+        masks: whether to read SegmentationObject if it exists: its value i is the i-th object of the XML.
+        map_files: calls a function on 10^5 `VocFiles`, like the builtin `map`.
 
     Raises:
-        DataError: names the file and line, or the first ten ids concerned.
+        DataError: the data is invalid; names the file and line, or the first ten image ids.
         StorageError: the storage is at fault.
     """
     root = find_devkit(storage.absolute(root))
     pictures = by_stem(storage.list_files(storage.join(root, "JPEGImages"), recursive=False), EXTENSIONS)
     ids = read_splits(root, splits, pictures)
-    annotations = _read_annotations(root, [i for some in ids.values() for i in some], masks, map_files)
+    annotations = _read_annotations(root, [i for split_ids in ids.values() for i in split_ids], masks, map_files)
     images = []
-    for split, some in ids.items():
-        unlabelled = [i for i in some if i not in annotations]
-        if len(unlabelled) < len(some):
+    for split, split_ids in ids.items():
+        unlabelled = [i for i in split_ids if i not in annotations]
+        if len(unlabelled) < len(split_ids):
             warn_of(root, f"images of split {split!r} have no annotation file, their labels are null", unlabelled)
-        for i in some:
+        for i in split_ids:
             images.append(make_record(i, pictures[i], split, annotations.get(i), difficult_makes_label))
     warn_of_objects(root, list(annotations.values()))
     return make_dataset(images, classes or default_classes(images))
 
 
 def read_splits(root: str, splits: Sequence[str], pictures: Collection[str]) -> dict[str, list[str]]:
-    """Image ids of each split of the devkit `root`.
+    """Reads the image ids of each split of the devkit `root`.
 
     Args:
         root: URI of the folder with ImageSets and JPEGImages.
-        splits: as `read_voc` takes them.
-        pictures: names in JPEGImages without extension; every id must be among them.
+        splits: see `read_voc`.
+        pictures: names in JPEGImages without extension; must include every id.
 
     Raises:
-        DataError: names the list and the line, or the first ten ids concerned.
+        DataError: a list is invalid; names the list and the line, or the first ten image ids.
     """
     ids = {split: _read_split(root, split, pictures) for split in splits}
-    check_unique([i for some in ids.values() for i in some], f"{root}: splits {list(splits)}", "image id")
-    for split, some in ids.items():
-        if missing := [i for i in some if i not in pictures]:
+    check_unique([i for split_ids in ids.values() for i in split_ids], f"{root}: splits {list(splits)}", "image id")
+    for split, split_ids in ids.items():
+        if missing := [i for i in split_ids if i not in pictures]:
             raise DataError(
-                f"{root}/ImageSets: {len(missing)} of {len(some)} ids of split {split!r} have no file in JPEGImages: "
-                f"{first_ten(missing)}"
+                f"{root}/ImageSets: {len(missing)} of {len(split_ids)} ids of split {split!r} have no file in "
+                f"JPEGImages: {first_ten(missing)}"
             )
     return ids
 
 
 def find_devkit(root: str) -> str:
-    """The folder with ImageSets and JPEGImages: `root`, or the only VOC folder in it.
+    """Returns the folder with ImageSets and JPEGImages: `root`, or the only VOC folder in it.
 
     Raises:
-        DataError: there is none, or more than one.
+        DataError: there is no such folder, or more than one.
     """
     folders = storage.list_folders(root)
     if {"ImageSets", "JPEGImages"} <= set(folders):
@@ -173,7 +172,7 @@ def _read_split(root: str, split: str, pictures: Collection[str]) -> list[str]:
     except UnicodeDecodeError as error:
         raise DataError(f"{uri}: not a text file ({error})") from error
     ids = [line.strip() for line in text.splitlines() if line.strip()]
-    # Names may have blanks; in the list of a class, 1, 0 or -1 (difficult) follows each id.
+    # Names may contain blanks; in the list of a class each id is followed by 1, 0 or -1 (difficult).
     for count, line in enumerate(text.splitlines(), start=1):
         if _OF_CLASS.search(line) and line.strip() not in pictures:
             raise DataError(f"{uri}, line {count}: one image id was expected, got {line!r} (a list of one class?)")
@@ -194,7 +193,7 @@ def _read_annotations(root: str, ids: Sequence[str], masks: bool, map_files: Map
 
 
 def read_annotation(files: VocFiles) -> VocAnnotation:
-    """One annotation from storage, with the object masks where there is a file of them."""
+    """Reads an annotation, with object masks if there is a file of them."""
     annotation = parse_voc_xml(storage.read_bytes(files.xml_uri), files.xml_uri)
     if files.masks_uri is None:
         return annotation
@@ -204,7 +203,7 @@ def read_annotation(files: VocFiles) -> VocAnnotation:
 def make_record(
     image_id: str, file: FileInfo, split: str, annotation: VocAnnotation | None, difficult_makes_label: bool
 ) -> ImageRecord:
-    """One image of a dataset; `annotation` None: nobody annotated it."""
+    """Returns the record of an image; `annotation` None: not annotated."""
     if annotation is None:
         return ImageRecord(image_id, file.uri, split, file.size, None, file.uri)
     keep = np.flatnonzero(annotation.has_area)
@@ -222,14 +221,14 @@ def make_record(
 
 
 def default_classes(images: Sequence[ImageRecord]) -> list[str]:
-    """The 20 classes of VOC when no other occurs, else the names found, sorted."""
-    found = {name for image in images if image.objects for name in image.objects.names}
-    found |= {name for image in images for name in image.labels or ()}
-    return list(CLASSES) if found <= set(CLASSES) else sorted(found)
+    """Returns the 20 classes of VOC if no other occurs, else the names that occur, sorted."""
+    names = {name for image in images if image.objects for name in image.objects.names}
+    names |= {name for image in images for name in image.labels or ()}
+    return list(CLASSES) if names <= set(CLASSES) else sorted(names)
 
 
 def warn_of_objects(where: str, annotations: Sequence[VocAnnotation]) -> None:
-    """Logs which objects have a box without area or far outside their image, and which files have too few objects."""
+    """Logs objects with a box without area or far outside their image, and files with too few objects."""
     remarks = Remarks(where)
     for a in annotations:
         entries = [f"{a.uri} object {place}" for place in a.places]
@@ -247,13 +246,13 @@ def warn_of_objects(where: str, annotations: Sequence[VocAnnotation]) -> None:
 
 
 def parse_voc_xml(data: bytes, uri: str) -> VocAnnotation:
-    """One annotation file in VOC's form; `uri` is for messages. Pure, so it can be mapped over in parallel.
+    """Parses an annotation file in VOC format; `uri` is for messages. A pure function, so it can run in parallel.
 
     A missing or zero <size> gives no height and width; a missing or unspecified <difficult> is false; coordinates
-    may have decimals. <part> and all else is ignored, <filename> too: exports often get it wrong.
+    may have decimals. Other elements are ignored, including <part>, and <filename>, which is often wrong.
 
     Raises:
-        DataError: not XML, or an object without a name or a number where one must be; names file and line or object.
+        DataError: not XML, or an object lacks a name or a number; names file and line or object.
     """
     try:
         root = ET.fromstring(data)
@@ -270,9 +269,9 @@ def parse_voc_xml(data: bytes, uri: str) -> VocAnnotation:
         where = f"{uri}: object {index} ({name})"
         if not name:
             raise DataError(f"{uri}: object {index} has no <name>")
-        found = [[number(box, key, where, "bndbox") for key in _CORNERS] for box in element.findall("bndbox")]
-        no_bndbox += [not found] * max(len(found), 1)
-        for box in found or [outline(element, where)]:
+        bndboxes = [[number(box, key, where, "bndbox") for key in _CORNERS] for box in element.findall("bndbox")]
+        no_bndbox += [not bndboxes] * max(len(bndboxes), 1)
+        for box in bndboxes or [outline(element, where)]:
             names.append(name)
             corners.append(box)
             difficult.append(read_difficult(element, where))
@@ -285,17 +284,17 @@ def parse_voc_xml(data: bytes, uri: str) -> VocAnnotation:
 
 
 def with_masks(annotation: VocAnnotation, data: bytes, uri: str) -> VocAnnotation:
-    """`annotation` with the masks of a SegmentationObject PNG: value i is object i (from 1), 0 background, 255 void.
+    """Adds the masks of a SegmentationObject PNG: value i is object i (from 1), 0 background, 255 void.
 
-    An object that has no pixel has no mask, nor has one behind the 254th; a mask of no object, whose class nobody says,
-    is left out, and so is that of an object with several boxes. An object that has no box gets that of its mask.
+    Objects without pixels and objects after the 254th have no mask. A mask without an object, whose class is unknown,
+    is skipped, and so is the mask of an object with several boxes. An object without a box gets the box of its mask.
 
     Raises:
-        DataError: the file is no index PNG or not of the annotation's size.
+        DataError: the file is not an index PNG, or has another size than the annotation.
     """
     try:
         values = np.asarray(PngImagePlugin.PngImageFile(io.BytesIO(data)))
-    except Exception as error:  # Pillow raises a dozen kinds for damaged files
+    except Exception as error:  # Pillow raises many types for damaged files
         raise DataError(f"{uri}: not a readable PNG ({error})") from error
     if values.ndim != 2 or values.dtype != np.uint8:
         raise DataError(f"{uri}: one 8-bit value per pixel was expected, got {values.dtype} of shape {values.shape}")
@@ -305,7 +304,7 @@ def with_masks(annotation: VocAnnotation, data: bytes, uri: str) -> VocAnnotatio
     once = {place for place, count in Counter(annotation.places).items() if count == 1 and place < _VOID}
     drawn = once.intersection(np.unique(values).tolist())
     values = np.asfortranarray(values)
-    # a plane at a time: those of a hundred objects of a photograph are more than a gigabyte
+    # one plane at a time: the planes of a hundred objects of a photograph exceed a gigabyte
     rles: list[Any] = [
         coco_mask.encode((values == place).view(np.uint8)) if place in drawn else None for place in annotation.places
     ]

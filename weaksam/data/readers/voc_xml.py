@@ -1,4 +1,4 @@
-"""Numbers and outlines of an object in a VOC XML file.
+"""Parses numbers and outlines of an object in a VOC XML file.
 
 Coordinates are VOC's: 1-based, with inclusive corners.
 """
@@ -13,7 +13,7 @@ from weaksam.errors import DataError
 
 
 def number(element: ET.Element, path: str, where: str, above: str = "", *, default: float | None = None) -> float:
-    """The number at a path below `element`; `above` is the path of `element` itself, for messages."""
+    """Returns the number at a path below `element`; `above` is the path of `element` itself, for messages."""
     text = (element.findtext(path) or "").strip()
     if not text and default is not None:
         return default
@@ -28,7 +28,7 @@ def number(element: ET.Element, path: str, where: str, above: str = "", *, defau
 
 
 def read_difficult(element: ET.Element, where: str) -> bool:
-    """Whether an object is flagged difficult; DataError when its flag is neither 0 nor 1, true nor false."""
+    """Whether an object is flagged difficult; raises DataError if the flag is not 0, 1, true or false."""
     text = (element.findtext("difficult") or "").strip()
     if text.lower() in ("", "unspecified", "false", "true"):
         return text.lower() == "true"
@@ -42,7 +42,7 @@ def read_difficult(element: ET.Element, where: str) -> bool:
 
 
 def outline(element: ET.Element, where: str) -> list[float]:
-    """VOC's corners around the rotated box or the polygon of an object without <bndbox>; no area without either."""
+    """Returns VOC's corners around the <robndbox> or <polygon> of an object; a box without area if it has neither."""
     if (turned := element.find("robndbox")) is not None:
         numbers = [number(turned, key, where, "robndbox") for key in ("cx", "cy", "w", "h", "angle")]
         x, y, width, height, angle = numbers
@@ -50,8 +50,10 @@ def outline(element: ET.Element, where: str) -> list[float]:
         reach_x, reach_y = (width * cos + height * sin) / 2, (width * sin + height * cos) / 2
         return [x - reach_x + 1, y - reach_y + 1, x + reach_x, y + reach_y]
     if (polygon := element.find("polygon")) is not None:  # <x1>, <y1>, <x2>, ... or <pt><x>, <y></pt> ...
-        points = [one for one in polygon.iter() if re.fullmatch(r"[xy]\d*", one.tag)]
-        places = [[number(one, ".", where, f"polygon/{one.tag}") for one in points if one.tag[0] == a] for a in "xy"]
+        points = [node for node in polygon.iter() if re.fullmatch(r"[xy]\d*", node.tag)]
+        places = [
+            [number(node, ".", where, f"polygon/{node.tag}") for node in points if node.tag[0] == a] for a in "xy"
+        ]
         if len(places[0]) != len(places[1]):
             raise DataError(f"{where}: its <polygon> has {len(places[0])} x and {len(places[1])} y: one is missing")
         if all(places):

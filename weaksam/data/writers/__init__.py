@@ -1,1 +1,1 @@
-"""What other programs read, a format a file."""
+"""Writers of formats of other programs, one module per format."""

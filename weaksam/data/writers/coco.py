@@ -1,9 +1,9 @@
-"""COCO dataset json and COCO results json.
+"""Writes COCO dataset json and COCO results json.
 
-Dataset: one instances_<split>.json a split, in the form of COCO's own: every annotation has area and iscrowd, ids
-start at 1 (id 0 means "unmatched" to pycocotools), masks are compressed RLE or polygons. Results: one list.
-Categories have the dataset's own ids, or those of `default_category_ids`, as `coco_results` reads.
-A file is made in memory as text, about 150 bytes a box; it is read back a few images at a time.
+Dataset: one instances_<split>.json per split, in COCO's format: every annotation has area and iscrowd, ids start at 1
+(id 0 means "unmatched" to pycocotools), masks are compressed RLE or polygons. Results: one list.
+Categories have the dataset's own ids, or those of `default_category_ids`, like in `coco_results`.
+A file is built in memory as text, about 150 bytes per box; it is read back a few images at a time.
 """
 
 from __future__ import annotations
@@ -33,39 +33,39 @@ _SPACE = re.compile(r"\s*")
 
 
 def to_xywh(boxes: np.ndarray) -> list[list[float]]:
-    """(N, 4) xyxy as COCO writes boxes, to a ten-thousandth of a pixel."""
+    """Converts (N, 4) xyxy to COCO's xywh, rounded to four decimals."""
     boxes = boxes.astype(np.float64)
     return np.round(np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1), 4).tolist()
 
 
 def to_numbers(scores: np.ndarray) -> list[float]:
-    """Float32 scores in the fewest digits that give them back; never to fixed decimals: some are tiny."""
+    """Converts float32 scores to the shortest decimals that restore them; not fixed decimals: some are tiny."""
     return [float(str(score)) for score in scores.astype(np.float32)]
 
 
 def append_json(stream: io.BytesIO, value: Any) -> None:
-    """Adds an element to the inside of a JSON array."""
+    """Appends an element to the content of a JSON array."""
     if stream.tell():
         stream.write(b",\n")
     stream.write(json.dumps(value, allow_nan=False).encode())
 
 
 def elements(text: str, key: str | None = None) -> Iterator[Any]:
-    """The elements of a JSON array, decoded one at a time.
+    """Yields the elements of a JSON array, decoded one at a time.
 
     Args:
-        text: an array, or an object that holds one.
-        key: of the array in the object.
+        text: an array, or an object that contains it.
+        key: key of the array in the object.
     """
     decoder = json.JSONDecoder()
 
     def skip(at: int) -> int:
-        return _SPACE.match(text, at).end()  # type: ignore[union-attr]  (it matches nothing too)
+        return _SPACE.match(text, at).end()  # type: ignore[union-attr]  (matches an empty string too)
 
     at = skip(0)
     while key is not None:
-        name, at = decoder.raw_decode(text, skip(at + 1))  # behind { or ,
-        at = skip(skip(at) + 1)  # behind :
+        name, at = decoder.raw_decode(text, skip(at + 1))  # after { or ,
+        at = skip(skip(at) + 1)  # after :
         if name == key:
             break
         at = skip(decoder.raw_decode(text, at)[1])
@@ -81,7 +81,7 @@ def elements(text: str, key: str | None = None) -> Iterator[Any]:
 
 
 def expect_end(rest: Iterator[Any], where: str) -> None:
-    """Raises ValueError when there is another element."""
+    """Raises ValueError if there is another element."""
     if (more := next(rest, None)) is not None:
         raise ValueError(f"{where} holds more than was written: {str(more)[:120]}")
 
@@ -92,9 +92,9 @@ class CocoDataset:
     Args:
         to: URI of the folder.
         class_names: by 0-based class.
-        polygons: whether masks become polygons; None: RLE. A number is their tolerance in pixels.
-        image_root: URI of the folder the file names are below.
-        category_ids: the dataset's own, by class; None: those of `default_category_ids`.
+        polygons: tolerance in pixels of masks as polygons; None: masks as RLE.
+        image_root: URI of the folder that file names are relative to.
+        category_ids: the dataset's own ids, by class; None: `default_category_ids`.
     """
 
     targets = ("annotations",)
@@ -120,11 +120,11 @@ class CocoDataset:
         self._rest: dict[str, tuple[Iterator[Any], Iterator[Any]]] = {}
 
     def uri(self, split: str) -> str:
-        """Of the file of a split, given the split's name in the export."""
+        """Returns the URI of the file of a split; `split` is its name in the export."""
         return storage.join(self.to, "annotations", f"instances_{split}.json")
 
     def write(self, images: Sequence[ExportImage]) -> None:
-        """Keeps the images as text."""
+        """Adds the images to the files in memory."""
         for image in images:
             split = image.place.split_name
             entries, annotations = self._arrays.setdefault(split, (io.BytesIO(), io.BytesIO()))
@@ -134,7 +134,7 @@ class CocoDataset:
                 append_json(annotations, {"id": self._counts[split], **annotation})
 
     def annotations(self, image: ExportImage) -> Iterator[dict[str, Any]]:
-        """Of one image, without ids of their own."""
+        """Yields the annotations of an image, without their ids."""
         columns = (to_xywh(image.boxes), image.classes.tolist(), to_numbers(image.scores), image.masks)
         for box, label, score, mask in zip(*columns, strict=True):
             entry = {"image_id": image.place.number, "category_id": self.categories[label]["id"], "bbox": box}
@@ -162,12 +162,12 @@ class CocoDataset:
             self.files += 1
 
     def read(self, images: Sequence[ExportImage]) -> Iterable[ReadBack]:
-        """Gives the next images and annotations of each file to pycocotools."""
+        """Reads the next images and annotations of each file with pycocotools."""
         of_split: dict[str, list[ExportImage]] = {}
         for image in images:
             of_split.setdefault(image.place.split_name, []).append(image)
-        indexes = {split: self._index(split, some) for split, some in of_split.items()}
-        return [self._found(indexes[image.place.split_name], image) for image in images]
+        indexes = {split: self._index(split, split_images) for split, split_images in of_split.items()}
+        return [self._read_image(indexes[image.place.split_name], image) for image in images]
 
     def _index(self, split: str, images: Sequence[ExportImage]) -> Any:
         if split not in self._rest:
@@ -182,11 +182,11 @@ class CocoDataset:
             "annotations": list(itertools.islice(annotations, sum(len(image.boxes) for image in images))),
             "categories": self.categories,
         }
-        with contextlib.redirect_stdout(io.StringIO()):  # it tells its progress
+        with contextlib.redirect_stdout(io.StringIO()):  # prints its progress
             coco.createIndex()
         return coco
 
-    def _found(self, coco: Any, image: ExportImage) -> ReadBack:
+    def _read_image(self, coco: Any, image: ExportImage) -> ReadBack:
         [entry] = coco.loadImgs([image.place.number])
         annotations = coco.loadAnns(coco.getAnnIds([image.place.number]))
         if entry["file_name"] != image.place.file_name:
@@ -200,21 +200,21 @@ class CocoDataset:
         return ReadBack(boxes, classes, scores, masks, (entry["height"], entry["width"]))
 
     def expected_masks(self, image: ExportImage) -> list[bytes | None]:
-        """The masks, or what polygons hold of them."""
+        """Returns the masks, or the masks of their polygons."""
         tolerance = self.polygons
         if tolerance is None:
             return image.masks
         return [mask and draw_polygons(image, to_polygons(image, mask, tolerance)[0]) for mask in image.masks]
 
     def check_rest(self) -> None:
-        """Raises ValueError when a file holds more."""
+        """Raises ValueError if a file has more elements."""
         for split, arrays in self._rest.items():
             for rest in arrays:
                 expect_end(rest, self.uri(split))
 
 
 def image_entry(image: ExportImage) -> dict[str, Any]:
-    """An image as a COCO dataset lists it; `original_id` is there when the id is not the dataset's own."""
+    """Returns the entry of an image in a COCO dataset, with `original_id` if the id is not the dataset's own."""
     place = image.place
     entry = {"id": place.number, "file_name": place.file_name, "width": image.width, "height": image.height}
     return entry if str(place.number) == image.image_id else entry | {"original_id": image.image_id}
@@ -226,8 +226,8 @@ class CocoResults:
     Args:
         to: URI of the folder.
         class_names: by 0-based class.
-        number_images: whether images have the numbers that `CocoDataset` gives them; else their own ids.
-        category_ids: the dataset's own, by class; None: those of `default_category_ids`.
+        number_images: whether images have the numbers of `CocoDataset`; else their own ids.
+        category_ids: the dataset's own ids, by class; None: `default_category_ids`.
     """
 
     targets = ("results.json",)
@@ -248,7 +248,7 @@ class CocoResults:
         return image.place.number if self.number_images else image.place.own_id
 
     def write(self, images: Sequence[ExportImage]) -> None:
-        """Keeps the images as text."""
+        """Adds the images to the file in memory."""
         for image in images:
             self.lost["images_without_boxes"] += not len(image.boxes)
             columns = (to_xywh(image.boxes), image.classes.tolist(), to_numbers(image.scores), image.masks)
@@ -266,7 +266,7 @@ class CocoResults:
         self.files = 1
 
     def read(self, images: Sequence[ExportImage]) -> Iterable[ReadBack]:
-        """Gives the next entries of the file, as a file of their own, to `read_results`."""
+        """Reads the next entries of the file, written to a temporary file, with `read_results`."""
         if self._rest is None:
             self._rest = elements(storage.read_bytes(self.uri).decode())
         entries = list(itertools.islice(self._rest, sum(len(image.boxes) for image in images)))
@@ -281,9 +281,9 @@ class CocoResults:
             yield ReadBack(boxes, row["classes"], np.array(row["scores"]), masks)
 
     def expected_masks(self, image: ExportImage) -> list[bytes | None]:
-        """The masks."""
+        """Returns the masks."""
         return image.masks
 
     def check_rest(self) -> None:
-        """Raises ValueError when the file holds more."""
+        """Raises ValueError if the file has more entries."""
         expect_end(self._rest if self._rest is not None else iter(()), self.uri)

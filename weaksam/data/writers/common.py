@@ -1,7 +1,7 @@
-"""What every export shares: an image to be exported, and the comparison with what was written.
+"""Common parts of all exports: the exported image, and the comparison with the written files.
 
-An exporter writes images, and reads its own files back with another reader; `compare` then says whether what is there
-is what was meant. Names: `places`; polygons: `polygons`; formats: the other modules.
+An exporter writes images, and reads its own files back with another reader; `compare` checks that the files contain
+the exported data. Names: `places`; polygons: `polygons`; formats: the other modules.
 Axis legend: N boxes of an image, H W pixels.
 Boxes are xyxy, absolute pixels, right and bottom exclusive.
 """
@@ -19,12 +19,12 @@ from pycocotools import mask as coco_mask
 from weaksam.data.writers.places import Place
 from weaksam.errors import DataError
 
-_SAME_MASK = 0.99  # IoU of a mask read back with what was meant; coordinates are rounded to a thousandth of a pixel
+_SAME_MASK = 0.99  # IoU of a mask read back with the expected mask; coordinates are rounded to a thousandth of a pixel
 
 
 @dataclass(frozen=True)
 class ExportImage:
-    """One image and its N boxes, best first; height and width are 0 where nobody knows them."""
+    """An image and its N boxes, best first; height and width are 0 if unknown."""
 
     image_id: str
     place: Place
@@ -33,8 +33,8 @@ class ExportImage:
     boxes: np.ndarray  # (N, 4) float32
     classes: np.ndarray  # (N,) int
     scores: np.ndarray  # (N,) float32
-    masks: list[bytes | None]  # COCO compressed counts; never of an empty mask
-    uncertainty: float | None = None  # in [0, 1]; None: not asked for
+    masks: list[bytes | None]  # COCO compressed counts, never of an empty mask
+    uncertainty: float | None = None  # in [0, 1]; None: not requested
 
     @property
     def has_masks(self) -> bool:
@@ -42,17 +42,17 @@ class ExportImage:
         return any(mask is not None for mask in self.masks)
 
     def rle(self, counts: bytes) -> Any:
-        """Compressed counts in the form pycocotools takes."""
+        """Returns compressed counts as an RLE of pycocotools."""
         return {"size": [self.height, self.width], "counts": counts}
 
     def decode(self, counts: bytes) -> np.ndarray:
-        """(H, W) bool."""
+        """Decodes compressed counts to (H, W) bool."""
         return coco_mask.decode(self.rle(counts)).astype(bool)
 
 
 @dataclass(frozen=True)
 class ReadBack:
-    """What a reader finds in an export for one image. None, or NaN in a box: the format has no place for it."""
+    """The content of an export for one image. None, or NaN in a box: the format cannot store it."""
 
     boxes: np.ndarray  # (N, 4) float
     classes: list[int]
@@ -62,51 +62,51 @@ class ReadBack:
 
 
 class Exporter(Protocol):
-    """Writes one format. `write` gets all images in some order, `read` later the same images in the same order."""
+    """Writes a format. `write` gets all images in some order, `read` gets them later in the same order."""
 
     @property
     def targets(self) -> tuple[str, ...]:
-        """Files and folders it makes, below its folder."""
+        """Files and folders it creates, below its folder."""
         ...
 
     @property
     def box_tolerance(self) -> float:
-        """How far a corner may move by the format's rounding, pixels."""
+        """Maximum shift of a corner by the format's rounding, in pixels."""
         ...
 
     @property
     def verified(self) -> str:
-        """How what was written is read back, in words."""
+        """Description of how the files are read back."""
         ...
 
     @property
     def files(self) -> int:
-        """How many were written."""
+        """Number of files written."""
         ...
 
     @property
     def lost(self) -> Counter[str]:
-        """What the format has no place for, in numbers."""
+        """Counts of data that the format cannot store."""
         ...
 
     def write(self, images: Sequence[ExportImage]) -> None:
-        """Writes some images, or keeps them in memory in the form of the file that `finish` writes."""
+        """Writes images, or adds them to the file in memory that `finish` writes."""
         ...
 
     def finish(self) -> None:
-        """Writes what can only be written when all images are known."""
+        """Writes the files that need all images."""
         ...
 
     def read(self, images: Sequence[ExportImage]) -> Iterable[ReadBack]:
-        """What another reader finds in the files for these images."""
+        """Reads these images back from the files."""
         ...
 
     def expected_masks(self, image: ExportImage) -> list[bytes | None]:
-        """The masks as far as the format can hold them."""
+        """Returns the masks as the format can store them."""
         ...
 
     def check_rest(self) -> None:
-        """Raises ValueError when the export holds more than what was read, or other classes."""
+        """Raises ValueError if the export has more than was read, or other classes."""
         ...
 
 
@@ -115,7 +115,7 @@ class Exporter(Protocol):
 
 @dataclass
 class ExportTotals:
-    """What was read back and found to be right, and what masks lost on the way."""
+    """Totals of the data that was read back and verified, and of the losses of masks."""
 
     images: int = 0
     boxes: int = 0
@@ -127,49 +127,49 @@ class ExportTotals:
     worst_image: str | None = None
     splits: Counter[str] = field(default_factory=Counter)
 
-    def add_mask(self, image: ExportImage, mask: bytes, found: bytes | None, overlap: float) -> None:
-        """Notes how much of a mask is there."""
+    def add_mask(self, image: ExportImage, mask: bytes, read_mask: bytes | None, overlap: float) -> None:
+        """Adds a mask and the mask that was read back."""
         self.masks += 1
         self.mask_pixels += int(coco_mask.area(image.rle(mask)))
-        self.mask_pixels_written += int(coco_mask.area(image.rle(found))) if found is not None else 0
+        self.mask_pixels_written += int(coco_mask.area(image.rle(read_mask))) if read_mask is not None else 0
         self.iou_sum += overlap
         if overlap < self.worst_iou:
             self.worst_iou, self.worst_image = overlap, image.image_id
 
 
-def iou(image: ExportImage, one: bytes | None, other: bytes | None) -> float:
-    """IoU of two masks of an image; None is a mask without pixels."""
-    if one == other:
+def iou(image: ExportImage, mask: bytes | None, other: bytes | None) -> float:
+    """Returns the IoU of two masks of an image; None is an empty mask."""
+    if mask == other:
         return 1.0
-    if one is None or other is None:
+    if mask is None or other is None:
         return 0.0
-    return float(np.asarray(coco_mask.iou([image.rle(one)], [image.rle(other)], [0]))[0, 0])
+    return float(np.asarray(coco_mask.iou([image.rle(mask)], [image.rle(other)], [0]))[0, 0])
 
 
-def compare(image: ExportImage, found: ReadBack, exporter: Exporter, tally: ExportTotals) -> None:
-    """Adds an image to `tally`.
+def compare(image: ExportImage, read_back: ReadBack, exporter: Exporter, tally: ExportTotals) -> None:
+    """Verifies an image that was read back, and adds it to `tally`.
 
     Raises:
-        DataError: what was read back is not what was to be written.
+        DataError: the data that was read back differs from the image.
     """
 
-    def differs(what: str, got: Any, wanted: Any) -> DataError:
+    def differs(what: str, got: Any, expected: Any) -> DataError:
         return DataError(
-            f"image {image.image_id}: read back, its {what} are {got}, but {wanted} was to be written: if another "
+            f"image {image.image_id}: read back, its {what} are {got}, but {expected} was to be written: if another "
             "program writes there, name another folder; if not, this format cannot hold it: take another one"
         )
 
-    if found.size is not None and found.size != (image.height, image.width):
-        raise differs("height and width", found.size, (image.height, image.width))
-    if found.classes != image.classes.tolist():
-        raise differs("classes", found.classes, image.classes.tolist())
-    boxes = np.where(np.isnan(found.boxes), image.boxes, found.boxes)
+    if read_back.size is not None and read_back.size != (image.height, image.width):
+        raise differs("height and width", read_back.size, (image.height, image.width))
+    if read_back.classes != image.classes.tolist():
+        raise differs("classes", read_back.classes, image.classes.tolist())
+    boxes = np.where(np.isnan(read_back.boxes), image.boxes, read_back.boxes)
     if np.abs(boxes - image.boxes).max(initial=0) > exporter.box_tolerance:
-        raise differs("boxes", found.boxes.tolist(), image.boxes.tolist())
-    if found.scores is not None and not np.allclose(found.scores, image.scores, rtol=1e-6, atol=0):
-        raise differs("scores", found.scores.tolist(), image.scores.tolist())
-    if found.masks is not None:
-        _compare_masks(image, found.masks, exporter, tally, differs)
+        raise differs("boxes", read_back.boxes.tolist(), image.boxes.tolist())
+    if read_back.scores is not None and not np.allclose(read_back.scores, image.scores, rtol=1e-6, atol=0):
+        raise differs("scores", read_back.scores.tolist(), image.scores.tolist())
+    if read_back.masks is not None:
+        _compare_masks(image, read_back.masks, exporter, tally, differs)
     tally.images += 1
     tally.boxes += len(image.boxes)
     tally.splits[image.place.split] += 1
@@ -179,11 +179,11 @@ def _compare_masks(
     image: ExportImage, masks: list[bytes | None], exporter: Exporter, tally: ExportTotals, differs: Any
 ) -> None:
     expected = None
-    for position, (mask, found) in enumerate(zip(image.masks, masks, strict=True)):
-        overlap = iou(image, mask, found)
+    for position, (mask, read_mask) in enumerate(zip(image.masks, masks, strict=True)):
+        overlap = iou(image, mask, read_mask)
         if overlap < 1:
-            expected = expected or exporter.expected_masks(image)  # costly, and mostly the mask itself
-            if iou(image, expected[position], found) < _SAME_MASK:
-                raise differs(f"pixels of mask {position + 1}", found, expected[position])
+            expected = expected or exporter.expected_masks(image)  # expensive, and mostly equal to the mask
+            if iou(image, expected[position], read_mask) < _SAME_MASK:
+                raise differs(f"pixels of mask {position + 1}", read_mask, expected[position])
         if mask is not None:
-            tally.add_mask(image, mask, found, overlap)
+            tally.add_mask(image, mask, read_mask, overlap)

@@ -1,7 +1,7 @@
-"""Label Studio: tasks.json, an image a task with its boxes as predictions, and label_config.xml that fits.
+"""Writes Label Studio's tasks.json, one task per image with its boxes as predictions, and a matching label_config.xml.
 
-Places are in percent of the image. A mask is a polygon for each of its parts, under the region of its box
-(`parentID`); holes are filled. People correct polygons by hand, so they are simplified.
+Coordinates are in percent of the image. A mask becomes one polygon per connected part, as children of the region of its
+box (`parentID`); holes are filled. Polygons are simplified, because people correct them by hand.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from weaksam.data.writers.polygons import draw_polygons, to_polygons
 
 
 def label_config(class_names: Sequence[str], *, masks: bool) -> bytes:
-    """The labelling interface, to be pasted into a project's settings."""
+    """Returns the labelling interface, to be pasted into a project's settings."""
     view = ET.Element("View")
     ET.SubElement(view, "Image", name="image", value="$image", zoom="true")
     kinds = [("RectangleLabels", "box"), *([("PolygonLabels", "mask")] if masks else [])]
@@ -40,9 +40,9 @@ class LabelStudioTasks:
     Args:
         to: URI of the folder.
         class_names: by 0-based class.
-        tolerance: of polygons, pixels.
-        model_version: what the predictions say they are from.
-        image_prefix: what stands before an image's file name in its URL; None: tasks name the URI.
+        tolerance: tolerance of polygons, in pixels.
+        model_version: the `model_version` of the predictions.
+        image_prefix: prefix of an image's file name in its URL; None: tasks contain the URI.
     """
 
     targets = ("tasks.json", "label_config.xml")
@@ -61,13 +61,13 @@ class LabelStudioTasks:
         self._rest: Iterator[Any] | None = None
 
     def write(self, images: Sequence[ExportImage]) -> None:
-        """Keeps the images as text."""
+        """Adds the images to the file in memory."""
         for image in images:
             self._has_masks |= image.has_masks
             append_json(self._tasks, self.task(image))
 
     def task(self, image: ExportImage) -> dict[str, Any]:
-        """One image with its predictions."""
+        """Returns the task of an image with its predictions."""
         regions = [region for position in range(len(image.boxes)) for region in self._regions(image, position)]
         best = max(to_numbers(image.scores), default=0.0)
         return {
@@ -76,7 +76,7 @@ class LabelStudioTasks:
         }
 
     def _data(self, image: ExportImage) -> dict[str, Any]:
-        """What a task knows of its image; `image_id` tells whose corrected boxes come back (`import_label_studio`)."""
+        """Returns the data of a task; `image_id` identifies the image of a review (`readers.label_studio`)."""
         data = {"image": self._url(image), "image_id": image.image_id, "split": image.place.split}
         return data if image.uncertainty is None else data | {"uncertainty": round(image.uncertainty, 6)}
 
@@ -84,7 +84,7 @@ class LabelStudioTasks:
         return image.place.uri if self.image_prefix is None else self.image_prefix + quote(image.place.file_name)
 
     def _regions(self, image: ExportImage, position: int) -> Iterator[dict[str, Any]]:
-        """A box and the parts of its mask."""
+        """Yields the regions of a box and of the parts of its mask."""
         name = self.class_names[image.classes[position]]
         scale = 100 / np.array([image.width, image.height])
         fixed = {"to_name": "image", "original_width": image.width, "original_height": image.height}
@@ -112,7 +112,7 @@ class LabelStudioTasks:
         self.files = 2
 
     def read(self, images: Sequence[ExportImage]) -> Iterable[ReadBack]:
-        """Decodes the next tasks of the file."""
+        """Reads the next tasks of the file."""
         if self._rest is None:
             self._rest = elements(storage.read_bytes(storage.join(self.to, "tasks.json")).decode())
         for image in images:
@@ -120,9 +120,9 @@ class LabelStudioTasks:
             if task is None or task["data"] != self._data(image):
                 raise ValueError(f"image {image.image_id} is not in its place in {self.to}/tasks.json")
             [prediction] = task["predictions"]
-            yield self._found(image, prediction["result"])
+            yield self._read_image(image, prediction["result"])
 
-    def _found(self, image: ExportImage, regions: Sequence[dict[str, Any]]) -> ReadBack:
+    def _read_image(self, image: ExportImage, regions: Sequence[dict[str, Any]]) -> ReadBack:
         scale = np.array([image.width, image.height]) / 100
         rectangles = [region for region in regions if region["type"] == "rectanglelabels"]
         polygons: dict[str, list[np.ndarray]] = {}
@@ -141,11 +141,11 @@ class LabelStudioTasks:
         )
 
     def expected_masks(self, image: ExportImage) -> list[bytes | None]:
-        """What polygons hold of the masks."""
+        """Returns the masks of their polygons."""
         return [mask and draw_polygons(image, to_polygons(image, mask, self.tolerance)[0]) for mask in image.masks]
 
     def check_rest(self) -> None:
-        """Raises ValueError when there are more tasks, or other labels."""
+        """Raises ValueError if there are more tasks, or other labels."""
         expect_end(self._rest if self._rest is not None else iter(()), f"{self.to}/tasks.json")
         config = ET.fromstring(storage.read_bytes(storage.join(self.to, "label_config.xml")))
         for control in config:

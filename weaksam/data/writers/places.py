@@ -1,4 +1,4 @@
-"""What images and splits are called in an export: numbers, file names, each once and the same in every export."""
+"""Assigns numbers and file names to images and splits of an export, unique and the same in every export."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-_LONGEST_NAME = 235  # bytes; with an extension and a number it must fit into the 255 that file systems allow
+_LONGEST_NAME = 235  # bytes; with an extension and a number it must fit into the 255 bytes of file systems
 _NO_SPLIT = "all"
 _NUMBER = re.compile(r"0|-?[1-9][0-9]*")
 
 
 @dataclass(frozen=True)
 class Place:
-    """What an image is called in an export. `number` is its integer id, `name` that of its own files, unique."""
+    """Names of an image in an export. `number` is its integer id, `name` the unique name of its own files."""
 
     number: int
     own_id: int | str  # as the dataset writes it
     split: str
-    split_name: str  # of the files and folders of the split, unique
+    split_name: str  # unique name of the files and folders of the split
     uri: str
-    file_name: str  # below the folder that all exported images have in common
+    file_name: str  # relative to the common folder of all exported images
     name: str  # without extension
     height: int | None
     width: int | None
@@ -44,17 +44,17 @@ def place_images(
     keep_spaces: bool = True,
     ids_are_numbers: bool | None = None,
 ) -> tuple[dict[str, Place], str]:
-    """Names and numbers of the images to be exported, and the folder they have in common.
+    """Returns names and numbers of the images to export, and their common folder.
 
-    An id that is a number in the dataset is its own number, and so is one of digits, with or without leading zeros,
-    when all ids of the dataset are of that kind; else images are numbered from 1 in the order of their ids, those that
-    are not exported too: the numbers of two exports of a dataset agree.
+    If ids are numbers in the dataset, or all ids of the dataset consist of digits, an image's number is its id without
+    leading zeros. Otherwise all images of the dataset, exported or not, are numbered from 1 in the order of their ids,
+    so the numbers of two exports agree.
 
     Args:
-        rows: of the `images` table, all of them.
-        chosen: ids to be exported.
+        rows: all rows of the `images` table.
+        chosen: ids to export.
         keep_spaces: whether names may have spaces; else they become underscores.
-        ids_are_numbers: whether the dataset's own ids are numbers; None: they are when all look like it.
+        ids_are_numbers: whether the dataset's own ids are numbers; None: if all of them look like numbers.
     """
     rows = sorted(rows, key=lambda row: row["image_id"])
     if ids_are_numbers is None:
@@ -83,7 +83,7 @@ def place_images(
 
 
 def _numbers(image_ids: Sequence[str], ids_are_numbers: bool) -> dict[str, int]:
-    """Number by image id; `image_ids` are sorted."""
+    """Returns the number of each image id; `image_ids` are sorted."""
     if ids_are_numbers:
         return {image_id: int(image_id) for image_id in image_ids}
     if all(image_id.isascii() and image_id.isdigit() and len(image_id) <= 15 for image_id in image_ids):
@@ -94,23 +94,23 @@ def _numbers(image_ids: Sequence[str], ids_are_numbers: bool) -> dict[str, int]:
 
 
 def _common_start(first: Sequence[str], last: Sequence[str]) -> list[str]:
-    """What two lists start with; of the first and last of many in order this is what all start with."""
+    """Returns the common prefix of two lists; for the first and last of sorted lists it is the prefix of all."""
     length = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
     return list(first[:length])
 
 
 def _split_names(splits: Collection[str]) -> dict[str, str]:
-    """A name for the files and folders of each split, unique and below the folder of the export."""
+    """Returns a name for the files and folders of each split, unique and inside the folder of the export."""
     cleaned = {split: re.sub(r"^\.+|[/\x00-\x1f\x7f-\x9f]", "_", split) for split in sorted(splits)}
-    # a split that keeps its name comes first, so that no other takes it
+    # splits with unchanged names come first, so that no other split takes them
     return _unique(dict(sorted(cleaned.items(), key=lambda item: item[0] != item[1])))
 
 
 def _names(paths: Mapping[str, str], *, keep_spaces: bool) -> dict[str, str]:
-    """File names without folder and extension, unique and short enough for any extension.
+    """Returns file names without folder and extension, unique and short enough for any extension.
 
-    Where files of two folders have one name, all names have their folders in them; files that differ in their
-    extension alone have it in the name, as a_jpg and a_png; what is still the same gets numbers.
+    If files of two folders have the same name, all names include their folders; files that differ only in their
+    extension include it in the name, as a_jpg and a_png; remaining duplicates get numbers.
     """
 
     def clean(path: str) -> str:
@@ -129,7 +129,7 @@ def _names(paths: Mapping[str, str], *, keep_spaces: bool) -> dict[str, str]:
 
 
 def _unique(names: Mapping[str, str]) -> dict[str, str]:
-    """`names` short enough for any extension, each once: the second of a name gets a number, in the order of names."""
+    """Returns `names` short enough for any extension and unique: repeated names get numbers, in the order of names."""
     taken: dict[str, str] = {}
     for key, name in names.items():
         short, number = _shortened(name), 1
@@ -140,7 +140,7 @@ def _unique(names: Mapping[str, str]) -> dict[str, str]:
 
 
 def _shortened(name: str) -> str:
-    """A name of at most `_LONGEST_NAME` bytes; a longer one ends with a hash of all of it."""
+    """Truncates a name to at most `_LONGEST_NAME` bytes; a truncated name ends with a hash of the full name."""
     data = name.encode()
     if len(data) <= _LONGEST_NAME:
         return name
@@ -148,7 +148,7 @@ def _shortened(name: str) -> str:
 
 
 def picture_list(pictures: Iterable[tuple[str, str]]) -> bytes:
-    """CSV of where each image file must lie for an export to be used, and the URI where it lies now."""
+    """Returns CSV with the path of each image file that the export needs, and its current URI."""
     stream = io.StringIO()
     csv.writer(stream, lineterminator="\n").writerows([("file", "uri"), *pictures])
     return stream.getvalue().encode()

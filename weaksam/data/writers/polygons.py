@@ -1,7 +1,7 @@
-"""Masks as polygons, and back.
+"""Converts masks to polygons, and back.
 
-Polygons run along the sides of pixels: their corners are corners of pixels, so that pycocotools draws the same pixels
-again, holes apart. (Its `rleFrPoly` takes a pixel when its centre is inside.)
+Polygons run along the sides of pixels: their corners are corners of pixels, so pycocotools draws the same pixels,
+except holes. (Its `rleFrPoly` includes a pixel if its centre is inside.)
 Axis legend: K corners of a polygon, H W pixels.
 """
 
@@ -17,16 +17,16 @@ from weaksam.data.writers.common import ExportImage
 
 
 def outlines(mask: np.ndarray) -> list[np.ndarray]:
-    """Closed lines along the sides of pixels that part a mask from the rest.
+    """Returns the closed lines along the sides of pixels that separate a mask from the background.
 
-    Pixels that share a side belong to one part; those that only touch at a corner do not.
+    Pixels that share a side belong to the same part; pixels that only touch at a corner do not.
 
     Args:
         mask: (H, W) bool.
 
     Returns:
-        (K, 2) int64 each, x then y, the corners in order; around a part they run clockwise as seen on the screen,
-        so that `signed_area` is positive, around a hole the other way.
+        (K, 2) int64 each, x then y, the corners in order; clockwise on the screen around a part, so `signed_area`
+        is positive, and counterclockwise around a hole.
     """
     padded = np.pad(mask, 1)
     stride = mask.shape[1] + 1  # corners of pixels in a row
@@ -37,27 +37,27 @@ def outlines(mask: np.ndarray) -> list[np.ndarray]:
     sides = []
     for direction, (neighbour, (down, right)) in enumerate(zip(neighbours, starts, strict=True)):
         pixels = np.flatnonzero(mask & ~neighbour)
-        # Pixel p of a row r is at corner p + r: a row has a corner more than it has pixels.
+        # Pixel p in row r starts at corner p + r: a row has one more corner than pixels.
         sides.append((pixels + pixels // mask.shape[1] + down * stride + right) * 4 + direction)
     keys = np.sort(np.concatenate(sides))
     direction = keys % 4
     ends = keys // 4 + np.array([1, stride, -1, -stride])[direction]
     following = np.zeros(len(keys), np.int64)
-    for turn in (3, 0, 1):  # left, straight on, right: the last that is there, so that pixels at a corner stay apart
-        wanted = ends * 4 + (direction + turn) % 4
-        at = np.minimum(np.searchsorted(keys, wanted), max(len(keys) - 1, 0))
-        following = np.where(keys[at] == wanted, at, following)
+    for turn in (3, 0, 1):  # left, straight, right: the last existing one wins, so pixels at a corner stay apart
+        next_keys = ends * 4 + (direction + turn) % 4
+        at = np.minimum(np.searchsorted(keys, next_keys), max(len(keys) - 1, 0))
+        following = np.where(keys[at] == next_keys, at, following)
     is_corner = direction[following] != direction
     return [_corners(ends[ring][is_corner[ring]], stride) for ring in _cycles(following.tolist())]
 
 
 def _cycles(following: list[int]) -> list[list[int]]:
-    seen = bytearray(len(following))
+    visited = bytearray(len(following))
     cycles = []
     for first in range(len(following)):
         cycle, at = [], first
-        while not seen[at]:
-            seen[at] = 1
+        while not visited[at]:
+            visited[at] = 1
             cycle.append(at)
             at = following[at]
         if cycle:
@@ -70,22 +70,22 @@ def _corners(keys: np.ndarray, stride: int) -> np.ndarray:
 
 
 def signed_area(polygon: np.ndarray) -> float:
-    """Area of a (K, 2) polygon, negative when it runs counterclockwise as seen on the screen."""
+    """Returns the area of a (K, 2) polygon, negative if it runs counterclockwise on the screen."""
     x, y = polygon.astype(np.float64).T
     return float(x[:-1] @ y[1:] - x[1:] @ y[:-1] + x[-1] * y[0] - x[0] * y[-1]) / 2
 
 
 def simplify(polygon: np.ndarray, tolerance: float) -> np.ndarray:
-    """The polygon with fewer corners, none of those left out farther than `tolerance` pixels from it (Douglas-Peucker).
+    """Removes corners of a polygon that are at most `tolerance` pixels from the simplified polygon (Douglas-Peucker).
 
-    One that would lose its area stays as it is.
+    A polygon that would lose its area is returned unchanged.
     """
     if tolerance <= 0:
         return polygon
     closed = np.concatenate([polygon, polygon[:1]]).astype(np.float64)
     keep = np.zeros(len(closed), bool)
     keep[[0, int(np.square(closed - closed[0]).sum(1).argmax()), -1]] = True
-    while True:  # all stretches between kept corners at once: each gains the corner farthest from its chord
+    while True:  # all stretches between kept corners at once: each keeps the corner farthest from its chord
         ends = np.flatnonzero(keep)
         stretch = np.minimum(np.searchsorted(ends, np.arange(len(closed)), side="right") - 1, len(ends) - 2)
         distances = _distances(closed, closed[ends[stretch]], closed[ends[stretch + 1]])
@@ -99,21 +99,21 @@ def simplify(polygon: np.ndarray, tolerance: float) -> np.ndarray:
 
 
 def _distances(points: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    """Of (K, 2) points, each to its own line from start to end."""
+    """Returns the distance of each of (K, 2) points to its own line segment from start to end."""
     along = ends - starts
     share = np.clip(((points - starts) * along).sum(1) / np.maximum(np.square(along).sum(1), 1e-12), 0, 1)
     return np.sqrt(np.square(points - starts - share[:, None] * along).sum(1))
 
 
 def to_polygons(image: ExportImage, counts: bytes, tolerance: float = 0.0) -> tuple[list[np.ndarray], int]:
-    """The parts of a mask as polygons, the largest first, and how many holes they cannot tell of.
+    """Converts the parts of a mask to polygons, the largest first; returns them and the number of filled holes.
 
-    A part in a hole of another is not listed: the hole is filled.
+    A part inside a hole of another part is omitted: the hole is filled.
 
     Args:
-        image: that the mask is of.
+        image: the image of the mask.
         counts: COCO compressed counts.
-        tolerance: pixels; 0 = every corner of every pixel on the way.
+        tolerance: pixels; 0 = keep every corner.
     """
     left, top, width, height = (int(value) for value in coco_mask.toBbox(image.rle(counts)))
     window = image.decode(counts)[top : top + height, left : left + width]
@@ -127,7 +127,7 @@ def to_polygons(image: ExportImage, counts: bytes, tolerance: float = 0.0) -> tu
 
 
 def _outermost(parts: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """The parts that do not lie in a hole of another; largest first."""
+    """Returns the parts that are not inside a hole of another part; `parts` are sorted, largest first."""
     first = np.array([part.min(0) for part in parts]).reshape(-1, 2)
     end = np.array([part.max(0) for part in parts]).reshape(-1, 2)
     kept = []
@@ -140,20 +140,20 @@ def _outermost(parts: Sequence[np.ndarray]) -> list[np.ndarray]:
 
 
 def _holds(polygon: np.ndarray, x: float, y: float) -> bool:
-    """Whether the middle of a pixel is inside a (K, 2) polygon of sides of pixels."""
+    """Whether the centre of a pixel is inside a (K, 2) polygon of sides of pixels."""
     (x1, y1), (x2, y2) = polygon.T, np.roll(polygon, -1, axis=0).T
-    crossed = (x1 == x2) & (x1 < x) & ((y1 > y) != (y2 > y))  # upright sides that a line to the left goes through
+    crossed = (x1 == x2) & (x1 < x) & ((y1 > y) != (y2 > y))  # vertical sides crossed by a ray to the left
     return bool(crossed.sum() % 2)
 
 
 def join_polygons(polygons: Sequence[np.ndarray]) -> np.ndarray:
-    """One polygon out of several, by short lines walked there and back between their corners."""
+    """Joins polygons to one, by short lines between corners that are traversed in both directions."""
     joined = polygons[0]
     for other in polygons[1:]:
-        here = _nearest(joined, other.mean(0))
-        there = _nearest(other, joined[here])
-        round_trip = np.concatenate([other[there:], other[: there + 1]])
-        joined = np.concatenate([joined[: here + 1], round_trip, joined[here:]])
+        joined_index = _nearest(joined, other.mean(0))
+        other_index = _nearest(other, joined[joined_index])
+        round_trip = np.concatenate([other[other_index:], other[: other_index + 1]])
+        joined = np.concatenate([joined[: joined_index + 1], round_trip, joined[joined_index:]])
     return joined
 
 
@@ -162,5 +162,5 @@ def _nearest(points: np.ndarray, point: np.ndarray) -> int:
 
 
 def draw_polygons(image: ExportImage, polygons: Sequence[np.ndarray]) -> bytes:
-    """COCO compressed counts of the pixels of an image inside any of the polygons."""
+    """Returns COCO compressed counts of the pixels of an image inside any of the polygons."""
     return fill_polygons(polygons, (image.height, image.width))

@@ -1,9 +1,9 @@
-"""A VOC devkit without its images: Annotations, ImageSets, and index images of masks where there are some.
+"""Writes a VOC devkit without images: Annotations, ImageSets, and index images of masks if there are any.
 
 VOC's boxes are 1-based with inclusive whole corners: (x1, y1, x2, y2) becomes (x1 + 1, y1 + 1, x2, y2), each rounded to
-the nearest pixel; a box thinner than a pixel becomes the pixel it begins in. SegmentationObject holds i where the i-th
-object of the XML is, SegmentationClass the 1-based class; a pixel has one value, so where masks overlap the
-higher-scored one is on top. Only 254 objects of an image can have a mask (0 is background, 255 void).
+the nearest pixel; a box thinner than a pixel becomes its first pixel. Pixels of the i-th object of the XML have value i
+in SegmentationObject, and its 1-based class in SegmentationClass; a pixel has one value, so the mask with the higher
+score is on top where masks overlap. Only 254 objects of an image can have a mask (0 is background, 255 void).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _MOST = 254  # values of a pixel that are neither background nor void
 
 
 def palette() -> bytes:
-    """VOC's colours of the 256 values: bit k of a value's three lowest goes to red, green, blue, from the top down."""
+    """Returns VOC's 256 colours: a value's bits, lowest first, fill red, green and blue in turn, from the top."""
     values = np.arange(256)
     colours = np.zeros((256, 3), np.int64)
     for place in range(8):
@@ -39,11 +39,11 @@ def palette() -> bytes:
 
 
 def to_corners(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
-    """VOC's corners of boxes that lie inside the image.
+    """Converts boxes inside the image to VOC's corners.
 
     Args:
         boxes: (N, 4) float xyxy, 0-based, right and bottom exclusive.
-        height: of the image, as `width`.
+        height: height of the image; `width` is its width.
 
     Returns:
         (N, 4) int xmin, ymin, xmax, ymax, 1-based, inclusive.
@@ -57,7 +57,7 @@ def to_corners(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def to_xml(image: ExportImage, class_names: Sequence[str]) -> bytes:
-    """The annotation file of an image."""
+    """Returns the annotation file of an image."""
     root = ET.Element("annotation")
     _add(root, "folder", "JPEGImages")
     _add(root, "filename", image.place.picture)
@@ -84,16 +84,16 @@ def _add(parent: ET.Element, name: str, text: object = None) -> ET.Element:
 
 
 def paint_masks(image: ExportImage) -> np.ndarray:
-    """(H, W) uint8: 1-based position of the object each pixel belongs to, 0 where there is none."""
+    """Returns (H, W) uint8: the 1-based index of each pixel's object, 0 for background."""
     values = np.zeros((image.height, image.width), np.uint8)
-    for position in reversed(range(min(len(image.masks), _MOST))):  # best first: the best is painted last
+    for position in reversed(range(min(len(image.masks), _MOST))):  # sorted, best first: the best is painted last
         if (mask := image.masks[position]) is not None:
             values[image.decode(mask)] = position + 1
     return values
 
 
 def to_png(values: np.ndarray) -> bytes:
-    """An index image of (H, W) uint8 in VOC's colours."""
+    """Encodes (H, W) uint8 as an index image in VOC's colours."""
     picture = Image.fromarray(values)
     picture.putpalette(palette())
     stream = io.BytesIO()
@@ -109,11 +109,11 @@ class VocDevkit:
         class_names: by 0-based class.
 
     Raises:
-        DataError: more classes than SegmentationClass can tell apart.
+        DataError: more classes than SegmentationClass can represent.
     """
 
     targets = ("Annotations", "ImageSets", "SegmentationObject", "SegmentationClass", "images.csv")
-    box_tolerance = 1.0  # of a box thinner than a pixel; of others half of it
+    box_tolerance = 1.0  # for boxes thinner than a pixel; half of it for others
     verified = "boxes to the pixel, classes and masks, read by weaksam.data.readers.voc"
 
     def __init__(self, to: str, class_names: Sequence[str]) -> None:
@@ -154,13 +154,13 @@ class VocDevkit:
     def finish(self) -> None:
         """Writes the lists of images."""
         for name, ids in self._lists.items():
-            content = "".join(f"{one}\n" for one in sorted(ids))
+            content = "".join(f"{image_id}\n" for image_id in sorted(ids))
             storage.write_bytes(storage.join(self.to, "ImageSets", f"{name}.txt"), content.encode())
         storage.write_bytes(storage.join(self.to, "images.csv"), picture_list(sorted(self._pictures)))
         self.files += len(self._lists) + 1
 
     def read(self, images: Sequence[ExportImage]) -> Iterable[ReadBack]:
-        """Reads each image's annotation as the `index` stage does."""
+        """Reads each image's annotation with the reader of the `index` stage."""
         return list(map_in_threads(self._read_image, images))
 
     def _read_image(self, image: ExportImage) -> ReadBack:
@@ -171,7 +171,7 @@ class VocDevkit:
         return ReadBack(annotation.boxes, classes, None, annotation.masks if masks else None, size)
 
     def expected_masks(self, image: ExportImage) -> list[bytes | None]:
-        """The part of each mask that no better one covers."""
+        """Returns the part of each mask that no better mask covers."""
         values = paint_masks(image)
         visible = set(np.unique(values).tolist())
         values = np.asfortranarray(values)
@@ -182,11 +182,11 @@ class VocDevkit:
         return [rle and rle["counts"] for rle in rles] + [None] * (len(image.masks) - len(rles))
 
     def check_rest(self) -> None:
-        """Raises ValueError when there are other annotations or lists than were written."""
+        """Raises ValueError if there are other annotations or lists than were written."""
         for name, ids in self._lists.items():
             uri = storage.join(self.to, "ImageSets", f"{name}.txt")
             if storage.read_bytes(uri).decode().split() != sorted(ids):
                 raise ValueError(f"{uri} lists other images than were written")
-        found = storage.list_files(storage.join(self.to, "Annotations"))
-        if len(found) != len(self._pictures):
-            raise ValueError(f"{self.to}/Annotations has {len(found)} files, {len(self._pictures)} were written")
+        files = storage.list_files(storage.join(self.to, "Annotations"))
+        if len(files) != len(self._pictures):
+            raise ValueError(f"{self.to}/Annotations has {len(files)} files, {len(self._pictures)} were written")

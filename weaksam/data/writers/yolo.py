@@ -1,9 +1,9 @@
-"""YOLO's labels: a text file an image, a line an object, and data.yaml.
+"""Writes YOLO labels: one text file per image, one line per object, and data.yaml.
 
 Detection: `class cx cy w h`; segmentation: `class x1 y1 x2 y2 ...`; in shares of width and height, six decimals. A line
-holds one polygon: the parts of a mask are joined by lines walked there and back, its holes are filled. Boxes of
-segmentation labels are those of the polygons; an object without a mask is its box, as a polygon.
-Trainers look for labels/x/name.txt beside images/x/name.jpg: images.csv lists which image file belongs where.
+has a single polygon: parts of a mask are joined by lines traversed in both directions, holes are filled. Boxes of
+segmentation labels are those of the polygons; the polygon of an object without a mask is its box.
+Trainers expect labels/x/name.txt for images/x/name.jpg: images.csv lists the path of each image file.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from weaksam.data.writers.polygons import draw_polygons, join_polygons, to_polyg
 
 
 def to_lines(classes: np.ndarray, shapes: Sequence[np.ndarray]) -> bytes:
-    """The label file of an image: a class and its numbers a line."""
+    """Returns the label file of an image: one line per object, its class and numbers."""
     lines = [
         " ".join([str(label), *(f"{value:.6f}" for value in shape)])
         for label, shape in zip(classes.tolist(), shapes, strict=True)
@@ -31,21 +31,21 @@ def to_lines(classes: np.ndarray, shapes: Sequence[np.ndarray]) -> bytes:
 
 
 def parse_lines(data: bytes) -> list[tuple[int, np.ndarray]]:
-    """Class and numbers of each line of a label file."""
+    """Parses class and numbers of each line of a label file."""
     lines = (line.split() for line in data.decode().splitlines())
     return [(int(words[0]), np.array([float(word) for word in words[1:]])) for words in lines if words]
 
 
 def box_polygon(box: np.ndarray) -> np.ndarray:
-    """(4, 2) corners of a box."""
+    """Returns the (4, 2) corners of a box."""
     left, top, right, bottom = box
     return np.array([[left, top], [right, top], [right, bottom], [left, bottom]])
 
 
 def name_splits(splits: Sequence[str]) -> dict[str, list[str]]:
-    """Which splits are `train`, `val` and `test` of data.yaml: by what they start with, any other is for `val`.
+    """Assigns splits to `train`, `val` and `test` of data.yaml by the start of their names; any other is `val`.
 
-    Trainers want both train and val: one that is missing is the other.
+    Trainers need both train and val: if one is missing, the other is used for both.
     """
     train = [split for split in splits if split.startswith("train")]
     test = [split for split in splits if split.startswith("test")]
@@ -60,7 +60,7 @@ class YoloLabels:
     Args:
         to: URI of the folder.
         class_names: by 0-based class.
-        polygons: None: boxes. A number: polygons, of that tolerance in pixels.
+        polygons: tolerance of polygons in pixels; None: boxes.
     """
 
     targets = ("labels", "data.yaml", "images.csv")
@@ -79,7 +79,7 @@ class YoloLabels:
         return storage.join(self.to, "labels", image.place.split_name, f"{image.place.name}.txt")
 
     def write(self, images: Sequence[ExportImage]) -> None:
-        """Writes a file for each image, an empty one where there is nothing."""
+        """Writes a file for each image, which is empty without objects."""
         for lost in map_in_threads(self._write_image, images):
             self.lost += lost
         self.files += len(images)
@@ -112,7 +112,7 @@ class YoloLabels:
         """Writes data.yaml and images.csv."""
         named = name_splits(sorted(self._splits))
         paths = {key: [f"images/{split}" for split in splits] for key, splits in named.items()}
-        content = {key: found[0] if len(found) == 1 else found for key, found in paths.items()}
+        content = {key: folders[0] if len(folders) == 1 else folders for key, folders in paths.items()}
         content |= {"names": dict(enumerate(self.class_names))}
         text = "# Paths are below the folder of this file; images.csv says which image belongs where.\n"
         text += yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
@@ -139,11 +139,11 @@ class YoloLabels:
             if mask is None:
                 masks[position] = None
             else:
-                boxes[position] = np.nan  # a mask's own box, not the one that was exported
+                boxes[position] = np.nan  # the box of the mask, not the exported box
         return ReadBack(boxes, classes, None, masks)
 
     def expected_masks(self, image: ExportImage) -> list[bytes | None]:
-        """What joined polygons hold of the masks."""
+        """Returns the masks of their joined polygons."""
         tolerance = self.polygons or 0.0
         return [
             None if mask is None else draw_polygons(image, [join_polygons(to_polygons(image, mask, tolerance)[0])])
@@ -151,10 +151,10 @@ class YoloLabels:
         ]
 
     def check_rest(self) -> None:
-        """Raises ValueError when there are other files or names than were written."""
+        """Raises ValueError if there are other files or names than were written."""
         uri = storage.join(self.to, "data.yaml")
         if yaml.safe_load(storage.read_bytes(uri))["names"] != dict(enumerate(self.class_names)):
             raise ValueError(f"{uri} has other names than were written")
-        found = storage.list_files(storage.join(self.to, "labels"))
-        if len(found) != len(self._pictures):
-            raise ValueError(f"{self.to}/labels has {len(found)} files, {len(self._pictures)} were written")
+        files = storage.list_files(storage.join(self.to, "labels"))
+        if len(files) != len(self._pictures):
+            raise ValueError(f"{self.to}/labels has {len(files)} files, {len(self._pictures)} were written")
