@@ -2,7 +2,7 @@
 
 The modules are `segment_anything`'s own, so official checkpoints load key by key. `vit_xs` is the embedded default:
 256 px pictures, 16 x 16 tokens, 64 x 64 low-resolution masks. Only its patch embedding is not SAM's: three small
-convolutions see edges that one product per patch learns very slowly.
+convolutions detect edges, which one product per patch learns very slowly.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ PIXEL_STD = (58.395, 57.12, 57.375)
 
 @dataclass(frozen=True)
 class SamVariant:
-    """One size of SAM. The defaults are what all published sizes share."""
+    """One size of SAM. The defaults are the values that all published sizes share."""
 
     encoder_dim: int
     encoder_depth: int
     encoder_heads: int
-    global_attn_indexes: tuple[int, ...]  # blocks that see the whole picture, the others see a window
+    global_attn_indexes: tuple[int, ...]  # blocks with global attention, the others use windows
     window_size: int = 14  # tokens
     image_size: int = 1024  # side of the padded square picture, pixels
     patch_size: int = 16  # pixels
@@ -45,7 +45,7 @@ class SamVariant:
 
     @property
     def low_res_side(self) -> int:
-        """Side of the masks the decoder gives before they are enlarged, pixels."""
+        """Side of the decoder's masks before they are enlarged, pixels."""
         return 4 * self.embedding_side
 
 
@@ -70,9 +70,9 @@ VARIANTS: dict[str, SamVariant] = {
 
 
 class ConvStem(nn.Module):
-    """Patches embedded by convolutions: 4 x 4 products, then 3 x 3 with stride 2 until a patch is one token.
+    """Embeds patches by convolutions: 4 x 4 products, then 3 x 3 with stride 2 until a patch is one token.
 
-    Takes (B, 3, H, W), gives (B, H / patch, W / patch, dim), as SAM's `PatchEmbed` does.
+    Takes (B, 3, H, W), returns (B, H / patch, W / patch, dim), as SAM's `PatchEmbed` does.
     """
 
     def __init__(self, dim: int, patch_size: int, width: int = 32) -> None:
@@ -84,7 +84,7 @@ class ConvStem(nn.Module):
         self.norms = nn.ModuleList(nn.LayerNorm(w, eps=1e-6) for w in widths[:-1])
 
     def steps(self, pixels: Tensor) -> list[Tensor]:
-        """(B, D, h, w) maps at stride 4, 8, ..., the patch, each after its nonlinearity but the last."""
+        """Returns (B, D, h, w) maps at stride 4, 8, ..., the patch; all but the last after the nonlinearity."""
         maps = [self.convs[0](pixels)]
         for norm, conv in zip(self.norms, self.convs[1:], strict=True):
             maps[-1] = functional.gelu(norm(maps[-1].permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
@@ -96,7 +96,7 @@ class ConvStem(nn.Module):
 
 
 def build_sam(variant: str) -> Sam:
-    """A SAM of the named variant with random weights, in eval mode, on the CPU.
+    """Returns a SAM of the named variant with random weights, in eval mode, on the CPU.
 
     Raises:
         ConfigError: no such variant.
