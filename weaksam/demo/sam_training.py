@@ -29,7 +29,7 @@ LOCALITY = 1.7  # gain of the queries and keys between prompts and image at the 
 POSITION_SCALE = 2.5  # spread of the prompt positions' frequencies: small objects need points told apart by 10 px
 
 
-class Pupil(nn.Module):
+class SamWithHints(nn.Module):
     """A SAM and the hints it is trained with."""
 
     def __init__(self, sam: Sam, channels: int) -> None:
@@ -65,18 +65,18 @@ class SegmenterTask:
         """The number of a scene."""
         return f"scene {index}"
 
-    def build_model(self) -> Pupil:
+    def build_model(self) -> SamWithHints:
         """The network to train, from `weights` or at random."""
         sam = build_sam(self.variant)
         initialise(sam)
-        pupil = Pupil(sam, VARIANTS[self.variant].prompt_dim)
+        model = SamWithHints(sam, VARIANTS[self.variant].prompt_dim)
         if self.weights:
             state = load_file(self.weights)
-            is_pupil = any(key.startswith("sam.") for key in state)
-            (pupil if is_pupil else sam).load_state_dict(state)
+            has_hints = any(key.startswith("sam.") for key in state)
+            (model if has_hints else sam).load_state_dict(state)
         for parameter in sam.prompt_encoder.mask_downscaling.parameters():
             parameter.requires_grad_(False)  # no prompt here is a mask
-        return pupil.train()
+        return model.train()
 
     def build_optimizer(self, model: nn.Module, *, lr: float, weight_decay: float) -> torch.optim.Optimizer:
         """Muon for the weights of linear layers, AdamW for everything else."""
@@ -94,20 +94,20 @@ class SegmenterTask:
     def _load(self, index: int, rng: Rng) -> dict[str, np.ndarray]:
         size = VARIANTS[self.variant]
         image, objects, parts = augment(rng, *(np.asarray(m[index]) for m in self._maps))
-        questions = draw_prompts(rng, objects, parts, self.mix)
-        row = pack(rng, questions, side=size.embedding_side, patch=size.patch_size, count=self.cells)
+        prompts = draw_prompts(rng, objects, parts, self.mix)
+        row = pack(rng, prompts, side=size.embedding_side, patch=size.patch_size, count=self.cells)
         return {**row, **label_cells(objects, parts, size.patch_size), "image": np.ascontiguousarray(image)}
 
-    def loss(self, model: Pupil, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, model: SamWithHints, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Sum over images of the loss, and sums of what to watch."""
-        embedding, logits, predicted_iou = ask(model.sam, batch, dtype=compute_dtype(batch["image"].device))
+        embedding, logits, predicted_iou = run_sam(model.sam, batch, dtype=compute_dtype(batch["image"].device))
         loss, watched = segmentation_loss(logits, predicted_iou, batch, dice_weight=self.dice_weight)
         with torch.autocast(embedding.device.type, enabled=False):
-            together, found = model.hints(embedding.float(), batch["cell_labels"], batch["cell_pixels"])
-        hints = {"together_loss": together.detach(), "pixel_loss": found.detach()}
-        return loss + HINT_WEIGHT * (together + found), watched | hints
+            together_loss, pixel_loss = model.hints(embedding.float(), batch["cell_labels"], batch["cell_pixels"])
+        hints = {"together_loss": together_loss.detach(), "pixel_loss": pixel_loss.detach()}
+        return loss + HINT_WEIGHT * (together_loss + pixel_loss), watched | hints
 
-    def validate(self, model: Pupil, pool: Executor) -> dict[str, float]:
+    def validate(self, model: SamWithHints, pool: Executor) -> dict[str, float]:
         """Scores on the held-out scenes."""
         return score_segmenter(model.sam, self.held_out) if self.held_out else {}
 
@@ -119,7 +119,7 @@ def compute_dtype(device: torch.device) -> torch.dtype:
     return torch.float32
 
 
-def ask(sam: Sam, batch: dict[str, Tensor], *, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+def run_sam(sam: Sam, batch: dict[str, Tensor], *, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     """Image embedding (B, N, C), logits (B, P, K, 16, M) in the cells of `batch` and predicted IoU (B, P, M)."""
     with torch.autocast(batch["image"].device.type, enabled=False):  # casts are placed by hand: fewer copies
         mean, std = cast(Tensor, sam.pixel_mean), cast(Tensor, sam.pixel_std)
@@ -129,8 +129,8 @@ def ask(sam: Sam, batch: dict[str, Tensor], *, dtype: torch.dtype) -> tuple[Tens
         prompts = embed_prompts(sam.prompt_encoder, batch["coords"], batch["labels"])
         image = embedding + sam.prompt_encoder.no_mask_embed.weight.to(dtype)
         tokens, cells = run_decoder(sam.mask_decoder, image, positions, prompts, batch["labels"])
-        wanted = batch["cells"].unsqueeze(-1).expand(-1, -1, -1, cells.shape[-1])
-        return embedding, *predict_cells(sam.mask_decoder, tokens, cells.gather(2, wanted))
+        indices = batch["cells"].unsqueeze(-1).expand(-1, -1, -1, cells.shape[-1])
+        return embedding, *predict_cells(sam.mask_decoder, tokens, cells.gather(2, indices))
 
 
 def initialise(sam: Sam) -> None:
@@ -175,8 +175,8 @@ def label_cells(objects: np.ndarray, parts: np.ndarray, patch: int) -> dict[str,
     labels = np.where(np.ptp(corners, axis=0) == 0, corners[0], -1)
     side, step = len(labels), patch // 4
     small = [labels_of[step // 2 :: step, step // 2 :: step] for labels_of in (objects, parts)]
-    found = np.stack([small[0] > 0, outline(small[0]), outline(small[1])])
-    tiles = found.reshape(3, side, 4, side, 4).transpose(1, 3, 0, 2, 4)
+    flags = np.stack([small[0] > 0, outline(small[0]), outline(small[1])])
+    tiles = flags.reshape(3, side, 4, side, 4).transpose(1, 3, 0, 2, 4)
     return {"cell_labels": labels.ravel(), "cell_pixels": tiles.reshape(side * side, 3, 16)}
 
 

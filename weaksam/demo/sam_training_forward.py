@@ -46,7 +46,7 @@ def _self_attention(x: Tensor, layer: Module) -> Tensor:
     batch, side, _, channels = x.shape
     q, k, v = _linear(x, layer.qkv).unflatten(3, (3, layer.num_heads, -1)).permute(3, 0, 4, 1, 2, 5).flatten(1, 2)
     rows, columns = relative_scores(q, layer.rel_pos_h, 1), relative_scores(q, layer.rel_pos_w, 2)
-    out = attend_augmented(*(one.flatten(1, 2) for one in (q, k, v, rows, columns)))
+    out = attend_augmented(*(x.flatten(1, 2) for x in (q, k, v, rows, columns)))
     return _linear(out.unflatten(0, (batch, -1)).transpose(1, 2).reshape(batch, side, side, channels), layer.proj)
 
 
@@ -142,16 +142,16 @@ def run_decoder(decoder: Module, image: Tensor, pe: Tensor, prompts: Tensor, lab
         mixed = _linear(mixed, own.out_proj)
         queries = _norm(mixed if layer.skip_first_layer_pe else queries + mixed, layer.norm1)
         k, image_q, v = _project(keys, pe, [to_image.k_proj, to_token.q_proj], [to_image.v_proj])
-        seen = _attend(_linear(queries + query_pe, to_image.q_proj), k, v, to_image.num_heads)
-        queries = _norm(queries + _linear(seen, to_image.out_proj), layer.norm2)
+        attended = _attend(_linear(queries + query_pe, to_image.q_proj), k, v, to_image.num_heads)
+        queries = _norm(queries + _linear(attended, to_image.out_proj), layer.norm2)
         queries = _norm(queries + _linear(F.relu(_linear(queries, layer.mlp.lin1)), layer.mlp.lin2), layer.norm3)
         token_k, token_v = _linear(queries + query_pe, to_token.k_proj), _linear(queries, to_token.v_proj)
-        told = _attend(image_q, token_k, token_v, to_token.num_heads, absent)
-        keys = _norm(keys + _linear(told, to_token.out_proj), layer.norm4)
+        cell_update = _attend(image_q, token_k, token_v, to_token.num_heads, absent)
+        keys = _norm(keys + _linear(cell_update, to_token.out_proj), layer.norm4)
     final = decoder.transformer.final_attn_token_to_image
     k, v = _project(keys, pe, [final.k_proj], [final.v_proj])
-    seen = _attend(_linear(queries + query_pe, final.q_proj), k, v, final.num_heads)
-    queries = _norm(queries + _linear(seen, final.out_proj), decoder.transformer.norm_final_attn)
+    attended = _attend(_linear(queries + query_pe, final.q_proj), k, v, final.num_heads)
+    queries = _norm(queries + _linear(attended, final.out_proj), decoder.transformer.norm_final_attn)
     return queries[:, :, : len(learnt)], keys
 
 

@@ -73,9 +73,9 @@ def segmentation_loss(
     iou_loss = ((predicted_iou - reached) ** 2 * uses).sum(-1) / uses.sum(-1)
     total = (mask_loss + IOU_WEIGHT * iou_loss).mean(-1).sum()
     with torch.no_grad():
-        asked = has_target[..., 0]
+        has_object = has_target[..., 0]
         hit = torch.where(ambiguous, ious[..., 0, 1:].amax(-1), ious[..., 0, 0])
-        points, single = asked * ambiguous, asked * ~ambiguous
+        points, single = has_object * ambiguous, has_object * ~ambiguous
         watched = {
             "mask_loss": mask_loss.mean(-1).sum(),
             "iou_error": ((predicted_iou - reached).abs() * uses).sum(-1).div(uses.sum(-1)).mean(-1).sum(),
@@ -105,7 +105,7 @@ class Hints(nn.Module):
         logits = self.pixels(embedding).unflatten(-1, (3, 16))
         # outlines are rare: without the weight, "nowhere" is a good answer for long
         rare = 1 + (OUTLINE_WEIGHT - 1) * cell_pixels * torch.tensor([0, 1, 1], device=logits.device).unsqueeze(-1)
-        found = ((F.softplus(logits) - logits * cell_pixels) * rare).mean((1, 2, 3)).sum()
+        pixel_loss = ((F.softplus(logits) - logits * cell_pixels) * rare).mean((1, 2, 3)).sum()
         places = F.normalize(self.together(embedding), dim=-1)
         alike = places @ places.transpose(1, 2) * self.scale[0] + self.scale[1]
         same = cell_labels.unsqueeze(1) == cell_labels.unsqueeze(2)
@@ -113,4 +113,4 @@ class Hints(nn.Module):
         counts = pure & ((cell_labels > 0).unsqueeze(1) | (cell_labels > 0).unsqueeze(2))
         loss = F.softplus(torch.where(same, -alike, alike))
         shares = [(loss * pick).sum((1, 2)) / pick.sum((1, 2)).clamp(min=1) for pick in (counts & same, counts & ~same)]
-        return (shares[0] + shares[1]).sum() / 2, found
+        return (shares[0] + shares[1]).sum() / 2, pixel_loss

@@ -43,14 +43,14 @@ class PromptMix:
 
 
 @dataclass(frozen=True)
-class _Question:
+class _Prompt:
     coords: Sequence[tuple[float, float]]  # pixels, x then y
     labels: list[int]
     targets: list[np.ndarray]  # (H, W) bool, at most G
     is_ambiguous: bool
 
 
-def draw_prompts(rng: Rng, objects: np.ndarray, parts: np.ndarray, mix: PromptMix) -> list[_Question]:
+def draw_prompts(rng: Rng, objects: np.ndarray, parts: np.ndarray, mix: PromptMix) -> list[_Prompt]:
     """`mix.total` questions about a picture. Without an object, or without background, the other sort is asked.
 
     Args:
@@ -61,45 +61,45 @@ def draw_prompts(rng: Rng, objects: np.ndarray, parts: np.ndarray, mix: PromptMi
     masks = {int(k): objects == k for k in ids}
     empty = np.flatnonzero(objects.ravel() == 0)
     sorts = ["point"] * mix.points + ["background"] * mix.background + ["box"] * mix.boxes + ["pair"] * mix.pairs
-    questions = []
+    prompts = []
     for sort in sorts:
         if not masks or (sort == "background" and len(empty)):
-            questions.append(_ask_background(rng, empty, objects.shape[1]) if len(empty) else _ask_nothing())
+            prompts.append(_background_prompt(rng, empty, objects.shape[1]) if len(empty) else _empty_prompt())
             continue
         mask = masks[int(ids[rng.integers(len(ids))])]
-        questions.append(_ask_object(rng, mask, parts, "point" if sort == "background" else sort))
-    return questions
+        prompts.append(_object_prompt(rng, mask, parts, "point" if sort == "background" else sort))
+    return prompts
 
 
-def _ask_nothing() -> _Question:
-    return _Question([], [], [], True)
+def _empty_prompt() -> _Prompt:
+    return _Prompt([], [], [], True)
 
 
-def _ask_background(rng: Rng, empty: np.ndarray, width: int) -> _Question:
+def _background_prompt(rng: Rng, empty: np.ndarray, width: int) -> _Prompt:
     y, x = divmod(int(empty[rng.integers(len(empty))]), width)
-    return _Question([(x, y)], [PROMPT_POSITIVE, PROMPT_PAD], [], True)
+    return _Prompt([(x, y)], [PROMPT_POSITIVE, PROMPT_PAD], [], True)
 
 
-def _ask_object(rng: Rng, mask: np.ndarray, parts: np.ndarray, sort: str) -> _Question:
+def _object_prompt(rng: Rng, mask: np.ndarray, parts: np.ndarray, sort: str) -> _Prompt:
     inside = np.flatnonzero(mask)
     picks = [divmod(int(inside[i]), mask.shape[1]) for i in rng.integers(len(inside), size=2)]
     part = mask & (parts == parts[picks[0]])
     has_part = MIN_TARGET <= part.sum() < 0.9 * len(inside)
     if sort == "point":
         coords = [(x, y) for y, x in picks[:1]]
-        return _Question(coords, [PROMPT_POSITIVE, PROMPT_PAD], [mask, part] if has_part else [mask], True)
+        return _Prompt(coords, [PROMPT_POSITIVE, PROMPT_PAD], [mask, part] if has_part else [mask], True)
     target = part if has_part and rng.random() < 0.25 else mask
     if sort == "pair":
         second = np.flatnonzero(target)
         picks[1] = divmod(int(second[rng.integers(len(second))]), mask.shape[1])
-        return _Question([(x, y) for y, x in picks], [PROMPT_POSITIVE, PROMPT_POSITIVE, PROMPT_PAD], [target], False)
+        return _Prompt([(x, y) for y, x in picks], [PROMPT_POSITIVE, PROMPT_POSITIVE, PROMPT_PAD], [target], False)
     ys, xs = np.flatnonzero(target.any(1)), np.flatnonzero(target.any(0))
     low, high = np.array([xs[0], ys[0]]), np.array([xs[-1] + 1, ys[-1] + 1])
     slack = np.minimum(0.08 * (high - low), 10)
     low, high = low + rng.normal(0, 1, 2) * slack, high + rng.normal(0, 1, 2) * slack
     size = np.array(mask.shape[::-1])
     coords = [tuple(np.clip(low, 0, size)), tuple(np.clip(high, 0, size))]
-    return _Question(coords, [PROMPT_TOP_LEFT, PROMPT_BOTTOM_RIGHT], [target], False)
+    return _Prompt(coords, [PROMPT_TOP_LEFT, PROMPT_BOTTOM_RIGHT], [target], False)
 
 
 def shrink(mask: np.ndarray, factor: int) -> np.ndarray:
@@ -133,22 +133,22 @@ def choose_cells(rng: Rng, coverage: np.ndarray, count: int) -> tuple[np.ndarray
     return np.concatenate([inner[:num_inner], outer[:num_outer]]), weights
 
 
-def pack(rng: Rng, questions: list[_Question], *, side: int, patch: int, count: int) -> dict[str, np.ndarray]:
+def pack(rng: Rng, prompts: list[_Prompt], *, side: int, patch: int, count: int) -> dict[str, np.ndarray]:
     """Questions about one picture as arrays, keyed as the loss wants them; `side` is S, `count` is K.
 
     Returns:
         coords (P, T, 2) float32, labels (P, T), cells (P, K), cell_weights (P, K),
         targets (P, G, K, 16) bool, has_target (P, G) bool, is_ambiguous (P,) bool.
     """
-    total = len(questions)
+    total = len(prompts)
     coords, labels = np.zeros((total, 3, 2), np.float32), np.full((total, 3), PROMPT_ABSENT, np.int64)
     cells, weights = np.zeros((total, count), np.int64), np.zeros((total, count), np.float32)
     targets, has_target = np.zeros((total, 2, count, 16), bool), np.zeros((total, 2), bool)
-    for p, question in enumerate(questions):
-        labels[p, : len(question.labels)] = question.labels
-        for t, (x, y) in enumerate(question.coords):
+    for p, prompt in enumerate(prompts):
+        labels[p, : len(prompt.labels)] = prompt.labels
+        for t, (x, y) in enumerate(prompt.coords):
             coords[p, t] = x, y
-        tiles = [shrink(mask, patch // 4).reshape(side, 4, side, 4) for mask in question.targets]
+        tiles = [shrink(mask, patch // 4).reshape(side, 4, side, 4) for mask in prompt.targets]
         coverage = np.asarray(tiles[0].any((1, 3))) if tiles else np.zeros((side, side), bool)
         cells[p], weights[p] = choose_cells(rng, coverage, count)
         for g, tile in enumerate(tiles):
@@ -161,5 +161,5 @@ def pack(rng: Rng, questions: list[_Question], *, side: int, patch: int, count: 
         "cell_weights": weights,
         "targets": targets,
         "has_target": has_target,
-        "is_ambiguous": np.array([q.is_ambiguous for q in questions]),
+        "is_ambiguous": np.array([q.is_ambiguous for q in prompts]),
     }

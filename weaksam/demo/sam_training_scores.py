@@ -39,12 +39,12 @@ def score_segmenter(sam: Sam, scenes: str | Path, *, seed: int = 0, limit: int |
             continue
         points = [_pick(rng, mask) for mask in masks] + [_pick(rng, labels == 0) for _ in range(2)]
         embedding = _embed(sam, image)
-        reached, held = _ask_points(sam, embedding, points, masks)
-        background += held[len(masks) :].max(1).values.tolist()
-        held = held[: len(masks)]
-        box_iou = _ask_boxes(sam, embedding, [_loose_box(rng, mask) for mask in masks], masks)
-        chosen = reached.gather(1, held.argmax(1, keepdim=True))[:, 0]
-        error = (held - reached).abs().mean(1)
+        reached, predicted_iou = _score_points(sam, embedding, points, masks)
+        background += predicted_iou[len(masks) :].max(1).values.tolist()
+        predicted_iou = predicted_iou[: len(masks)]
+        box_iou = _score_boxes(sam, embedding, [_loose_box(rng, mask) for mask in masks], masks)
+        chosen = reached.gather(1, predicted_iou.argmax(1, keepdim=True))[:, 0]
+        error = (predicted_iou - reached).abs().mean(1)
         rows.append(torch.stack([reached.max(1).values, chosen, box_iou, error], 1).numpy())
     table = np.concatenate(rows)
     means = table.mean(0)
@@ -71,7 +71,7 @@ def _embed(sam: Sam, image: np.ndarray) -> Tensor:
     return sam.image_encoder((pixels - cast(Tensor, sam.pixel_mean)) / cast(Tensor, sam.pixel_std))
 
 
-def _ask_points(sam: Sam, embedding: Tensor, points: list, masks: list[np.ndarray]) -> tuple[Tensor, Tensor]:
+def _score_points(sam: Sam, embedding: Tensor, points: list, masks: list[np.ndarray]) -> tuple[Tensor, Tensor]:
     """Reached IoU (objects, 3) and predicted IoU (points, 3)."""
     coords = torch.tensor(points, dtype=torch.float32)[:, None]
     prompts = sam.prompt_encoder(points=(coords, torch.ones(len(points), 1)), boxes=None, masks=None)
@@ -79,7 +79,7 @@ def _ask_points(sam: Sam, embedding: Tensor, points: list, masks: list[np.ndarra
     return _ious(logits[: len(masks)], masks), predicted
 
 
-def _ask_boxes(sam: Sam, embedding: Tensor, boxes: list[np.ndarray], masks: list[np.ndarray]) -> Tensor:
+def _score_boxes(sam: Sam, embedding: Tensor, boxes: list[np.ndarray], masks: list[np.ndarray]) -> Tensor:
     """Reached IoU (objects,)."""
     corners = torch.tensor(np.stack(boxes), dtype=torch.float32)
     prompts = sam.prompt_encoder(points=None, boxes=corners, masks=None)
@@ -101,6 +101,6 @@ def _decode(sam: Sam, embedding: Tensor, prompts: tuple[Tensor, Tensor], *, mult
 def _ious(logits: Tensor, masks: list[np.ndarray]) -> Tensor:
     """IoU (N, M) of low-resolution logits (N, M, h, w), enlarged, with (H, W) masks."""
     truth = torch.from_numpy(np.stack(masks))[:, None]
-    found = F.interpolate(logits.float(), truth.shape[-2:], mode="bilinear", align_corners=False) > 0
-    both, either = (found & truth).sum((2, 3)), (found | truth).sum((2, 3))
+    predicted = F.interpolate(logits.float(), truth.shape[-2:], mode="bilinear", align_corners=False) > 0
+    both, either = (predicted & truth).sum((2, 3)), (predicted | truth).sum((2, 3))
     return both / either.clamp(min=1)

@@ -28,9 +28,9 @@ def cache_scenes(folder: str | Path, *, images: int, seed: int, family: str, siz
     Scene i is `draw_scene(seed * 1_000_000 + i)`. Uses every processor. A cache cut short is drawn again.
     """
     folder = Path(folder)
-    wanted = {"images": images, "seed": seed, "family": family, "size": size}
+    settings = {"images": images, "seed": seed, "family": family, "size": size}
     done = folder / "cache.json"
-    if done.exists() and json.loads(done.read_text()) == wanted:
+    if done.exists() and json.loads(done.read_text()) == settings:
         return folder
     folder.mkdir(parents=True, exist_ok=True)
     shape = (images, size, size)
@@ -41,7 +41,7 @@ def cache_scenes(folder: str | Path, *, images: int, seed: int, family: str, siz
         for count, _ in enumerate(pool.imap_unordered(draw, range(0, images, _CHUNK)), start=1):
             if count % 20 == 0:
                 log.info("drawn %d/%d scenes", min(count * _CHUNK, images), images)
-    done.write_text(json.dumps(wanted))
+    done.write_text(json.dumps(settings))
     return folder
 
 

@@ -133,8 +133,8 @@ def _place_parts(rng: Rng, parts: Parts, scale: float, place: np.ndarray, *, upr
     skew = rng.normal(0, 0.12, 2)
     placed = []
     for part in parts:
-        seen = part / np.maximum(1 + part @ skew, 0.4)[:, None]
-        placed.append(seen @ matrix.T * (scale / 2) + place)
+        projected = part / np.maximum(1 + part @ skew, 0.4)[:, None]
+        placed.append(projected @ matrix.T * (scale / 2) + place)
     return placed
 
 

@@ -44,13 +44,13 @@ def write_scenes(folder: str | Path, *, images: int, seed: int, format: Literal[
         ConfigError: `images` is below 3, `format` unknown, or the folder holds something else.
     """
     folder = Path(folder)
-    wanted = {"images": images, "seed": seed, "format": format}
-    if _check_folder(folder, wanted):
+    settings = {"images": images, "seed": seed, "format": format}
+    if _check_folder(folder, settings):
         log.info("%s: all %d scenes are there", folder, images)
         return
     folder.mkdir(parents=True, exist_ok=True)
     started = folder / STARTED
-    started.write_text(json.dumps(wanted))
+    started.write_text(json.dumps(settings))
     draw = partial(_draw_voc if format == "voc" else _draw_coco, folder, seed=seed)
     records = []
     for record in _draw_all(draw, images):
@@ -58,7 +58,7 @@ def write_scenes(folder: str | Path, *, images: int, seed: int, format: Literal[
         if len(records) % max(100, images // 10) == 0:
             log.info("%s: drawn %d/%d scenes", folder, len(records), images)
     _write_voc_lists(folder, images) if format == "voc" else _write_coco_json(folder, records)
-    (folder / DRAWN).write_text(json.dumps(wanted | {"classes": list(CLASS_NAMES)}, indent=2) + "\n")
+    (folder / DRAWN).write_text(json.dumps(settings | {"classes": list(CLASS_NAMES)}, indent=2) + "\n")
     started.unlink()
 
 
@@ -72,16 +72,16 @@ def _draw_all(draw: Callable[[int], dict | None], images: int) -> Iterator[dict 
         yield from pool.imap(draw, range(images), chunksize=10)
 
 
-def _check_folder(folder: Path, wanted: dict) -> bool:
+def _check_folder(folder: Path, settings: dict) -> bool:
     """Whether the scenes are there, complete; ConfigError when something else is."""
-    if wanted["images"] < 3 or wanted["format"] not in _SPLITS:
+    if settings["images"] < 3 or settings["format"] not in _SPLITS:
         raise ConfigError(
-            f"scenes: need at least 3 images as voc or coco, got {wanted['images']} as {wanted['format']!r}"
+            f"scenes: need at least 3 images as voc or coco, got {settings['images']} as {settings['format']!r}"
         )
     for name in (DRAWN, STARTED):
         if (folder / name).exists():
-            found = json.loads((folder / name).read_text())
-            other = [f"{key} {found.get(key)!r}" for key in wanted if found.get(key) != wanted[key]]
+            stored = json.loads((folder / name).read_text())
+            other = [f"{key} {stored.get(key)!r}" for key in settings if stored.get(key) != settings[key]]
             if other:
                 raise ConfigError(
                     f"{folder} holds other scenes ({', '.join(other)}): choose another folder or remove it"

@@ -47,7 +47,7 @@ def drop_broken_list(folder: str, *, version: str) -> None:
     uri = storage.join(folder, "checkpoint", _SNAPSHOT)
     try:
         listed = json.loads(storage.read_replaceable(uri))
-        names = {one["checkpoint_dir_name"] for one in listed["checkpoint_results"]}
+        names = {result["checkpoint_dir_name"] for result in listed["checkpoint_results"]}
         latest = listed["latest_checkpoint_result"]
         names |= {latest["checkpoint_dir_name"]} if latest else set()
         problem = None if listed["ray_version"] == version else f"was written by Ray {listed['ray_version']}"
@@ -55,8 +55,8 @@ def drop_broken_list(folder: str, *, version: str) -> None:
         return
     except (ValueError, KeyError, TypeError) as error:
         names, problem = set(), f"cannot be read ({type(error).__name__}: {error})"
-    if gone := sorted(names - {one.rsplit("/", 1)[-1] for one in list_checkpoints(folder)}):
-        problem = f"lists {gone[-1]}, which is gone"
+    if missing := sorted(names - {path.rsplit("/", 1)[-1] for path in list_checkpoints(folder)}):
+        problem = f"lists {missing[-1]}, which is gone"
     if problem is not None:
         log.warning("warning: %s %s: made anew from the checkpoints that are there", uri, problem)
         storage.delete(uri)
@@ -90,7 +90,7 @@ def check_same_step(step: int) -> None:
     steps: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(steps, step)
     if len(set(steps)) > 1:
-        listed = ", ".join(f"worker {rank} from step {one}" for rank, one in enumerate(steps))
+        listed = ", ".join(f"worker {rank} from step {worker_step}" for rank, worker_step in enumerate(steps))
         raise StageError(
             f"workers go on from different checkpoints ({listed}): not all of them can read the newest one. If this "
             "stays, look at the warnings of the workers, and remove the checkpoint that is not whole"

@@ -113,9 +113,9 @@ class ClassifierTask:
         """What was asked for; vectors, class tokens and positions are not decayed."""
         if self.optimizer == "muon":
             linear = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear)}
-            inside, others = _parted(model, lambda name, p: id(p) in linear)
+            inside, others = _split_parameters(model, lambda name, p: id(p) in linear)
             return MuonAdamW(inside, others, lr=lr, weight_decay=weight_decay)
-        decayed, others = _parted(model, lambda name, p: p.ndim > 1 and name not in _UNDECAYED)
+        decayed, others = _split_parameters(model, lambda name, p: p.ndim > 1 and name not in _UNDECAYED)
         groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
         return torch.optim.AdamW(groups, lr=lr)
 
@@ -128,7 +128,7 @@ class ClassifierTask:
         read, keep = zip(*rows, strict=True)
         left_out = torch.from_numpy(left_out_codes(read))
         blank = np.zeros((3, self.recipe.image_size, self.recipe.image_size), np.float32)
-        pictures = np.stack([blank if isinstance(one, ImageError) else one for one in read])
+        pictures = np.stack([blank if isinstance(picture, ImageError) else picture for picture in read])
         return {
             "image": torch.from_numpy(pictures),
             "weight": (left_out == 0).float(),
@@ -161,9 +161,9 @@ class ClassifierTask:
         keep = batch["keep"] if self.recipe.drop_path else None
         logits = model(batch["image"], keep)
         losses = {
-            f"{name}_loss": _label_loss(found, batch)
-            for name, found in (("cls", logits.cls), ("patch", logits.patch), ("fine", logits.fine))
-            if found is not None
+            f"{name}_loss": _label_loss(class_logits, batch)
+            for name, class_logits in (("cls", logits.cls), ("patch", logits.patch), ("fine", logits.fine))
+            if class_logits is not None
         }
         return torch.stack(list(losses.values())).sum(), {key: value.detach() for key, value in losses.items()}
 
@@ -173,16 +173,16 @@ class ClassifierTask:
         if not self.held_out.uris:
             return {}
         device = model.device
-        found, kept = [], []
+        outputs, kept = [], []
         for pictures, rows in self._held_out_batches(pool):
-            found.append(model(pictures.to(device)).cls.float().cpu())
+            outputs.append(model(pictures.to(device)).cls.float().cpu())
             kept += rows
         if not kept:
             raise StageError(
                 f"none of the {len(self.held_out.uris)} held-out images can be read, e.g. {self.held_out.uris[0]}: "
                 "make the dataset readable again; the same command goes on"
             )
-        logits, labels = torch.cat(found), self.held_out.labels[kept]
+        logits, labels = torch.cat(outputs), self.held_out.labels[kept]
         loss = F.multilabel_soft_margin_loss(logits, torch.from_numpy(labels.astype(np.float32)))
         return {"held_out_loss": loss.item(), "held_out_mAP": mean_average_precision(logits.numpy(), labels)}
 
@@ -192,14 +192,14 @@ class ClassifierTask:
         for start in range(0, len(self.held_out.uris), size):
             uris = self.held_out.uris[start : start + size]
             read = enumerate(pool.map(read_for_training, uris), start)
-            pixels = {row: one for row, one in read if not isinstance(one, ImageError)}
+            pixels = {row: image for row, image in read if not isinstance(image, ImageError)}
             if pixels:
-                seen_as = {"size": side, "mean": kind.mean, "std": kind.std}
-                pictures = np.stack([resize_for_classification(one, **seen_as) for one in pixels.values()])
+                options = {"size": side, "mean": kind.mean, "std": kind.std}
+                pictures = np.stack([resize_for_classification(image, **options) for image in pixels.values()])
                 yield torch.from_numpy(pictures), list(pixels)
 
 
-def _parted(
+def _split_parameters(
     model: nn.Module, belongs: Callable[[str, nn.Parameter], bool]
 ) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """The parameters that are learnt, those that belong and the others."""

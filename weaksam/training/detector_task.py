@@ -174,15 +174,15 @@ class DetectorTask:
             return pixels
         boxes, classes = self.objects.boxes[index], self.objects.classes[index]
         view, stays = self._vary(np.random.default_rng(seed), View(pixels, boxes, self._masks(index, pixels.shape[:2])))
-        view, is_there = _without_vanished(view)
+        view, is_kept = _without_vanished(view)
         row = {
             "image": torch.from_numpy(np.ascontiguousarray(view.pixels.transpose(2, 0, 1))),
             "boxes": torch.from_numpy(np.ascontiguousarray(view.boxes, np.float32)),
-            "classes": torch.from_numpy(classes[stays][is_there].astype(np.int64)),
+            "classes": torch.from_numpy(classes[stays][is_kept].astype(np.int64)),
         }
         if view.masks is None:
             return row
-        vanished = torch.tensor(float((~is_there).sum()))
+        vanished = torch.tensor(float((~is_kept).sum()))
         return row | {"masks": torch.from_numpy(np.ascontiguousarray(view.masks)), "vanished": vanished}
 
     def _masks(self, index: int, hw: tuple[int, ...]) -> np.ndarray | None:
@@ -190,7 +190,7 @@ class DetectorTask:
             return None
         height, width = hw
         try:
-            masks = [decode_rle(one, height, width) for one in self.objects.masks[index]]
+            masks = [decode_rle(counts, height, width) for counts in self.objects.masks[index]]
         except ValueError as error:
             raise DataError(
                 f"{self.uris[index]}: {error}: its masks are of another image: run the steps before this again"
@@ -221,15 +221,15 @@ class DetectorTask:
             targets = [Targets(batch["weight"].new_zeros(0, 4), batch["weight"].new_zeros(0, dtype=torch.int64))]
         try:
             generators = make_generators([seeds[i] for i in rows or [0]], images[0].device)
-            found = model.losses(images, targets, step, generators)
+            losses = model.losses(images, targets, step, generators)
         except TargetError as error:
             uri = self.uris[int(batch["index"][rows[error.image]])]
             raise DataError(f"{uri}: {error.fault}: this cannot be learnt from") from error
-        told = {key: value if rows else value * 0 for key, value in found.items()}
-        total = torch.stack([value for key, value in told.items() if key.startswith("loss")]).sum()
+        metrics = {key: value if rows else value * 0 for key, value in losses.items()}
+        total = torch.stack([value for key, value in metrics.items() if key.startswith("loss")]).sum()
         if model.learns_masks:
-            told["vanished"] = sum((batch[f"vanished/{i}"] for i in rows), total.new_zeros(()))
-        return total, {key: value.detach() for key, value in told.items()}
+            metrics["vanished"] = sum((batch[f"vanished/{i}"] for i in rows), total.new_zeros(()))
+        return total, {key: value.detach() for key, value in metrics.items()}
 
     def validate(self, model: Detector, pool: Executor) -> dict[str, float]:
         """Nothing: the only boxes there are were learnt from."""

@@ -47,7 +47,7 @@ def explain(folder: str, error: ray.train.TrainingFailedError) -> Exception:
     """
     causes = causes_of(error)
     lasting = [cause for cause in causes if is_lasting(cause)]
-    ours = next((one for one in lasting or causes if isinstance(one, WeakSamError)), None)
+    ours = next((cause for cause in lasting or causes if isinstance(cause, WeakSamError)), None)
     if ours is not None and is_lasting(ours):
         return type(ours)(f"{folder}: {ours}")
     if lasting:

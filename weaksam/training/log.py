@@ -43,7 +43,7 @@ class WarningsToFile(logging.Handler):
             return
         self._messages.append(message)
         try:
-            storage.write_bytes(self._uri, "".join(json.dumps(one) + "\n" for one in self._messages).encode())
+            storage.write_bytes(self._uri, "".join(json.dumps(text) + "\n" for text in self._messages).encode())
         except (WeakSamError, OSError):  # a warning must never stop the work
             self.handleError(record)
 
@@ -60,7 +60,7 @@ def follow(folder: str, settings: TrainSettings) -> AbstractContextManager[None]
     def warnings() -> list[str]:
         try:
             lines = storage.read_replaceable(storage.join(folder, _WARNINGS)).splitlines()
-            return [one for line in lines if isinstance(one := json.loads(line), str)]
+            return [message for line in lines if isinstance(message := json.loads(line), str)]
         except (WeakSamError, OSError, ValueError):  # not there yet, or cut
             return []
 

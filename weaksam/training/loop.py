@@ -153,37 +153,37 @@ def _mean(sums: dict[str, Tensor], *, count: int) -> dict[str, float]:
     return {key: round(value, 6) for key, value in zip(sums, (values / count).tolist(), strict=True)}
 
 
-def _report(trainee: TrainState, *, is_writer: bool) -> None:
+def _report(train_state: TrainState, *, is_writer: bool) -> None:
     """Hands a checkpoint to Ray Train; every worker takes part, one brings the file."""
     if not is_writer:
-        ray.train.report({"step": trainee.step})
+        ray.train.report({"step": train_state.step})
         return
     with tempfile.TemporaryDirectory() as folder:
-        trainee.save(folder)
-        ray.train.report({"step": trainee.step}, checkpoint=Checkpoint.from_directory(folder))
+        train_state.save(folder)
+        ray.train.report({"step": train_state.step}, checkpoint=Checkpoint.from_directory(folder))
 
 
-def _restore(trainee: TrainState, folder: str, latest: Checkpoint | None) -> None:
+def _restore(train_state: TrainState, folder: str, latest: Checkpoint | None) -> None:
     """Goes on from the `latest` checkpoint, else from the newest that is whole; from the start where none is."""
-    there = [Checkpoint(path, files) for files, path in map(storage.filesystem, list_checkpoints(folder))]
-    others = [one for one in there if latest is None or one.path != latest.path]
+    checkpoints = [Checkpoint(path, files) for files, path in map(storage.filesystem, list_checkpoints(folder))]
+    others = [item for item in checkpoints if latest is None or item.path != latest.path]
     for checkpoint in [latest, *others] if latest else others:
         try:
             with checkpoint.as_directory() as local:
-                trainee.restore(local)
+                train_state.restore(local)
         except (BrokenCheckpointError, FileNotFoundError) as error:
             log.warning("warning: %s: not whole (%s): an older checkpoint is taken, or none", checkpoint.path, error)
             continue
-        log.info("goes on from step %d (%s)", trainee.step, checkpoint.path)
+        log.info("goes on from step %d (%s)", train_state.step, checkpoint.path)
         return
 
 
-def _check_means(trainee: TrainState, means: Mapping[str, float]) -> None:
+def _check_means(train_state: TrainState, means: Mapping[str, float]) -> None:
     """Raises DivergedError when a step since the last row was not finite: on all workers, whoever saw it."""
-    trainee.watch.look(wait=True)
+    train_state.watch.look(wait=True)
     if not math.isfinite(means["loss"]):
-        settings = trainee.settings
-        raise diverged(settings, f"step {trainee.step} of {settings.steps}: the loss of another worker")
+        settings = train_state.settings
+        raise diverged(settings, f"step {train_state.step} of {settings.steps}: the loss of another worker")
 
 
 def share_of(settings: TrainSettings, rank: int) -> list[slice]:
@@ -217,12 +217,12 @@ def _load_ahead(
             batch = {key: value.pin_memory() for key, value in batch.items()}
         return batch, (step, indices[part], codes)
 
-    wanted = ((step, part) for step in range(first, settings.steps) for part in share)
+    parts = ((step, part) for step in range(first, settings.steps) for part in share)
     with ThreadPoolExecutor(1) as pool:
-        queue = [pool.submit(load, *item) for item in islice(wanted, _PREFETCH)]
+        queue = [pool.submit(load, *item) for item in islice(parts, _PREFETCH)]
         while queue:
             ready, read = queue.pop(0).result()
-            queue += [pool.submit(load, *item) for item in islice(wanted, 1)]
+            queue += [pool.submit(load, *item) for item in islice(parts, 1)]
             left_out.add(*read)
             yield ready
 
@@ -245,9 +245,9 @@ def _train_worker(config: dict) -> None:
     context = ray.train.get_context()
     if context.get_world_rank() == 0:  # one is enough: all workers do the same
         logging.getLogger("weaksam").addHandler(WarningsToFile(folder))
-    trainee = TrainState(task, settings, get_device())
-    _restore(trainee, folder, ray.train.get_checkpoint())
-    check_same_step(trainee.step)
+    train_state = TrainState(task, settings, get_device())
+    _restore(train_state, folder, ray.train.get_checkpoint())
+    check_same_step(train_state.step)
     share = share_of(settings, context.get_world_rank())
     left_out = LeftOut(
         folder,
@@ -255,29 +255,31 @@ def _train_worker(config: dict) -> None:
         max_failed=settings.max_failed,
         in_batch=sum(part.stop - part.start for part in share),
         name_of=task.name_of,
-        step=trainee.step,
+        step=train_state.step,
     )
-    batches = _load_ahead(task, settings, trainee.step, share, threads, left_out)
-    journal = TrainingLog(folder, settings, trainee.step) if context.get_world_rank() == 0 else None
-    sums, since = {}, trainee.step
-    while trainee.step < settings.steps:
-        for key, value in trainee.take_step(batches, len(share)).items():
+    batches = _load_ahead(task, settings, train_state.step, share, threads, left_out)
+    training_log = TrainingLog(folder, settings, train_state.step) if context.get_world_rank() == 0 else None
+    sums, since = {}, train_state.step
+    while train_state.step < settings.steps:
+        for key, value in train_state.take_step(batches, len(share)).items():
             sums[key] = sums.get(key, 0) + value
-        if trainee.step % settings.log_every == 0 or trainee.step == settings.steps:
-            means = _mean(sums, count=(trainee.step - since) * settings.batch_size)
-            _check_means(trainee, means)
-            left_out.share(is_writer=journal is not None)
+        if train_state.step % settings.log_every == 0 or train_state.step == settings.steps:
+            means = _mean(sums, count=(train_state.step - since) * settings.batch_size)
+            _check_means(train_state, means)
+            left_out.share(is_writer=training_log is not None)
             means |= {"left_out": len(left_out)} if len(left_out) else {}
-            means |= {"skipped": trainee.skipped} if trainee.skipped else {}
-            if journal:
-                if settings.validates_at(trainee.step):
-                    means |= trainee.validate(task, threads)
-                journal.write(trainee.step, means, lr=max(group["lr"] for group in trainee.optimizer.param_groups))
-            sums, since = {}, trainee.step
-        if trainee.step % settings.checkpoint_every == 0 and trainee.step < settings.steps:
-            left_out.share(is_writer=journal is not None)
-            _report(trainee, is_writer=journal is not None)
-    trainee.check()
-    if journal:
-        storage.write_bytes(tables.weights_uri(folder), save(trainee.weights()))
-    ray.train.report({"step": trainee.step})
+            means |= {"skipped": train_state.skipped} if train_state.skipped else {}
+            if training_log:
+                if settings.validates_at(train_state.step):
+                    means |= train_state.validate(task, threads)
+                training_log.write(
+                    train_state.step, means, lr=max(group["lr"] for group in train_state.optimizer.param_groups)
+                )
+            sums, since = {}, train_state.step
+        if train_state.step % settings.checkpoint_every == 0 and train_state.step < settings.steps:
+            left_out.share(is_writer=training_log is not None)
+            _report(train_state, is_writer=training_log is not None)
+    train_state.check()
+    if training_log:
+        storage.write_bytes(tables.weights_uri(folder), save(train_state.weights()))
+    ray.train.report({"step": train_state.step})

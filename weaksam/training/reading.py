@@ -51,12 +51,12 @@ class LeftOut:
         self._folder, self._num, self._name_of = folder, num_samples, name_of
         self._allowed = math.ceil(max_failed * num_samples)
         self._longest = min(max(in_batch, _LEAST_RUN), num_samples)
-        self._found = {row["sample"]: row for row in read_left_out(folder) if row["step"] < step}
+        self._left_out = {row["sample"]: row for row in read_left_out(folder) if row["step"] < step}
         self._new: dict[int, dict[str, Any]] = {}
         self._missing_in_a_row = 0
 
     def __len__(self) -> int:
-        return len(self._found)
+        return len(self._left_out)
 
     def add(self, step: int, indices: np.ndarray, codes: np.ndarray) -> None:
         """What was read for a step, from 0: samples (B,) and how each went (B,), see `data.images.left_out_codes`.
@@ -67,9 +67,9 @@ class LeftOut:
         """
         for index, code in zip(indices.tolist(), codes.tolist(), strict=True):
             self._missing_in_a_row = self._missing_in_a_row + 1 if code == _MISSING else 0
-            if code and index not in self._found:
+            if code and index not in self._left_out:
                 row = {"sample": index, "step": step, "name": self._name_of(index), "status": FAILED_STATUSES[code - 1]}
-                self._found[index] = self._new[index] = row
+                self._left_out[index] = self._new[index] = row
         self._check()
 
     def share(self, *, is_writer: bool) -> None:
@@ -81,16 +81,16 @@ class LeftOut:
             new = [row for rows in gathered for row in rows]
         self._new = {}
         for row in new:
-            self._found.setdefault(row["sample"], row)
+            self._left_out.setdefault(row["sample"], row)
         if new and is_writer:
-            rows = sorted(self._found.values(), key=lambda row: (row["step"], row["sample"]))
+            rows = sorted(self._left_out.values(), key=lambda row: (row["step"], row["sample"]))
             content = "".join(json.dumps(row) + "\n" for row in rows)
             storage.write_bytes(storage.join(self._folder, LEFT_OUT), content.encode())
             log.warning("%s", describe_left_out(rows, self._num))
         self._check()
 
     def _check(self) -> None:
-        rows = list(self._found.values())
+        rows = list(self._left_out.values())
         missing = [row for row in rows if row["status"] == "not_found"]
         if self._missing_in_a_row >= self._longest or (len(rows) > self._allowed and 2 * len(missing) >= len(rows)):
             raise StageError(

@@ -47,7 +47,9 @@ def cpus_of_worker(resources: TrainResources, nodes: Sequence[Mapping[str, float
         return _reservable(min(shares, default=1.0))  # the smallest: a node's CPUs last for all of its GPUs
     counts = [node.get("CPU", 0.0) for node in nodes]
     shares = {cpus / count for cpus in set(counts) for count in range(1, resources.workers + 1) if cpus}
-    fitting = (one for one in shares if sum(_times(cpus, one) for cpus in counts) >= resources.workers)
+    fitting = (
+        candidate for candidate in shares if sum(_times(cpus, candidate) for cpus in counts) >= resources.workers
+    )
     share = _reservable(max(fitting, default=1.0))
     return max(share, 1.0) if resources.grow else share
 
@@ -101,8 +103,8 @@ _PILOT_ROWS = 48  # of metrics, each of them one measurement
 
 def pilot_steps(steps: int, images: int, batch_size: int, shortest_phase: float = 1.0) -> int:
     """Steps of a pilot; `shortest_phase` is the share of the steps that the shortest phase has."""
-    wanted = max(PILOT_STEPS, math.ceil(PILOT_ROUNDS * images / batch_size))
-    return min(steps, math.ceil(wanted / shortest_phase))
+    required = max(PILOT_STEPS, math.ceil(PILOT_ROUNDS * images / batch_size))
+    return min(steps, math.ceil(required / shortest_phase))
 
 
 class LoopSettings(StageConfig):

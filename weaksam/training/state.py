@@ -96,8 +96,8 @@ def draw_batch(seed: int, step: int, *, batch_size: int, num_samples: int) -> tu
     rounds, offsets = np.divmod(positions, num_samples)
     indices = np.empty(batch_size, np.int64)
     for number in np.unique(rounds):
-        here = rounds == number
-        indices[here] = np.random.default_rng([seed, int(number)]).permutation(num_samples)[offsets[here]]
+        in_round = rounds == number
+        indices[in_round] = np.random.default_rng([seed, int(number)]).permutation(num_samples)[offsets[in_round]]
     return indices, np.stack([np.full_like(indices, seed), rounds, indices], 1)
 
 

@@ -44,7 +44,7 @@ def _read_rows(uri: str, is_row: Callable[[Any], bool], *, warns: bool) -> list[
         content = storage.read_replaceable(uri)
     except FileNotFoundError:
         return []
-    lines = [(i, one) for i, one in enumerate(content.decode(errors="replace").split("\n"), start=1) if one.strip()]
+    lines = [(i, line) for i, line in enumerate(content.decode(errors="replace").split("\n"), start=1) if line.strip()]
     read = [(number, _parse(line)) for number, line in lines]
     rows = [row for _, row in read if is_row(row)]
     broken = [number for number, row in read if not is_row(row)]

@@ -144,7 +144,7 @@ class WsodTask:
         """
         _ = self._boxes  # read before the threads ask for them, each for itself
         read = list(pool.map(self._load, indices.tolist(), seeds))
-        rows = [_nothing() if one is None or isinstance(one, ImageError) else one for one in read]
+        rows = [_nothing() if row is None or isinstance(row, ImageError) else row for row in read]
         batch = {f"{key}/{i}": value for i, row in enumerate(rows) for key, value in row.items()}
         weights = [batch.pop(f"weight/{i}") for i in range(len(rows))]
         left_out = torch.from_numpy(left_out_codes(read))
@@ -177,7 +177,7 @@ class WsodTask:
         keys = ("image", "boxes", "present", "prior")
         images, boxes, present, priors = ([batch[f"{key}/{i}"] for i in range(count)] for key in keys)
         generators = make_generators(batch["seed"].tolist(), images[0].device)
-        noise = SampleNoise(generators, [len(one) for one in boxes])
+        noise = SampleNoise(generators, [len(image_boxes) for image_boxes in boxes])
         losses, adverse = forward_losses(
             model, images, boxes, present, noise, priors, second_pass=self.recipe.second_pass
         )

@@ -126,7 +126,7 @@ def cut_out(images: Tensor, boxes: Sequence[Tensor], side: int, margin: float) -
         side: of what is cut out, pixels.
         margin: how much a box is enlarged to each side, as a share of its size.
     """
-    return roi_align(images, [enlarge_boxes(one, margin) for one in boxes], (side, side), aligned=True)
+    return roi_align(images, [enlarge_boxes(image_boxes, margin) for image_boxes in boxes], (side, side), aligned=True)
 
 
 def _resize(positions: Tensor, hw: torch.Size) -> Tensor:

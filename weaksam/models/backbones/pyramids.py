@@ -18,7 +18,7 @@ from weaksam.core import storage
 from weaksam.errors import WeightsError
 from weaksam.models.backbones.frozen_sam import FrozenSam
 from weaksam.models.backbones.lite0 import CHANNELS, MEAN, STD, STRIDES, Lite0
-from weaksam.models.backbones.seen_views import SeenViews
+from weaksam.models.backbones.view_cache import ViewCache
 from weaksam.sam.build import PIXEL_MEAN, PIXEL_STD
 from weaksam.sam.checkpoints import read_state
 
@@ -126,18 +126,18 @@ class SamPyramid(Pyramid):
     def __init__(self, variant: str = "vit_xs", *, finest: int = 4) -> None:
         super().__init__()
         self.sam = FrozenSam(variant)
-        self.seen = SeenViews()
+        self.view_cache = ViewCache()
         first = (4, 8, 16).index(finest)
         self.channels, self.strides = (32, 64, 96)[first:], (4, 8, 16)[first:]
 
     @torch.no_grad()
     def forward(self, pixels: Tensor) -> list[Tensor]:
         if not self.training:
-            return self._see(pixels)
-        seen = [self.seen.recall([one], partial(self._see, one)) for one in pixels.split(1)]
-        return [torch.cat(maps) for maps in zip(*seen, strict=True)]
+            return self._sam_maps(pixels)
+        views = [self.view_cache.recall([image], partial(self._sam_maps, image)) for image in pixels.split(1)]
+        return [torch.cat(maps) for maps in zip(*views, strict=True)]
 
-    def _see(self, pixels: Tensor) -> list[Tensor]:
+    def _sam_maps(self, pixels: Tensor) -> list[Tensor]:
         return self.sam.pyramid(pixels)[-len(self.channels) :]
 
     def load_pretrained(self) -> None:

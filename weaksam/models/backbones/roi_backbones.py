@@ -22,7 +22,7 @@ from torchvision.ops import FrozenBatchNorm2d, roi_pool
 
 from weaksam.models.backbones.frozen_sam import FrozenSam, cut_out
 from weaksam.models.backbones.lite0 import NAME, Lite0, normalise
-from weaksam.models.backbones.seen_views import SeenViews
+from weaksam.models.backbones.view_cache import ViewCache
 from weaksam.models.noise import SampleNoise, dropout
 from weaksam.ops.boxes import to_inclusive
 from weaksam.sam.build import PIXEL_MEAN, PIXEL_STD
@@ -171,15 +171,15 @@ class CropNet(RoiNet):
             self.lite0 = Lite0()
         if "frozen_sam" in features:
             self.sam = FrozenSam("vit_xs", crop)
-        strides = [stride for one in self.frozen for stride in one.crop_strides]
-        self._channels = [channels for one in self.frozen for channels in one.crop_channels]
+        strides = [stride for network in self.frozen for stride in network.crop_strides]
+        self._channels = [channels for network in self.frozen for channels in network.crop_channels]
         self.stride, self.pooled_channels, self.pooled_size = 1, sum(self._channels), crop // min(strides)
         self._shrink = [stride // min(strides) for stride in strides]
         inputs = sum(c * (crop // stride) ** 2 for c, stride in zip(self._channels, strides, strict=True))
         self.dim, self.crop, self.margin, self.drop = dim, crop, margin, drop
         self.first = nn.Linear(inputs, dim)
         self.norm, self.second = nn.LayerNorm(dim), nn.Linear(dim, dim)
-        self.seen = SeenViews()
+        self.view_cache = ViewCache()
 
     @property
     def frozen(self) -> list[Lite0 | FrozenSam]:
@@ -188,30 +188,30 @@ class CropNet(RoiNet):
 
     def load_shipped(self) -> None:
         """Takes the weights that the frozen networks are known with."""
-        for one in self.frozen:
-            one.load_shipped()
+        for network in self.frozen:
+            network.load_shipped()
 
     @torch.no_grad()
     def pool(self, image: Tensor, boxes: Tensor) -> Tensor:
         if not self.training:
-            return self._join(self._see(image, boxes))
-        return self._join(self.seen.recall([image, boxes], lambda: self._rounded(self._see(image, boxes))))
+            return self._join(self._crop_maps(image, boxes))
+        return self._join(self.view_cache.recall([image, boxes], lambda: self._rounded(self._crop_maps(image, boxes))))
 
-    def _see(self, image: Tensor, boxes: Tensor) -> list[Tensor]:
+    def _crop_maps(self, image: Tensor, boxes: Tensor) -> list[Tensor]:
         """The maps of all frozen networks, fine and coarse."""
         maps = []
-        for one in self.frozen:
-            crops = self.cut_out(image, boxes, one)
-            parts = [one.crop_maps(part) for part in crops.split(one.at_once(crops.device))]
+        for network in self.frozen:
+            crops = self.cut_out(image, boxes, network)
+            parts = [network.crop_maps(part) for part in crops.split(network.at_once(crops.device))]
             maps += [torch.cat(levels) for levels in zip(*parts, strict=True)]
         return maps
 
     def _rounded(self, maps: list[Tensor]) -> list[Tensor]:
-        return [one.half() for one in maps] if self._is_rounded else maps
+        return [level.half() for level in maps] if self._is_rounded else maps
 
     def _join(self, maps: list[Tensor]) -> Tensor:
         """(N, D, S, S) float32 of maps of several strides."""
-        return torch.cat([_enlarge(one.float(), self.pooled_size) for one in maps], 1)
+        return torch.cat([_enlarge(level.float(), self.pooled_size) for level in maps], 1)
 
     def cut_out(self, image: Tensor, boxes: Tensor, network: Lite0 | FrozenSam) -> Tensor:
         """(N, 3, crop, crop) of boxes (N, 4) on an image (3, H, W) uint8, normalised; zeros beyond the image."""
@@ -247,12 +247,12 @@ def load_imagenet(network: RoiNet, state: Mapping[str, Tensor]) -> list[str]:
     for key in list(renamed):
         renamed[_STEM.get(key.split(".")[0], "") + key] = renamed[key]
     own = network.state_dict()
-    found = {key: renamed[name] for key in own if (name := key.removeprefix("body.")) in renamed}
-    for key, value in found.items():
+    matches = {key: renamed[name] for key in own if (name := key.removeprefix("body.")) in renamed}
+    for key, value in matches.items():
         if own[key].shape != value.shape:
             raise ValueError(f"{key} must be {tuple(own[key].shape)}, the file has {tuple(value.shape)}")
-    network.load_state_dict(found, strict=False)
-    return sorted(own.keys() - found.keys())
+    network.load_state_dict(matches, strict=False)
+    return sorted(own.keys() - matches.keys())
 
 
 _KINDS = ("weight", "bias")

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from weaksam.models.backbones.lite0 import CHANNELS, MEAN, STD, Lite0
-from weaksam.models.backbones.seen_views import SeenViews
+from weaksam.models.backbones.view_cache import ViewCache
 from weaksam.models.classifiers.weaktr import Logits, Maps
 
 _HIDDEN = 128
@@ -41,7 +41,7 @@ class CamClassifier(nn.Module):
         self.lite0 = Lite0()
         _, _, _, fine, coarse = CHANNELS
         self.coarse, self.fine = _Head(coarse, num_classes), _Head(fine + coarse, num_classes)
-        self.seen = SeenViews()
+        self.view_cache = ViewCache()
 
     @property
     def device(self) -> torch.device:
@@ -59,17 +59,17 @@ class CamClassifier(nn.Module):
             images: (B, 3, H, W) float, normalised by `mean` and `std`.
             keep: not used: there are no residual branches to leave out.
         """
-        coarse, fine = self._read(self._features(images))
+        coarse, fine = self._class_maps(self._features(images))
         return Logits(soft_maximum(coarse), soft_maximum(fine), None)
 
     @torch.no_grad()
     def find_maps(self, images: Tensor, *, cross_layers: Sequence[int]) -> Maps:
         """Maps of every class, and no cross maps, whatever layers are asked for."""
-        coarse, fine = self._read(self.lite0.crop_maps(images))
+        coarse, fine = self._class_maps(self.lite0.crop_maps(images))
         cross = fine.new_zeros(len(fine), 0, *fine.shape[1:])
         return Maps(soft_maximum(coarse), coarse, fine, cross)
 
-    def _read(self, features: list[Tensor]) -> tuple[Tensor, Tensor]:
+    def _class_maps(self, features: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Coarse and fine class maps of the features of strides 16 and 32."""
         fine, coarse = features
         enlarged = F.interpolate(coarse, size=fine.shape[2:], mode="bilinear", align_corners=False)
@@ -78,7 +78,7 @@ class CamClassifier(nn.Module):
     def _features(self, images: Tensor) -> list[Tensor]:
         if not self.training:
             return self.lite0.crop_maps(images)
-        rows = [self.seen.recall([one], lambda one=one: self._rounded(one)) for one in images]
+        rows = [self.view_cache.recall([image], lambda image=image: self._rounded(image)) for image in images]
         return [torch.stack(maps).float() for maps in zip(*rows, strict=True)]
 
     def _rounded(self, image: Tensor) -> list[Tensor]:

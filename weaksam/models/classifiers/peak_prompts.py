@@ -115,7 +115,7 @@ class Views:
     maps: dict[str, list[Tensor]]
 
 
-def look(model: Classifier, image: np.ndarray, rules: PeakPromptRules) -> Views:
+def compute_views(model: Classifier, image: np.ndarray, rules: PeakPromptRules) -> Views:
     """Runs the classifier on every view of an image.
 
     Args:
@@ -131,11 +131,11 @@ def look(model: Classifier, image: np.ndarray, rules: PeakPromptRules) -> Views:
         resized = np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC))
         view = normalise(resized, mean=model.mean, std=model.std)
         pair = torch.from_numpy(np.stack([view, view[:, :, ::-1]])).to(device)
-        seen = model.find_maps(pair, cross_layers=layers)
-        logits.append(seen.logits)
+        view_maps = model.find_maps(pair, cross_layers=layers)
+        logits.append(view_maps.logits)
         for kind in maps:
-            found = seen.cross.transpose(1, 2) if kind == "cross" else getattr(seen, kind).unsqueeze(2)
-            maps[kind].append(found[0] + found[1].flip(-1))
+            pair_maps = view_maps.cross.transpose(1, 2) if kind == "cross" else getattr(view_maps, kind).unsqueeze(2)
+            maps[kind].append(pair_maps[0] + pair_maps[1].flip(-1))
     return Views(torch.cat(logits).float().mean(0).sigmoid().cpu().numpy(), maps)
 
 
@@ -157,13 +157,13 @@ def choose_labels(probabilities: np.ndarray, *, threshold: float) -> np.ndarray:
 
 def make_heatmaps(views: Views, labels: np.ndarray, size: tuple[int, int]) -> dict[str, Tensor]:
     """(c, K, H, W) float32 in [0, 1] per kind, of the classes `labels` alone: enlarging is what costs."""
-    found = {}
+    heatmaps = {}
     for kind, scales in views.maps.items():
         index = torch.as_tensor(labels, dtype=torch.long, device=scales[0].device)
-        chosen = [one[index] for one in scales]
-        merged = fuse_views([one.flatten(0, 1) for one in chosen], size)
-        found[kind] = merged.unflatten(0, chosen[0].shape[:2])
-    return found
+        chosen = [maps[index] for maps in scales]
+        merged = fuse_views([maps.flatten(0, 1) for maps in chosen], size)
+        heatmaps[kind] = merged.unflatten(0, chosen[0].shape[:2])
+    return heatmaps
 
 
 def find_peak_prompts(
@@ -180,7 +180,7 @@ def find_peak_prompts(
         the prompts, and `make_heatmaps` at the resolution peaks were looked for.
     """
     small = shrink(image, rules.max_side)
-    views = look(model, small, rules)
+    views = compute_views(model, small, rules)
     if labels is None:
         chosen = choose_labels(views.probabilities, threshold=rules.label_threshold)
     else:
@@ -205,15 +205,15 @@ def _peaks_of(
     kind: str, heatmaps: Tensor, labels: np.ndarray, rule: PeakRule, factor: np.ndarray
 ) -> tuple[np.ndarray, ...]:
     """Points, their classes, scores and kinds of one kind of heatmap (c, K, H, W)."""
-    found = find_peaks(
+    peaks = find_peaks(
         heatmaps.flatten(0, 1),
         kernel=rule.kernel,
         threshold=rule.threshold,
         max_peaks=rule.max_peaks,
         collapse_plateaus=rule.collapse_plateaus,
     )
-    points, scores = found.points.astype(np.float32), found.scores
-    classes = labels[found.maps // max(heatmaps.shape[1], 1)].astype(np.int32)
+    points, scores = peaks.points.astype(np.float32), peaks.scores
+    classes = labels[peaks.maps // max(heatmaps.shape[1], 1)].astype(np.int32)
     if rule.cluster != "off":
         groups = np.full_like(classes, -1) if rule.cluster == "pooled" else classes
         points, scores, classes = cluster_peaks(

@@ -205,9 +205,11 @@ class WeakTr(nn.Module):
 
         def watch(weights: Tensor) -> None:
             classes = self.num_classes
-            seen = weights.detach()
-            columns.append(seen[:, :, classes:, classes:].mean(2))  # of all that is needed of P x P, its column means
-            rows.append(seen[:, :, :classes, classes:])
+            attention = weights.detach()
+            columns.append(
+                attention[:, :, classes:, classes:].mean(2)
+            )  # of all that is needed of P x P, its column means
+            rows.append(attention[:, :, :classes, classes:])
 
         x, hw = self._run(images, keep, watch if self.adaptive_attention_fusion else None)
         cls, activation = self._read(x, hw)

@@ -51,8 +51,8 @@ def size_of(backbone: str) -> WeakTrSize:
     theirs = {key for key in vit.state_dict() if key.startswith(("blocks.", "patch_embed."))}
     if own != theirs:
         raise ConfigError(
-            f"backbone {backbone!r} is no plain ViT: it has {_some(sorted(theirs - own))} and lacks "
-            f"{_some(sorted(own - theirs))}: choose one such as deit_small_patch16_224"
+            f"backbone {backbone!r} is no plain ViT: it has {_first_names(sorted(theirs - own))} and lacks "
+            f"{_first_names(sorted(own - theirs))}: choose one such as deit_small_patch16_224"
         )
     return size
 
@@ -73,7 +73,7 @@ def load_trained(
     model = build_weaktr(backbone, num_classes, gated=gated, fine_of=fine_of)
     missing, _ = load_state(model, read_state(path), where=str(path))
     if missing:
-        raise WeightsError(f"{path}: no finished classifier, it lacks {_some(missing)}: run its step again")
+        raise WeightsError(f"{path}: no finished classifier, it lacks {_first_names(missing)}: run its step again")
     return model.float().eval().requires_grad_(False)
 
 
@@ -109,25 +109,25 @@ def load_state(
     Raises:
         WeightsError: a layer of the transformer is missing, a shape differs, or the classes do not match.
     """
-    wanted = model.state_dict()
+    expected = model.state_dict()
     fitted = _fit_classes(dict(state), model, where, class_rows)
-    missing = [key for key in wanted if key not in fitted]
-    unexpected = [key for key in fitted if key not in wanted]
+    missing = [key for key in expected if key not in fitted]
+    unexpected = [key for key in fitted if key not in expected]
     misshaped = [
-        f"{key} is {tuple(fitted[key].shape)} instead of {tuple(wanted[key].shape)}"
-        for key in wanted
-        if key in fitted and fitted[key].shape != wanted[key].shape
+        f"{key} is {tuple(fitted[key].shape)} instead of {tuple(expected[key].shape)}"
+        for key in expected
+        if key in fitted and fitted[key].shape != expected[key].shape
     ]
     needed = [key for key in missing if key.startswith(("blocks.", "patch_embed.", "pos_embed", "cls_token"))]
     if needed or misshaped:
-        faults = [f"missing {_some(needed)}"] * bool(needed) + [_some(misshaped)] * bool(misshaped)
+        faults = [f"missing {_first_names(needed)}"] * bool(needed) + [_first_names(misshaped)] * bool(misshaped)
         raise WeightsError(
             f"{where}: does not fit the classifier: {'; '.join(faults)}: set the backbone it was made for"
         )
     for what, keys in (("not in it, left at their start", missing), ("in it but not used", unexpected)):
         if keys:
-            log.info("%s: %s: %s", where, what, _some(keys))
-    model.load_state_dict({key: value for key, value in fitted.items() if key in wanted}, strict=False)
+            log.info("%s: %s: %s", where, what, _first_names(keys))
+    model.load_state_dict({key: value for key, value in fitted.items() if key in expected}, strict=False)
     return missing, unexpected
 
 
@@ -141,18 +141,18 @@ def _fit_classes(
     tokens = state.get("cls_token")
     if tokens is None or "pos_embed" not in state:
         return state
-    found = tokens.shape[1]
-    if found == 1 and classes != 1:
+    file_classes = tokens.shape[1]
+    if file_classes == 1 and classes != 1:
         rows = [0] * classes
     else:
-        rows = list(class_rows) if class_rows is not None else list(range(found))
-    if len(rows) != classes or max(rows) >= found:
+        rows = list(class_rows) if class_rows is not None else list(range(file_classes))
+    if len(rows) != classes or max(rows) >= file_classes:
         raise WeightsError(
-            f"{where}: has {found} classes, the dataset has {classes}: name the row of each class in class_rows"
+            f"{where}: has {file_classes} classes, the dataset has {classes}: name the row of each class in class_rows"
         )
     positions = state["pos_embed"]
     state["cls_token"] = tokens[:, rows]
-    state["pos_embed"] = torch.cat([positions[:, rows], positions[:, found:]], 1)
+    state["pos_embed"] = torch.cat([positions[:, rows], positions[:, file_classes:]], 1)
     return state | {key: state[key][rows] for key in ("head.weight", "head.bias") if key in state}
 
 
@@ -174,6 +174,6 @@ def _build_timm(name: str, *, pretrained: bool = False) -> Any:
     return vit
 
 
-def _some(names: Sequence[str]) -> str:
+def _first_names(names: Sequence[str]) -> str:
     rest = len(names) - _NAMED
     return (", ".join(names[:_NAMED]) or "nothing") + (f" and {rest} more" if rest > 0 else "")

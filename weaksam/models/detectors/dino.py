@@ -130,13 +130,13 @@ class Dino(Detector):
         sides = (0.05 * 2.0**cells.levels).clamp(max=0.9)[:, None].expand(len(memory), -1, 2)
         around = torch.cat([cells.centres, sides], 2)
         may_be = cells.inside & ((around > 0.01) & (around < 0.99)).all(2)
-        told = self.proposal(memory)
-        logits = self.proposal_class(told).float()
+        projected = self.proposal(memory)
+        logits = self.proposal_class(projected).float()
         surest = logits.detach().amax(2).masked_fill(~may_be, -torch.inf)
         surest = F.pad(surest, (0, max(self.size.queries - surest.shape[1], 0)), value=-torch.inf)
         best, rows = surest.topk(self.size.queries, dim=1)
         rows, is_none = rows.clamp(max=memory.shape[1] - 1), (best == -torch.inf)[..., None]
-        boxes = self.proposal_box(take(told, rows)) + inverse_sigmoid(take(around, rows))
+        boxes = self.proposal_box(take(projected, rows)) + inverse_sigmoid(take(around, rows))
         return Chosen(take(logits, rows).masked_fill(is_none, _SURELY_NOT), boxes.float().masked_fill(is_none, 0.0))
 
     def _losses(
@@ -149,7 +149,7 @@ class Dino(Detector):
             `loss_denoising`; with RoI drop `dropped_class` and `dropped_box`, how many terms of all layers.
         """
         batch, size = self.normaliser(images), self.size
-        known = [to_relative(one, hw) for one, hw in zip(targets, batch.sizes, strict=True)]
+        known = [to_relative(image_targets, hw) for image_targets, hw in zip(targets, batch.sizes, strict=True)]
         noised = None
         if size.num_denoising:
             noise = {"label_noise": size.label_noise, "box_noise": size.box_noise}
@@ -172,11 +172,11 @@ class Dino(Detector):
             "loss_encoder": encoder.total,
             "loss_denoising": denoising,
         }
-        told = {name: loss / self.boxes_per_image for name, loss in losses.items()}
+        result = {name: loss / self.boxes_per_image for name, loss in losses.items()}
         if self.drop.gate != "off":
-            told["dropped_class"] = torch.stack([part.dropped_classes for part in parts]).sum()
-            told["dropped_box"] = torch.stack([part.dropped_boxes for part in parts]).sum()
-        return told
+            result["dropped_class"] = torch.stack([part.dropped_classes for part in parts]).sum()
+            result["dropped_box"] = torch.stack([part.dropped_boxes for part in parts]).sum()
+        return result
 
     @torch.no_grad()
     def detect(self, images: Sequence[Tensor], mask_sizes: Sequence[tuple[int, int]] | None = None) -> list[Detections]:

@@ -74,17 +74,17 @@ def noise_objects(
         label_noise: half of this share of the copies get a class drawn from all.
         box_noise: how far sides move, in half sizes of the box: less than this, or once to twice this.
     """
-    if not any(len(one.classes) for one in targets):
+    if not any(len(image_targets.classes) for image_targets in targets):
         return None
     rows = [
-        _noise_one(one, generator, num_classes, queries, label_noise, box_noise)
-        for one, generator in zip(targets, generators, strict=True)
+        _noise_image(image_targets, generator, num_classes, queries, label_noise, box_noise)
+        for image_targets, generator in zip(targets, generators, strict=True)
     ]
     parts = zip(zip(*rows, strict=True), (0, 0, -1, FILLER), strict=True)
     return Noised(*(pad_sequence(list(part), True, padding_value=fill) for part, fill in parts))
 
 
-def _noise_one(
+def _noise_image(
     targets: Targets, generator: torch.Generator, num_classes: int, queries: int, label_noise: float, box_noise: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Classes (N,), references (N, 4), objects (N,) and groups (N,) of one image."""

@@ -73,7 +73,7 @@ class FasterRcnn(Detector):
         size: of everything above the backbone.
         box_loss: of both stages: `l1` as published, which RoI drop's threshold is meant for; `smooth_l1` torchvision's.
         drop: RoI drop of the second stage.
-        found: what `detect` gives.
+        detection_filter: which boxes `detect` returns.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class FasterRcnn(Detector):
         *,
         box_loss: BoxLoss = "l1",
         drop: RoiDropRules = NO_DROP,
-        found: DetectionFilter = PUBLISHED,
+        detection_filter: DetectionFilter = PUBLISHED,
     ) -> None:
         super().__init__()
         if box_loss not in _BETA:
@@ -116,9 +116,9 @@ class FasterRcnn(Detector):
             batch_size_per_image=size.roi_samples,
             positive_fraction=0.25,
             bbox_reg_weights=(10.0, 10.0, 5.0, 5.0),
-            score_thresh=found.score_threshold,
-            nms_thresh=found.nms_threshold,
-            detections_per_img=found.max_detections,
+            score_thresh=detection_filter.score_threshold,
+            nms_thresh=detection_filter.nms_threshold,
+            detections_per_img=detection_filter.max_detections,
         )
         self.rpn.beta = self.roi_heads.beta = _BETA[box_loss]
         self.roi_heads.drop = drop
@@ -135,20 +135,20 @@ class FasterRcnn(Detector):
         self, images: Sequence[Tensor], targets: Sequence[Targets], step: int, generators: Sequence[torch.Generator]
     ) -> dict[str, Tensor]:
         self._start_step(step, generators)
-        listed = [{"boxes": one.boxes, "labels": one.classes + 1} for one in targets]
-        batch, maps = self._see(images)
+        listed = [{"boxes": image_targets.boxes, "labels": image_targets.classes + 1} for image_targets in targets]
+        batch, maps = self._backbone_maps(images)
         proposals, first = self.rpn(batch, maps, listed)
         _, second = self.roi_heads(maps, proposals, batch.image_sizes, listed)
         return {**first, **second}
 
     @torch.no_grad()
     def detect(self, images: Sequence[Tensor], mask_sizes: Sequence[tuple[int, int]] | None = None) -> list[Detections]:
-        batch, maps = self._see(images)
+        batch, maps = self._backbone_maps(images)
         proposals, _ = self.rpn(batch, maps)
-        found, _ = self.roi_heads(maps, proposals, batch.image_sizes)
-        return [Detections(one["boxes"], one["labels"] - 1, one["scores"]) for one in found]
+        results, _ = self.roi_heads(maps, proposals, batch.image_sizes)
+        return [Detections(result["boxes"], result["labels"] - 1, result["scores"]) for result in results]
 
-    def _see(self, images: Sequence[Tensor]) -> tuple[ImageList, dict[str, Tensor]]:
+    def _backbone_maps(self, images: Sequence[Tensor]) -> tuple[ImageList, dict[str, Tensor]]:
         batch = self.normaliser(images)
         return ImageList(batch.pixels, batch.sizes), self.backbone(batch.pixels)
 
@@ -176,8 +176,10 @@ class _Rpn(RegionProposalNetwork):
         chosen = positive | negative
         shares = (chosen / chosen.sum(1, keepdim=True).clamp(min=1)).flatten()
         chosen, positive = chosen.flatten(), positive.flatten()
-        targets, wanted = torch.cat(regression_targets), torch.cat(labels)
-        by_anchor = F.binary_cross_entropy_with_logits(objectness.flatten()[chosen], wanted[chosen], reduction="none")
+        targets, flat_labels = torch.cat(regression_targets), torch.cat(labels)
+        by_anchor = F.binary_cross_entropy_with_logits(
+            objectness.flatten()[chosen], flat_labels[chosen], reduction="none"
+        )
         moved = _box_losses(pred_bbox_deltas[positive], targets[positive], self.beta)
         return (by_anchor * shares[chosen]).sum(), (moved * shares[positive]).sum()
 
@@ -197,20 +199,20 @@ class _RoiHeads(RoIHeads):
         """torchvision's, with our losses."""
         if not self.training:
             return super().forward(features, proposals, image_shapes)
-        rois, _, labels, wanted = self.select_training_samples(proposals, targets)
-        return [], self.box_losses(features, rois, labels, wanted, image_shapes).sums(self.drop)
+        rois, _, labels, regression_targets = self.select_training_samples(proposals, targets)
+        return [], self.box_losses(features, rois, labels, regression_targets, image_shapes).sums(self.drop)
 
     def box_losses(
         self,
         features: dict[str, Tensor],
         rois: list[Tensor],
         labels: list[Tensor],
-        wanted: list[Tensor],
+        regression_targets: list[Tensor],
         image_shapes: list[tuple[int, int]],
     ) -> RoiLosses:
         """Of sampled RoIs."""
         logits, deltas = self.box_predictor(self.box_head(self.box_roi_pool(features, rois, image_shapes)))
-        return roi_losses(logits, deltas, labels, wanted, self.beta, self.drop, self.step)
+        return roi_losses(logits, deltas, labels, regression_targets, self.beta, self.drop, self.step)
 
 
 class RoiLosses(NamedTuple):
@@ -238,8 +240,8 @@ class RoiLosses(NamedTuple):
             "loss_classifier": (self.cls * self.shares).masked_fill(self.drop_cls, 0).sum(),
             "loss_box_reg": (self.reg * self.shares).masked_fill(self.drop_reg, 0).sum(),
         }
-        told = {"dropped_cls": self.drop_cls.sum(), "dropped_reg": self.drop_reg.sum()}
-        return losses | (told if drop.gate != "off" else {})
+        drop_counts = {"dropped_cls": self.drop_cls.sum(), "dropped_reg": self.drop_reg.sum()}
+        return losses | (drop_counts if drop.gate != "off" else {})
 
 
 def roi_losses(
@@ -262,11 +264,16 @@ def roi_losses(
         drop: RoI drop.
         step: of the training.
     """
-    shares = torch.cat([one.new_full(one.shape, 1 / max(len(one), 1), dtype=torch.float32) for one in labels])
-    classes, wanted = torch.cat(list(labels)), torch.cat(list(regression_targets))
+    shares = torch.cat(
+        [
+            image_labels.new_full(image_labels.shape, 1 / max(len(image_labels), 1), dtype=torch.float32)
+            for image_labels in labels
+        ]
+    )
+    classes, flat_targets = torch.cat(list(labels)), torch.cat(list(regression_targets))
     own = deltas.view(len(deltas), -1, 4)[torch.arange(len(classes), device=classes.device), classes]
     cls = F.cross_entropy(logits.float(), classes, reduction="none")
-    reg = torch.where(classes > 0, _box_losses(own, wanted, beta), 0.0)
+    reg = torch.where(classes > 0, _box_losses(own, flat_targets, beta), 0.0)
     return RoiLosses(cls, reg, *select_drops(cls.detach(), reg.detach(), classes > 0, drop, step), shares)
 
 

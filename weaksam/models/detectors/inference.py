@@ -35,9 +35,11 @@ def detect_objects(net: WsodNet, image: Tensor, boxes: Tensor, rules: InferenceR
     """
     if not len(boxes):
         return Detections(boxes, torch.zeros(0, dtype=torch.int64), boxes.new_zeros(0))
-    seen = [_see(net, image, boxes, scale, rules.max_side, is_mirrored) for scale, is_mirrored in _views(rules)]
-    scores = torch.stack([one for one, _ in seen]).mean(0)
-    return select_detections(scores, torch.stack([moved for _, moved in seen]).mean(0), rules)
+    views = [
+        _detect_view(net, image, boxes, scale, rules.max_side, is_mirrored) for scale, is_mirrored in _views(rules)
+    ]
+    scores = torch.stack([view_scores for view_scores, _ in views]).mean(0)
+    return select_detections(scores, torch.stack([moved for _, moved in views]).mean(0), rules)
 
 
 @torch.no_grad()
@@ -52,18 +54,20 @@ def detect_in_views(net: Detector, image: Tensor, rules: InferenceRules) -> Dete
         rules: what is wanted.
     """
     height, width = image.shape[1:]
-    seen = []
+    views = []
     for scale, is_mirrored in _views(rules):
         hw = view_size(height, width, scale, rules.max_side)
-        found = net.detect([_view(image, hw, is_mirrored)], [(height, width)])[0]
-        boxes = mirror_boxes(found.boxes, hw[1]) if is_mirrored else found.boxes
-        masks = found.masks.flip(2) if is_mirrored and found.masks is not None else found.masks
-        seen.append(found._replace(boxes=boxes / boxes.new_tensor([hw[1] / width, hw[0] / height] * 2), masks=masks))
-    boxes, classes, scores = (torch.cat(parts) for parts in zip(*(one[:3] for one in seen), strict=True))
-    drawn = [one.masks for one in seen if one.masks is not None]
-    masks = torch.cat(drawn) if drawn else None
+        detections = net.detect([_view(image, hw, is_mirrored)], [(height, width)])[0]
+        boxes = mirror_boxes(detections.boxes, hw[1]) if is_mirrored else detections.boxes
+        masks = detections.masks.flip(2) if is_mirrored and detections.masks is not None else detections.masks
+        views.append(
+            detections._replace(boxes=boxes / boxes.new_tensor([hw[1] / width, hw[0] / height] * 2), masks=masks)
+        )
+    boxes, classes, scores = (torch.cat(parts) for parts in zip(*(view[:3] for view in views), strict=True))
+    view_masks = [view.masks for view in views if view.masks is not None]
+    masks = torch.cat(view_masks) if view_masks else None
     keep = scores.argsort(descending=True, stable=True)
-    if len(seen) > 1:
+    if len(views) > 1:
         keep = batched_nms(boxes.float(), scores, classes, rules.nms_threshold)
     keep = keep[scores[keep] > rules.score_threshold][: rules.max_detections]
     return Detections(boxes[keep], classes[keep], scores[keep], None if masks is None else masks[keep])
@@ -75,7 +79,7 @@ def _views(rules: InferenceRules) -> list[tuple[int, bool]]:
     ]
 
 
-def _see(
+def _detect_view(
     net: WsodNet, image: Tensor, boxes: Tensor, scale: int, max_side: int, is_mirrored: bool
 ) -> tuple[Tensor, Tensor]:
     """Scores (N, C) and boxes (N, C, 4) on one view, the boxes back in the frame of the image."""

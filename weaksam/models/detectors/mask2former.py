@@ -98,7 +98,7 @@ class Mask2Former(Detector):
 
     def forward(self, batch: Batch) -> Answers:
         # in float32, for positions are counted in the type of the maps
-        maps = [one.float() for one in self.pyramid(batch.pixels)[-_MAPS:]]
+        maps = [level.float() for level in self.pyramid(batch.pixels)[-_MAPS:]]
         if len(maps) < _MAPS:
             maps.append(F.max_pool2d(maps[-1], 1, stride=2))
         return self.network(maps)
@@ -114,7 +114,7 @@ class Mask2Former(Detector):
         """
         batch = self.normaliser(images)
         height, width = batch.pixels.shape[2:]
-        known = [_pad(one, height, width) for one in targets]
+        known = [_pad(image_targets, height, width) for image_targets in targets]
         answers = self(batch)
         layers = list(zip(answers.logits, answers.masks, strict=True))
         layers = layers[-1:] + layers[:-1]  # points are drawn for the last first, as transformers does
@@ -150,10 +150,10 @@ class _Network(nn.Module):
         _start(self)
 
     def forward(self, maps: list[Tensor]) -> Answers:
-        seen = self.pixel_decoder(maps)
-        said: Any = self.transformer(seen.multi_scale_features, seen.mask_features)
-        logits = [self.class_predictor(one.transpose(0, 1)) for one in said.intermediate_hidden_states]
-        return Answers(logits, list(said.masks_queries_logits))
+        features = self.pixel_decoder(maps)
+        decoded: Any = self.transformer(features.multi_scale_features, features.mask_features)
+        logits = [self.class_predictor(hidden.transpose(0, 1)) for hidden in decoded.intermediate_hidden_states]
+        return Answers(logits, list(decoded.masks_queries_logits))
 
 
 def select_instances(

@@ -58,18 +58,18 @@ def matched_losses(
     criterion: Any = Mask2FormerLoss(config, {})
     none, weight = logits.shape[2] - 1, config.no_object_weight
     labels, by_image = torch.full(logits.shape[:2], none, device=logits.device), []
-    for i, (one, generator) in enumerate(zip(targets, generators, strict=True)):
-        own, known = slice(i, i + 1), [one.masks]
+    for i, (image_targets, generator) in enumerate(zip(targets, generators, strict=True)):
+        own, known = slice(i, i + 1), [image_targets.masks]
         with drawn_from(generator):
-            pairs = criterion.matcher(masks[own].detach(), logits[own].detach(), known, [one.classes])
+            pairs = criterion.matcher(masks[own].detach(), logits[own].detach(), known, [image_targets.classes])
             by_image.append(criterion.loss_masks(masks[own], known, pairs, masks_per_image))
         ((query, place),) = pairs
-        labels[i, query.to(labels.device)] = one.classes[place.to(labels.device)]
+        labels[i, query.to(labels.device)] = image_targets.classes[place.to(labels.device)]
     entropies = F.cross_entropy(logits.transpose(1, 2), labels, reduction="none")
     weights = torch.where(labels == none, weight, 1.0)
     share = masks_per_image + weight * max(logits.shape[1] - masks_per_image, 0)
     return SetLosses(
         config.class_weight * (entropies * weights).sum() / share,
-        config.mask_weight * torch.stack([found["loss_mask"] for found in by_image]).sum(),
-        config.dice_weight * torch.stack([found["loss_dice"] for found in by_image]).sum(),
+        config.mask_weight * torch.stack([losses["loss_mask"] for losses in by_image]).sum(),
+        config.dice_weight * torch.stack([losses["loss_dice"] for losses in by_image]).sum(),
     )

@@ -33,11 +33,11 @@ def best_detections(logits: Tensor, boxes: Tensor, sizes: Sequence[tuple[int, in
     num_classes = logits.shape[2]
     scores, order = logits.float().sigmoid().flatten(1).topk(min(limit, logits[0].numel()), dim=1)
     corners = box_convert(boxes.float(), "cxcywh", "xyxy")
-    found = []
+    detections = []
     for i, (height, width) in enumerate(sizes):
         pixels = corners[i, order[i] // num_classes] * corners.new_tensor([width, height, width, height])
-        found.append(Detections(clip_boxes(pixels, height, width), order[i] % num_classes, scores[i]))
-    return found
+        detections.append(Detections(clip_boxes(pixels, height, width), order[i] % num_classes, scores[i]))
+    return detections
 
 
 def take(values: Tensor, rows: Tensor) -> Tensor:

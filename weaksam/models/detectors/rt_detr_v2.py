@@ -88,15 +88,17 @@ class RtDetrV2(Detector):
             `loss_class`, `loss_box`, `loss_giou` of the last layer; `loss_aux` of the other layers, `loss_encoder`,
             `loss_denoising`.
         """
-        known = [to_relative(one, hw) for one, hw in zip(targets, _sizes(images), strict=True)]
-        labels = [{"class_labels": one.classes, "boxes": one.boxes} for one in known]
+        known = [to_relative(image_targets, hw) for image_targets, hw in zip(targets, _sizes(images), strict=True)]
+        labels = [{"class_labels": image_targets.classes, "boxes": image_targets.boxes} for image_targets in known]
         with drawn_from(generators[0]):
-            said = self._answer(images, labels)
-        found = RTDetrLoss(self.network.config)(_sort(said, self.size.queries), labels)
-        share = max(sum(len(one.classes) for one in targets), 1) / self.boxes_per_image  # over what it divided by
+            outputs = self._predict(images, labels)
+        raw_losses = RTDetrLoss(self.network.config)(_loss_inputs(outputs, self.size.queries), labels)
+        share = (
+            max(sum(len(image_targets.classes) for image_targets in targets), 1) / self.boxes_per_image
+        )  # over what it divided by
         kinds = ("class", "box", "giou", "aux", "encoder", "denoising")
-        losses = {f"loss_{kind}": said.enc_topk_logits.new_zeros(()) for kind in kinds}
-        for name, loss in found.items():
+        losses = {f"loss_{kind}": outputs.enc_topk_logits.new_zeros(()) for kind in kinds}
+        for name, loss in raw_losses.items():
             losses[_kind(name, self.size.decoder_layers)] += loss * share
         if self.size.num_denoising:  # takes part where there is no object, too
             losses["loss_denoising"] += self.network.denoising_class_embed.weight.sum() * 0
@@ -104,14 +106,14 @@ class RtDetrV2(Detector):
 
     @torch.no_grad()
     def detect(self, images: Sequence[Tensor], mask_sizes: Sequence[tuple[int, int]] | None = None) -> list[Detections]:
-        said = self._answer(images)
-        logits, boxes = said.intermediate_logits[:, -1], said.intermediate_reference_points[:, -1]
+        outputs = self._predict(images)
+        logits, boxes = outputs.intermediate_logits[:, -1], outputs.intermediate_reference_points[:, -1]
         return best_detections(logits, boxes, _sizes(images), self.size.detections)
 
-    def _answer(self, images: Sequence[Tensor], labels: list[dict[str, Tensor]] | None = None) -> Any:
+    def _predict(self, images: Sequence[Tensor], labels: list[dict[str, Tensor]] | None = None) -> Any:
         """What the model says of images made square."""
         square = (self.size.image, self.size.image)
-        resized = [F.interpolate(one[None].float(), square, mode="bilinear", antialias=True)[0] for one in images]
+        resized = [F.interpolate(image[None].float(), square, mode="bilinear", antialias=True)[0] for image in images]
         return self.network(self.normaliser(resized).pixels, labels=labels)
 
 
@@ -123,24 +125,28 @@ class _LastMaps(nn.Module):
         self.pyramid = pyramid
 
     def forward(self, pixels: Tensor, mask: Tensor) -> list[tuple[Tensor, None]]:
-        return [(one, None) for one in self.pyramid(pixels)[-3:]]
+        return [(level, None) for level in self.pyramid(pixels)[-3:]]
 
 
 def _sizes(images: Sequence[Tensor]) -> list[tuple[int, int]]:
-    return [(int(one.shape[1]), int(one.shape[2])) for one in images]
+    return [(int(image.shape[1]), int(image.shape[2])) for image in images]
 
 
-def _sort(said: Any, num: int) -> dict[str, Any]:
+def _loss_inputs(outputs: Any, num: int) -> dict[str, Any]:
     """What the loss is to be told; transformers before 5.23 took noisy queries for ordinary ones in the last layer."""
-    layers = zip(said.intermediate_logits.float().unbind(1), said.intermediate_reference_points.unbind(1), strict=True)
+    layers = zip(
+        outputs.intermediate_logits.float().unbind(1), outputs.intermediate_reference_points.unbind(1), strict=True
+    )
     layers = [{"logits": logits, "pred_boxes": boxes.float()} for logits, boxes in layers]
     matched = [{key: value[:, -num:] for key, value in layer.items()} for layer in layers]
-    chosen = {"logits": said.enc_topk_logits.float(), "pred_boxes": said.enc_topk_bboxes.float()}
-    told = {**matched[-1], "auxiliary_outputs": [*matched[:-1], chosen]}
-    if said.denoising_meta_values is not None:
-        told["dn_auxiliary_outputs"] = [{key: value[:, :-num] for key, value in layer.items()} for layer in layers]
-        told["denoising_meta_values"] = said.denoising_meta_values
-    return told
+    chosen = {"logits": outputs.enc_topk_logits.float(), "pred_boxes": outputs.enc_topk_bboxes.float()}
+    loss_inputs = {**matched[-1], "auxiliary_outputs": [*matched[:-1], chosen]}
+    if outputs.denoising_meta_values is not None:
+        loss_inputs["dn_auxiliary_outputs"] = [
+            {key: value[:, :-num] for key, value in layer.items()} for layer in layers
+        ]
+        loss_inputs["denoising_meta_values"] = outputs.denoising_meta_values
+    return loss_inputs
 
 
 def _kind(name: str, layers: int) -> str:

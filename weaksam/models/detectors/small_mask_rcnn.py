@@ -49,7 +49,7 @@ class SmallMaskRcnn(SmallRcnn):
     """Images to boxes with classes and masks.
 
     Args:
-        pyramid, num_classes, size, box_loss, drop, found: see `FasterRcnn`; a mask teaches nothing where its region's
+        pyramid, num_classes, size, box_loss, drop, detection_filter: see `FasterRcnn`; a mask teaches nothing where its region's
             class or box does not.
     """
 
@@ -63,14 +63,14 @@ class SmallMaskRcnn(SmallRcnn):
         *,
         box_loss: BoxLoss = "l1",
         drop: RoiDropRules = NO_DROP,
-        found: DetectionFilter = PUBLISHED,
+        detection_filter: DetectionFilter = PUBLISHED,
     ) -> None:
-        super().__init__(pyramid, num_classes, size, box_loss=box_loss, drop=drop, found=found)
+        super().__init__(pyramid, num_classes, size, box_loss=box_loss, drop=drop, detection_filter=detection_filter)
         self.mask_samples = size.mask_samples
         self.mask_head = _MaskHead(self.cut_outs.channels, size.mask_dim, num_classes + 1)
 
-    def _told(self) -> tuple[str, ...]:
-        return *super()._told(), "loss_mask", *(() if self.roi_heads.drop.gate == "off" else ("dropped_mask",))
+    def _result_keys(self) -> tuple[str, ...]:
+        return *super()._result_keys(), "loss_mask", *(() if self.roi_heads.drop.gate == "off" else ("dropped_mask",))
 
     def _second_stage(
         self,
@@ -83,22 +83,25 @@ class SmallMaskRcnn(SmallRcnn):
         heads: Any = self.roi_heads
         samples = self._sample(remembered, targets)
         by_roi = self._roi_losses(remembered, samples, step, generators)
-        chosen = [one[2] for one in remembered]
-        maps = [torch.cat(level).float() for level in zip(*(one[3:] for one in remembered), strict=True)]
+        chosen = [row[2] for row in remembered]
+        maps = [torch.cat(level).float() for level in zip(*(row[3:] for row in remembered), strict=True)]
         logits = self.mask_head(maps)
         parts = [
             project_masks_on_boxes(
-                one.known_masks(), enlarge_boxes(boxes, self.cut_outs.margin)[rows], places[rows], logits.shape[-1]
+                image_targets.known_masks(),
+                enlarge_boxes(boxes, self.cut_outs.margin)[rows],
+                places[rows],
+                logits.shape[-1],
             )
-            for one, boxes, places, rows in zip(targets, samples.boxes, samples.places, chosen, strict=True)
+            for image_targets, boxes, places, rows in zip(targets, samples.boxes, samples.places, chosen, strict=True)
         ]
-        drops = (by_roi.drop_cls | by_roi.drop_reg).split([len(one) for one in samples.labels])
+        drops = (by_roi.drop_cls | by_roi.drop_reg).split([len(image_labels) for image_labels in samples.labels])
         labels, is_dropped = (
-            [one[rows] for one, rows in zip(many, chosen, strict=True)] for many in (samples.labels, drops)
+            [values[rows] for values, rows in zip(many, chosen, strict=True)] for many in (samples.labels, drops)
         )
         loss = mask_loss(logits, parts, labels, torch.cat(is_dropped))
-        told = {} if heads.drop.gate == "off" else {"dropped_mask": torch.cat(drops).sum()}
-        return by_roi.sums(heads.drop) | {"loss_mask": loss} | told
+        drop_counts = {} if heads.drop.gate == "off" else {"dropped_mask": torch.cat(drops).sum()}
+        return by_roi.sums(heads.drop) | {"loss_mask": loss} | drop_counts
 
     def _keep(self, every: Tensor, boxes: Tensor, maps: list[Tensor]) -> list[Tensor]:
         """Beyond what `SmallRcnn` keeps, which of `every` teach masks (F,) and their maps, in half precision."""
@@ -112,11 +115,11 @@ class SmallMaskRcnn(SmallRcnn):
         return [self._detect_masks(image, hw) for image, hw in zip(images, drawn, strict=True)]
 
     def _detect_masks(self, image: Tensor, drawn_hw: tuple[int, int]) -> Detections:
-        (found,) = super().detect([image])
-        logits = self.mask_head(self.cut_outs.pyramid([found.boxes]))
-        chances = logits[torch.arange(len(logits), device=logits.device), found.classes + 1].sigmoid()[:, None]
-        where = enlarge_boxes(found.boxes, self.cut_outs.margin)
-        return found._replace(masks=paste_masks(chances, where, (image.shape[1], image.shape[2]), drawn_hw))
+        (detections,) = super().detect([image])
+        logits = self.mask_head(self.cut_outs.pyramid([detections.boxes]))
+        chances = logits[torch.arange(len(logits), device=logits.device), detections.classes + 1].sigmoid()[:, None]
+        where = enlarge_boxes(detections.boxes, self.cut_outs.margin)
+        return detections._replace(masks=paste_masks(chances, where, (image.shape[1], image.shape[2]), drawn_hw))
 
 
 class _MaskHead(nn.Module):
@@ -124,7 +127,7 @@ class _MaskHead(nn.Module):
 
     def __init__(self, channels: Sequence[int], dim: int, num_classes: int) -> None:
         super().__init__()
-        self.laterals = nn.ModuleList(nn.Conv2d(one, dim, 1) for one in channels)
+        self.laterals = nn.ModuleList(nn.Conv2d(depth, dim, 1) for depth in channels)
         self.convs = nn.ModuleList(nn.Conv2d(dim, dim, 3, padding=1) for _ in channels)
         self.up = nn.ConvTranspose2d(dim, dim, 2, stride=2)
         self.logits = nn.Conv2d(dim, num_classes, 1)

@@ -23,7 +23,7 @@ from torchvision.models.detection.image_list import ImageList
 
 from weaksam.models.backbones.frozen_sam import FrozenSam, cut_out
 from weaksam.models.backbones.pyramids import Pyramid
-from weaksam.models.backbones.seen_views import SeenViews, view_digest
+from weaksam.models.backbones.view_cache import ViewCache, view_digest
 from weaksam.models.detectors.base import Detections, Targets
 from weaksam.models.detectors.catalogue.kind import BoxLoss
 from weaksam.models.detectors.faster_rcnn import (
@@ -84,14 +84,14 @@ class _Samples(NamedTuple):
     boxes: list[Tensor]
     places: list[Tensor]
     labels: list[Tensor]
-    wanted: list[Tensor]
+    regression_targets: list[Tensor]
 
 
 class SmallRcnn(FasterRcnn):
     """Images to boxes with classes.
 
     Args:
-        pyramid, num_classes, size, box_loss, drop, found: see `FasterRcnn`.
+        pyramid, num_classes, size, box_loss, drop, detection_filter: see `FasterRcnn`.
     """
 
     def __init__(
@@ -102,10 +102,10 @@ class SmallRcnn(FasterRcnn):
         *,
         box_loss: BoxLoss = "l1",
         drop: RoiDropRules = NO_DROP,
-        found: DetectionFilter = PUBLISHED,
+        detection_filter: DetectionFilter = PUBLISHED,
     ) -> None:
-        super().__init__(pyramid, num_classes, size, box_loss=box_loss, drop=drop, found=found)
-        self.first_steps, self.seen, self.seen_regions = size.first_steps, SeenViews(), SeenViews()
+        super().__init__(pyramid, num_classes, size, box_loss=box_loss, drop=drop, detection_filter=detection_filter)
+        self.first_steps, self.view_cache, self.region_cache = size.first_steps, ViewCache(), ViewCache()
         self.engine = SamEngine(load_sam(size.variant))  # no part of what is trained or saved
         self.roi_heads.box_roi_pool = _CutOuts(size)
         inputs = self.cut_outs.sam.channels * size.patches**2
@@ -132,18 +132,18 @@ class SmallRcnn(FasterRcnn):
         self._start_step(step, generators)
         # all weights take part, always; one number of each is enough
         zero = torch.stack([p.reshape(-1)[0] for p in self.parameters() if p.requires_grad]).sum() * 0
-        nothing = dict.fromkeys(self._told(), zero)
+        nothing = dict.fromkeys(self._result_keys(), zero)
         if step < self.first_steps:
-            batch, maps = self._see(images)
-            listed = [{"boxes": one.boxes, "labels": one.classes + 1} for one in targets]
+            batch, maps = self._backbone_maps(images)
+            listed = [{"boxes": image_targets.boxes, "labels": image_targets.classes + 1} for image_targets in targets]
             return nothing | self.rpn(batch, maps, listed)[1]
         remembered = [
-            self.seen.recall([image, one.boxes], partial(self._look, image, one.boxes))
-            for image, one in zip(images, targets, strict=True)
+            self.view_cache.recall([image, image_targets.boxes], partial(self._region_maps, image, image_targets.boxes))
+            for image, image_targets in zip(images, targets, strict=True)
         ]
         return nothing | self._second_stage(remembered, targets, step, generators)
 
-    def _told(self) -> tuple[str, ...]:
+    def _result_keys(self) -> tuple[str, ...]:
         """Names of all that `losses` tells."""
         dropped = () if self.roi_heads.drop.gate == "off" else ("dropped_cls", "dropped_reg")
         return "loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg", *dropped
@@ -162,29 +162,29 @@ class SmallRcnn(FasterRcnn):
 
     def _sample(self, remembered: list[list[Tensor]], targets: Sequence[Targets]) -> _Samples:
         """Every region, and the boxes to learn, with what it is to be."""
-        listed = [{"boxes": one.boxes, "labels": one.classes + 1} for one in targets]
+        listed = [{"boxes": image_targets.boxes, "labels": image_targets.classes + 1} for image_targets in targets]
         heads: Any = self.roi_heads
-        return _Samples(*heads.select_training_samples([one[0] for one in remembered], listed))
+        return _Samples(*heads.select_training_samples([row[0] for row in remembered], listed))
 
     def _roi_losses(
         self, remembered: list[list[Tensor]], samples: _Samples, step: int, generators: Sequence[torch.Generator]
     ) -> RoiLosses:
         heads: Any = self.roi_heads
-        noise = SampleNoise(generators, [len(one) for one in samples.labels])
-        logits, deltas = heads.box_predictor(heads.box_head(torch.cat([one[1] for one in remembered]), noise))
-        return roi_losses(logits, deltas, samples.labels, samples.wanted, heads.beta, heads.drop, step)
+        noise = SampleNoise(generators, [len(image_labels) for image_labels in samples.labels])
+        logits, deltas = heads.box_predictor(heads.box_head(torch.cat([row[1] for row in remembered]), noise))
+        return roi_losses(logits, deltas, samples.labels, samples.regression_targets, heads.beta, heads.drop, step)
 
     @torch.no_grad()
     def detect(self, images: Sequence[Tensor], mask_sizes: Sequence[tuple[int, int]] | None = None) -> list[Detections]:
-        found = []
+        detections = []
         for image in images:
             regions, maps, sizes = self._propose(image)
-            (one,), _ = self.roi_heads(maps, [regions], sizes)
-            found.append(Detections(one["boxes"], one["labels"] - 1, one["scores"]))
-        return found
+            (result,), _ = self.roi_heads(maps, [regions], sizes)
+            detections.append(Detections(result["boxes"], result["labels"] - 1, result["scores"]))
+        return detections
 
     @torch.no_grad()
-    def _look(self, image: Tensor, boxes: Tensor) -> list[Tensor]:
+    def _region_maps(self, image: Tensor, boxes: Tensor) -> list[Tensor]:
         """Regions (N, 4); what the SAM sees in them and in the boxes to learn (N + G, E, s, s)."""
         regions = self._regions(image)
         self.cut_outs.pixels = self.normaliser([image]).pixels
@@ -201,7 +201,7 @@ class SmallRcnn(FasterRcnn):
         is_other = view_digest([mirrored]) < view_digest([image])
         drawn_on = mirrored if is_other else image
         self.rpn.eval()
-        (regions,) = self.seen_regions.recall([drawn_on], lambda: [self._propose(drawn_on)[0]])
+        (regions,) = self.region_cache.recall([drawn_on], lambda: [self._propose(drawn_on)[0]])
         self.rpn.train()
         return mirror_boxes(regions, image.shape[2]) if is_other else regions
 
@@ -211,7 +211,7 @@ class SmallRcnn(FasterRcnn):
 
     def _propose(self, image: Tensor) -> tuple[Tensor, dict[str, Tensor], list[tuple[int, int]]]:
         """Regions (N, 4) of an image (3, H, W), what the first stage saw, and the image's size."""
-        batch, maps = self._see([image])
+        batch, maps = self._backbone_maps([image])
         (regions,), _ = self.rpn(batch, maps)
         if self.engine.sam.device != image.device:
             self.engine = SamEngine(self.engine.sam.to(image.device))
@@ -219,8 +219,8 @@ class SmallRcnn(FasterRcnn):
         snapped = self.engine.snap_boxes(pixels, regions.cpu().numpy())
         return torch.from_numpy(snapped).to(regions), maps, batch.image_sizes
 
-    def _see(self, images: Sequence[Tensor]) -> tuple[ImageList, dict[str, Tensor]]:
-        batch, maps = super()._see(images)
+    def _backbone_maps(self, images: Sequence[Tensor]) -> tuple[ImageList, dict[str, Tensor]]:
+        batch, maps = super()._backbone_maps(images)
         self.cut_outs.pixels = batch.tensors
         return batch, maps
 
@@ -258,7 +258,7 @@ class _CutOuts(nn.Module):
     @torch.no_grad()
     def pyramid(self, rois: list[Tensor]) -> list[Tensor]:
         """What is seen in RoIs, fine to coarse: (R, D, h, w) maps of strides 4, 8 and of a patch."""
-        seen = cut_out(self.pixels, rois, self.side, self.margin)
-        if not len(seen):  # the SAM cannot look at nothing
-            return [one[:0] for one in self.sam.pyramid(seen.new_zeros(1, 3, self.side, self.side))]
-        return [torch.cat(maps) for maps in zip(*map(self.sam.pyramid, seen.split(_AT_ONCE)), strict=True)]
+        crops = cut_out(self.pixels, rois, self.side, self.margin)
+        if not len(crops):  # the SAM cannot look at nothing
+            return [level[:0] for level in self.sam.pyramid(crops.new_zeros(1, 3, self.side, self.side))]
+        return [torch.cat(maps) for maps in zip(*map(self.sam.pyramid, crops.split(_AT_ONCE)), strict=True)]

@@ -63,12 +63,12 @@ def check_targets(
     """
     if not len(images) or len(images) != len(targets):
         raise ValueError(f"losses need targets for each of at least one image: got {len(images)} and {len(targets)}")
-    for i, (image, one) in enumerate(zip(images, targets, strict=True)):
-        _check_form(i, image, one, with_masks=with_masks)
+    for i, (image, image_targets) in enumerate(zip(images, targets, strict=True)):
+        _check_form(i, image, image_targets, with_masks=with_masks)
     sizes = [(image.shape[2], image.shape[1]) for image in images]
-    counts = [len(one.classes) for one in targets]
-    boxes = torch.cat([one.boxes for one in targets])
-    classes = torch.cat([one.classes for one in targets])
+    counts = [len(image_targets.classes) for image_targets in targets]
+    boxes = torch.cat([image_targets.boxes for image_targets in targets])
+    classes = torch.cat([image_targets.classes for image_targets in targets])
     limits = torch.tensor([wh * 2 for wh, count in zip(sizes, counts, strict=True) for _ in range(count)])
     if not len(boxes):
         return
@@ -100,8 +100,8 @@ def _check_form(index: int, image: Tensor, targets: Targets, *, with_masks: bool
     elif masks is None and with_masks and len(boxes):
         fault = f"{len(boxes)} objects without masks: give `masks`"
     elif masks is not None and not _fit(masks, len(boxes), image):
-        wanted = (len(boxes), *image.shape[1:])
-        fault = f"masks: must be bool, one an object, of the image's size, {wanted}, got {_describe(masks)}"
+        expected = (len(boxes), *image.shape[1:])
+        fault = f"masks: must be bool, one an object, of the image's size, {expected}, got {_describe(masks)}"
     if fault is not None:
         raise TargetError(index, fault)
 

@@ -37,7 +37,9 @@ class ConcreteDropBlock(nn.Module):
 
     def forward(self, pooled: Tensor, noise: SampleNoise, *, learns: bool) -> Tensor:
         """Drops; `learns` lets the gradient of the loss through, with the opposite sign."""
-        keep = torch.cat([self._scaled(one) for one in self.draw(pooled.detach(), noise).split(list(noise.sizes))])
+        keep = torch.cat(
+            [self._scaled(image_keep) for image_keep in self.draw(pooled.detach(), noise).split(list(noise.sizes))]
+        )
         keep = 2 * keep.detach() - keep if learns else keep.detach()  # the same value; slope -1 or none
         return pooled * keep.to(pooled.dtype)
 
@@ -66,7 +68,7 @@ class _PerImageNorm(nn.Module):
         self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor, sizes: list[int]) -> Tensor:
-        normed = [self._norm(one) if len(one) else one for one in x.split(list(sizes))]
+        normed = [self._norm(rows) if len(rows) else rows for rows in x.split(list(sizes))]
         return torch.cat(normed)
 
     def _norm(self, x: Tensor) -> Tensor:

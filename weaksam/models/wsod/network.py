@@ -141,48 +141,48 @@ class WsodNet(nn.Module):
 
         The mean of the refinement heads' softmaxes, and of their offsets before they are decoded, as published.
         """
-        (found,) = self.heads(self.pool([image], [boxes]), [len(boxes)])
-        scores = torch.stack([logits.float().softmax(1) for logits in found.refine]).mean(0)[:, 1:]
+        (output,) = self.heads(self.pool([image], [boxes]), [len(boxes)])
+        scores = torch.stack([logits.float().softmax(1) for logits in output.refine]).mean(0)[:, 1:]
         height, width = image.shape[1:]
-        if not found.offsets:
-            if found.shared is not None:
-                boxes = clip_boxes(decode_boxes(found.shared.float(), boxes), height, width)
+        if not output.offsets:
+            if output.shared is not None:
+                boxes = clip_boxes(decode_boxes(output.shared.float(), boxes), height, width)
             return scores, boxes[:, None].expand(-1, self.num_classes, 4)
-        offsets = torch.stack(found.offsets).float().mean(0)[:, 1:]
+        offsets = torch.stack(output.offsets).float().mean(0)[:, 1:]
         moved = decode_boxes(offsets, boxes[:, None])
         return scores, clip_boxes(moved.flatten(0, 1), height, width).view_as(moved)
 
 
 def wsod_losses(
-    found: WsodOutput, boxes: Tensor, present: Tensor, rules: WsodRules, prior: Tensor | None = None
+    output: WsodOutput, boxes: Tensor, present: Tensor, rules: WsodRules, prior: Tensor | None = None
 ) -> dict[str, Tensor]:
     """The losses of one image, by name; what is mined is mined without gradient.
 
     Args:
-        found: what the network said.
+        output: outputs of the network.
         boxes: (N, 4) float, xyxy.
         present: (P,) int64, classes of the image, rising.
         rules: OICR's or MIST's.
         prior: (N,) float, added to the logits of the detection stream: what is known of the proposals beforehand
             (as the box scores of WSDDN, arXiv 1511.02853, section 3).
     """
-    scores = mil.wsddn_scores(found.cls, found.det if prior is None else found.det + prior[:, None])
+    scores = mil.wsddn_scores(output.cls, output.det if prior is None else output.det + prior[:, None])
     reduction = rules.image_reduction
     losses = {"image_loss": mil.image_loss(scores, present, background=rules.background, reduction=reduction)}
     iou = _overlaps(boxes, rules)
     source = scores.detach()[:, int(rules.background) :]
     zero, targets = scores.new_zeros(()), None
-    losses |= {"refine_loss": zero} | ({"box_loss": zero} if found.offsets else {})
-    for k, (weight, logits) in enumerate(zip(rules.head_weights, found.refine, strict=True)):
+    losses |= {"refine_loss": zero} | ({"box_loss": zero} if output.offsets else {})
+    for k, (weight, logits) in enumerate(zip(rules.head_weights, output.refine, strict=True)):
         targets = mil.assign(iou, _mine(boxes, iou, source, present, rules), above=rules.mining == "top")
         loss = mil.refinement_loss(logits, targets, eps=rules.loss_eps)
         losses["refine_loss"] = losses["refine_loss"] + weight * loss
-        if found.offsets:
-            loss = mil.regression_loss(found.offsets[k], boxes, targets)
+        if output.offsets:
+            loss = mil.regression_loss(output.offsets[k], boxes, targets)
             losses["box_loss"] = losses["box_loss"] + weight * loss
         source = logits.detach().float().softmax(1)[:, 1:]
-    if found.shared is not None and targets is not None:
-        losses["box_loss"] = _SHARED_BOX_WEIGHT * mil.shared_regression_loss(found.shared, boxes, targets)
+    if output.shared is not None and targets is not None:
+        losses["box_loss"] = _SHARED_BOX_WEIGHT * mil.shared_regression_loss(output.shared, boxes, targets)
     return losses
 
 
@@ -205,16 +205,16 @@ def forward_losses(
     Returns:
         a dict per image, and a scalar to add to their sum before backward; its value is of no meaning.
     """
-    sizes = [len(one) for one in boxes]
+    sizes = [len(image_boxes) for image_boxes in boxes]
     pooled = net.pool(images, boxes)
-    found = net.heads(pooled, sizes, noise, against=not second_pass)
+    outputs = net.heads(pooled, sizes, noise, against=not second_pass)
     known = list(zip(boxes, present, [net.rules] * len(boxes), priors or [None] * len(boxes), strict=True))
-    losses = [wsod_losses(one, *row) for one, row in zip(found, known, strict=True)]
+    losses = [wsod_losses(output, *row) for output, row in zip(outputs, known, strict=True)]
     if net.dropblock is None or not second_pass:
         return losses, pooled.new_zeros(())
     still = {f"net.{key}": p.detach() for key, p in net.named_parameters() if not key.startswith("dropblock.")}
-    again = torch.func.functional_call(_Heads(net), still, (pooled.detach(), sizes, noise))
-    adverse = [sum(wsod_losses(one, *row).values()) for one, row in zip(again, known, strict=True)]
+    second_outputs = torch.func.functional_call(_Heads(net), still, (pooled.detach(), sizes, noise))
+    adverse = [sum(wsod_losses(output, *row).values()) for output, row in zip(second_outputs, known, strict=True)]
     return losses, torch.stack(adverse).sum()  # pyright: ignore[reportArgumentType]
 
 

@@ -54,9 +54,11 @@ def _build(spec: DetectorSpec, rules: DetectionFilter) -> Detector:
     pyramid = make_pyramid(spec.backbone, frozen_stages=spec.frozen_stages, finest=8)
     if spec.backbone == "frozen_sam":
         size = SmallRcnnSize(first_steps=spec.first_steps)
-        return SmallRcnn(pyramid, spec.num_classes, size, box_loss=spec.box_loss, drop=spec.drop, found=rules)
+        return SmallRcnn(
+            pyramid, spec.num_classes, size, box_loss=spec.box_loss, drop=spec.drop, detection_filter=rules
+        )
     size = FasterRcnnSize(**(LITE0_SIZE if spec.backbone == "efficientnet_lite0" else {}))
-    return FasterRcnn(pyramid, spec.num_classes, size, box_loss=spec.box_loss, drop=spec.drop, found=rules)
+    return FasterRcnn(pyramid, spec.num_classes, size, box_loss=spec.box_loss, drop=spec.drop, detection_filter=rules)
 
 
 KIND = DetectorKind(

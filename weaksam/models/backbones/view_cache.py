@@ -34,28 +34,28 @@ class MemoryBudget:
     def __init__(self, available: Callable[[], int] = available_memory) -> None:
         self._available = available
         self._total: int | None = None
-        self._holders: WeakSet[SeenViews] = WeakSet()  # weak: a network that is gone gives back its part
+        self._holders: WeakSet[ViewCache] = WeakSet()  # weak: a network that is gone gives back its part
         self._rejected: set[tuple[int, bytes]] = set()
         self._has_warned = False
 
-    def admits(self, holder: SeenViews, size: int) -> bool:
+    def admits(self, holder: ViewCache, size: int) -> bool:
         """Whether `holder` may store `size` bytes more."""
         if self._total is None:
             self._total = int(_SHARE * self._available()) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         self._holders.add(holder)
-        return sum(one.num_bytes for one in self._holders) + size <= self._total
+        return sum(cache.num_bytes for cache in self._holders) + size <= self._total
 
-    def reject(self, holder: SeenViews, key: bytes) -> None:
+    def reject(self, holder: ViewCache, key: bytes) -> None:
         """Takes note of a view of `holder` that does not fit; warns once, when the first of them is computed again.
 
         Most views have been seen by then, so the number of those that do not fit is known.
         """
         if self._has_warned:
             return
-        if (view := (id(holder), key)) not in self._rejected:
-            self._rejected.add(view)
+        if (entry := (id(holder), key)) not in self._rejected:
+            self._rejected.add(entry)
             return
-        stored = sum(one.num_bytes for one in self._holders)
+        stored = sum(cache.num_bytes for cache in self._holders)
         log.warning(
             "the memory for views that a frozen network has seen is full: %.2f GiB are stored, %d views did not fit "
             "and are computed again each time: use fewer scales, a smaller crop, fewer workers on a node, or a machine "
@@ -67,10 +67,10 @@ class MemoryBudget:
         self._rejected.clear()
 
 
-_OF_THIS_PROCESS = MemoryBudget()
+_PROCESS_BUDGET = MemoryBudget()
 
 
-class SeenViews:
+class ViewCache:
     """The views that something frozen has seen. A copy of it is empty.
 
     Attributes:
@@ -79,25 +79,25 @@ class SeenViews:
         views: what was seen, by a hash of the view; on the CPU, whose memory the budget counts.
     """
 
-    def __init__(self, max_bytes: int | None = None, *, budget: MemoryBudget = _OF_THIS_PROCESS) -> None:
+    def __init__(self, max_bytes: int | None = None, *, budget: MemoryBudget = _PROCESS_BUDGET) -> None:
         self.max_bytes, self.num_bytes, self._budget = max_bytes, 0, budget
         self.views: dict[bytes, list[Tensor]] = {}
 
-    def __reduce__(self) -> tuple[type[SeenViews], tuple[int | None]]:
-        return SeenViews, (self.max_bytes,)  # a copy of a network must not double what is stored
+    def __reduce__(self) -> tuple[type[ViewCache], tuple[int | None]]:
+        return ViewCache, (self.max_bytes,)  # a copy of a network must not double what is stored
 
-    def recall(self, view: Sequence[Tensor], see: Callable[[], list[Tensor]]) -> list[Tensor]:
+    def recall(self, view: Sequence[Tensor], compute: Callable[[], list[Tensor]]) -> list[Tensor]:
         """What `see` gives of a view, whose tensors tell it from others."""
         if (key := view_digest(view)) in self.views:
-            return [one.to(view[0].device) for one in self.views[key]]
-        seen = see()
-        size = sum(one.nbytes for one in seen)
+            return [tensor.to(view[0].device) for tensor in self.views[key]]
+        maps = compute()
+        size = sum(tensor.nbytes for tensor in maps)
         if self._has_room(size):
-            self.views[key] = [one.cpu() for one in seen]
+            self.views[key] = [tensor.cpu() for tensor in maps]
             self.num_bytes += size
         elif self.max_bytes is None:
             self._budget.reject(self, key)
-        return seen
+        return maps
 
     def _has_room(self, size: int) -> bool:
         if self.max_bytes is None:
