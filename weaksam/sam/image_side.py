@@ -1,7 +1,7 @@
 """Data that all prompts on one image share: image tokens, projected once by the mask decoder.
 
-`decoder` explains the symbols. The model's weights are used unchanged. Products of weights (a few 100 kB) are formed for
-each image, so that no copy is stale after a `Sam` is moved, trained or reloaded.
+`decoder` explains the symbols. The model's weights are used unchanged. Products of weights (a few 100 kB) are formed
+for each image, so that no copy is stale after a `Sam` is moved, trained or reloaded.
 
 Axis legend: H heads, d channels of a head, D = H d, C channels, N image tokens, n tokens inside the unpadded image,
 u channels after the first upscaling.

@@ -1,7 +1,7 @@
-"""What something frozen sees of a view, remembered, because it sees that view always alike.
+"""Cache of a frozen network's outputs, which are the same each time a view is computed.
 
-A process has one budget of memory for all that it remembers. Views beyond it are computed again each time, with the
-same result: which views are remembered changes how long a training takes, never what is learnt.
+A process has one memory budget for all caches. Views beyond it are computed again each time, with the same result: the
+cache changes how long a training takes, never its result.
 """
 
 from __future__ import annotations
@@ -22,33 +22,33 @@ _SHARE = 0.5  # of the available memory; batches, gradients and the node's other
 
 
 class MemoryBudget:
-    """Bytes that several `SeenViews` may hold together: a share of the memory available when the first view is stored.
+    """Total bytes of several `ViewCache`s: a share of the memory available when the first view is stored.
 
-    The training workers of a node have equal parts of it; Ray Train sets in the environment how many there are. Over
-    time each of them sees all images, so more workers need more memory, wherever they are.
+    The training workers of a node have equal parts of it; Ray Train sets their number in the environment. Over time
+    each worker processes all images, so more workers need more memory, on any node.
 
     Args:
-        available: gives the bytes available on this machine.
+        available: returns the bytes available on this machine.
     """
 
     def __init__(self, available: Callable[[], int] = available_memory) -> None:
         self._available = available
         self._total: int | None = None
-        self._holders: WeakSet[ViewCache] = WeakSet()  # weak: a network that is gone gives back its part
+        self._holders: WeakSet[ViewCache] = WeakSet()  # weak: a deleted network frees its part
         self._rejected: set[tuple[int, bytes]] = set()
         self._has_warned = False
 
     def admits(self, holder: ViewCache, size: int) -> bool:
-        """Whether `holder` may store `size` bytes more."""
+        """Returns whether `holder` may store `size` more bytes."""
         if self._total is None:
             self._total = int(_SHARE * self._available()) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         self._holders.add(holder)
         return sum(cache.num_bytes for cache in self._holders) + size <= self._total
 
     def reject(self, holder: ViewCache, key: bytes) -> None:
-        """Takes note of a view of `holder` that does not fit; warns once, when the first of them is computed again.
+        """Records a view of `holder` that does not fit; warns once, when such a view is computed again.
 
-        Most views have been seen by then, so the number of those that do not fit is known.
+        By then most views have been computed, so the number of views that do not fit is known.
         """
         if self._has_warned:
             return
@@ -71,12 +71,12 @@ _PROCESS_BUDGET = MemoryBudget()
 
 
 class ViewCache:
-    """The views that something frozen has seen. A copy of it is empty.
+    """Cached outputs of a frozen network by view. A copy is empty.
 
     Attributes:
-        max_bytes: a limit of its own, instead of the part in `budget`; further views are computed again each time.
-        num_bytes: of what is stored.
-        views: what was seen, by a hash of the view; on the CPU, whose memory the budget counts.
+        max_bytes: own limit, instead of a part of `budget`; further views are computed again each time.
+        num_bytes: bytes stored.
+        views: outputs by the hash of the view, on the CPU, whose memory the budget counts.
     """
 
     def __init__(self, max_bytes: int | None = None, *, budget: MemoryBudget = _PROCESS_BUDGET) -> None:
@@ -87,7 +87,7 @@ class ViewCache:
         return ViewCache, (self.max_bytes,)  # a copy of a network must not double what is stored
 
     def recall(self, view: Sequence[Tensor], compute: Callable[[], list[Tensor]]) -> list[Tensor]:
-        """What `see` gives of a view, whose tensors tell it from others."""
+        """Returns the output of `compute` for a view, cached by the hash of the view's tensors."""
         if (key := view_digest(view)) in self.views:
             return [tensor.to(view[0].device) for tensor in self.views[key]]
         maps = compute()
@@ -106,9 +106,9 @@ class ViewCache:
 
 
 def view_digest(view: Sequence[Tensor]) -> bytes:
-    """A hash of a view, by shapes and values of its tensors."""
-    digest = hashlib.sha256()  # which processors have instructions for
+    """Returns a hash of a view, by shapes and values of its tensors."""
+    digest = hashlib.sha256()  # CPUs have instructions for SHA-256
     for part in view:
-        digest.update(str(tuple(part.shape)).encode())  # an image of one colour has the bytes of others
+        digest.update(str(tuple(part.shape)).encode())  # images of one colour may share their bytes
         digest.update(part.cpu().contiguous().numpy().data)
     return digest.digest()

@@ -1,7 +1,7 @@
 """Sizes and starting weights of WeakTr: any plain timm ViT, a published WeakTr checkpoint, or the demo's own.
 
-A state dict is fitted key by key; what stays at its random start and what was not used is told, what cannot fit is an
-error that names it.
+A state dict is matched key by key. Missing and unused keys are logged; a key that does not fit raises an error that
+names it.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ _NAMED = 5
 
 
 def size_of(backbone: str) -> WeakTrSize:
-    """The size of a backbone.
+    """Returns the size of a backbone.
 
     Args:
-        backbone: `frozen_sam`, or the name of a timm ViT that is plain: one class token, no layer scale, no registers.
+        backbone: `frozen_sam`, or the name of a plain timm ViT: one class token, no layer scale, no registers.
 
     Raises:
         ConfigError: there is no such model, or WeakTr cannot be built on it.
@@ -58,17 +58,17 @@ def size_of(backbone: str) -> WeakTrSize:
 
 
 def build_weaktr(backbone: str, num_classes: int, *, gated: bool = False, fine_of: FineOf = "both") -> WeakTr:
-    """A WeakTr with random weights, in train mode, on the CPU."""
+    """Returns a WeakTr with random weights, in train mode, on the CPU."""
     return WeakTr(num_classes, size_of(backbone), gated=gated, fine_of=fine_of)
 
 
 def load_trained(
     path: Path, backbone: str, num_classes: int, *, gated: bool = False, fine_of: FineOf = "both"
 ) -> WeakTr:
-    """A WeakTr that `train_classifier` finished, float32, in eval mode, without gradients, on the CPU.
+    """Returns a finished WeakTr of `train_classifier`, float32, in eval mode, without gradients, on the CPU.
 
     Raises:
-        WeightsError: the file cannot be read, or does not hold all of it.
+        WeightsError: the file cannot be read, or lacks weights.
     """
     model = build_weaktr(backbone, num_classes, gated=gated, fine_of=fine_of)
     missing, _ = load_state(model, read_state(path), where=str(path))
@@ -78,7 +78,7 @@ def load_trained(
 
 
 def load_pretrained(model: WeakTr, backbone: str) -> None:
-    """Starts `model` from the weights of its backbone: timm's, or for `frozen_sam` those of the shipped SAM."""
+    """Loads the weights of the backbone into `model`: timm's, or for `frozen_sam` the shipped SAM's."""
     if isinstance(model.patch_embed, SamStem):
         model.patch_embed.load_shipped()
     else:
@@ -86,7 +86,7 @@ def load_pretrained(model: WeakTr, backbone: str) -> None:
 
 
 def load_file(model: WeakTr, path: Path, *, class_rows: Sequence[int] | None = None) -> None:
-    """Starts `model` from a file: a WeakTr checkpoint or the state dict of a ViT.
+    """Loads a file into `model`: a WeakTr checkpoint or the state dict of a ViT.
 
     Raises:
         WeightsError: it cannot be read, or does not fit.
@@ -98,13 +98,13 @@ def load_file(model: WeakTr, path: Path, *, class_rows: Sequence[int] | None = N
 def load_state(
     model: WeakTr, state: dict[str, Tensor], *, where: str, class_rows: Sequence[int] | None = None
 ) -> tuple[list[str], list[str]]:
-    """Fits a state dict to `model` and loads it.
+    """Adapts a state dict to `model` and loads it.
 
     A ViT has one class token: each class starts as a copy of it. A checkpoint with more classes than `class_rows` names
     gives those rows (published COCO checkpoints have 90 classes, of which the dataset uses 80).
 
     Returns:
-        missing keys, which keep their random start, and unexpected ones, which are not used; both are logged too.
+        missing keys, which keep their random values, and unexpected keys, which are not used; both are logged.
 
     Raises:
         WeightsError: a layer of the transformer is missing, a shape differs, or the classes do not match.
@@ -134,7 +134,7 @@ def load_state(
 def _fit_classes(
     state: dict[str, Tensor], model: WeakTr, where: str, class_rows: Sequence[int] | None
 ) -> dict[str, Tensor]:
-    """`state` with the class tokens, their positions and the head for the classes of `model`."""
+    """Returns `state` with class tokens, their positions and the head for the classes of `model`."""
     classes = model.num_classes
     if state.get("head.weight", torch.zeros(0)).ndim != 4:  # a ViT's own classifier
         state = {key: value for key, value in state.items() if not key.startswith(("head.", "head_dist.", "fc_norm."))}

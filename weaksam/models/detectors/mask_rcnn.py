@@ -1,7 +1,7 @@
 """Mask R-CNN: Faster R-CNN with a small mask of each class in every RoI that holds an object.
 
 The parts, their defaults and the keys of a checkpoint are torchvision's (`maskrcnn_resnet50_fpn`); the losses are our
-own, as in `faster_rcnn`. Masks to learn from are bitmaps, so they may have holes and several pieces.
+own, as in `faster_rcnn`. Target masks are bitmaps, so they may have holes and several pieces.
 Source: He et al. 2017, arXiv 1703.06870; RoI drop: WeakSAM, arXiv 2402.14812, which has none for masks.
 Axis legend: B images, R sampled RoIs of all of them, F those of them with an object, G objects of an image, C classes,
 H W pixels, m cells of a side of a RoI's mask.
@@ -33,11 +33,11 @@ _THRESHOLD = 0.5  # a pixel is the object's from this probability on
 
 @dataclass(frozen=True)
 class MaskRcnnSize(FasterRcnnSize):
-    """The defaults are the published ones.
+    """Sizes of the network. The defaults are the published values.
 
     Attributes:
-        mask_dim: channels of the layers above a RoI.
-        mask_layers: their number.
+        mask_dim: channels of the mask head.
+        mask_layers: layers of the mask head.
         mask_pooled: side of a pooled RoI; its mask has twice as many cells.
     """
 
@@ -47,15 +47,15 @@ class MaskRcnnSize(FasterRcnnSize):
 
 
 class MaskRcnn(FasterRcnn):
-    """Images to boxes with classes and masks.
+    """Detects boxes with classes and masks.
 
     Args:
         pyramid: the backbone.
         num_classes: C.
-        size: of everything above the backbone.
+        size: sizes of the layers above the backbone.
         box_loss: see `FasterRcnn`.
-        drop: RoI drop of the second stage. Who is held to be wrongly labelled teaches no mask either: a mask counts
-            nothing where the class loss or the box loss of its RoI is dropped.
+        drop: RoI drop of the second stage. The mask loss of a RoI is dropped, too, when its class or box loss is
+            dropped, since its label is assumed to be wrong.
         detection_filter: which boxes and masks `detect` returns.
     """
 
@@ -83,7 +83,7 @@ class MaskRcnn(FasterRcnn):
         """See `Detector.losses`.
 
         Returns:
-            those of `FasterRcnn` and `loss_mask`; with RoI drop also `dropped_mask`, of how many RoIs.
+            losses of `FasterRcnn` and `loss_mask`; with RoI drop also `dropped_mask`, the number of dropped RoIs.
         """
         self._start_step(step, generators)
         listed = [{"boxes": t.boxes, "labels": t.classes + 1, "masks": t.known_masks()} for t in targets]
@@ -123,10 +123,10 @@ class MaskRcnn(FasterRcnn):
 
 
 def mask_loss(logits: Tensor, target_masks: Sequence[Tensor], labels: Sequence[Tensor], is_dropped: Tensor) -> Tensor:
-    """The sum over images of the mean over an image's RoIs with an object; what is dropped is still divided by.
+    """Returns the sum over images of the mean over an image's RoIs with an object; the divisor counts dropped RoIs.
 
     Args:
-        logits: (F, 1 + C, m, m), of each class alone.
+        logits: (F, 1 + C, m, m), per class.
         target_masks: B of (F of the image, m, m) float in 0..1.
         labels: B of (F of the image,) int64, 1..C.
         is_dropped: (F,) bool.
@@ -144,13 +144,13 @@ def mask_loss(logits: Tensor, target_masks: Sequence[Tensor], labels: Sequence[T
 
 
 def paste_masks(masks: Tensor, boxes: Tensor, hw: tuple[int, int], drawn_hw: tuple[int, int]) -> Tensor:
-    """(K, *drawn_hw) bool of probabilities inside boxes; one by one, since as floats all are large.
+    """Pastes probabilities inside boxes to (K, *drawn_hw) bool; one by one, since float masks need much memory.
 
     Args:
         masks: (K, 1, m, m).
         boxes: (K, 4) on an image of size `hw`.
         hw: height and width.
-        drawn_hw: height and width that the image is stretched to.
+        drawn_hw: height and width of the masks; boxes are scaled to it.
     """
     pasted = torch.zeros(len(boxes), *drawn_hw, dtype=torch.bool, device=boxes.device)
     boxes = boxes * boxes.new_tensor([drawn_hw[1] / hw[1], drawn_hw[0] / hw[0]] * 2)

@@ -1,9 +1,9 @@
-"""Mask R-CNN for few small images and no GPU: `SmallRcnn`, and a mask of what it found in each place.
+"""Mask R-CNN for few small images and no GPU: `SmallRcnn` with a mask of each detection.
 
-The mask, too, is made of what the frozen SAM sees in a region that is cut out: from coarse to fine, as a feature
-pyramid does, since an outline wants fine maps and what is inside wants coarse ones.
+The mask head, too, uses the frozen SAM's maps of a region's crop: from coarse to fine, as in a feature pyramid, since
+outlines need fine maps and interiors need coarse maps.
 Source: He et al. 2017, arXiv 1703.06870; Lin et al. 2017, arXiv 1612.03144.
-Axis legend: N regions and G objects of an image, F regions with an object that masks are learnt of, K detections of an
+Axis legend: N regions and G objects of an image, F regions with an object for the mask loss, K detections of an
 image, m cells of a side of a mask.
 """
 
@@ -29,16 +29,16 @@ from weaksam.models.detectors.small_rcnn import SmallRcnn, SmallRcnnSize
 from weaksam.ops.boxes import box_iou, enlarge_boxes
 from weaksam.ops.roi_drop import NO_DROP, RoiDropRules
 
-_OBJECT_IOU = 0.5  # as the second stage tells objects from background
+_OBJECT_IOU = 0.5  # the second stage's threshold between objects and background
 
 
 @dataclass(frozen=True)
 class SmallMaskRcnnSize(SmallRcnnSize):
-    """How large.
+    """Sizes of the network.
 
     Attributes:
-        mask_dim: channels of the layers that make a mask.
-        mask_samples: F of one image is at most this: more of the same objects take time and teach little.
+        mask_dim: channels of the mask head.
+        mask_samples: maximum F of an image; more regions of the same objects take time and teach little.
     """
 
     mask_dim: int = 64
@@ -46,11 +46,11 @@ class SmallMaskRcnnSize(SmallRcnnSize):
 
 
 class SmallMaskRcnn(SmallRcnn):
-    """Images to boxes with classes and masks.
+    """Detects boxes with classes and masks.
 
     Args:
-        pyramid, num_classes, size, box_loss, drop, detection_filter: see `FasterRcnn`; a mask teaches nothing where its region's
-            class or box does not.
+        pyramid, num_classes, size, box_loss, drop, detection_filter: see `FasterRcnn`; the mask loss of a region is
+            dropped when its class or box loss is dropped.
     """
 
     learns_masks = True
@@ -79,7 +79,7 @@ class SmallMaskRcnn(SmallRcnn):
         step: int,
         generators: Sequence[torch.Generator],
     ) -> dict[str, Tensor]:
-        """Those of `SmallRcnn` and `loss_mask`."""
+        """Returns the losses of `SmallRcnn` and `loss_mask`."""
         heads: Any = self.roi_heads
         samples = self._sample(remembered, targets)
         by_roi = self._roi_losses(remembered, samples, step, generators)
@@ -104,7 +104,7 @@ class SmallMaskRcnn(SmallRcnn):
         return by_roi.sums(heads.drop) | {"loss_mask": loss} | drop_counts
 
     def _keep(self, every: Tensor, boxes: Tensor, maps: list[Tensor]) -> list[Tensor]:
-        """Beyond what `SmallRcnn` keeps, which of `every` teach masks (F,) and their maps, in half precision."""
+        """Returns `SmallRcnn`'s maps, the rows of `every` for the mask loss (F,) and their maps in half precision."""
         holds = (box_iou(every, boxes) >= _OBJECT_IOU).any(1).nonzero()[:, 0]
         chosen = holds[:: max(1, math.ceil(len(holds) / self.mask_samples))]
         return [maps[-1], chosen, *(level[chosen].half() for level in maps)]
@@ -123,7 +123,7 @@ class SmallMaskRcnn(SmallRcnn):
 
 
 class _MaskHead(nn.Module):
-    """Maps of a region, fine to coarse, to logits (F, 1 + C, m, m), m twice the side of the finest."""
+    """Maps of a region, fine to coarse, to logits (F, 1 + C, m, m); m is twice the side of the finest map."""
 
     def __init__(self, channels: Sequence[int], dim: int, num_classes: int) -> None:
         super().__init__()

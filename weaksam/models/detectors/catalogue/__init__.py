@@ -1,4 +1,4 @@
-"""The detectors that `train_detector` trains: each is a file of this folder, and a name in `KINDS`."""
+"""The detectors of `train_detector`: each is a file of this folder, and an entry of `KINDS`."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ KINDS: tuple[DetectorKind, ...] = (
 
 
 def kind_of(model: str) -> DetectorKind:
-    """The detector of a name.
+    """Returns the detector of a name.
 
     Raises:
-        ValueError: there is none of that name.
+        ValueError: no detector has that name.
     """
     for kind in KINDS:
         if kind.name == model:

@@ -10,7 +10,7 @@ from weaksam.models.detectors.rules import DetectionFilter, InferenceRules
 if TYPE_CHECKING:
     from weaksam.models.detectors.base import Detector
 
-# Above efficientnet_lite0. Chosen by measurement on photographs, for two CPU cores.
+# For efficientnet_lite0. Chosen by measurement on photographs, for two CPU cores.
 LITE0_SIZE = {
     "dim": 96,
     "hidden": 512,
@@ -19,7 +19,7 @@ LITE0_SIZE = {
     "proposals": 300,
     "pre_nms": (600, 300),
 }
-# For few photographs on processors: images are cut or filled up to squares of one size, which they compute fastest.
+# For few photographs on CPUs: images are cropped or padded to squares of one size, which is fastest.
 _LITE0_RECIPE = {
     "frozen_stages": 3,
     "square": 448,
