@@ -1,7 +1,7 @@
 """Prompts and targets for training SAM on label maps: numpy in, numpy out, one picture at a time.
 
-A point inside an object asks an ambiguous question, so it carries two targets, the object and the part it lies on.
-A box or several points ask for one. A point on the background has none: nothing there is an object.
+A point inside an object is ambiguous, so it has two targets, the object and the part below it. A box or several points
+have one target. A point on the background has none.
 
 Axis legend: P prompts, T prompt tokens (3), G targets (2), S side of the token grid, K cells, 16 pixels of a cell.
 """
@@ -23,22 +23,22 @@ from weaksam.demo.sam_training_forward import (
 )
 
 Rng = np.random.Generator
-MIN_TARGET = 24  # pixels; less is no object or part to ask for
+MIN_TARGET = 24  # pixels; minimum size of an object or part
 _ROWS, _COLUMNS = (np.array(axis) for axis in zip(*CELL_PIXELS, strict=True))
 
 
 @dataclass(frozen=True)
 class PromptMix:
-    """How many prompts of each sort a picture gets."""
+    """Number of prompts of each sort per picture."""
 
     points: int = 7  # one point inside an object
-    background: int = 2  # one point on nothing
+    background: int = 2  # one point on the background
     boxes: int = 2
     pairs: int = 1  # two points inside one object
 
     @property
     def total(self) -> int:
-        """Prompts of a picture."""
+        """Number of prompts per picture."""
         return self.points + self.background + self.boxes + self.pairs
 
 
@@ -51,7 +51,7 @@ class _Prompt:
 
 
 def draw_prompts(rng: Rng, objects: np.ndarray, parts: np.ndarray, mix: PromptMix) -> list[_Prompt]:
-    """`mix.total` questions about a picture. Without an object, or without background, the other sort is asked.
+    """Draws `mix.total` prompts for a picture. Without objects, or without background, the other sort is drawn.
 
     Args:
         objects, parts: (H, W) uint8 label maps, 0 = background; parts are numbered through the picture.
@@ -103,13 +103,13 @@ def _object_prompt(rng: Rng, mask: np.ndarray, parts: np.ndarray, sort: str) -> 
 
 
 def shrink(mask: np.ndarray, factor: int) -> np.ndarray:
-    """A bool mask `factor` times smaller: set where at least half of the pixels are."""
+    """Shrinks a bool mask by `factor`; a pixel is set if at least half of its pixels are."""
     height, width = mask.shape[0] // factor, mask.shape[1] // factor
     return 2 * mask.reshape(height, factor, width, factor).sum((1, 3), dtype=np.uint8) >= factor * factor
 
 
 def choose_cells(rng: Rng, coverage: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Cells to compare, and how many cells each stands for: all over the picture, but densely where targets are.
+    """Chooses cells for the loss, and the number of cells each represents: everywhere, but densely near targets.
 
     Args:
         coverage: (S, S) bool, cells that touch a target.
@@ -134,7 +134,7 @@ def choose_cells(rng: Rng, coverage: np.ndarray, count: int) -> tuple[np.ndarray
 
 
 def pack(rng: Rng, prompts: list[_Prompt], *, side: int, patch: int, count: int) -> dict[str, np.ndarray]:
-    """Questions about one picture as arrays, keyed as the loss wants them; `side` is S, `count` is K.
+    """Packs the prompts of one picture into arrays with the keys of the loss; `side` is S, `count` is K.
 
     Returns:
         coords (P, T, 2) float32, labels (P, T), cells (P, K), cell_weights (P, K),

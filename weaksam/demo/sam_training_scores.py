@@ -1,6 +1,6 @@
-"""How good a segmenter is on scenes it never saw: masks from one point, from a box, and whether it knows.
+"""Scores of a segmenter on unseen scenes: masks from one point, from a box, and the error of predicted IoU.
 
-Asks the network through SAM's own forward, as users do, not through the shortcuts of training.
+Runs the network with SAM's own forward, as users do, not with the optimised forward of training.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from segment_anything.modeling import Sam
 from torch import Tensor
 
 MIN_AREA = 50  # pixels of 256 x 256; smaller objects are left out
-_LOOSE = 0.05  # a box is drawn this much of its size off, about
+_LOOSE = 0.05  # standard deviation of a box's error, as a share of its size
 
 
 @torch.inference_mode()
 def score_segmenter(sam: Sam, scenes: str | Path, *, seed: int = 0, limit: int | None = None) -> dict[str, float]:
-    """Means over the objects of cached scenes, each asked for by one random interior point and by one loose box.
+    """Returns means over the objects of cached scenes, each prompted by one random interior point and one loose box.
 
     Returns:
-        `point_iou`: best of three masks; `point_iou_chosen`: the mask the network itself holds best;
+        `point_iou`: best of three masks; `point_iou_chosen`: the mask of the highest predicted IoU;
         `box_iou`; `iou_error`: mean absolute error of predicted IoU over all three masks of a point;
-        `background_iou`: predicted IoU of the best mask at points where nothing is; `point_hit`: share of objects
+        `background_iou`: predicted IoU of the best mask at background points; `point_hit`: share of objects
         whose best mask of three reaches 0.5; `objects`: their number.
     """
     images, objects = (np.load(Path(scenes) / f"{name}.npy", mmap_mode="r") for name in ("images", "objects"))
@@ -72,7 +72,7 @@ def _embed(sam: Sam, image: np.ndarray) -> Tensor:
 
 
 def _score_points(sam: Sam, embedding: Tensor, points: list, masks: list[np.ndarray]) -> tuple[Tensor, Tensor]:
-    """Reached IoU (objects, 3) and predicted IoU (points, 3)."""
+    """Returns reached IoU (objects, 3) and predicted IoU (points, 3)."""
     coords = torch.tensor(points, dtype=torch.float32)[:, None]
     prompts = sam.prompt_encoder(points=(coords, torch.ones(len(points), 1)), boxes=None, masks=None)
     logits, predicted = _decode(sam, embedding, prompts, multimask=True)
@@ -80,7 +80,7 @@ def _score_points(sam: Sam, embedding: Tensor, points: list, masks: list[np.ndar
 
 
 def _score_boxes(sam: Sam, embedding: Tensor, boxes: list[np.ndarray], masks: list[np.ndarray]) -> Tensor:
-    """Reached IoU (objects,)."""
+    """Returns reached IoU (objects,)."""
     corners = torch.tensor(np.stack(boxes), dtype=torch.float32)
     prompts = sam.prompt_encoder(points=None, boxes=corners, masks=None)
     logits, _ = _decode(sam, embedding, prompts, multimask=False)
@@ -99,7 +99,7 @@ def _decode(sam: Sam, embedding: Tensor, prompts: tuple[Tensor, Tensor], *, mult
 
 
 def _ious(logits: Tensor, masks: list[np.ndarray]) -> Tensor:
-    """IoU (N, M) of low-resolution logits (N, M, h, w), enlarged, with (H, W) masks."""
+    """Returns IoU (N, M) of low-resolution logits (N, M, h, w), enlarged, with (H, W) masks."""
     truth = torch.from_numpy(np.stack(masks))[:, None]
     predicted = F.interpolate(logits.float(), truth.shape[-2:], mode="bilinear", align_corners=False) > 0
     both, either = (predicted & truth).sum((2, 3)), (predicted | truth).sum((2, 3))
