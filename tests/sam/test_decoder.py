@@ -92,9 +92,5 @@ def test_no_prompt_chosen_draws_nothing(sam, embedding):
     side = make_image_side(sam, embedding, (GRID, GRID))
     tokens = embed_points(sam.prompt_encoder, np.full((2, 1, 2), 40.0))
     decoded = decode_prompts(sam, side, tokens, (1, 2))
-    assert predict_mask_logits(sam, side, decoded, torch.zeros(0, dtype=torch.int64), tokens_at_once=8).shape == (
-        0,
-        2,
-        64,
-        64,
-    )
+    nothing = torch.zeros(0, dtype=torch.int64)
+    assert predict_mask_logits(sam, side, decoded, nothing, tokens_at_once=8).shape == (0, 2, 64, 64)

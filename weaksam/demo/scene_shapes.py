@@ -1,7 +1,7 @@
 """The shapes of drawn scenes, as parts: polygons in an object's own frame.
 
 Two families that share no shape: `DEMO_CLASSES`, the objects of the demo world, which differ in the arrangement of
-their parts; and `VARIED_KINDS`, the training shapes of the small segmenter. So the segmenter is tested on unseen shapes.
+their parts; and `VARIED_KINDS`, the training shapes of the small segmenter, which is so tested on unseen shapes.
 Object frame: x right, y down, everything within about -1..1.
 """
 

@@ -94,9 +94,7 @@ class RtDetrV2(Detector):
         with drawn_from(generators[0]):
             outputs = self._predict(images, labels)
         raw_losses = RTDetrLoss(self.network.config)(_loss_inputs(outputs, self.size.queries), labels)
-        share = (
-            max(sum(len(image_targets.classes) for image_targets in targets), 1) / self.boxes_per_image
-        )  # cancels the loss's own divisor
+        share = max(sum(len(t.classes) for t in targets), 1) / self.boxes_per_image  # cancels the loss's own divisor
         kinds = ("class", "box", "giou", "aux", "encoder", "denoising")
         losses = {f"loss_{kind}": outputs.enc_topk_logits.new_zeros(()) for kind in kinds}
         for name, loss in raw_losses.items():

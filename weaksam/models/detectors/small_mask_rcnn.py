@@ -74,17 +74,17 @@ class SmallMaskRcnn(SmallRcnn):
 
     def _second_stage(
         self,
-        remembered: list[list[Tensor]],
+        cached: list[list[Tensor]],
         targets: Sequence[Targets],
         step: int,
         generators: Sequence[torch.Generator],
     ) -> dict[str, Tensor]:
         """Returns the losses of `SmallRcnn` and `loss_mask`."""
         heads: Any = self.roi_heads
-        samples = self._sample(remembered, targets)
-        by_roi = self._roi_losses(remembered, samples, step, generators)
-        chosen = [row[2] for row in remembered]
-        maps = [torch.cat(level).float() for level in zip(*(row[3:] for row in remembered), strict=True)]
+        samples = self._sample(cached, targets)
+        by_roi = self._roi_losses(cached, samples, step, generators)
+        chosen = [row[2] for row in cached]
+        maps = [torch.cat(level).float() for level in zip(*(row[3:] for row in cached), strict=True)]
         logits = self.mask_head(maps)
         parts = [
             project_masks_on_boxes(

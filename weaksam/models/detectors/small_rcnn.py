@@ -137,11 +137,11 @@ class SmallRcnn(FasterRcnn):
             batch, maps = self._backbone_maps(images)
             listed = [{"boxes": image_targets.boxes, "labels": image_targets.classes + 1} for image_targets in targets]
             return nothing | self.rpn(batch, maps, listed)[1]
-        remembered = [
+        cached = [
             self.view_cache.recall([image, image_targets.boxes], partial(self._region_maps, image, image_targets.boxes))
             for image, image_targets in zip(images, targets, strict=True)
         ]
-        return nothing | self._second_stage(remembered, targets, step, generators)
+        return nothing | self._second_stage(cached, targets, step, generators)
 
     def _result_keys(self) -> tuple[str, ...]:
         """Returns the keys of the result of `losses`."""
@@ -150,28 +150,28 @@ class SmallRcnn(FasterRcnn):
 
     def _second_stage(
         self,
-        remembered: list[list[Tensor]],
+        cached: list[list[Tensor]],
         targets: Sequence[Targets],
         step: int,
         generators: Sequence[torch.Generator],
     ) -> dict[str, Tensor]:
         """Returns the losses of the second stage from the cached maps of each image."""
         heads: Any = self.roi_heads
-        samples = self._sample(remembered, targets)
-        return self._roi_losses(remembered, samples, step, generators).sums(heads.drop)
+        samples = self._sample(cached, targets)
+        return self._roi_losses(cached, samples, step, generators).sums(heads.drop)
 
-    def _sample(self, remembered: list[list[Tensor]], targets: Sequence[Targets]) -> _Samples:
+    def _sample(self, cached: list[list[Tensor]], targets: Sequence[Targets]) -> _Samples:
         """Returns all regions and target boxes with their targets."""
         listed = [{"boxes": image_targets.boxes, "labels": image_targets.classes + 1} for image_targets in targets]
         heads: Any = self.roi_heads
-        return _Samples(*heads.select_training_samples([row[0] for row in remembered], listed))
+        return _Samples(*heads.select_training_samples([row[0] for row in cached], listed))
 
     def _roi_losses(
-        self, remembered: list[list[Tensor]], samples: _Samples, step: int, generators: Sequence[torch.Generator]
+        self, cached: list[list[Tensor]], samples: _Samples, step: int, generators: Sequence[torch.Generator]
     ) -> RoiLosses:
         heads: Any = self.roi_heads
         noise = SampleNoise(generators, [len(image_labels) for image_labels in samples.labels])
-        logits, deltas = heads.box_predictor(heads.box_head(torch.cat([row[1] for row in remembered]), noise))
+        logits, deltas = heads.box_predictor(heads.box_head(torch.cat([row[1] for row in cached]), noise))
         return roi_losses(logits, deltas, samples.labels, samples.regression_targets, heads.beta, heads.drop, step)
 
     @torch.no_grad()
