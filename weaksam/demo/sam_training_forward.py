@@ -46,7 +46,7 @@ def _self_attention(x: Tensor, layer: Module) -> Tensor:
     batch, side, _, channels = x.shape
     q, k, v = _linear(x, layer.qkv).unflatten(3, (3, layer.num_heads, -1)).permute(3, 0, 4, 1, 2, 5).flatten(1, 2)
     rows, columns = relative_scores(q, layer.rel_pos_h, 1), relative_scores(q, layer.rel_pos_w, 2)
-    out = attend_augmented(*(x.flatten(1, 2) for x in (q, k, v, rows, columns)))
+    out = attend_augmented(*(part.flatten(1, 2) for part in (q, k, v, rows, columns)))
     return _linear(out.unflatten(0, (batch, -1)).transpose(1, 2).reshape(batch, side, side, channels), layer.proj)
 
 
