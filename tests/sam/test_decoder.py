@@ -9,8 +9,8 @@ from segment_anything.modeling import Sam
 
 from tests.sam.tiny import IMAGE_SIDE, build_tiny_sam, shake
 from weaksam.sam.decoder import decode_prompts
-from weaksam.sam.drawing import draw_masks
 from weaksam.sam.image_side import make_image_side
+from weaksam.sam.mask_head import predict_mask_logits
 from weaksam.sam.prompts import embed_boxes, embed_points
 
 GRID = 16
@@ -27,7 +27,7 @@ def ours(sam: Sam, embedding: torch.Tensor, tokens: torch.Tensor, slots, grid_hw
     side = make_image_side(sam, embedding, grid_hw)
     decoded = decode_prompts(sam, side, tokens, slots)
     chosen = torch.arange(len(tokens))
-    return draw_masks(sam, side, decoded, chosen, tokens_at_once=tokens_at_once), decoded.predicted_iou
+    return predict_mask_logits(sam, side, decoded, chosen, tokens_at_once=tokens_at_once), decoded.predicted_iou
 
 
 def assert_close(found: torch.Tensor, expected: torch.Tensor) -> None:
@@ -92,4 +92,5 @@ def test_no_prompt_chosen_draws_nothing(sam, embedding):
     side = make_image_side(sam, embedding, (GRID, GRID))
     tokens = embed_points(sam.prompt_encoder, np.full((2, 1, 2), 40.0))
     decoded = decode_prompts(sam, side, tokens, (1, 2))
-    assert draw_masks(sam, side, decoded, torch.zeros(0, dtype=torch.int64), tokens_at_once=8).shape == (0, 2, 64, 64)
+    nothing = torch.zeros(0, dtype=torch.int64)
+    assert predict_mask_logits(sam, side, decoded, nothing, tokens_at_once=8).shape == (0, 2, 64, 64)

@@ -1,7 +1,7 @@
-"""Training SAM on scenes whose objects and parts are known: the task the training loop runs. Knows no cluster.
+"""Training SAM on scenes with known objects and parts: a task of the training loop. Does not depend on the cluster.
 
-In: a folder of memory-mapped scenes (`images.npy`, `objects.npy`, `parts.npy`), as large as the model's pictures.
-Out: what `TrainTask` asks for.
+In: a folder of memory-mapped scenes (`images.npy`, `objects.npy`, `parts.npy`) of the model's image size.
+Out: a `TrainTask`.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from weaksam.sam.build import build_sam
 from weaksam.sam.variants import VARIANTS
 from weaksam.training.optimizers import MuonAdamW
 
-LOCALITY = 1.7  # gain of the queries and keys between prompts and image at the start
-POSITION_SCALE = 2.5  # spread of the prompt positions' frequencies: small objects need points told apart by 10 px
+LOCALITY = 1.7  # initial gain of the queries and keys between prompts and image
+POSITION_SCALE = 2.5  # spread of the prompt positions' frequencies, so that points 10 px apart differ
 
 
-class Pupil(nn.Module):
-    """A SAM and the hints it is trained with."""
+class SamWithHints(nn.Module):
+    """A SAM and its auxiliary heads for training."""
 
     def __init__(self, sam: Sam, channels: int) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class SegmenterTask:
     variant: str = "vit_xs"
     cells: int = 96  # K, cells compared per prompt
     mix: PromptMix = field(default_factory=PromptMix)
-    weights: str | None = None  # safetensors to start from, of a pupil or of a SAM alone; None = random
+    weights: str | None = None  # safetensors to start from, with or without hints; None = random
     dice_weight: float = DICE_WEIGHT
     held_out: str | None = None  # folder of the cache to validate on
 
@@ -59,35 +59,35 @@ class SegmenterTask:
 
     @property
     def num_samples(self) -> int:
-        """Scenes of the cache."""
+        """Number of scenes of the cache."""
         return len(self._maps[0])
 
     def name_of(self, index: int) -> str:
-        """The number of a scene."""
+        """Returns the name of a scene."""
         return f"scene {index}"
 
-    def build_model(self) -> Pupil:
-        """The network to train, from `weights` or at random."""
+    def build_model(self) -> SamWithHints:
+        """Returns the network to train, from `weights` or at random."""
         sam = build_sam(self.variant)
         initialise(sam)
-        pupil = Pupil(sam, VARIANTS[self.variant].prompt_dim)
+        model = SamWithHints(sam, VARIANTS[self.variant].prompt_dim)
         if self.weights:
             state = load_file(self.weights)
-            is_pupil = any(key.startswith("sam.") for key in state)
-            (pupil if is_pupil else sam).load_state_dict(state)
+            has_hints = any(key.startswith("sam.") for key in state)
+            (model if has_hints else sam).load_state_dict(state)
         for parameter in sam.prompt_encoder.mask_downscaling.parameters():
-            parameter.requires_grad_(False)  # no prompt here is a mask
-        return pupil.train()
+            parameter.requires_grad_(False)  # there are no mask prompts
+        return model.train()
 
     def build_optimizer(self, model: nn.Module, *, lr: float, weight_decay: float) -> torch.optim.Optimizer:
-        """Muon for the weights of linear layers, AdamW for everything else."""
+        """Returns Muon for the weights of linear layers, AdamW for the other weights."""
         linear = [cast(nn.Parameter, m.weight) for m in model.modules() if isinstance(m, nn.Linear)]
         kept = {id(p) for p in linear}
         others = [p for p in model.parameters() if p.requires_grad and id(p) not in kept]
         return MuonAdamW(linear, others, lr=lr, weight_decay=weight_decay)
 
     def load_batch(self, indices: np.ndarray, seeds: np.ndarray, pool: Executor) -> dict[str, Tensor]:
-        """Pictures, prompts and targets of the scenes `indices`; `seeds` decide what is asked of each."""
+        """Returns pictures, prompts and targets of the scenes `indices`; `seeds` determine the prompts."""
         # without the pool: nothing is decoded, and the many small operations hold the GIL
         rows = [self._load(int(i), np.random.default_rng(seed)) for i, seed in zip(indices, seeds, strict=True)]
         return {key: torch.from_numpy(np.stack([row[key] for row in rows])) for key in rows[0]}
@@ -95,34 +95,34 @@ class SegmenterTask:
     def _load(self, index: int, rng: Rng) -> dict[str, np.ndarray]:
         size = VARIANTS[self.variant]
         image, objects, parts = augment(rng, *(np.asarray(m[index]) for m in self._maps))
-        questions = draw_prompts(rng, objects, parts, self.mix)
-        row = pack(rng, questions, side=size.embedding_side, patch=size.patch_size, count=self.cells)
+        prompts = draw_prompts(rng, objects, parts, self.mix)
+        row = pack(rng, prompts, side=size.embedding_side, patch=size.patch_size, count=self.cells)
         return {**row, **label_cells(objects, parts, size.patch_size), "image": np.ascontiguousarray(image)}
 
-    def loss(self, model: Pupil, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Sum over images of the loss, and sums of what to watch."""
-        embedding, logits, predicted_iou = ask(model.sam, batch, dtype=compute_dtype(batch["image"].device))
-        loss, watched = segmentation_loss(logits, predicted_iou, batch, dice_weight=self.dice_weight)
+    def loss(self, model: SamWithHints, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Returns the sum over images of the loss, and sums of metrics."""
+        embedding, logits, predicted_iou = run_sam(model.sam, batch, dtype=compute_dtype(batch["image"].device))
+        loss, metrics = segmentation_loss(logits, predicted_iou, batch, dice_weight=self.dice_weight)
         with torch.autocast(embedding.device.type, enabled=False):
-            together, found = model.hints(embedding.float(), batch["cell_labels"], batch["cell_pixels"])
-        hints = {"together_loss": together.detach(), "pixel_loss": found.detach()}
-        return loss + HINT_WEIGHT * (together + found), watched | hints
+            together_loss, pixel_loss = model.hints(embedding.float(), batch["cell_labels"], batch["cell_pixels"])
+        hints = {"together_loss": together_loss.detach(), "pixel_loss": pixel_loss.detach()}
+        return loss + HINT_WEIGHT * (together_loss + pixel_loss), metrics | hints
 
-    def validate(self, model: Pupil, pool: Executor) -> dict[str, float]:
-        """Scores on the held-out scenes."""
+    def validate(self, model: SamWithHints, pool: Executor) -> dict[str, float]:
+        """Returns scores on the held-out scenes."""
         return score_segmenter(model.sam, self.held_out) if self.held_out else {}
 
 
 def compute_dtype(device: torch.device) -> torch.dtype:
-    """What autocast computes in on `device`, float32 where it is off."""
+    """Returns the dtype of autocast on `device`, float32 where it is off."""
     if torch.is_autocast_enabled(device.type):
         return torch.get_autocast_dtype(device.type)
     return torch.float32
 
 
-def ask(sam: Sam, batch: dict[str, Tensor], *, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """Image embedding (B, N, C), logits (B, P, K, 16, M) in the cells of `batch` and predicted IoU (B, P, M)."""
-    with torch.autocast(batch["image"].device.type, enabled=False):  # casts are placed by hand: fewer copies
+def run_sam(sam: Sam, batch: dict[str, Tensor], *, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns image embedding (B, N, C), logits (B, P, K, 16, M) in the batch's cells and predicted IoU (B, P, M)."""
+    with torch.autocast(batch["image"].device.type, enabled=False):  # explicit casts need fewer copies
         mean, std = cast(Tensor, sam.pixel_mean), cast(Tensor, sam.pixel_std)
         pixels = (batch["image"].permute(0, 3, 1, 2).float() - mean) / std
         embedding = encode_images(sam.image_encoder, pixels, dtype)
@@ -130,12 +130,12 @@ def ask(sam: Sam, batch: dict[str, Tensor], *, dtype: torch.dtype) -> tuple[Tens
         prompts = embed_prompts(sam.prompt_encoder, batch["coords"], batch["labels"])
         image = embedding + sam.prompt_encoder.no_mask_embed.weight.to(dtype)
         tokens, cells = run_decoder(sam.mask_decoder, image, positions, prompts, batch["labels"])
-        wanted = batch["cells"].unsqueeze(-1).expand(-1, -1, -1, cells.shape[-1])
-        return embedding, *predict_cells(sam.mask_decoder, tokens, cells.gather(2, wanted))
+        indices = batch["cells"].unsqueeze(-1).expand(-1, -1, -1, cells.shape[-1])
+        return embedding, *predict_cells(sam.mask_decoder, tokens, cells.gather(2, indices))
 
 
 def initialise(sam: Sam) -> None:
-    """Starting values for training from nothing; `build_sam` leaves what suits loading."""
+    """Initialises weights for training from scratch; those of `build_sam` only suit loading."""
     nn.init.trunc_normal_(cast(Tensor, sam.image_encoder.pos_embed), std=0.02)
     for module in cast(nn.Module, sam.image_encoder.blocks).modules():
         if isinstance(module, nn.Linear):
@@ -144,13 +144,13 @@ def initialise(sam: Sam) -> None:
     cast(Tensor, sam.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix).mul_(POSITION_SCALE)
     for layer in cast(list[Any], sam.mask_decoder.transformer.layers):
         for attention in (layer.cross_attn_token_to_image, layer.cross_attn_image_to_token):
-            # queries and keys that start alike make a point attend to its own place from the first step on
+            # equal initial queries and keys make a point attend to its own position from the first step on
             nn.init.orthogonal_(attention.q_proj.weight, gain=LOCALITY)
             attention.k_proj.weight.data.copy_(attention.q_proj.weight.data)
 
 
 def augment(rng: Rng, image: np.ndarray, objects: np.ndarray, parts: np.ndarray) -> tuple[np.ndarray, ...]:
-    """One of the eight turns of the square, and other light and colours."""
+    """Applies one of the eight symmetries of the square, and changes light and colours."""
     if rng.random() < 0.5:
         image, objects, parts = image.transpose(1, 0, 2), objects.T, parts.T
     turn = (slice(None, None, rng.choice([-1, 1])), slice(None, None, rng.choice([-1, 1])))
@@ -167,22 +167,22 @@ def augment(rng: Rng, image: np.ndarray, objects: np.ndarray, parts: np.ndarray)
 
 
 def label_cells(objects: np.ndarray, parts: np.ndarray, patch: int) -> dict[str, np.ndarray]:
-    """What the hints want: `cell_labels` (N,) int64, -1 where corners differ, and `cell_pixels` (N, 3, 16) bool.
+    """Returns targets of the hints: `cell_labels` (N,) int64, -1 where corners differ, `cell_pixels` (N, 3, 16) bool.
 
-    The three say whether there is an object, an outline of an object and an outline of a part.
+    The three channels are objects, outlines of objects and outlines of parts.
     """
     near, far = patch // 8, patch - 1 - patch // 8
     corners = [objects[y::patch, x::patch].astype(np.int64) for y in (near, far) for x in (near, far)]
     labels = np.where(np.ptp(corners, axis=0) == 0, corners[0], -1)
     side, step = len(labels), patch // 4
     small = [labels_of[step // 2 :: step, step // 2 :: step] for labels_of in (objects, parts)]
-    found = np.stack([small[0] > 0, outline(small[0]), outline(small[1])])
-    tiles = found.reshape(3, side, 4, side, 4).transpose(1, 3, 0, 2, 4)
+    flags = np.stack([small[0] > 0, outline(small[0]), outline(small[1])])
+    tiles = flags.reshape(3, side, 4, side, 4).transpose(1, 3, 0, 2, 4)
     return {"cell_labels": labels.ravel(), "cell_pixels": tiles.reshape(side * side, 3, 16)}
 
 
 def outline(labels: np.ndarray) -> np.ndarray:
-    """(H, W) bool, where a label differs from the one to the right or below."""
+    """Returns (H, W) bool, pixels whose label differs from the pixel to the right or below."""
     edge = np.zeros(labels.shape, bool)
     edge[:, :-1] |= labels[:, :-1] != labels[:, 1:]
     edge[:-1] |= labels[:-1] != labels[1:]
@@ -190,7 +190,7 @@ def outline(labels: np.ndarray) -> np.ndarray:
 
 
 def sam_weights(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The SAM out of a pupil's weights."""
+    """Returns the SAM's weights from the weights of a `SamWithHints`."""
     return {key.removeprefix("sam."): value for key, value in state.items() if key.startswith("sam.")}
 
 

@@ -1,10 +1,10 @@
-"""SAM's own modules run for training: the same numbers as their `forward`, at a fraction of the memory traffic.
+"""Forward pass of SAM's own modules for training: same results as their `forward`, at a fraction of the memory traffic.
 
-Differs from calling the modules in four ways, none of which changes what a weight means:
-image tokens stay channels-last, what prompts share is computed once per image, decomposed relative positions ride on
-the attention's channels (so fused attention applies), and masks are enlarged only in the cells asked for.
+Differs from calling the modules in four ways, none of which changes the meaning of a weight: image tokens stay
+channels-last, computation shared by prompts is done once per image, decomposed relative positions are extra channels of
+the attention (so fused attention applies), and masks are enlarged only in the chosen cells.
 
-Axis legend: B images, P prompts of an image, T prompt tokens, N image tokens (S x S), K cells asked for, C channels,
+Axis legend: B images, P prompts of an image, T prompt tokens, N image tokens (S x S), K chosen cells, C channels,
 M masks (4). A cell is one image token: 4 x 4 low-resolution mask pixels.
 """
 
@@ -19,7 +19,7 @@ from torch import Tensor
 from weaksam.sam.attention import attend_augmented, relative_scores
 from weaksam.sam.build import ConvStem
 
-Module = Any  # one of SAM's: torch knows no types of a module's attributes
+Module = Any  # a module of SAM; torch declares no types of a module's attributes
 
 PROMPT_ABSENT, PROMPT_PAD, PROMPT_NEGATIVE, PROMPT_POSITIVE, PROMPT_TOP_LEFT, PROMPT_BOTTOM_RIGHT = -2, -1, 0, 1, 2, 3
 
@@ -42,11 +42,11 @@ def _merge_heads(x: Tensor) -> Tensor:
 
 
 def _self_attention(x: Tensor, layer: Module) -> Tensor:
-    """Encoder attention with decomposed relative positions; x is (B', S, S, C)."""
+    """Computes encoder attention with decomposed relative positions; x is (B', S, S, C)."""
     batch, side, _, channels = x.shape
     q, k, v = _linear(x, layer.qkv).unflatten(3, (3, layer.num_heads, -1)).permute(3, 0, 4, 1, 2, 5).flatten(1, 2)
     rows, columns = relative_scores(q, layer.rel_pos_h, 1), relative_scores(q, layer.rel_pos_w, 2)
-    out = attend_augmented(*(one.flatten(1, 2) for one in (q, k, v, rows, columns)))
+    out = attend_augmented(*(part.flatten(1, 2) for part in (q, k, v, rows, columns)))
     return _linear(out.unflatten(0, (batch, -1)).transpose(1, 2).reshape(batch, side, side, channels), layer.proj)
 
 
@@ -65,7 +65,7 @@ def _block(x: Tensor, block: Module) -> Tensor:
 
 
 def _embed_patches(stem: Module, pixels: Tensor) -> Tensor:
-    """SAM's patch embedding, or a `ConvStem`: (B, 3, H, W) -> (B, S, S, C)."""
+    """Applies SAM's patch embedding, or a `ConvStem`: (B, 3, H, W) -> (B, S, S, C)."""
     has_convs = isinstance(stem, ConvStem)
     convs: Module = stem.convs if has_convs else [stem.proj]
     first = convs[0]
@@ -79,7 +79,7 @@ def _embed_patches(stem: Module, pixels: Tensor) -> Tensor:
 
 
 def encode_images(encoder: Module, pixels: Tensor, dtype: torch.dtype) -> Tensor:
-    """Image embeddings (B, N, C) in `dtype` of normalised pictures (B, 3, side, side); S a multiple of the window."""
+    """Encodes normalised pictures (B, 3, side, side) to (B, N, C) in `dtype`; S must be a multiple of the window."""
     x = _embed_patches(encoder.patch_embed, pixels.to(dtype))
     x = x + encoder.pos_embed.to(dtype)
     for block in encoder.blocks:
@@ -99,7 +99,7 @@ def embed_prompts(encoder: Module, coords: Tensor, labels: Tensor) -> Tensor:
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, heads: int, absent: Tensor | None = None) -> Tensor:
-    """Attention of (..., Q, C) to (..., K, C); `absent` (..., 1, 1, K) is added to the logits."""
+    """Computes attention of (..., Q, C) to (..., K, C); `absent` (..., 1, 1, K) is added to the logits."""
     q, k, v = _split_heads(q, heads), _split_heads(k, heads), _split_heads(v, heads)
     logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
     if absent is not None:
@@ -108,7 +108,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, heads: int, absent: Tensor | None =
 
 
 def _project(x: Tensor, pe: Tensor, with_pe: list[Module], plain: list[Module]) -> tuple[Tensor, ...]:
-    """`layer(x + pe)` for the first layers and `layer(x)` for the others, as one product over `x`."""
+    """Computes `layer(x + pe)` for `with_pe` and `layer(x)` for `plain` layers as one product over `x`."""
     layers = with_pe + plain
     weight = torch.cat([layer.weight for layer in layers]).to(x.dtype)
     bias = torch.cat([layer.bias for layer in layers]).to(x.dtype)
@@ -118,12 +118,12 @@ def _project(x: Tensor, pe: Tensor, with_pe: list[Module], plain: list[Module]) 
 
 
 def run_decoder(decoder: Module, image: Tensor, pe: Tensor, prompts: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The two-way transformer for every prompt of every image.
+    """Runs the two-way transformer for every prompt of every image.
 
     Args:
         image: (B, N, C), the embedding plus `no_mask_embed`.
         pe: (N, C), positions of the cells.
-        prompts: (B, P, T, C); labels: (B, P, T), tokens labelled PROMPT_ABSENT take no part.
+        prompts: (B, P, T, C); labels: (B, P, T), tokens labelled PROMPT_ABSENT are masked.
 
     Returns:
         tokens: (B, P, 1 + M, C), the IoU token and the mask tokens.
@@ -142,23 +142,23 @@ def run_decoder(decoder: Module, image: Tensor, pe: Tensor, prompts: Tensor, lab
         mixed = _linear(mixed, own.out_proj)
         queries = _norm(mixed if layer.skip_first_layer_pe else queries + mixed, layer.norm1)
         k, image_q, v = _project(keys, pe, [to_image.k_proj, to_token.q_proj], [to_image.v_proj])
-        seen = _attend(_linear(queries + query_pe, to_image.q_proj), k, v, to_image.num_heads)
-        queries = _norm(queries + _linear(seen, to_image.out_proj), layer.norm2)
+        attended = _attend(_linear(queries + query_pe, to_image.q_proj), k, v, to_image.num_heads)
+        queries = _norm(queries + _linear(attended, to_image.out_proj), layer.norm2)
         queries = _norm(queries + _linear(F.relu(_linear(queries, layer.mlp.lin1)), layer.mlp.lin2), layer.norm3)
         token_k, token_v = _linear(queries + query_pe, to_token.k_proj), _linear(queries, to_token.v_proj)
-        told = _attend(image_q, token_k, token_v, to_token.num_heads, absent)
-        keys = _norm(keys + _linear(told, to_token.out_proj), layer.norm4)
+        cell_update = _attend(image_q, token_k, token_v, to_token.num_heads, absent)
+        keys = _norm(keys + _linear(cell_update, to_token.out_proj), layer.norm4)
     final = decoder.transformer.final_attn_token_to_image
     k, v = _project(keys, pe, [final.k_proj], [final.v_proj])
-    seen = _attend(_linear(queries + query_pe, final.q_proj), k, v, final.num_heads)
-    queries = _norm(queries + _linear(seen, final.out_proj), decoder.transformer.norm_final_attn)
+    attended = _attend(_linear(queries + query_pe, final.q_proj), k, v, final.num_heads)
+    queries = _norm(queries + _linear(attended, final.out_proj), decoder.transformer.norm_final_attn)
     return queries[:, :, : len(learnt)], keys
 
 
 def predict_cells(decoder: Module, tokens: Tensor, cells: Tensor) -> tuple[Tensor, Tensor]:
-    """Mask logits (B, P, K, 16, M) in cell order, and predicted IoU (B, P, M), both float32.
+    """Returns mask logits (B, P, K, 16, M) in cell order, and predicted IoU (B, P, M), both float32.
 
-    The 16 pixels of a cell are ordered as the two 2 x 2 enlargements nest; `CELL_PIXELS` says which is which.
+    The 16 pixels of a cell are in the order of the two nested 2 x 2 enlargements; `CELL_PIXELS` lists them.
     """
     grow = decoder.output_upscaling
     x = F.gelu(_norm(_enlarge(cells, grow[0]), grow[1]))
@@ -170,10 +170,10 @@ def predict_cells(decoder: Module, tokens: Tensor, cells: Tensor) -> tuple[Tenso
 
 
 def _enlarge(x: Tensor, layer: Module) -> Tensor:
-    """A 2 x 2 transposed convolution as a product: (..., C) -> (..., 4, C'), pixels in row-major order."""
+    """Applies a 2 x 2 transposed convolution as a product: (..., C) -> (..., 4, C'), pixels in row-major order."""
     weight = layer.weight.permute(2, 3, 1, 0).flatten(0, 2).to(x.dtype)
     return F.linear(x, weight, layer.bias.repeat(4).to(x.dtype)).unflatten(-1, (4, -1))
 
 
-# (16,) row and column inside a 4 x 4 cell of each pixel `predict_cells` gives
+# (16,) row and column inside a 4 x 4 cell of each pixel of `predict_cells`
 CELL_PIXELS = [(2 * (a // 2) + b // 2, 2 * (a % 2) + b % 2) for a in range(4) for b in range(4)]

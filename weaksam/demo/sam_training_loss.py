@@ -1,12 +1,12 @@
-"""SAM's training loss: pixels and dice on the best of three masks, and the predicted IoU against the reached one.
+"""SAM's training loss: pixels and dice on the best of three masks, and the error of the predicted IoU.
 
 Differs from the paper: masks are compared on a sample of cells, dense where targets are (weighted, so that sums are
-unbiased), which costs a quarter; cross-entropy stands for the focal loss, whose point, many easy pixels, that sample
-has already met (it learnt twice as fast); and a point carries both its object and its part as targets, so that three
-masks are taught by every ambiguous prompt. Two hints, which no prompt pays for, teach the encoder directly: which
+unbiased), which costs a quarter; cross-entropy replaces the focal loss, since the sample already has
+fewer easy pixels (training was twice as fast); and a point has both its object and its part as targets, so that every
+ambiguous prompt trains three masks. Two auxiliary losses without prompts, the hints, train the encoder directly: which
 pixels are objects or outlines, and which cells belong together.
 
-Axis legend: B images, P prompts, G targets, K cells, 16 pixels of a cell, M masks (mask 0 answers the unambiguous).
+Axis legend: B images, P prompts, G targets, K cells, 16 pixels of a cell, M masks (mask 0 is for unambiguous prompts).
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ OUTLINE_WEIGHT = 4.0
 def mask_losses(
     logits: Tensor, targets: Tensor, weights: Tensor, *, dice_weight: float = DICE_WEIGHT
 ) -> tuple[Tensor, Tensor]:
-    """Loss and IoU of every mask against every target.
+    """Returns loss and IoU of every mask against every target.
 
     Args:
         logits: (B, P, K, 16, M) float32.
         targets: (B, P, G, K, 16) bool.
-        weights: (B, P, K) float32, cells each cell stands for.
-        dice_weight: of the dice term; the larger, the closer the loss is to the IoU itself.
+        weights: (B, P, K) float32, number of cells that each cell represents.
+        dice_weight: weight of the dice term; the larger, the closer the loss is to the IoU itself.
 
     Returns:
         losses, ious: (B, P, G, M) float32; IoU carries no gradient and is 0 where a target is empty.
@@ -38,7 +38,7 @@ def mask_losses(
     probability = flat.sigmoid()
     truth = targets.flatten(3).to(flat.dtype)  # (B, P, G, L)
     area = weights.repeat_interleave(16, -1)  # (B, P, L)
-    # cross-entropy over the sampled pixels alike, which looks hardest at the outline: softplus(x) - x * truth
+    # unweighted cross-entropy over the sampled pixels, which emphasises outlines: softplus(x) - x * truth
     pixel = (F.softplus(flat).sum(2, keepdim=True) - truth @ flat) / truth.shape[-1]
     overlap = (truth * area.unsqueeze(2)) @ probability
     sizes = (area.unsqueeze(-1) * probability).sum(2, keepdim=True) + (truth * area.unsqueeze(2)).sum(-1, keepdim=True)
@@ -54,12 +54,12 @@ def mask_losses(
 def segmentation_loss(
     logits: Tensor, predicted_iou: Tensor, batch: dict[str, Tensor], *, dice_weight: float = DICE_WEIGHT
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Sum over images of the mean loss of an image's prompts, and sums of what to watch.
+    """Returns the sum over images of the mean loss of an image's prompts, and sums of metrics.
 
     Args:
         logits: (B, P, K, 16, M); predicted_iou: (B, P, M).
-        batch: `targets`, `has_target`, `is_ambiguous`, `cell_weights` as `training_prompts.pack` gives them.
-        dice_weight: of the dice term.
+        batch: `targets`, `has_target`, `is_ambiguous`, `cell_weights` from `sam_training_prompts.pack`.
+        dice_weight: weight of the dice term.
     """
     losses, ious = mask_losses(logits, batch["targets"], batch["cell_weights"], dice_weight=dice_weight)
     ambiguous, has_target = batch["is_ambiguous"], batch["has_target"].float()
@@ -73,39 +73,39 @@ def segmentation_loss(
     iou_loss = ((predicted_iou - reached) ** 2 * uses).sum(-1) / uses.sum(-1)
     total = (mask_loss + IOU_WEIGHT * iou_loss).mean(-1).sum()
     with torch.no_grad():
-        asked = has_target[..., 0]
+        has_object = has_target[..., 0]
         hit = torch.where(ambiguous, ious[..., 0, 1:].amax(-1), ious[..., 0, 0])
-        points, single = asked * ambiguous, asked * ~ambiguous
-        watched = {
+        points, single = has_object * ambiguous, has_object * ~ambiguous
+        metrics = {
             "mask_loss": mask_loss.mean(-1).sum(),
             "iou_error": ((predicted_iou - reached).abs() * uses).sum(-1).div(uses.sum(-1)).mean(-1).sum(),
             "point_iou": ((hit * points).sum(-1) / points.sum(-1).clamp(min=1)).sum(),
             "box_iou": ((hit * single).sum(-1) / single.sum(-1).clamp(min=1)).sum(),
         }
-    return total, watched
+    return total, metrics
 
 
 class Hints(nn.Module):
-    """Throw-away heads on the image embedding; they exist only while the network is trained."""
+    """Auxiliary heads on the image embedding, only for training."""
 
     def __init__(self, channels: int, width: int = 32) -> None:
         super().__init__()
         self.together = nn.Linear(channels, width)
         self.pixels = nn.Linear(channels, 48)
-        self.scale = nn.Parameter(torch.tensor([5.0, -2.0]))  # of a cosine, and what is added to it
+        self.scale = nn.Parameter(torch.tensor([5.0, -2.0]))  # scale of a cosine, and offset
 
     def forward(self, embedding: Tensor, cell_labels: Tensor, cell_pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Summed over images: how badly cells of one object are told from others, and how badly pixels are known.
+        """Returns two losses summed over images: separation of cells by object, and pixel classification.
 
         Args:
             embedding: (B, N, C).
-            cell_labels: (B, N) int64, the object a cell lies in, 0 = background, -1 = more than one.
+            cell_labels: (B, N) int64, object of a cell, 0 = background, -1 = several objects.
             cell_pixels: (B, N, 3, 16) bool, pixels of each cell on an object, its outline, the outline of a part.
         """
         logits = self.pixels(embedding).unflatten(-1, (3, 16))
-        # outlines are rare: without the weight, "nowhere" is a good answer for long
+        # outlines are rare: without the weight, predicting none is a good solution for long
         rare = 1 + (OUTLINE_WEIGHT - 1) * cell_pixels * torch.tensor([0, 1, 1], device=logits.device).unsqueeze(-1)
-        found = ((F.softplus(logits) - logits * cell_pixels) * rare).mean((1, 2, 3)).sum()
+        pixel_loss = ((F.softplus(logits) - logits * cell_pixels) * rare).mean((1, 2, 3)).sum()
         places = F.normalize(self.together(embedding), dim=-1)
         alike = places @ places.transpose(1, 2) * self.scale[0] + self.scale[1]
         same = cell_labels.unsqueeze(1) == cell_labels.unsqueeze(2)
@@ -113,4 +113,4 @@ class Hints(nn.Module):
         counts = pure & ((cell_labels > 0).unsqueeze(1) | (cell_labels > 0).unsqueeze(2))
         loss = F.softplus(torch.where(same, -alike, alike))
         shares = [(loss * pick).sum((1, 2)) / pick.sum((1, 2)).clamp(min=1) for pick in (counts & same, counts & ~same)]
-        return (shares[0] + shares[1]).sum() / 2, found
+        return (shares[0] + shares[1]).sum() / 2, pixel_loss

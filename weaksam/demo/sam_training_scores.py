@@ -1,6 +1,6 @@
-"""How good a segmenter is on scenes it never saw: masks from one point, from a box, and whether it knows.
+"""Scores of a segmenter on unseen scenes: masks from one point, from a box, and the error of predicted IoU.
 
-Asks the network through SAM's own forward, as users do, not through the shortcuts of training.
+Runs the network with SAM's own forward, as users do, not with the optimised forward of training.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from segment_anything.modeling import Sam
 from torch import Tensor
 
 MIN_AREA = 50  # pixels of 256 x 256; smaller objects are left out
-_LOOSE = 0.05  # a box is drawn this much of its size off, about
+_LOOSE = 0.05  # standard deviation of a box's error, as a share of its size
 
 
 @torch.inference_mode()
 def score_segmenter(sam: Sam, scenes: str | Path, *, seed: int = 0, limit: int | None = None) -> dict[str, float]:
-    """Means over the objects of cached scenes, each asked for by one random interior point and by one loose box.
+    """Returns means over the objects of cached scenes, each prompted by one random interior point and one loose box.
 
     Returns:
-        `point_iou`: best of three masks; `point_iou_chosen`: the mask the network itself holds best;
+        `point_iou`: best of three masks; `point_iou_chosen`: the mask of the highest predicted IoU;
         `box_iou`; `iou_error`: mean absolute error of predicted IoU over all three masks of a point;
-        `background_iou`: predicted IoU of the best mask at points where nothing is; `point_hit`: share of objects
+        `background_iou`: predicted IoU of the best mask at background points; `point_hit`: share of objects
         whose best mask of three reaches 0.5; `objects`: their number.
     """
     images, objects = (np.load(Path(scenes) / f"{name}.npy", mmap_mode="r") for name in ("images", "objects"))
@@ -39,12 +39,12 @@ def score_segmenter(sam: Sam, scenes: str | Path, *, seed: int = 0, limit: int |
             continue
         points = [_pick(rng, mask) for mask in masks] + [_pick(rng, labels == 0) for _ in range(2)]
         embedding = _embed(sam, image)
-        reached, held = _ask_points(sam, embedding, points, masks)
-        background += held[len(masks) :].max(1).values.tolist()
-        held = held[: len(masks)]
-        box_iou = _ask_boxes(sam, embedding, [_loose_box(rng, mask) for mask in masks], masks)
-        chosen = reached.gather(1, held.argmax(1, keepdim=True))[:, 0]
-        error = (held - reached).abs().mean(1)
+        reached, predicted_iou = _score_points(sam, embedding, points, masks)
+        background += predicted_iou[len(masks) :].max(1).values.tolist()
+        predicted_iou = predicted_iou[: len(masks)]
+        box_iou = _score_boxes(sam, embedding, [_loose_box(rng, mask) for mask in masks], masks)
+        chosen = reached.gather(1, predicted_iou.argmax(1, keepdim=True))[:, 0]
+        error = (predicted_iou - reached).abs().mean(1)
         rows.append(torch.stack([reached.max(1).values, chosen, box_iou, error], 1).numpy())
     table = np.concatenate(rows)
     means = table.mean(0)
@@ -71,16 +71,16 @@ def _embed(sam: Sam, image: np.ndarray) -> Tensor:
     return sam.image_encoder((pixels - cast(Tensor, sam.pixel_mean)) / cast(Tensor, sam.pixel_std))
 
 
-def _ask_points(sam: Sam, embedding: Tensor, points: list, masks: list[np.ndarray]) -> tuple[Tensor, Tensor]:
-    """Reached IoU (objects, 3) and predicted IoU (points, 3)."""
+def _score_points(sam: Sam, embedding: Tensor, points: list, masks: list[np.ndarray]) -> tuple[Tensor, Tensor]:
+    """Returns reached IoU (objects, 3) and predicted IoU (points, 3)."""
     coords = torch.tensor(points, dtype=torch.float32)[:, None]
     prompts = sam.prompt_encoder(points=(coords, torch.ones(len(points), 1)), boxes=None, masks=None)
     logits, predicted = _decode(sam, embedding, prompts, multimask=True)
     return _ious(logits[: len(masks)], masks), predicted
 
 
-def _ask_boxes(sam: Sam, embedding: Tensor, boxes: list[np.ndarray], masks: list[np.ndarray]) -> Tensor:
-    """Reached IoU (objects,)."""
+def _score_boxes(sam: Sam, embedding: Tensor, boxes: list[np.ndarray], masks: list[np.ndarray]) -> Tensor:
+    """Returns reached IoU (objects,)."""
     corners = torch.tensor(np.stack(boxes), dtype=torch.float32)
     prompts = sam.prompt_encoder(points=None, boxes=corners, masks=None)
     logits, _ = _decode(sam, embedding, prompts, multimask=False)
@@ -99,8 +99,8 @@ def _decode(sam: Sam, embedding: Tensor, prompts: tuple[Tensor, Tensor], *, mult
 
 
 def _ious(logits: Tensor, masks: list[np.ndarray]) -> Tensor:
-    """IoU (N, M) of low-resolution logits (N, M, h, w), enlarged, with (H, W) masks."""
+    """Returns IoU (N, M) of low-resolution logits (N, M, h, w), enlarged, with (H, W) masks."""
     truth = torch.from_numpy(np.stack(masks))[:, None]
-    found = F.interpolate(logits.float(), truth.shape[-2:], mode="bilinear", align_corners=False) > 0
-    both, either = (found & truth).sum((2, 3)), (found | truth).sum((2, 3))
+    predicted = F.interpolate(logits.float(), truth.shape[-2:], mode="bilinear", align_corners=False) > 0
+    both, either = (predicted & truth).sum((2, 3)), (predicted | truth).sum((2, 3))
     return both / either.clamp(min=1)

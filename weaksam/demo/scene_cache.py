@@ -1,6 +1,6 @@
-"""Scenes drawn once and kept as memory-mapped arrays, for training that looks at each of them many times.
+"""Caches drawn scenes as memory-mapped arrays, for training that reads each scene many times.
 
-Drawing a scene costs about as much processor time as a training step on it; reading it back costs nothing.
+Drawing a scene costs about as much CPU time as a training step on it; reading it is free.
 Files of a cache: `images.npy` (N, S, S, 3), `objects.npy` and `parts.npy` (N, S, S), all uint8, and `cache.json`.
 """
 
@@ -19,18 +19,18 @@ from numpy.lib.format import open_memmap
 from weaksam.demo.scene_drawing import draw_scene
 
 log = logging.getLogger(__name__)
-_CHUNK = 64  # scenes one worker draws between two reports
+_CHUNK = 64  # scenes per task of a worker
 
 
 def cache_scenes(folder: str | Path, *, images: int, seed: int, family: str, size: int = 256) -> Path:
-    """Draws `images` square scenes of side `size` into `folder`, unless they are there already.
+    """Draws `images` square scenes of side `size` into `folder`, unless they exist.
 
-    Scene i is `draw_scene(seed * 1_000_000 + i)`. Uses every processor. A cache cut short is drawn again.
+    Scene i is `draw_scene(seed * 1_000_000 + i)`. Uses all CPUs. An incomplete cache is drawn again.
     """
     folder = Path(folder)
-    wanted = {"images": images, "seed": seed, "family": family, "size": size}
+    settings = {"images": images, "seed": seed, "family": family, "size": size}
     done = folder / "cache.json"
-    if done.exists() and json.loads(done.read_text()) == wanted:
+    if done.exists() and json.loads(done.read_text()) == settings:
         return folder
     folder.mkdir(parents=True, exist_ok=True)
     shape = (images, size, size)
@@ -41,7 +41,7 @@ def cache_scenes(folder: str | Path, *, images: int, seed: int, family: str, siz
         for count, _ in enumerate(pool.imap_unordered(draw, range(0, images, _CHUNK)), start=1):
             if count % 20 == 0:
                 log.info("drawn %d/%d scenes", min(count * _CHUNK, images), images)
-    done.write_text(json.dumps(wanted))
+    done.write_text(json.dumps(settings))
     return folder
 
 

@@ -1,6 +1,6 @@
-"""Draws one scene: textured clutter, then objects made of parts, occluding one another, then a camera.
+"""Draws one scene: textured clutter, then objects made of parts that occlude one another, then camera effects.
 
-A scene is a pure function of (seed, family, size). Masks are what is visible; boxes are the boxes of those masks,
+A scene is a pure function of (seed, family, size). Masks are the visible pixels; boxes are the boxes of those masks,
 xyxy float32 pixels, right and bottom exclusive. Axis legend: H W pixels.
 """
 
@@ -19,14 +19,14 @@ CLASS_NAMES = FAMILIES["demo"]
 COMPANIONS = {"mill": "cart", "cart": "mill", "lamp": "cup", "cup": "lamp", "tree": "house", "house": "tree"}
 
 SCALE = (0.1, 0.8)  # longest side of an object over the shorter side of the scene: an eightfold range
-MIN_AREA = 24  # visible pixels; less is not labelled
+MIN_AREA = 24  # minimum number of visible pixels of a labelled object
 DIFFICULT_VISIBLE = 0.5  # an object less visible than this is difficult
 DIFFICULT_AREA = 0.002  # ... and so is one smaller than this share of the scene
 
 
 @dataclass(frozen=True)
 class SceneObject:
-    """One labelled thing of a scene."""
+    """One labelled object of a scene."""
 
     class_id: int  # index into FAMILIES[family]
     mask: np.ndarray  # (H, W) bool, visible pixels
@@ -36,7 +36,7 @@ class SceneObject:
 
 @dataclass(frozen=True)
 class Scene:
-    """A drawn picture and what is in it."""
+    """A drawn picture and its objects."""
 
     image: np.ndarray  # (H, W, 3) uint8 RGB
     objects: list[SceneObject]
@@ -56,7 +56,7 @@ class _Canvas:
 
 @dataclass(frozen=True)
 class _Look:
-    """What instances of a repeated thing share: their parts and the seed of their surfaces."""
+    """Appearance shared by instances of a repeated object: their parts and the seed of their surfaces."""
 
     kind: int
     parts: Parts
@@ -64,14 +64,14 @@ class _Look:
 
 
 def draw_scene(seed: int, *, family: str, size: tuple[int, int]) -> Scene:
-    """One scene. `family` is `demo` (classes of `CLASS_NAMES`) or `varied` (shapes the demo world does not have).
+    """Draws one scene. `family` is `demo` (classes of `CLASS_NAMES`) or `varied` (shapes outside the demo world).
 
     Args:
         seed: any non-negative integer; families draw unrelated scenes from the same one.
         size: (height, width) in pixels, each at least 64.
 
     Returns:
-        at least one object, ordered as painted (later ones are in front).
+        a scene with at least one object, in painting order (later objects are in front).
     """
     rng = np.random.default_rng([seed, list(FAMILIES).index(family), *size])
     canvas = _Canvas(background(rng, *size), np.zeros(size, np.uint8), np.zeros(size, np.uint8))
@@ -111,7 +111,7 @@ def _choose_looks(rng: Rng, family: str) -> list[_Look]:
 
 
 def _choose_place(rng: Rng, places: list[np.ndarray], scale: float, size: tuple[int, int]) -> np.ndarray:
-    """Centre (x, y) of the next object: anywhere, or beside an earlier one so that they touch or overlap."""
+    """Returns the centre (x, y) of the next object: random, or touching or overlapping an earlier object."""
     if places and rng.random() < 0.4:
         angle = rng.uniform(0, 2 * np.pi)
         near = places[rng.integers(len(places))] + scale * rng.uniform(0.4, 1.1) * np.array(
@@ -124,7 +124,7 @@ def _choose_place(rng: Rng, places: list[np.ndarray], scale: float, size: tuple[
 
 
 def _place_parts(rng: Rng, parts: Parts, scale: float, place: np.ndarray, *, upright: bool) -> Parts:
-    """Parts in picture coordinates: mirrored, stretched, turned and seen a little from the side."""
+    """Transforms parts to picture coordinates: mirrored, stretched, rotated, with slight perspective."""
     turn = rng.normal(0, 0.25) if upright and rng.random() < 0.8 else rng.uniform(0, 2 * np.pi)
     stretch = np.exp(rng.normal(0, 0.12))
     matrix = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]) @ np.diag(
@@ -133,13 +133,13 @@ def _place_parts(rng: Rng, parts: Parts, scale: float, place: np.ndarray, *, upr
     skew = rng.normal(0, 0.12, 2)
     placed = []
     for part in parts:
-        seen = part / np.maximum(1 + part @ skew, 0.4)[:, None]
-        placed.append(seen @ matrix.T * (scale / 2) + place)
+        projected = part / np.maximum(1 + part @ skew, 0.4)[:, None]
+        placed.append(projected @ matrix.T * (scale / 2) + place)
     return placed
 
 
 def _paint(rng: Rng, canvas: _Canvas, look: _Look, parts: Parts) -> None:
-    """Paints one instance, its shadow first, and records which pixels it took."""
+    """Paints one instance, its shadow first, and records its pixels."""
     covers = [_rasterise(part, canvas.things.shape) for part in parts]
     if rng.random() < 0.4:
         _cast_shadow(rng, canvas, covers)
@@ -159,7 +159,7 @@ def _paint(rng: Rng, canvas: _Canvas, look: _Look, parts: Parts) -> None:
 
 
 def _rasterise(outline: np.ndarray, size: tuple[int, int]) -> tuple[tuple[slice, slice], np.ndarray]:
-    """A window of the picture around a polygon and how much of each pixel in it is covered, (h, w) float32 in 0..1."""
+    """Returns a window of the picture around a polygon and the coverage of its pixels, (h, w) float32 in 0..1."""
     height, width = size
     left, top = np.clip(np.floor(outline.min(0)).astype(int) - 1, 0, [width - 4, height - 4])
     right, bottom = np.clip(np.ceil(outline.max(0)).astype(int) + 2, [left + 4, top + 4], [width, height])
@@ -170,7 +170,7 @@ def _rasterise(outline: np.ndarray, size: tuple[int, int]) -> tuple[tuple[slice,
 
 
 def _cast_shadow(rng: Rng, canvas: _Canvas, covers: list) -> None:
-    """Darkens what lies beside an object; the pixels still belong to what the shadow falls on."""
+    """Darkens pixels beside an object; they still belong to the surface below the shadow."""
     height, width = canvas.things.shape
     shade = np.zeros((height, width), np.float32)
     for window, cover in covers:
@@ -185,7 +185,7 @@ def _cast_shadow(rng: Rng, canvas: _Canvas, covers: list) -> None:
 
 
 def _choose_colours(rng: Rng, count: int, around: np.ndarray) -> list[np.ndarray]:
-    """One colour per part: all alike, all akin, or unrelated. Never quite that of what lies `around`."""
+    """Returns one colour per part: equal, similar or unrelated, but always different from the colour `around`."""
     base = random_colour(rng)
     if rng.random() < 0.12:  # camouflage
         base = (around + rng.normal(0, 25, 3)).astype(np.float32)
@@ -205,13 +205,13 @@ def _choose_colours(rng: Rng, count: int, around: np.ndarray) -> list[np.ndarray
 
 
 def mask_box(mask: np.ndarray) -> np.ndarray:
-    """The tight box of a non-empty (H, W) bool mask: (4,) float32 xyxy, right and bottom exclusive."""
+    """Returns the tight box of a non-empty (H, W) bool mask: (4,) float32 xyxy, right and bottom exclusive."""
     ys, xs = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     return np.array([xs[0], ys[0], xs[-1] + 1, ys[-1] + 1], dtype=np.float32)
 
 
 def _label(image: np.ndarray, canvas: _Canvas) -> Scene:
-    """Keeps what is visible enough, numbered again without gaps."""
+    """Keeps sufficiently visible objects, renumbered without gaps."""
     objects: list[SceneObject] = []
     object_map, part_map = np.zeros_like(canvas.things), canvas.parts.copy()
     for k, (kind, area) in enumerate(zip(canvas.kinds, canvas.areas, strict=True), start=1):

@@ -1,7 +1,7 @@
 """The shapes of drawn scenes, as parts: polygons in an object's own frame.
 
-Two families that share no shape: `DEMO_CLASSES`, the things of the demo world, told by how their parts are arranged;
-and `VARIED_KINDS`, everything the small segmenter is trained on. The segmenter so never saw what it is tested on.
+Two families that share no shape: `DEMO_CLASSES`, the objects of the demo world, which differ in the arrangement of
+their parts; and `VARIED_KINDS`, the training shapes of the small segmenter, which is so tested on unseen shapes.
 Object frame: x right, y down, everything within about -1..1.
 """
 
@@ -17,18 +17,18 @@ Parts = list[Outline]  # drawn in order, later ones on top; the object is their 
 
 
 def ellipse(x: float, y: float, rx: float, ry: float, *, count: int = 28) -> Outline:
-    """An ellipse around (x, y)."""
+    """Returns an ellipse around (x, y)."""
     turn = np.linspace(0, 2 * np.pi, count, endpoint=False)
     return np.stack([x + rx * np.cos(turn), y + ry * np.sin(turn)], 1)
 
 
 def quad(*corners: float) -> Outline:
-    """Any polygon from flat x, y, x, y, ... coordinates."""
+    """Returns a polygon from flat x, y, x, y, ... coordinates."""
     return np.array(corners, dtype=np.float64).reshape(-1, 2)
 
 
 def bar(x0: float, y0: float, x1: float, y1: float, thickness: float) -> Outline:
-    """A straight bar between two points; `thickness` is its half width."""
+    """Returns a straight bar between two points; `thickness` is its half width."""
     start, stop = np.array([x0, y0]), np.array([x1, y1])
     along = stop - start
     side = np.array([-along[1], along[0]]) / max(np.hypot(*along), 1e-6) * thickness
@@ -36,13 +36,13 @@ def bar(x0: float, y0: float, x1: float, y1: float, thickness: float) -> Outline
 
 
 def arc(x: float, y: float, radius: float, thickness: float, start: float, stop: float) -> Outline:
-    """A bent band around (x, y) from angle `start` to `stop` (radians); `thickness` is its half width."""
+    """Returns a bent band around (x, y) from angle `start` to `stop` (radians); `thickness` is its half width."""
     turn = np.linspace(start, stop, 24)
     ray = np.stack([np.cos(turn), np.sin(turn)], 1)
     return np.array([x, y]) + np.concatenate([ray * (radius + thickness), ray[::-1] * (radius - thickness)])
 
 
-# --- the demo world: bodies are shared between classes on purpose, what tells a class is a smaller part -------------
+# --- the demo world: bodies are shared between classes on purpose, a smaller part identifies the class --------------
 
 
 def _mill(rng: Rng) -> Parts:
@@ -124,7 +124,7 @@ DEMO_CLASSES: dict[str, Callable[[Rng], Parts]] = {
 }
 
 
-# --- the varied family: what the segmenter is trained on -----------------------------------------------------------
+# --- the varied family: training shapes of the segmenter ------------------------------------------------------------
 
 
 def _blob(rng: Rng) -> Parts:
@@ -200,7 +200,7 @@ _SIMPLE = (_blob, _polygon, _superellipse, _star)
 
 
 def _compound(rng: Rng) -> Parts:
-    """Two to six pieces grown from a core: unlike things joined, so that whole and part differ."""
+    """Two to six different pieces joined to a core, so that whole and part differ."""
     parts = [_SIMPLE[rng.integers(len(_SIMPLE))](rng)[0] * rng.uniform(0.35, 0.7)]
     for _ in range(int(rng.integers(1, 6))):
         host = parts[0] if rng.random() < 0.7 else parts[rng.integers(len(parts))]
@@ -241,7 +241,7 @@ def _stack(rng: Rng) -> Parts:
 
 
 def _fit(parts: Parts) -> Parts:
-    """Shifted and scaled so that the longer side spans -1..1."""
+    """Shifts and scales parts so that the longer side spans -1..1."""
     points = np.concatenate(parts)
     low, high = points.min(0), points.max(0)
     return [(part - (low + high) / 2) * (2 / (high - low).max()) for part in parts]

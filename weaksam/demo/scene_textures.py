@@ -1,6 +1,6 @@
-"""Procedural surfaces for drawn scenes: noise, patterns, cluttered backgrounds and what a camera does to a picture.
+"""Procedural surfaces for drawn scenes: noise, patterns, cluttered backgrounds and camera effects.
 
-Every function draws from the generator it is given, so a scene is a pure function of its seed.
+Every function draws from its generator argument, so a scene is a pure function of its seed.
 Axis legend: H W pixels. Colours and pictures are float32 RGB in 0..255 until `photograph` makes them uint8.
 """
 
@@ -15,13 +15,13 @@ Rng = np.random.Generator
 
 
 def resize_field(field: np.ndarray, height: int, width: int) -> np.ndarray:
-    """A small (h, w) float32 grid, enlarged smoothly to (height, width) float32."""
+    """Enlarges a small (h, w) float32 grid smoothly to (height, width) float32."""
     picture = Image.fromarray(np.ascontiguousarray(field, dtype=np.float32), mode="F")
     return np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC))
 
 
 def noise(rng: Rng, height: int, width: int, *, coarsest: int = 2, octaves: int = 4) -> np.ndarray:
-    """Value noise of several octaves, (height, width) float32, about -1..1, roughness drawn at random."""
+    """Returns value noise of several octaves and random roughness, (height, width) float32, about -1..1."""
     fall = rng.uniform(0.4, 0.9)
     total, amplitude, norm = np.zeros((height, width), np.float32), 1.0, 0.0
     for octave in range(octaves):
@@ -63,7 +63,7 @@ _PATTERNS = (_stripes, _checks, _dots, _rings, _ramp, _ramp)
 
 
 def pattern(rng: Rng, height: int, width: int) -> np.ndarray:
-    """One random surface pattern (plain, noise, stripes, checks, dots, rings, ramp): (H, W) float32 in -1..1."""
+    """Returns a random surface pattern (plain, noise, stripes, checks, dots, rings, ramp): (H, W) float32 in -1..1."""
     choice = rng.random()
     if choice < 0.25:
         return np.zeros((height, width), np.float32)
@@ -77,13 +77,13 @@ def pattern(rng: Rng, height: int, width: int) -> np.ndarray:
 
 
 def random_colour(rng: Rng) -> np.ndarray:
-    """(3,) float32 in 0..255; many nearly grey, so that hue alone tells little."""
+    """Returns (3,) float32 in 0..255; many colours are nearly grey, so that hue alone is not informative."""
     value, spread = rng.uniform(20, 240), rng.choice([8.0, 40.0, 90.0], p=[0.4, 0.35, 0.25])
     return np.clip(value + rng.normal(0, spread, 3), 0, 255).astype(np.float32)
 
 
 def surface(rng: Rng, height: int, width: int, colour: np.ndarray, *, contrast: float) -> np.ndarray:
-    """A patterned, shaded surface around `colour`: (height, width, 3) float32, not clipped."""
+    """Returns a patterned, shaded surface around `colour`: (height, width, 3) float32, not clipped."""
     tint = rng.normal(0, 1, 3).astype(np.float32)
     tint = np.float32(contrast) * (0.7 + 0.3 * tint)
     field = pattern(rng, height, width)
@@ -93,7 +93,7 @@ def surface(rng: Rng, height: int, width: int, colour: np.ndarray, *, contrast: 
 
 
 def background(rng: Rng, height: int, width: int) -> np.ndarray:
-    """A cluttered scene without objects: (height, width, 3) float32."""
+    """Returns a cluttered scene without objects: (height, width, 3) float32."""
     picture = surface(rng, height, width, random_colour(rng), contrast=rng.uniform(5, 45))
     for _ in range(int(rng.integers(1, 3))):
         tint = rng.normal(0, 22, 3).astype(np.float32)
@@ -107,7 +107,7 @@ def background(rng: Rng, height: int, width: int) -> np.ndarray:
 
 
 def _clutter(rng: Rng, picture: np.ndarray) -> np.ndarray:
-    """Faint strokes, chips and blots over `picture`: edges that bound no object."""
+    """Draws faint strokes, chips and blots over `picture`: edges that bound no object."""
     height, width = picture.shape[:2]
     layer = Image.fromarray(np.clip(picture, 0, 255).astype(np.uint8))
     pen = ImageDraw.Draw(layer)
@@ -134,7 +134,7 @@ def _clutter(rng: Rng, picture: np.ndarray) -> np.ndarray:
 
 
 def photograph(rng: Rng, picture: np.ndarray) -> np.ndarray:
-    """What light, lens and file do to `picture`: uneven light, tint, blur, sensor noise, at times JPEG. uint8."""
+    """Applies camera effects to `picture`: uneven light, tint, blur, sensor noise, at times JPEG. Returns uint8."""
     height, width = picture.shape[:2]
     light = 1 + rng.uniform(0.05, 0.3) * noise(rng, height, width, octaves=2)
     gain = (rng.uniform(0.75, 1.2) * rng.normal(1, 0.06, 3)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""The demo world as files: drawn scenes in a VOC devkit or in COCO's form, read back by the ordinary readers.
+"""The demo world as files: drawn scenes as a VOC devkit or in COCO format, read by the ordinary readers.
 
 Two thirds of the scenes are for training (`trainval`, `train2017`), one third for testing (`test`, `val2017`). The same
 (images, seed, format) gives the same bytes, and a scene does not depend on how many others are drawn.
@@ -34,23 +34,23 @@ _SPLITS = {"voc": ("trainval", "test"), "coco": ("train2017", "val2017")}
 
 
 def write_scenes(folder: str | Path, *, images: int, seed: int, format: Literal["voc", "coco"] = "voc") -> None:
-    """Draws a dataset, unless it is there already.
+    """Draws a dataset, unless it exists.
 
-    `voc` gives `folder/VOC2007/` with `JPEGImages`, `Annotations`, `ImageSets` and `SegmentationObject`; `coco` gives
+    `voc` writes `folder/VOC2007/` with `JPEGImages`, `Annotations`, `ImageSets` and `SegmentationObject`; `coco` writes
     `folder/{train,val}2017/` and `folder/annotations/instances_{train,val}2017.json`. `folder/scenes.json`, written
-    last, says what was drawn; a folder cut short is finished by the same call. Uses every processor.
+    last, holds the settings; the same call completes an incomplete folder. Uses all CPUs.
 
     Raises:
         ConfigError: `images` is below 3, `format` unknown, or the folder holds something else.
     """
     folder = Path(folder)
-    wanted = {"images": images, "seed": seed, "format": format}
-    if _check_folder(folder, wanted):
+    settings = {"images": images, "seed": seed, "format": format}
+    if _check_folder(folder, settings):
         log.info("%s: all %d scenes are there", folder, images)
         return
     folder.mkdir(parents=True, exist_ok=True)
     started = folder / STARTED
-    started.write_text(json.dumps(wanted))
+    started.write_text(json.dumps(settings))
     draw = partial(_draw_voc if format == "voc" else _draw_coco, folder, seed=seed)
     records = []
     for record in _draw_all(draw, images):
@@ -58,30 +58,30 @@ def write_scenes(folder: str | Path, *, images: int, seed: int, format: Literal[
         if len(records) % max(100, images // 10) == 0:
             log.info("%s: drawn %d/%d scenes", folder, len(records), images)
     _write_voc_lists(folder, images) if format == "voc" else _write_coco_json(folder, records)
-    (folder / DRAWN).write_text(json.dumps(wanted | {"classes": list(CLASS_NAMES)}, indent=2) + "\n")
+    (folder / DRAWN).write_text(json.dumps(settings | {"classes": list(CLASS_NAMES)}, indent=2) + "\n")
     started.unlink()
 
 
 def _draw_all(draw: Callable[[int], dict | None], images: int) -> Iterator[dict | None]:
-    """What `draw` gives for every scene, in order."""
+    """Yields the results of `draw` for every scene, in order."""
     workers = min(os.cpu_count() or 1, images // 50)
-    if workers < 2:  # for so few, starting a process costs more than it brings
+    if workers < 2:  # for few scenes, starting processes costs more than it saves
         yield from map(draw, range(images))
         return
     with multiprocessing.get_context("spawn").Pool(workers) as pool:
         yield from pool.imap(draw, range(images), chunksize=10)
 
 
-def _check_folder(folder: Path, wanted: dict) -> bool:
-    """Whether the scenes are there, complete; ConfigError when something else is."""
-    if wanted["images"] < 3 or wanted["format"] not in _SPLITS:
+def _check_folder(folder: Path, settings: dict) -> bool:
+    """Returns whether the scenes are complete; raises ConfigError for other contents of the folder."""
+    if settings["images"] < 3 or settings["format"] not in _SPLITS:
         raise ConfigError(
-            f"scenes: need at least 3 images as voc or coco, got {wanted['images']} as {wanted['format']!r}"
+            f"scenes: need at least 3 images as voc or coco, got {settings['images']} as {settings['format']!r}"
         )
     for name in (DRAWN, STARTED):
         if (folder / name).exists():
-            found = json.loads((folder / name).read_text())
-            other = [f"{key} {found.get(key)!r}" for key in wanted if found.get(key) != wanted[key]]
+            stored = json.loads((folder / name).read_text())
+            other = [f"{key} {stored.get(key)!r}" for key in settings if stored.get(key) != settings[key]]
             if other:
                 raise ConfigError(
                     f"{folder} holds other scenes ({', '.join(other)}): choose another folder or remove it"
@@ -93,12 +93,12 @@ def _check_folder(folder: Path, wanted: dict) -> bool:
 
 
 def split_of(index: int, format: str) -> str:
-    """The split of a scene: every third is for testing."""
+    """Returns the split of a scene: every third is for testing."""
     return _SPLITS[format][1 if index % 3 == 2 else 0]
 
 
 def draw_dataset_scene(index: int, seed: int) -> Scene:
-    """Scene `index` of the demo world drawn from `seed`."""
+    """Draws scene `index` of the demo world from `seed`."""
     size = SIZES[np.random.default_rng([seed, index]).integers(len(SIZES))]
     return draw_scene(seed * 1_000_000 + index, family="demo", size=size)
 
@@ -146,7 +146,7 @@ def _voc_xml(image_id: str, scene: Scene) -> str:
 
 
 def with_border(labels: np.ndarray) -> np.ndarray:
-    """(H, W) uint8 labels with 255, VOC's void, on the outermost pixels of every object that keeps an inside."""
+    """Sets the outermost pixels of (H, W) uint8 labels to 255, VOC's void, for every object with further pixels."""
     edge = np.zeros(labels.shape, bool)
     for axis in (0, 1):
         for step in (1, -1):
@@ -161,7 +161,7 @@ def with_border(labels: np.ndarray) -> np.ndarray:
 
 
 def voc_palette() -> list[int]:
-    """VOC's colour map: 256 RGB triples, flat."""
+    """Returns VOC's colour map: 256 RGB triples, flat."""
     palette = []
     for value in range(256):
         colour = [0, 0, 0]

@@ -1,6 +1,6 @@
 """SAM as a batch engine: encode an image once, decode thousands of prompts, keep few masks.
 
-What a program needs is imported from here, and only when it is: settings of SAM are read without torch.
+Public names are imported on first access, so settings of SAM can be read without importing torch.
 """
 
 from __future__ import annotations

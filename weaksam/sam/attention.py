@@ -1,8 +1,8 @@
 """Attention with the decomposed relative positions of SAM's image encoder (Li et al., MViTv2, arXiv 2112.01526).
 
-A score is `scale q k + rel_h[row of key] + rel_w[column of key]`: two small tables per query say all there is to say of
-positions. The stock code adds them to a matrix of all queries by all keys, in several passes; here that matrix exists
-for a block of queries at a time.
+A score is `scale q k + rel_h[row of key] + rel_w[column of key]`: two small tables per query hold all
+position terms. The stock code adds them to a matrix of all queries by all keys, in several passes; this module forms
+that matrix for one block of queries at a time.
 
 Axis legend: B images or windows times heads, N = H W tokens, d channels of a head.
 """
@@ -22,7 +22,7 @@ _SMALL = 64  # tokens up to which a CPU is faster without a fused kernel
 
 
 def relative_scores(query: Tensor, table: Tensor, axis: int) -> Tensor:
-    """What one axis of positions adds to the scores.
+    """Returns the position term of the attention scores along one axis.
 
     Args:
         query: (B, H, W, d), not scaled.
@@ -70,20 +70,20 @@ def _attend_in_blocks(query: Tensor, key: Tensor, value: Tensor, rel_h: Tensor, 
     sequences = max(1, budget // (num_keys * queries))
     mixed = torch.empty_like(value)
     for first in range(0, len(query), sequences):
-        some = slice(first, first + sequences)
+        batch = slice(first, first + sequences)
         for start in range(0, query.shape[1], queries):
-            part = (some, slice(start, start + queries))
+            part = (batch, slice(start, start + queries))
             scores = (rel_h[part][..., :, None] + rel_w[part][..., None, :]).flatten(2)
-            torch.baddbmm(scores, query[part], key[some], out=scores)
+            torch.baddbmm(scores, query[part], key[batch], out=scores)
             torch.softmax(scores, dim=-1, out=scores)
-            mixed[part] = scores @ value[some]
+            mixed[part] = scores @ value[batch]
     return mixed
 
 
 def attend_augmented(query: Tensor, key: Tensor, value: Tensor, rel_h: Tensor, rel_w: Tensor) -> Tensor:
-    """The tables as further channels of the query, picked by ones in the key: a plain attention, any fused one does it.
+    """Attends with the tables as extra channels of the query, selected by ones in the key; any fused attention fits.
 
-    Two to three times the products of the scores, which half-precision units hardly notice. Can be trained through.
+    Costs two to three times the products of the scores, little on half-precision units. Differentiable.
     """
     height, width = rel_h.shape[2], rel_w.shape[2]
     rows = torch.eye(height, dtype=key.dtype, device=key.device).repeat_interleave(width, dim=0)
@@ -93,6 +93,6 @@ def attend_augmented(query: Tensor, key: Tensor, value: Tensor, rel_h: Tensor, r
     key = torch.cat([key, picks], dim=2)
     if query.is_cpu and height * width <= _SMALL:
         return (query @ key.mT).softmax(dim=-1) @ value
-    padded = F.pad(value, (0, height + width))  # fused kernels want equal widths
+    padded = F.pad(value, (0, height + width))  # fused kernels require equal widths
     mixed = F.scaled_dot_product_attention(query[None], key[None], padded[None], scale=1.0)
     return mixed[0, ..., : value.shape[2]]

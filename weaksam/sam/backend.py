@@ -1,4 +1,4 @@
-"""Who does the heavy work of the decoder: plain PyTorch, or kernels that do the same."""
+"""Interchangeable implementations of the decoder's expensive functions: plain PyTorch or Triton kernels."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from weaksam.sam import drawing, passes, postprocess
+from weaksam.sam import mask_head, passes, postprocess
 from weaksam.sam.passes import Gathered, PromptSide
 
 
 @dataclass(frozen=True)
 class Backend:
-    """Functions that may be exchanged one for one; what each does is said at the plain one.
+    """Functions that can be replaced one for one; the plain versions document them.
 
-    What `first_pass` puts into a `PromptSide` only `second_pass` and `draw_masks` of the same backend understand.
+    The `PromptSide` of `first_pass` is valid only for `second_pass` and `predict_mask_logits` of the same backend.
     """
 
     read_unchanged: Callable[..., Tensor] = passes.read_unchanged
     first_pass: Callable[..., tuple[PromptSide, Gathered]] = passes.first_pass
     second_pass: Callable[..., tuple[PromptSide, Gathered]] = passes.second_pass
-    draw_masks: Callable[..., Tensor] = drawing.draw_masks
+    predict_mask_logits: Callable[..., Tensor] = mask_head.predict_mask_logits
     measure_masks: Callable[..., postprocess.MaskStats] = postprocess.measure_masks
-    keeps_little: bool = False  # of each prompt, between the functions
+    is_memory_lean: bool = False  # stores little per prompt between the functions
 
 
 PLAIN = Backend()

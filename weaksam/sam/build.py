@@ -2,7 +2,7 @@
 
 The modules are `segment_anything`'s own, so official checkpoints load key by key. `vit_xs` is the embedded default:
 256 px pictures, 16 x 16 tokens, 64 x 64 low-resolution masks. Only its patch embedding is not SAM's: three small
-convolutions see edges that one product per patch learns very slowly.
+convolutions detect edges, which one product per patch learns very slowly.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ PIXEL_STD = (58.395, 57.12, 57.375)
 
 
 class ConvStem(nn.Module):
-    """Patches embedded by convolutions: 4 x 4 products, then 3 x 3 with stride 2 until a patch is one token.
+    """Embeds patches by convolutions: 4 x 4 products, then 3 x 3 with stride 2 until a patch is one token.
 
-    Takes (B, 3, H, W), gives (B, H / patch, W / patch, dim), as SAM's `PatchEmbed` does.
+    Takes (B, 3, H, W), returns (B, H / patch, W / patch, dim), as SAM's `PatchEmbed` does.
     """
 
     def __init__(self, dim: int, patch_size: int, width: int = 32) -> None:
@@ -36,7 +36,7 @@ class ConvStem(nn.Module):
         self.norms = nn.ModuleList(nn.LayerNorm(w, eps=1e-6) for w in widths[:-1])
 
     def steps(self, pixels: Tensor) -> list[Tensor]:
-        """(B, D, h, w) maps at stride 4, 8, ..., the patch, each after its nonlinearity but the last."""
+        """Returns (B, D, h, w) maps at stride 4, 8, ..., the patch; all but the last after the nonlinearity."""
         maps = [self.convs[0](pixels)]
         for norm, conv in zip(self.norms, self.convs[1:], strict=True):
             maps[-1] = functional.gelu(norm(maps[-1].permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
@@ -48,7 +48,7 @@ class ConvStem(nn.Module):
 
 
 def build_sam(variant: str) -> Sam:
-    """A SAM of the named variant with random weights, in eval mode, on the CPU.
+    """Returns a SAM of the named variant with random weights, in eval mode, on the CPU.
 
     Raises:
         ConfigError: no such variant.

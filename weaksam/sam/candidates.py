@@ -1,4 +1,4 @@
-"""Masks of one image on their way through the filters.
+"""Masks of one image before and after the filters.
 
 Axis legend: K masks.
 """
@@ -13,7 +13,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Filter:
-    """What a mask must reach, and which of a prompt's masks are looked at."""
+    """Thresholds of a mask, and the mask slots of a prompt to use."""
 
     predicted_iou: float
     stability: float
@@ -22,8 +22,8 @@ class Filter:
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """Masks that passed by predicted IoU.
+class MaskHeadOutput:
+    """Mask logits of the masks that passed by predicted IoU.
 
     Attributes:
         prompt: (K,) int64 row of the prompt among those decoded.
@@ -44,7 +44,7 @@ class Candidates:
         boxes: (K, 4).
         stability, predicted_iou: (K,).
         prompt: (K,) number of the prompt.
-        logits: (K, low rows, low columns), or K = 0 of them when no masks are asked for.
+        logits: (K, low rows, low columns), or K = 0 of them when no masks are requested.
     """
 
     boxes: Tensor
@@ -55,12 +55,12 @@ class Candidates:
 
     @staticmethod
     def none(low_hw: tuple[int, int], device: torch.device) -> Candidates:
-        """No candidates, with logits of the given size."""
+        """Returns an empty set of candidates, with logits of size `low_hw`."""
         nothing = torch.zeros(0, device=device)
         return Candidates(nothing.view(0, 4), nothing, nothing, nothing.long(), torch.zeros(0, *low_hw, device=device))
 
     def take(self, which: Tensor) -> Candidates:
-        """Some of them, by index or flag."""
+        """Returns a subset, by index or flag."""
         logits = self.logits[which] if len(self.logits) else self.logits
         return Candidates(
             self.boxes[which], self.stability[which], self.predicted_iou[which], self.prompt[which], logits
@@ -68,7 +68,7 @@ class Candidates:
 
     @staticmethod
     def join(parts: list[Candidates]) -> Candidates:
-        """All parts, in the order of their prompts."""
+        """Concatenates all parts, in the order of their prompts."""
         fields = ("boxes", "stability", "predicted_iou", "prompt", "logits")
         joined = Candidates(*(torch.cat([getattr(part, name) for part in parts]) for name in fields))
         return joined.take(joined.prompt.argsort(stable=True))

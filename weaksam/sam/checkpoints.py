@@ -1,7 +1,7 @@
 """Weights of SAM: the small model in the package, the official files, or a file in the same form.
 
-A file is checked before it is used: size and hash where known, then every key and shape, so that a cut download or the
-weights of another variant end with a sentence and not with wrong masks.
+A file is checked before it is used: size and hash where known, then every key and shape. A cut download or the weights
+of another variant therefore raise an error and never give wrong masks.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ OFFICIAL = {
 }
 _OFFICIAL_NAME = re.compile(r"sam_(vit_[hlb])_([0-9a-f]{6})\.pth")
 _NAMED = 5  # keys named in a message; the rest are counted
-# What loaders raise for a file that holds no weights.
+# Exceptions of the loaders for a file that holds no weights.
 _UNREADABLE = (
     SafetensorError,
     pickle.UnpicklingError,
@@ -50,11 +50,11 @@ _UNREADABLE = (
 def load_sam(
     model: str, checkpoint: str | Path | None = None, *, sha256: str | None = None, device: str | torch.device = "cpu"
 ) -> Sam:
-    """A SAM with its weights, float32, in eval mode, without gradients.
+    """Returns a SAM with its weights, float32, in eval mode, without gradients.
 
     Args:
         model: a key of `variants.VARIANTS`.
-        checkpoint: local file, `.safetensors` or what `torch.save` wrote of a state dict. None takes the weights in the
+        checkpoint: local file, `.safetensors` or a state dict from `torch.save`. None takes the weights in the
             package, which only vit_xs has.
         sha256: hash the file must have, 64 hex digits.
 
@@ -74,7 +74,7 @@ def load_sam(
 
 
 def check_file(path: Path, model: str, *, sha256: str | None = None) -> None:
-    """Raises WeightsError when a weights file is missing or not the one its name or `sha256` promises.
+    """Raises WeightsError when a weights file is missing or does not match its name or `sha256`.
 
     Official names promise a variant, a size and the start of the hash.
     """
@@ -87,18 +87,20 @@ def check_file(path: Path, model: str, *, sha256: str | None = None) -> None:
         if variant != model:
             raise WeightsError(f"{path}: weights of {variant} by its name, the model is {model}: change one of them")
         official_name, size = OFFICIAL[variant]
-        found = path.stat().st_size
-        if path.name == official_name and found != size:
-            raise WeightsError(f"{path}: {found} bytes, the official file has {size}: download it again")
+        num_bytes = path.stat().st_size
+        if path.name == official_name and num_bytes != size:
+            raise WeightsError(f"{path}: {num_bytes} bytes, the official file has {size}: download it again")
         expected = expected or prefix
     if expected:
-        found = file_sha256(path)
-        if not found.startswith(expected):
-            raise WeightsError(f"{path}: SHA-256 {found}, expected {expected}: the file was altered, download it again")
+        digest = file_sha256(path)
+        if not digest.startswith(expected):
+            raise WeightsError(
+                f"{path}: SHA-256 {digest}, expected {expected}: the file was altered, download it again"
+            )
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, 64 hex digits."""
+    """Returns the SHA-256 of a file, 64 hex digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -111,11 +113,11 @@ def _bundled(model: str) -> Path:
 
 
 def read_state(path: Path, *, wrappers: Sequence[str] = ()) -> dict[str, Tensor]:
-    """The state dict in a file, on the CPU; no code in the file is run.
+    """Reads the state dict of a file to the CPU; no code in the file is run.
 
     Args:
-        path: `.safetensors`, or what `torch.save` wrote.
-        wrappers: keys under which the state dict may lie, where training scripts save it beside other things.
+        path: `.safetensors`, or a file from `torch.save`.
+        wrappers: keys under which training scripts may store the state dict beside other entries.
 
     Raises:
         WeightsError: there is no such file, it is cut off, or it holds no state dict.
@@ -144,32 +146,32 @@ def read_state(path: Path, *, wrappers: Sequence[str] = ()) -> dict[str, Tensor]
 
 def _check_fit(path: Path, state: dict[str, Tensor], sam: Sam, model: str) -> None:
     """Raises WeightsError unless `state` has exactly the keys and shapes of `sam`."""
-    wanted = sam.state_dict()
+    expected = sam.state_dict()
     faults = []
-    if missing := [key for key in wanted if key not in state]:
-        faults.append(f"missing {_some(missing)}")
-    if unexpected := [key for key in state if key not in wanted]:
-        faults.append(f"unexpected {_some(unexpected)}")
+    if missing := [key for key in expected if key not in state]:
+        faults.append(f"missing {_first_names(missing)}")
+    if unexpected := [key for key in state if key not in expected]:
+        faults.append(f"unexpected {_first_names(unexpected)}")
     misshaped = [
         f"{key} is {tuple(state[key].shape)} instead of {tuple(value.shape)}"
-        for key, value in wanted.items()
+        for key, value in expected.items()
         if key in state and state[key].shape != value.shape
     ]
     if misshaped:
-        faults.append(_some(misshaped))
+        faults.append(_first_names(misshaped))
     if faults:
         fits = _variant_of(state)
         advice = f"it looks like {fits}: set the model to that" if fits and fits != model else "give weights of SAM"
         raise WeightsError(f"{path}: does not fit {model}: {'; '.join(faults)}; {advice}")
 
 
-def _some(names: list[str]) -> str:
+def _first_names(names: list[str]) -> str:
     rest = len(names) - _NAMED
     return ", ".join(names[:_NAMED]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def _variant_of(state: dict[str, Tensor]) -> str | None:
-    """The variant a state dict belongs to, by the width of its image encoder."""
+    """Returns the variant of a state dict, by the width of its image encoder."""
     position = state.get("image_encoder.pos_embed")
     if position is None or position.ndim != 4:
         return None

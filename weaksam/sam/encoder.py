@@ -1,6 +1,6 @@
-"""SAM's image encoder, faster: the weights and results of `segment_anything`'s, without the work that shows nowhere.
+"""A faster SAM image encoder with the weights and the results of `segment_anything`'s.
 
-Saved against the stock code: windows are padded after their projection, when padding is only a bias; scores never exist
+Savings over the stock code: windows are padded after their projection, when padding is only a bias; scores never exist
 as one matrix (`attention`); on request linear maps are in half precision while the tokens themselves, norms and sums
 stay in float32.
 
@@ -27,8 +27,8 @@ class FastEncoder:
     """Runs an `ImageEncoderViT`.
 
     Args:
-        encoder: its weights are used as they are in float32, and copied for another dtype.
-        dtype: of linear maps and attention: float32, bfloat16 or float16.
+        encoder: its weights are shared for float32, and copied for another dtype.
+        dtype: dtype of linear maps and attention: float32, bfloat16 or float16.
     """
 
     def __init__(self, encoder: ImageEncoderViT, dtype: torch.dtype = torch.float32) -> None:
@@ -40,9 +40,9 @@ class FastEncoder:
                     module.to(dtype)
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        """(B, 3, side, side) float32, normalised and padded, to (B, C, H, W) float32 embeddings."""
+        """Encodes (B, 3, side, side) float32, normalised and padded, to (B, C, H, W) float32 embeddings."""
         encoder = self.encoder
-        tokens = encoder.patch_embed(pixels).contiguous()  # as it comes, channels are outermost
+        tokens = encoder.patch_embed(pixels).contiguous()  # the convolution's output has channels outermost
         if encoder.pos_embed is not None:
             tokens = tokens + encoder.pos_embed
         for block in encoder.blocks:
@@ -54,7 +54,7 @@ class FastEncoder:
         return norm(tokens).to(self.dtype)
 
     def _attention(self, attention: nn.Module, tokens: Tensor, window: int) -> Tensor:
-        """(B, H, W, C) to the same: attention in windows, or among all tokens for window 0."""
+        """Attends within windows, or among all tokens for window 0: (B, H, W, C) to the same."""
         height, width = tokens.shape[1:3]
         projected = attention.qkv(tokens)
         if window:
@@ -72,9 +72,9 @@ class FastEncoder:
 
 
 def partition(x: Tensor, window: int, padding: Tensor) -> Tensor:
-    """(B, H, W, C) to (B windows, w, w, C), windows row by row; tokens beyond the image are `padding`, (C,).
+    """Splits (B, H, W, C) into (B windows, w, w, C), row by row; tokens beyond the image are `padding`, (C,).
 
-    SAM pads the tokens with zeros before the projection, which makes its bias of them; they are attended to.
+    SAM pads the tokens with zeros before the projection, so their projection is its bias; they are attended to.
     """
     num_images, height, width, channels = x.shape
     rows, columns = math.ceil(height / window), math.ceil(width / window)
@@ -87,7 +87,7 @@ def partition(x: Tensor, window: int, padding: Tensor) -> Tensor:
 
 
 def join(x: Tensor, height: int, width: int) -> Tensor:
-    """The inverse of `partition`: (B windows, w, w, C) to (B, height, width, C), without the padding."""
+    """Inverts `partition`: (B windows, w, w, C) to (B, height, width, C), without the padding."""
     window = x.shape[1]
     rows, columns = math.ceil(height / window), math.ceil(width / window)
     x = x.unflatten(0, (-1, rows, columns)).transpose(2, 3)

@@ -1,4 +1,4 @@
-"""Images through SAM's encoder: resized on the CPU, sent as bytes, encoded some at a time, ready for prompts.
+"""Encodes images with SAM: resizes them on the CPU, uploads them as bytes and encodes them in batches.
 
 Axis legend: B images.
 """
@@ -35,10 +35,10 @@ class EncodedImage:
     """An image after the encoder, ready for any number of prompts.
 
     Attributes:
-        frame: its sizes.
-        side: what its prompts share in the decoder.
-        upsampler: from mask logits to its pixels.
-        mark: of the SAM that encoded it, see `inputs.mark_of`: another one would read noise out of it.
+        frame: sizes of the image.
+        side: data that all its prompts share in the decoder.
+        upsampler: map from mask logits to pixels of the image.
+        mark: identity of the SAM that encoded it, see `inputs.mark_of`; another SAM would decode noise.
     """
 
     frame: Frame
@@ -64,14 +64,14 @@ class ImageEncoder:
             self._run = torch.compile(self._run, mode="reduce-overhead", dynamic=False)
 
     def check(self, image: Any) -> None:
-        """ValueError unless it is an image, or one that this SAM encoded."""
+        """Raises ValueError unless `image` is an image, or was encoded by this SAM."""
         if not isinstance(image, EncodedImage):
             check_image(image)
         elif image.mark != self.mark:
             raise ValueError("image was encoded by another SAM, or on another device: encode it with this one")
 
     def in_order(self, images: Sequence[Picture | EncodedImage]) -> Iterator[EncodedImage]:
-        """Images in order, encoded where they are not; a GPU is given the next ones before the last are asked for."""
+        """Yields images in order, encoded where needed; a GPU gets the next batch before the last one is consumed."""
         ahead = 0 if self.sam.device.type == "cpu" else self.amounts.images
         waiting: deque[EncodedImage] = deque()
         raw: list[Picture] = []
@@ -92,23 +92,24 @@ class ImageEncoder:
 
     @torch.inference_mode()
     def __call__(self, images: Sequence[Picture]) -> list[EncodedImage]:
-        """Images (H, W, 3) uint8 RGB, of any sizes, or of Pillow.
+        """Encodes images (H, W, 3) uint8 RGB of any sizes, or Pillow images.
 
         Raises:
-            ValueError: one has another shape or dtype.
-            ImageError: `oom`, the device has no memory for one image; or the file behind one of Pillow is bad.
+            ValueError: an image has another shape or dtype.
+            ImageError: `oom`, the device has no memory for one image; or the file of a Pillow image is bad.
         """
         for image in images:
             check_image(image)
         done: list[EncodedImage] = []
         while len(done) < len(images):
-            some, shortage = [to_pixels(one) for one in images[len(done) : len(done) + self.amounts.images]], None
+            batch = [to_pixels(image) for image in images[len(done) : len(done) + self.amounts.images]]
+            shortage = None
             try:
-                done += self._encode(some)
+                done += self._encode(batch)
             except torch.OutOfMemoryError as error:
-                shortage = str(error)  # not the error itself: its traceback holds tensors that are in the way
+                shortage = str(error)  # not the error itself: its traceback keeps tensors alive
             if shortage:
-                self._halve(some, shortage)
+                self._halve(batch, shortage)
         return done
 
     def _encode(self, images: Sequence[np.ndarray]) -> list[EncodedImage]:
@@ -141,4 +142,4 @@ class ImageEncoder:
 def _upload(x: Tensor, device: torch.device) -> Tensor:
     if device.type != "cuda":
         return x.to(device)
-    return x.contiguous().pin_memory().to(device, non_blocking=True)  # the program goes on meanwhile
+    return x.contiguous().pin_memory().to(device, non_blocking=True)  # the copy runs in the background

@@ -1,4 +1,4 @@
-"""Where an image lies in SAM's square input: long side stretched to it, top left corner, the rest padding."""
+"""Position of an image in SAM's square input: the long side resized to it, top left corner, the rest padding."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from weaksam.sam.upsample import Upsampler, low_needed, make_axis
 
 @dataclass(frozen=True)
 class Frame:
-    """Sizes of one image on its way through SAM, all (height, width).
+    """Sizes of one image at each stage of SAM, all (height, width).
 
     Attributes:
         image_hw: original pixels.
@@ -44,12 +44,12 @@ class Frame:
         return rows, columns
 
     def to_input(self, points: np.ndarray) -> np.ndarray:
-        """(..., 2) xy in original pixels to xy in pixels of the padded square, float64."""
+        """Maps (..., 2) xy in original pixels to xy in pixels of the padded square, float64."""
         scale = np.array([self.input_hw[1] / self.image_hw[1], self.input_hw[0] / self.image_hw[0]])
         return np.asarray(points, dtype=np.float64) * scale
 
     def upsampler(self, device: torch.device) -> Upsampler:
-        """The way back: mask logits to original pixels."""
+        """Returns the map from mask logits to original pixels."""
         return _make_upsampler(self, device)
 
 
@@ -61,9 +61,9 @@ def _make_upsampler(frame: Frame, device: torch.device) -> Upsampler:
 
 
 def make_frame(sam: Sam, image_hw: tuple[int, int]) -> Frame:
-    """The frame of an image of (height, width) pixels.
+    """Returns the frame of an image of (height, width) pixels.
 
-    A side that would round to no pixel gets one, where `segment_anything` would fail.
+    A side that would round to 0 pixels gets 1 pixel, where `segment_anything` would fail.
     """
     input_side = sam.image_encoder.img_size
     scale = input_side * 1.0 / max(image_hw)
@@ -73,7 +73,7 @@ def make_frame(sam: Sam, image_hw: tuple[int, int]) -> Frame:
 
 
 def resize_image(image: np.ndarray, height: int, width: int) -> Tensor:
-    """Bilinear resize by Pillow, as SAM was trained with.
+    """Resizes bilinearly with Pillow, as in the training of SAM.
 
     Args:
         image: (H, W, 3) uint8 RGB.

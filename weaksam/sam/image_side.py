@@ -1,7 +1,7 @@
-"""What every prompt on one image shares: the image tokens, projected by the mask decoder's weights once.
+"""Data that all prompts on one image share: image tokens, projected once by the mask decoder.
 
-`decoder` explains the symbols. Weights of the model go in unchanged; products of weights (a few 100 kB) are formed here
-for each image, so that a `Sam` that is moved, trained or reloaded is never out of step with a copy.
+`decoder` explains the symbols. The model's weights are used unchanged. Products of weights (a few 100 kB) are formed
+for each image, so that no copy is stale after a `Sam` is moved, trained or reloaded.
 
 Axis legend: H heads, d channels of a head, D = H d, C channels, N image tokens, n tokens inside the unpadded image,
 u channels after the first upscaling.
@@ -22,13 +22,13 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class Reader:
-    """Image side of an attention in which prompt tokens read the image.
+    """Image side of a token-to-image attention: keys and values of the image tokens.
 
     Attributes:
         key: (H, d, N) keys without the part that changes per prompt.
         key_pe: (H, d, N) part of the keys from the positional encoding; None where `key` holds it already.
         value: (H, N, d).
-        value_bias: (D,) what the values have in common, already in `value` where `key_pe` is None.
+        value_bias: (D,) common part of the values; None where `key_pe` is None, `value` then holds it.
     """
 
     key: Tensor
@@ -39,14 +39,14 @@ class Reader:
 
 @dataclass(frozen=True)
 class Layer:
-    """Image side of one decoder layer: the reading attention, the writing attention, the norm after it.
+    """Image side of one decoder layer: token-to-image attention, image-to-token attention, the norm after it.
 
     Attributes:
-        read: prompt tokens read the image.
+        read: token-to-image attention.
         query: (H, d, N) image tokens as queries to the prompt tokens, without the part that changes per prompt.
-        query_pe: (H, d, N) part of it from the positional encoding; None where `query` holds it already.
+        query_pe: (H, d, N) part of the queries from the positional encoding; None where `query` holds it already.
         square: (N,) squared length of the centred image tokens that go into the norm.
-        eps: of the norm.
+        eps: eps of the norm.
     """
 
     read: Reader
@@ -58,18 +58,18 @@ class Layer:
 
 @dataclass(frozen=True)
 class ImageSide:
-    """All that prompts on one image share.
+    """Data that all prompts on one image share.
 
     Attributes:
         layers: the two decoder layers.
-        final: the last reading attention.
+        final: the final token-to-image attention.
         cross: (H, d, N) three projections of the image tokens for the cross terms of the variances: layer 0's
             update in layer 0, layer 0's update in layer 1, layer 1's update in layer 1.
         cross_bias: (N,) cross term of the constant row.
-        writers: (C, D) centred output projections to go with `cross`.
+        writers: (C, D) centred output projections of the updates, in the order of `cross`.
         bias: (C,) the constant row of U.
         upscaled: (n, 4 u) image tokens after the first transposed convolution.
-        upscaled_bias: (4 u,) what they have in common.
+        upscaled_bias: (4 u,) common part of `upscaled`.
         embedding_hw: all tokens, (rows, columns).
         grid_hw: tokens inside the unpadded image, (rows, columns).
     """
@@ -103,7 +103,7 @@ def make_image_side(sam: Sam, embedding: Tensor, grid_hw: tuple[int, int]) -> Im
     writer0, writer1 = _centred(write0.out_proj.weight, 0), _centred(write1.out_proj.weight, 0)
     gain0, bias0 = first.norm4.weight, first.norm4.bias
     tokens0 = _centred(keys + write0.out_proj.bias, 1)
-    scaled = tokens0 * gain0  # into layer 1, up to r1 and the prompt's own part
+    scaled = tokens0 * gain0  # input of layer 1, without r1 and the prompt's own part
     writer01 = _centred(gain0[:, None] * writer0, 0)
     tokens1 = _centred(scaled, 1)
     bias = _centred(bias0 + write1.out_proj.bias, 0)
@@ -147,7 +147,7 @@ def make_image_side(sam: Sam, embedding: Tensor, grid_hw: tuple[int, int]) -> Im
 
 
 def upscaling_matrix(convolution: nn.ConvTranspose2d) -> Tensor:
-    """A 2 x 2 transposed convolution of stride 2 as a matrix: (channels in, 4 * channels out), sub-pixels first."""
+    """Returns a 2 x 2 transposed convolution of stride 2 as (channels in, 4 * channels out), sub-pixels first."""
     return convolution.weight.permute(0, 2, 3, 1).flatten(1)
 
 
@@ -156,26 +156,26 @@ def _centred(x: Tensor, dim: int) -> Tensor:
 
 
 def _queries(x: Tensor, attention: nn.Module) -> Tensor:
-    """(N, D) to (H, d, N)."""
+    """Reshapes (N, D) to (H, d, N)."""
     return x.T.unflatten(0, (attention.num_heads, -1)).contiguous()
 
 
 def _values(x: Tensor, attention: nn.Module) -> Tensor:
-    """(N, D) to (H, N, d)."""
+    """Reshapes (N, D) to (H, N, d)."""
     return x.unflatten(1, (attention.num_heads, -1)).transpose(0, 1).contiguous()
 
 
 def _first_reader(attention: nn.Module, keys: Tensor, pe: Tensor) -> Reader:
-    """Layer 0 reads the image as it is: nothing in it depends on the prompt."""
+    """Returns the image side of layer 0's token-to-image attention, which is independent of the prompt."""
     key = _queries(F.linear(keys + pe, attention.k_proj.weight, attention.k_proj.bias), attention)
     value = _values(F.linear(keys, attention.v_proj.weight, attention.v_proj.bias), attention)
     return Reader(key=key, key_pe=None, value=value, value_bias=None)
 
 
 def _reader(attention: nn.Module, tokens: Tensor, pe: Tensor, bias: Tensor) -> Reader:
-    """Reads `tokens` times a scale per token, plus `bias`, plus the prompt's own part.
+    """Returns the image side of attention to `tokens` times a scale per token, plus `bias`, plus the prompt's own part.
 
-    What all keys have in common is left out: it cancels in the softmax over the image.
+    The common part of all keys is left out: it cancels in the softmax over the image.
     """
     return Reader(
         key=_queries(F.linear(tokens, attention.k_proj.weight), attention),

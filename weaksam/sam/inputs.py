@@ -1,4 +1,4 @@
-"""What callers hand to the engine: taken where its meaning is clear, a ValueError before any work otherwise.
+"""Validation of the engine's inputs: invalid inputs raise ValueError before any work.
 
 Axis legend: H W pixels.
 """
@@ -18,12 +18,12 @@ from torch import Tensor
 from weaksam.data.images import pixels_of
 
 # Other devices of PyTorch are refused by name: parts of the engine need float64 and views as `out`, which mps does not
-# have or has had faults in, and no test has ever compared such a device with the masks of `segment_anything`.
+# have or has had bugs in, and no test has ever compared such a device with the masks of `segment_anything`.
 DEVICES = ("cpu", "cuda")
 
 
 def check_device(device: torch.device | str) -> torch.device:
-    """The device; ValueError where the engine does not run."""
+    """Returns the device; raises ValueError where the engine does not run."""
     kind = torch.device(device).type
     if kind not in DEVICES:
         raise ValueError(f"device {kind}: the SAM engine runs on {' and '.join(DEVICES)} alone: choose one of them")
@@ -31,7 +31,7 @@ def check_device(device: torch.device | str) -> torch.device:
 
 
 def mark_of(sam: Sam) -> str:
-    """Tells the weights of one SAM from those of another, by a few of them: equal for two copies of a file."""
+    """Returns a hash of a SAM's device, image size and a few weights; equal for two copies of a file."""
     encoder = sam.image_encoder
     few = (
         sam.mask_decoder.iou_token.weight,
@@ -48,7 +48,7 @@ def mark_of(sam: Sam) -> str:
 
 
 def check_image(image: Any) -> None:
-    """ValueError unless `to_pixels` takes it: by type, shape and dtype, nothing is decoded."""
+    """Raises ValueError unless `to_pixels` accepts `image`; checks type, shape and dtype, decodes nothing."""
     if isinstance(image, Image.Image):
         return
     if isinstance(image, (np.ndarray, Tensor)):
@@ -61,17 +61,17 @@ def check_image(image: Any) -> None:
 
 
 def to_pixels(image: Any) -> np.ndarray:
-    """(H, W, 3) uint8 RGB of an array, a tensor or an image of Pillow, which is turned as its EXIF orientation says."""
+    """Converts an array, a tensor or a Pillow image to (H, W, 3) uint8 RGB; applies Pillow's EXIF orientation."""
     if isinstance(image, Image.Image):
         return pixels_of(image)
     return image.cpu().numpy() if isinstance(image, Tensor) else image
 
 
 def as_coordinates(values: Any, what: str, shape: str) -> np.ndarray:
-    """(N, K) array of numbers, with K the last number of `shape`, such as "(M, 4)"; an empty list has N = 0.
+    """Returns an (N, K) array of numbers; K is the last number of `shape`, such as "(M, 4)"; an empty list has N = 0.
 
     Raises:
-        ValueError: `values` has another shape, or holds what is no finite number.
+        ValueError: `values` has another shape, or holds a value that is no finite number.
     """
     columns = int(shape.rstrip(")").rpartition(" ")[2])
     try:

@@ -1,4 +1,4 @@
-"""From mask logits to boxes, stability and run lengths, without ever holding full-size masks.
+"""Converts mask logits to boxes, stability and run lengths, without storing full-size masks.
 
 In: mask logits on SAM's grid. Out: per mask a box, a stability score, or COCO compressed counts. Only a bounded number
 of pixels exists at a time, whatever the size of the image.
@@ -21,7 +21,7 @@ from weaksam.sam.upsample import Upsampler
 
 @dataclass(frozen=True)
 class MaskStats:
-    """What is known of masks without keeping them.
+    """Boxes and stability of masks.
 
     Attributes:
         boxes: (K, 4) float32 xyxy pixels, right and bottom exclusive; (0, 0, 0, 0) for an empty mask.
@@ -33,7 +33,7 @@ class MaskStats:
 
 
 def measure_masks(upsampler: Upsampler, logits: Tensor, *, offset: float, budget: int) -> MaskStats:
-    """Boxes and stability of masks cut at 0, as SAM computes them at full size.
+    """Returns boxes and stability of masks cut at 0, as SAM computes them at full size.
 
     Args:
         logits: (K, low rows, low columns) float32.
@@ -56,14 +56,14 @@ def measure_masks(upsampler: Upsampler, logits: Tensor, *, offset: float, budget
             above = torch.empty_like(pixels)
             inner[part] += torch.gt(pixels, offset, out=above).sum((1, 2))
             outer[part] += torch.gt(pixels, -offset, out=above).sum((1, 2))
-            here = slice(strip.column, strip.column + pixels.shape[1])
-            columns[part, here] = pixels.amax(dim=2) > 0
+            strip_columns = slice(strip.column, strip.column + pixels.shape[1])
+            columns[part, strip_columns] = pixels.amax(dim=2) > 0
             rows[part, strip.row : strip.row + pixels.shape[2]] |= pixels.amax(dim=1) > 0
     return MaskStats(boxes=flags_to_boxes(rows, columns), stability=inner.float() / outer.float())
 
 
 def encode_masks(upsampler: Upsampler, logits: Tensor, *, budget: int) -> list[bytes]:
-    """Masks cut at 0 as COCO compressed counts.
+    """Encodes masks cut at 0 as COCO compressed counts.
 
     Args:
         logits: (K, low rows, low columns) float32.
@@ -98,7 +98,7 @@ def _encode_mask(upsampler: Upsampler, logits: Tensor, budget: int) -> bytes:
 
 
 def encode_masks_together(upsampler: Upsampler, logits: Tensor) -> list[bytes]:
-    """The same with all pixels at once; only where masks change value leaves the device."""
+    """Same as `encode_masks`, all pixels at once; only the positions of value changes leave the device."""
     (strip,) = upsampler.strips(logits, upsampler.everything, budget=2**62)
     flat = (strip.pixels > 0).flatten(1)  # column by column
     changes = (flat[:, 1:] != flat[:, :-1]).nonzero().cpu().numpy()

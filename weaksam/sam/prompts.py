@@ -1,4 +1,4 @@
-"""Prompts for SAM: single points, joint points, boxes; and their embedding.
+"""Prompts for SAM, which are single points, joint points or boxes, and their embedding.
 
 Axis legend: P points, J joint prompts, M boxes, B prompts of one kind, K points of a joint prompt, C channels.
 Points are (x, y), boxes xyxy, both in pixels of the original image.
@@ -28,18 +28,18 @@ _MOST_SOURCE = 255  # of uint8
 
 @dataclass(frozen=True)
 class Prompts:
-    """What SAM is asked about one image. Prompts are numbered points first, then joint prompts, then boxes.
+    """Prompts on one image. Points are numbered first, then joint prompts, then boxes.
 
     Attributes:
         points: (P, 2) float, each a foreground point and a prompt of its own.
         joint: J arrays (K, 2) float, each with K >= 1 foreground points of one object.
         boxes: (M, 4) float.
-        source: (P + J + M,) uint8 carried along to the proposals; zeros when not given.
+        source: (P + J + M,) uint8 carried along to the proposals; zeros by default.
 
-    Lists and tensors are taken as arrays.
+    Lists and tensors are converted to arrays.
 
     Raises:
-        ValueError: something has another shape, is not finite, is a box inside out, or a source that is no uint8.
+        ValueError: a value has another shape or is not finite, a box is inside out, or a source is no uint8.
     """
 
     points: np.ndarray = field(default_factory=lambda: np.zeros((0, 2), dtype=np.float32))
@@ -77,7 +77,7 @@ class Prompts:
 
 
 def grid_points(height: int, width: int, points_per_side: int) -> np.ndarray:
-    """Centres of points_per_side x points_per_side equal cells of an image, rows outer.
+    """Returns the centres of points_per_side x points_per_side equal cells of an image, rows outer.
 
     Returns:
         (points_per_side ** 2, 2) float64, x then y, in pixels.
@@ -89,12 +89,12 @@ def grid_points(height: int, width: int, points_per_side: int) -> np.ndarray:
 
 
 def embed_prompts(encoder: PromptEncoder, frame: Frame, prompts: Prompts) -> Iterator[tuple[np.ndarray, Tensor]]:
-    """Embedded prompts in groups of equal token count, because joint points attend to each other.
+    """Yields embedded prompts in groups of equal token count, because joint points attend to each other.
 
     Padding a joint prompt to a common length would change its masks: SAM attends to padding tokens too.
 
     Yields:
-        numbers: (B,) int64 which prompts.
+        numbers: (B,) int64 numbers of the prompts.
         tokens: (B, tokens, C) float32 on the encoder's device.
     """
     points = [np.asarray(point)[None] for point in prompts.points] + [np.asarray(j) for j in prompts.joint]
@@ -108,7 +108,7 @@ def embed_prompts(encoder: PromptEncoder, frame: Frame, prompts: Prompts) -> Ite
 
 
 def embed_points(encoder: PromptEncoder, points: np.ndarray) -> Tensor:
-    """Foreground points and, as SAM does when there is no box, one padding token.
+    """Embeds foreground points and, as SAM does when there is no box, one padding token.
 
     Args:
         points: (B, K, 2) float64, pixels of the padded square.
@@ -122,7 +122,7 @@ def embed_points(encoder: PromptEncoder, points: np.ndarray) -> Tensor:
 
 
 def embed_boxes(encoder: PromptEncoder, corners: np.ndarray) -> Tensor:
-    """Boxes as two corner tokens.
+    """Embeds boxes as two corner tokens.
 
     Args:
         corners: (B, 2, 2) float64, pixels of the padded square.

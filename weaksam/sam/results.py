@@ -1,4 +1,4 @@
-"""What the engine gives.
+"""Results of the engine.
 
 Axis legend: N proposals, M boxes.
 """
@@ -17,9 +17,9 @@ class Proposals:
     Attributes:
         boxes: (N, 4) float32 xyxy pixels, right and bottom exclusive.
         predicted_iou: (N,) float32.
-        stability: (N,) float32; NaN only when nothing is asked of it.
-        source: (N,) uint8 of the prompt that gave the proposal.
-        masks: N COCO compressed counts, or None when not asked for.
+        stability: (N,) float32; NaN only when it is not filtered by.
+        source: (N,) uint8 source of the proposal's prompt.
+        masks: N COCO compressed counts, or None when not requested.
     """
 
     boxes: np.ndarray

@@ -1,4 +1,4 @@
-"""How the engine works: precision, and how much at a time."""
+"""Settings of the engine: precision and batch sizes."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ Precision = Literal["fp32", "fp16", "bf16"]
 DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 # On a CPU, prompts times image tokens decoded at a time, and image tokens upscaled at a time, stay in the caches; so do
-# pixels (2**18 floats are 1 MiB). An accelerator wants enough to fill it.
-_CPU_CHUNK_TOKENS, _CPU_DRAW_TOKENS, _CPU_PIXELS = 2**15, 2**10, 2**18
-_DEVICE_CHUNK, _DEVICE_DRAW_TOKENS, _DEVICE_PIXELS, _DEVICE_IMAGES = 128, 2**17, 2**25, 4
+# pixels (2**18 floats are 1 MiB). An accelerator needs enough work to fill it.
+_CPU_CHUNK_TOKENS, _CPU_UPSCALED_TOKENS, _CPU_PIXELS = 2**15, 2**10, 2**18
+_DEVICE_CHUNK, _DEVICE_UPSCALED_TOKENS, _DEVICE_PIXELS, _DEVICE_IMAGES = 128, 2**17, 2**25, 4
 _KERNEL_CHUNK = 1024  # kernels keep about 2 MB for a prompt of a published model, PyTorch about 8
 
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """How the engine works.
+    """Settings of the engine.
 
     Attributes:
-        points_per_side: of the grid that is used when no prompts are given.
-        precision: "fp32" gives the masks of `segment_anything` up to rounding. "fp16" and "bf16" round what goes into
+        points_per_side: side of the default point grid, used without prompts.
+        precision: "fp32" gives the masks of `segment_anything` up to rounding. "fp16" and "bf16" round the inputs of
             products of the encoder and, where there are kernels, of the decoder over image tokens; positions, prompt
             tokens, predicted IoU, norms and sums stay float32. fp16 rounds less and is for GPUs; a CPU with AMX has
-            fast bf16 alone.
-        compiled: have PyTorch compile the encoder, with CUDA graphs on a GPU; the first image then takes minutes.
+            only fast bf16.
+        compiled: whether PyTorch compiles the encoder, with CUDA graphs on a GPU; the first image then takes minutes.
         points_per_chunk: prompts decoded at a time; None chooses by device and model size.
         images_per_batch: images encoded at a time; None chooses by device.
         pixels_at_once: full-size pixels computed at a time; None chooses by device.
@@ -56,29 +56,29 @@ class EngineSettings:
 
 @dataclass
 class Amounts:
-    """Work at a time. Points or images are halved when the device runs out of memory, and stay so.
+    """Batch sizes. `points` or `images` is halved when the device runs out of memory, and stays so.
 
     Attributes:
         points: prompts decoded.
         images: images encoded.
-        draw_tokens: image tokens upscaled.
+        upscaled_tokens: image tokens upscaled.
         pixels: full-size pixels computed.
     """
 
     points: int
     images: int
-    draw_tokens: int
+    upscaled_tokens: int
     pixels: int
 
 
 def choose_amounts(sam: Sam, settings: EngineSettings, *, with_kernels: bool) -> Amounts:
-    """Amounts by settings, and where these leave it open by device and model size."""
+    """Returns amounts from the settings, with defaults by device and model size."""
     if sam.device.type == "cpu":
         points = max(1, _CPU_CHUNK_TOKENS // sam.prompt_encoder.image_embedding_size[0] ** 2)
-        chosen = Amounts(points, 1, _CPU_DRAW_TOKENS, _CPU_PIXELS)
+        chosen = Amounts(points, 1, _CPU_UPSCALED_TOKENS, _CPU_PIXELS)
     else:
         points = _KERNEL_CHUNK if with_kernels else _DEVICE_CHUNK
-        chosen = Amounts(points, _DEVICE_IMAGES, _DEVICE_DRAW_TOKENS, _DEVICE_PIXELS)
+        chosen = Amounts(points, _DEVICE_IMAGES, _DEVICE_UPSCALED_TOKENS, _DEVICE_PIXELS)
     chosen.points = settings.points_per_chunk or chosen.points
     chosen.images = settings.images_per_batch or chosen.images
     chosen.pixels = settings.pixels_at_once or chosen.pixels

@@ -1,4 +1,4 @@
-"""Proposals from several sources of prompts on one encoded image, made one list.
+"""Merges proposals from several sources of prompts on one encoded image.
 
 Axis legend: P points, N proposals.
 """
@@ -22,10 +22,10 @@ class PromptSet:
     """Prompts of one source, and the rules for its masks: the arguments of `SamEngine.propose`.
 
     Attributes:
-        prompts: None: the grid of the engine's settings, source 0.
-        pred_iou_threshold: masks need a predicted IoU above this.
-        stability_threshold: masks need at least this stability.
-        nms_threshold: box IoU within the source above which the worse mask goes; None keeps all.
+        prompts: None uses the grid of the engine's settings, source 0.
+        pred_iou_threshold: minimum predicted IoU of a mask, exclusive.
+        stability_threshold: minimum stability of a mask.
+        nms_threshold: box IoU within the source above which the worse mask is dropped; None keeps all.
         keep_masks: which of SAM's three masks per prompt to use.
     """
 
@@ -45,15 +45,15 @@ def propose_from_sources(
     max_proposals: int | None = None,
     return_masks: bool = False,
 ) -> Proposals:
-    """Proposals of all sources on one image: each source with its own suppression, then joined by `join_sources`.
+    """Returns proposals of all sources on one image: suppressed per source, then joined by `join_sources`.
 
     Args:
         engine: the segmenter.
         image: from `engine.encode`.
         sets: at least one; the order of the sources.
-        duplicate_threshold: a box that overlaps one of an earlier source by more than this IoU goes; None keeps all.
-        max_proposals: keep at most so many, the best rated.
-        return_masks: also give masks.
+        duplicate_threshold: IoU with a box of an earlier source above which a box is dropped; None keeps all.
+        max_proposals: maximum number of proposals, the best rated are kept.
+        return_masks: also return masks.
     """
     proposals = [
         engine.propose(
@@ -71,12 +71,12 @@ def propose_from_sources(
 
 
 def point_prompts(points: np.ndarray, labels: np.ndarray, *, joint: bool, source: int) -> Prompts:
-    """Single points as prompts and, with `joint`, the points of each class together.
+    """Returns single points as prompts and, with `joint`, also one prompt of all points of each class.
 
     Args:
         points: (P, 2) float, x then y, pixels.
-        labels: (P,) int class of each; -1 has none and joins no other.
-        joint: whether the points of a class are also one prompt together.
+        labels: (P,) int class of each; -1 = no class, never joined.
+        joint: whether to add one joint prompt per class.
         source: number that marks the proposals, from 0 to 255.
     """
     groups = joint_points(points, labels) if joint else []
@@ -84,7 +84,10 @@ def point_prompts(points: np.ndarray, labels: np.ndarray, *, joint: bool, source
 
 
 def joint_points(points: np.ndarray, labels: np.ndarray) -> list[np.ndarray]:
-    """Points of each class that has several. One alone would repeat its single prompt, as the published code does."""
+    """Returns the points of each class with several points.
+
+    A single point would repeat its own prompt, as it does in the published code.
+    """
     groups = [points[labels == label] for label in np.unique(labels) if label >= 0]
     return [group for group in groups if len(group) > 1]
 
@@ -92,31 +95,31 @@ def joint_points(points: np.ndarray, labels: np.ndarray) -> list[np.ndarray]:
 def join_sources(
     proposals: Sequence[Proposals], *, duplicate_threshold: float | None, max_proposals: int | None = None
 ) -> Proposals:
-    """Proposals of all sources, best predicted IoU first, ties in the order of the sources.
+    """Joins proposals of all sources, best predicted IoU first, ties in the order of the sources.
 
     Between sources the earlier one wins whatever the ratings, so the proposals of the first sources are exactly those
     that a run without the later ones would give.
 
     Args:
-        proposals: those of each source, at least one; all with masks or all without.
-        duplicate_threshold: a box that overlaps one of an earlier source by more than this IoU goes; None keeps all.
-        max_proposals: keep at most so many, the best rated.
+        proposals: proposals of each source, at least one source; all with masks or all without.
+        duplicate_threshold: IoU with a box of an earlier source above which a box is dropped; None keeps all.
+        max_proposals: maximum number of proposals, the best rated are kept.
 
     Raises:
-        ValueError: nothing to join, or `max_proposals` is negative.
+        ValueError: `proposals` is empty, or `max_proposals` is negative.
     """
     if not proposals:
         raise ValueError("proposals must hold those of one source at least, got none")
     check_whole("max_proposals", max_proposals, least=0)
-    boxes, source = (np.concatenate([getattr(one, name) for one in proposals]) for name in ("boxes", "source"))
+    boxes, source = (np.concatenate([getattr(part, name) for part in proposals]) for name in ("boxes", "source"))
     keep = np.arange(len(boxes))
     if duplicate_threshold is not None and len(proposals) > 1:
         keep = suppress_in_order(torch.from_numpy(boxes), threshold=duplicate_threshold).numpy()
-    rating = np.concatenate([one.predicted_iou for one in proposals])
+    rating = np.concatenate([part.predicted_iou for part in proposals])
     keep = keep[np.argsort(-rating[keep], kind="stable")][:max_proposals]
     masks = None
-    if all(one.masks is not None for one in proposals):
-        every = [mask for one in proposals for mask in one.masks or []]
+    if all(part.masks is not None for part in proposals):
+        every = [mask for part in proposals for mask in part.masks or []]
         masks = [every[i] for i in keep]
-    stability = np.concatenate([one.stability for one in proposals])
+    stability = np.concatenate([part.stability for part in proposals])
     return Proposals(boxes[keep], rating[keep], stability[keep], source[keep], masks)

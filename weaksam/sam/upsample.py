@@ -1,8 +1,8 @@
-"""Mask logits from SAM's grid to pixels of the original image, a strip at a time.
+"""Upsamples mask logits from SAM's grid to pixels of the original image, one strip at a time.
 
 SAM enlarges a mask to its own input size, cuts the padding off and resizes the rest to the image, both bilinear. Per
-axis the two steps are one linear map with at most 3 taps per pixel, so the large tensor in between is never made. The
-weights come from PyTorch's own interpolation of unit vectors: they are the ones SAM uses, in the same precision.
+axis the two steps are one linear map with at most 3 taps per pixel, so the large intermediate tensor is never formed.
+The weights come from PyTorch's own interpolation of unit vectors: they equal SAM's, in the same precision.
 
 Pixels come out column by column, the order of run-length encoding: axes are (masks, columns, rows).
 
@@ -26,7 +26,7 @@ _BLOCK = 32
 
 @dataclass(frozen=True)
 class Axis:
-    """The linear map of one axis, cut into blocks of pixels that each see a window of the low-resolution side.
+    """The linear map of one axis, split into blocks of pixels that each depend on a window of the low-resolution side.
 
     Attributes:
         weights: (G, block, k) float32.
@@ -52,7 +52,7 @@ class Axis:
         return self.weights.shape[1]
 
     def blocks_of(self, low: int, high: int) -> tuple[int, int]:
-        """Blocks, as a half-open range, that see any of the low-resolution elements low .. high - 1."""
+        """Returns the half-open range of blocks that depend on any of the low-resolution elements low .. high - 1."""
         start = int(torch.searchsorted(self.end, low, right=True))
         stop = int(torch.searchsorted(self.first, high))
         return start, max(start, stop)
@@ -72,9 +72,9 @@ class Axis:
 
 
 def make_axis(low_side: int, padded_side: int, cut: int, size: int, device: torch.device) -> Axis:
-    """The map of one axis: low_side to padded_side, keep the first `cut`, then to `size` pixels.
+    """Returns the map of one axis: low_side to padded_side, keep the first `cut`, then to `size` pixels.
 
-    Takes the first `low_needed(low_side, padded_side, cut)` low-resolution elements; the others have no weight.
+    The map takes the first `low_needed(low_side, padded_side, cut)` low-resolution elements; the others have no weight.
     """
     unit = torch.eye(low_side)[None]
     padded = F.interpolate(unit, padded_side, mode="linear", align_corners=False)
@@ -97,14 +97,14 @@ def make_axis(low_side: int, padded_side: int, cut: int, size: int, device: torc
 
 
 def low_needed(low_side: int, padded_side: int, cut: int) -> int:
-    """How many low-resolution elements the first `cut` of `padded_side` interpolated ones depend on."""
+    """Returns how many low-resolution elements the first `cut` of `padded_side` interpolated elements depend on."""
     position = (cut - 0.5) * low_side / padded_side - 0.5
     return min(low_side, max(1, math.floor(position) + 2))
 
 
 @dataclass(frozen=True)
 class Upsampler:
-    """The way from mask logits to image pixels for one image size.
+    """The map from mask logits to image pixels for one image size.
 
     Attributes:
         rows: map of the rows.
@@ -115,7 +115,7 @@ class Upsampler:
     columns: Axis
 
     def strips(self, logits: Tensor, region: tuple[int, int, int, int], budget: int) -> Iterator[Strip]:
-        """Pixels of a region, in strips of columns with at most `budget` pixels in all masks together.
+        """Yields pixels of a region, in strips of columns with at most `budget` pixels over all masks.
 
         A strip has at least one block of columns, so a budget below that is exceeded.
 
@@ -134,7 +134,7 @@ class Upsampler:
             yield Strip(pixels, column=start * self.columns.block, row=top * self.rows.block)
 
     def region_above(self, logits: Tensor, threshold: float) -> tuple[int, int, int, int]:
-        """Blocks of pixels outside which no mask exceeds `threshold`: top, bottom, left, right.
+        """Returns the blocks of pixels outside which no mask exceeds `threshold`: top, bottom, left, right.
 
         Interpolation never leaves the range of its taps, so low-resolution logits bound the pixels.
         """
@@ -154,7 +154,7 @@ class Upsampler:
 
 @dataclass(frozen=True)
 class Strip:
-    """Logits of some columns of an image.
+    """Logits of a range of columns of an image.
 
     Attributes:
         pixels: (K, columns, rows) float32.

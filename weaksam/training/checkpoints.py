@@ -1,8 +1,8 @@
-"""The checkpoints of a training, on whichever of them it can go on from. Knows no Ray.
+"""Reads the checkpoints of a training and finds one to resume from. Does not depend on Ray.
 
-Ray Train writes a folder a checkpoint and `checkpoint_manager_snapshot.json`, which lists them. It starts only if that
-file is whole and every checkpoint it lists is there. Neither is certain after a disk was full or a node lost: so the
-folders themselves decide, the newest whole one first, and a list that does not fit them is made anew.
+Ray Train writes a folder per checkpoint and `checkpoint_manager_snapshot.json`, which lists them. It starts only if
+that file is intact and every listed checkpoint exists. Neither is certain after a full disk or a lost node. So the
+folders decide, the newest intact checkpoint first, and a list that does not match them is written again.
 """
 
 from __future__ import annotations
@@ -27,27 +27,27 @@ _SNAPSHOT, _PREFIX = "checkpoint_manager_snapshot.json", "checkpoint_"
 
 
 class BrokenCheckpointError(Exception):
-    """A checkpoint is missing, cut or altered."""
+    """A checkpoint is missing, cut off or altered."""
 
 
 def list_checkpoints(folder: str) -> list[str]:
-    """URIs of the checkpoints below `<folder>/checkpoint`, the newest first; none of them has been opened."""
+    """Returns URIs of the checkpoints below `<folder>/checkpoint`, the newest first, without opening them."""
     below = storage.join(folder, "checkpoint")
     names = [name for name in storage.list_folders(below) if name.startswith(_PREFIX)]
     return [storage.join(below, name) for name in sorted(names, reverse=True)]  # a name is the time it was made
 
 
 def drop_broken_list(folder: str, *, version: str) -> None:
-    """Removes Ray Train's list of the checkpoints of `folder` where this `version` of Ray would not start from it.
+    """Removes Ray Train's list of the checkpoints of `folder` if this `version` of Ray would not start from it.
 
-    That is where it is damaged, lists some that are gone, or was written by another version.
+    It would not if the list is damaged, lists missing checkpoints, or was written by another version.
 
-    It holds nothing that the checkpoints do not.
+    The list holds no information beyond the checkpoints.
     """
     uri = storage.join(folder, "checkpoint", _SNAPSHOT)
     try:
         listed = json.loads(storage.read_replaceable(uri))
-        names = {one["checkpoint_dir_name"] for one in listed["checkpoint_results"]}
+        names = {result["checkpoint_dir_name"] for result in listed["checkpoint_results"]}
         latest = listed["latest_checkpoint_result"]
         names |= {latest["checkpoint_dir_name"]} if latest else set()
         problem = None if listed["ray_version"] == version else f"was written by Ray {listed['ray_version']}"
@@ -55,21 +55,21 @@ def drop_broken_list(folder: str, *, version: str) -> None:
         return
     except (ValueError, KeyError, TypeError) as error:
         names, problem = set(), f"cannot be read ({type(error).__name__}: {error})"
-    if gone := sorted(names - {one.rsplit("/", 1)[-1] for one in list_checkpoints(folder)}):
-        problem = f"lists {gone[-1]}, which is gone"
+    if missing := sorted(names - {path.rsplit("/", 1)[-1] for path in list_checkpoints(folder)}):
+        problem = f"lists {missing[-1]}, which is gone"
     if problem is not None:
         log.warning("warning: %s %s: made anew from the checkpoints that are there", uri, problem)
         storage.delete(uri)
 
 
 def load_state(path: Path, device: torch.device) -> dict[str, Any]:
-    """What `torch.save` wrote.
+    """Loads a file of `torch.save`.
 
     Raises:
         BrokenCheckpointError: the file is missing, cut or altered.
     """
     try:
-        # of a cut file the end is missing; an altered one is found by checksums, which torch does not look at
+        # a cut file lacks its end; checksums, which torch does not check, reveal an altered file
         with zipfile.ZipFile(path) as records:
             if (altered := records.testzip()) is not None:
                 raise BrokenCheckpointError(f"{altered} is altered")
@@ -81,16 +81,16 @@ def load_state(path: Path, device: torch.device) -> dict[str, Any]:
 
 
 def check_same_step(step: int) -> None:
-    """Raises StageError when workers go on from different checkpoints: each has read its own.
+    """Raises StageError when workers resume from different checkpoints, since each worker reads its own.
 
-    Their gradients would be of different batches, and they would wait for each other at the end.
+    They would average gradients of different batches, and wait for each other at the end.
     """
     if not torch.distributed.is_initialized() or torch.distributed.get_world_size() < 2:
         return
     steps: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(steps, step)
     if len(set(steps)) > 1:
-        listed = ", ".join(f"worker {rank} from step {one}" for rank, one in enumerate(steps))
+        listed = ", ".join(f"worker {rank} from step {worker_step}" for rank, worker_step in enumerate(steps))
         raise StageError(
             f"workers go on from different checkpoints ({listed}): not all of them can read the newest one. If this "
             "stays, look at the warnings of the workers, and remove the checkpoint that is not whole"

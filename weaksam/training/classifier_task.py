@@ -1,6 +1,6 @@
-"""Training WeakTr from image-level labels: the task the training loop runs. Knows no cluster.
+"""Training WeakTr from image-level labels: a task of the training loop. Does not depend on the cluster.
 
-In: URIs of images and their labels. Out: what `TrainTask` asks for. Source of the recipe: WeakTr (arXiv 2304.01184).
+In: URIs of images and their labels. Out: a `TrainTask`. Source of the recipe: WeakTr (arXiv 2304.01184).
 
 Axis legend: B images, C classes, L layers, S side of a training picture.
 """
@@ -34,10 +34,10 @@ _UNDECAYED = ("cls_token", "pos_embed")
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """Images and which classes each holds.
+    """Images and their classes.
 
     Attributes:
-        uris: of N images.
+        uris: URIs of N images.
         labels: (N, C) bool.
     """
 
@@ -47,7 +47,7 @@ class LabelledImages:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How pictures are varied and the network is held back. The defaults are the published recipe."""
+    """Augmentation and regularisation. The defaults are the published recipe."""
 
     image_size: int = 224
     min_scale: float = 0.08
@@ -62,13 +62,13 @@ class ClassifierTask:
 
     Attributes:
         backbone: `efficientnet_lite0`, `frozen_sam` or the name of a timm ViT.
-        pretrained: start from the weights the backbone is known with; `weights` takes their place.
+        pretrained: start from the published weights of the backbone; `weights` replaces them.
         weights: URI of a file to start from.
-        class_rows: which class of `weights` each class of the dataset is.
+        class_rows: row in `weights` of each class of the dataset.
         gated: whether attention is fused by the published gate.
-        train, held_out: images to learn from, and to be judged on.
-        recipe: of augmentation.
-        optimizer: of the matrices inside the network; the rest has AdamW.
+        train, held_out: images for training and for validation.
+        recipe: augmentation and regularisation.
+        optimizer: optimiser of the matrices inside the network; the rest uses AdamW.
         fine_of: see `WeakTr`.
     """
 
@@ -88,20 +88,20 @@ class ClassifierTask:
 
     @property
     def num_samples(self) -> int:
-        """Images to learn from."""
+        """Number of training images."""
         return len(self.train.uris)
 
     @cached_property
     def _drop_rates(self) -> np.ndarray:
-        """(L,) chance that a residual branch is left out, rising linearly with depth."""
+        """(L,) probability that a residual branch is dropped, rising linearly with depth."""
         return np.linspace(0, self.recipe.drop_path, depth_of(self.backbone))
 
     def name_of(self, index: int) -> str:
-        """The URI of an image."""
+        """Returns the URI of an image."""
         return self.train.uris[index]
 
     def build_model(self) -> Classifier:
-        """The network with its starting weights."""
+        """Returns the network with its starting weights."""
         model = build_classifier(self.backbone, self.train.labels.shape[1], gated=self.gated, fine_of=self.fine_of)
         if self.weights is not None and isinstance(model, WeakTr):
             weaktr_weights.load_file(model, storage.fetch(self.weights), class_rows=self.class_rows)
@@ -110,25 +110,25 @@ class ClassifierTask:
         return model.train()
 
     def build_optimizer(self, model: nn.Module, *, lr: float, weight_decay: float) -> torch.optim.Optimizer:
-        """What was asked for; vectors, class tokens and positions are not decayed."""
+        """Returns the chosen optimiser; vectors, class tokens and positions have no weight decay."""
         if self.optimizer == "muon":
             linear = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear)}
-            inside, others = _parted(model, lambda name, p: id(p) in linear)
+            inside, others = _split_parameters(model, lambda name, p: id(p) in linear)
             return MuonAdamW(inside, others, lr=lr, weight_decay=weight_decay)
-        decayed, others = _parted(model, lambda name, p: p.ndim > 1 and name not in _UNDECAYED)
+        decayed, others = _split_parameters(model, lambda name, p: p.ndim > 1 and name not in _UNDECAYED)
         groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
         return torch.optim.AdamW(groups, lr=lr)
 
     def load_batch(self, indices: np.ndarray, seeds: np.ndarray, pool: Executor) -> dict[str, Tensor]:
-        """Varied pictures (B, 3, S, S), labels (B, C), weights (B,) and kept branches (B, L, 2).
+        """Returns augmented pictures (B, 3, S, S), labels (B, C), weights (B,) and kept branches (B, L, 2).
 
-        And `left_out` (B,), why an image could not be read, see `left_out_codes`; its weight is 0.
+        Also `left_out` (B,), the reason why an image could not be read, see `left_out_codes`; its weight is 0.
         """
         rows = list(pool.map(self._load, indices.tolist(), seeds))
         read, keep = zip(*rows, strict=True)
         left_out = torch.from_numpy(left_out_codes(read))
         blank = np.zeros((3, self.recipe.image_size, self.recipe.image_size), np.float32)
-        pictures = np.stack([blank if isinstance(one, ImageError) else one for one in read])
+        pictures = np.stack([blank if isinstance(picture, ImageError) else picture for picture in read])
         return {
             "image": torch.from_numpy(pictures),
             "weight": (left_out == 0).float(),
@@ -157,52 +157,52 @@ class ClassifierTask:
         return picture, keep
 
     def loss(self, model: Classifier, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Sum over images of the multi-label losses of class tokens, coarse map and, with a gate, fine map."""
+        """Returns the sum over images of the multi-label losses of class tokens, coarse map and gated fine map."""
         keep = batch["keep"] if self.recipe.drop_path else None
         logits = model(batch["image"], keep)
         losses = {
-            f"{name}_loss": _label_loss(found, batch)
-            for name, found in (("cls", logits.cls), ("patch", logits.patch), ("fine", logits.fine))
-            if found is not None
+            f"{name}_loss": _label_loss(class_logits, batch)
+            for name, class_logits in (("cls", logits.cls), ("patch", logits.patch), ("fine", logits.fine))
+            if class_logits is not None
         }
         return torch.stack(list(losses.values())).sum(), {key: value.detach() for key, value in losses.items()}
 
     @torch.inference_mode()
     def validate(self, model: Classifier, pool: Executor) -> dict[str, float]:
-        """Loss and multi-label mAP of the class tokens on the held-out images."""
+        """Returns loss and multi-label mAP of the class tokens on the held-out images."""
         if not self.held_out.uris:
             return {}
         device = model.device
-        found, kept = [], []
+        outputs, kept = [], []
         for pictures, rows in self._held_out_batches(pool):
-            found.append(model(pictures.to(device)).cls.float().cpu())
+            outputs.append(model(pictures.to(device)).cls.float().cpu())
             kept += rows
         if not kept:
             raise StageError(
                 f"none of the {len(self.held_out.uris)} held-out images can be read, e.g. {self.held_out.uris[0]}: "
                 "make the dataset readable again; the same command goes on"
             )
-        logits, labels = torch.cat(found), self.held_out.labels[kept]
+        logits, labels = torch.cat(outputs), self.held_out.labels[kept]
         loss = F.multilabel_soft_margin_loss(logits, torch.from_numpy(labels.astype(np.float32)))
         return {"held_out_loss": loss.item(), "held_out_mAP": mean_average_precision(logits.numpy(), labels)}
 
     def _held_out_batches(self, pool: Executor, size: int = 32) -> Iterator[tuple[Tensor, list[int]]]:
-        """Pictures (B, 3, S, S) and which held-out images they are; unreadable ones are left out."""
+        """Yields pictures (B, 3, S, S) and their rows among the held-out images, without unreadable images."""
         side, kind = self.recipe.image_size, kind_of(self.backbone)
         for start in range(0, len(self.held_out.uris), size):
             uris = self.held_out.uris[start : start + size]
             read = enumerate(pool.map(read_for_training, uris), start)
-            pixels = {row: one for row, one in read if not isinstance(one, ImageError)}
+            pixels = {row: image for row, image in read if not isinstance(image, ImageError)}
             if pixels:
-                seen_as = {"size": side, "mean": kind.mean, "std": kind.std}
-                pictures = np.stack([resize_for_classification(one, **seen_as) for one in pixels.values()])
+                options = {"size": side, "mean": kind.mean, "std": kind.std}
+                pictures = np.stack([resize_for_classification(image, **options) for image in pixels.values()])
                 yield torch.from_numpy(pictures), list(pixels)
 
 
-def _parted(
+def _split_parameters(
     model: nn.Module, belongs: Callable[[str, nn.Parameter], bool]
 ) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """The parameters that are learnt, those that belong and the others."""
+    """Splits the trainable parameters by `belongs`."""
     parts: tuple[list[nn.Parameter], list[nn.Parameter]] = ([], [])
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -211,6 +211,6 @@ def _parted(
 
 
 def _label_loss(logits: Tensor, batch: dict[str, Tensor]) -> Tensor:
-    """Sum over images of the mean loss of their classes."""
+    """Returns the sum over images of the mean loss of their classes."""
     losses = F.multilabel_soft_margin_loss(logits.float(), batch["labels"], reduction="none")
     return (losses * batch["weight"]).sum()

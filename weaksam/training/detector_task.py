@@ -1,6 +1,6 @@
-"""Training a detector from pseudo ground truth: the task the training loop runs. Knows no cluster.
+"""Training a detector from pseudo ground truth: a task of the training loop. Does not depend on the cluster.
 
-In: URIs of images and the boxes they are to be learnt with. Out: what `TrainTask` asks for.
+In: URIs of images and their pseudo boxes. Out: a `TrainTask`.
 Axis legend: B images, G objects of an image, H W pixels.
 """
 
@@ -26,15 +26,15 @@ from weaksam.ops.choices import check_choices
 from weaksam.ops.rle import decode_rle
 from weaksam.training.optimizers import MuonAdamW
 
-# Not decayed. Of embeddings so published for Mask2Former; DINO decays them, by a ten-thousandth.
+# Layers without weight decay. For embeddings as published for Mask2Former; DINO decays them by 1e-4.
 _UNDECAYED = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm, nn.Embedding)
-_CROP_SIDES = (384, 600)  # DETR's: a part of this size is cut out of an image of one of these sizes
+_CROP_SIDES = (384, 600)  # DETR's: sides of a crop, from an image of one of the scales below
 _CROP_SCALES = (400, 500, 600)
 
 
 @dataclass(frozen=True)
 class PseudoObjects:
-    """The pseudo ground truth of many images.
+    """The pseudo ground truth of a set of images.
 
     Attributes:
         boxes: (G, 4) float32 of each image, xyxy, pixels of the image.
@@ -49,17 +49,17 @@ class PseudoObjects:
 
 @dataclass(frozen=True)
 class DetectorRecipe:
-    """How images are varied and weights learn.
+    """Augmentation and optimisation.
 
     Attributes:
-        scales: lengths of the shorter side, one is drawn for each image; pixels.
-        max_side: the longer side is at most this.
-        crop_chance: how often a part is cut out before, DETR's way.
-        square: instead of all this, pixels of the side of a square that images are made, by `jitter`.
-        jitter: the least and the largest factor by which an image is made larger than fits into the square, before it
-            is cut or filled up to be one.
-        optimizer: `sgd` has momentum 0.9; `muon` is for matrices beyond the backbone, with AdamW for the rest.
-        backbone_lr: learning rate of the backbone, and of weights that learn before the others, times the others'.
+        scales: lengths of the shorter side, drawn at random per image; pixels.
+        max_side: maximum of the longer side.
+        crop_chance: probability of a random crop before resizing, as in DETR.
+        square: replaces the settings above: side of a square input, pixels, with `jitter`.
+        jitter: minimum and maximum scale of an image, relative to the size that fits into the square, before it is
+            cropped or padded to the square.
+        optimizer: `sgd` has momentum 0.9; `muon` is for matrices outside the backbone, with AdamW for the rest.
+        backbone_lr: factor of the learning rate for the backbone and for parameters that are trained before the others.
     """
 
     scales: tuple[int, ...]
@@ -75,7 +75,7 @@ class DetectorRecipe:
 
 
 class _Kind(NamedTuple):
-    """What decides how a weight is learnt."""
+    """Properties that determine the optimiser settings of a weight."""
 
     is_matrix: bool
     in_backbone: bool
@@ -84,7 +84,7 @@ class _Kind(NamedTuple):
 
 
 def _kinds(model: Detector) -> Iterator[tuple[_Kind, nn.Parameter]]:
-    """The trained weights."""
+    """Yields the trainable weights and their kinds."""
     backbone = {id(p) for p in model.backbone_parameters()}
     undecayed = {id(p) for module in model.modules() if isinstance(module, _UNDECAYED) for p in module.parameters()}
     early = {id(p) for p in model.early_parameters()[0]}
@@ -100,9 +100,9 @@ class DetectorTask:
 
     Attributes:
         make_net: builds the network with its starting weights; picklable.
-        uris: of the images.
-        objects: of the images, in their order.
-        recipe: of augmentation and optimisation.
+        uris: URIs of the images.
+        objects: objects of the images, in their order.
+        recipe: augmentation and optimisation.
     """
 
     make_net: Callable[[], Detector]
@@ -112,19 +112,19 @@ class DetectorTask:
 
     @property
     def num_samples(self) -> int:
-        """Images to learn from."""
+        """Number of training images."""
         return len(self.uris)
 
     def name_of(self, index: int) -> str:
-        """The URI of an image."""
+        """Returns the URI of an image."""
         return self.uris[index]
 
     def build_model(self) -> Detector:
-        """The network with its starting weights."""
+        """Returns the network with its starting weights."""
         return self.make_net().train()
 
     def build_optimizer(self, model: Detector, *, lr: float, weight_decay: float) -> torch.optim.Optimizer:
-        """Norms and embeddings are not decayed; the backbone and what learns early have a rate of their own."""
+        """Returns the optimiser: no decay of norms and embeddings, another rate of backbone and early weights."""
         kinds: dict[_Kind, list[nn.Parameter]] = {}
         for kind, parameter in _kinds(model):
             kinds.setdefault(kind, []).append(parameter)
@@ -149,13 +149,13 @@ class DetectorTask:
         return torch.optim.AdamW(listed, lr=lr)
 
     def load_batch(self, indices: np.ndarray, seeds: np.ndarray, pool: Executor) -> dict[str, Tensor]:
-        """What `loss` wants.
+        """Returns the inputs of `loss`.
 
         Returns:
-            `index`, `seed` (B,) int64; `weight` (B,), 0 for an unreadable image, and `left_out` (B,) why, see
+            `index`, `seed` (B,) int64; `weight` (B,), 0 for an unreadable image, and `left_out` (B,), the reason, see
             `left_out_codes`; for image i `image/i` (3, H, W) uint8, `boxes/i` (G, 4) xyxy on it, `classes/i` (G,)
-            int64 and, if masks are learnt, `masks/i` (G, H, W) bool and `vanished/i` (), how many objects are left out
-            because no pixel of them is in this view.
+            int64 and, for detectors with masks, `masks/i` (G, H, W) bool and `vanished/i` (), the number of objects
+            left out because they have no pixel in this view.
         """
         rows = list(pool.map(self._load, indices.tolist(), seeds))
         batch = {
@@ -174,15 +174,15 @@ class DetectorTask:
             return pixels
         boxes, classes = self.objects.boxes[index], self.objects.classes[index]
         view, stays = self._vary(np.random.default_rng(seed), View(pixels, boxes, self._masks(index, pixels.shape[:2])))
-        view, is_there = _without_vanished(view)
+        view, is_kept = _without_vanished(view)
         row = {
             "image": torch.from_numpy(np.ascontiguousarray(view.pixels.transpose(2, 0, 1))),
             "boxes": torch.from_numpy(np.ascontiguousarray(view.boxes, np.float32)),
-            "classes": torch.from_numpy(classes[stays][is_there].astype(np.int64)),
+            "classes": torch.from_numpy(classes[stays][is_kept].astype(np.int64)),
         }
         if view.masks is None:
             return row
-        vanished = torch.tensor(float((~is_there).sum()))
+        vanished = torch.tensor(float((~is_kept).sum()))
         return row | {"masks": torch.from_numpy(np.ascontiguousarray(view.masks)), "vanished": vanished}
 
     def _masks(self, index: int, hw: tuple[int, ...]) -> np.ndarray | None:
@@ -190,7 +190,7 @@ class DetectorTask:
             return None
         height, width = hw
         try:
-            masks = [decode_rle(one, height, width) for one in self.objects.masks[index]]
+            masks = [decode_rle(counts, height, width) for counts in self.objects.masks[index]]
         except ValueError as error:
             raise DataError(
                 f"{self.uris[index]}: {error}: its masks are of another image: run the steps before this again"
@@ -198,7 +198,7 @@ class DetectorTask:
         return np.array(masks).reshape(-1, height, width)
 
     def _vary(self, rng: np.random.Generator, view: View) -> tuple[View, np.ndarray]:
-        """A random view: mirrored or not, perhaps a part, at one of the sizes; and which objects are still on it."""
+        """Returns a random view, by mirroring, cropping and resizing, and which objects are still on it."""
         recipe, stays = self.recipe, np.ones(len(view.boxes), bool)
         if rng.random() < 0.5:
             view = flip_view(view)
@@ -211,7 +211,7 @@ class DetectorTask:
         return resize_view(view, *hw), stays
 
     def loss(self, model: Detector, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Sum over images of all losses; an image that could not be read counts for nothing."""
+        """Returns the sum over images of all losses; unreadable images have weight 0."""
         step, weights, seeds = int(batch["step"]), batch["weight"].tolist(), batch["seed"].tolist()
         rows = [i for i, weight in enumerate(weights) if weight]
         images = [batch[f"image/{i}"] for i in rows]
@@ -221,25 +221,25 @@ class DetectorTask:
             targets = [Targets(batch["weight"].new_zeros(0, 4), batch["weight"].new_zeros(0, dtype=torch.int64))]
         try:
             generators = make_generators([seeds[i] for i in rows or [0]], images[0].device)
-            found = model.losses(images, targets, step, generators)
+            losses = model.losses(images, targets, step, generators)
         except TargetError as error:
             uri = self.uris[int(batch["index"][rows[error.image]])]
             raise DataError(f"{uri}: {error.fault}: this cannot be learnt from") from error
-        told = {key: value if rows else value * 0 for key, value in found.items()}
-        total = torch.stack([value for key, value in told.items() if key.startswith("loss")]).sum()
+        metrics = {key: value if rows else value * 0 for key, value in losses.items()}
+        total = torch.stack([value for key, value in metrics.items() if key.startswith("loss")]).sum()
         if model.learns_masks:
-            told["vanished"] = sum((batch[f"vanished/{i}"] for i in rows), total.new_zeros(()))
-        return total, {key: value.detach() for key, value in told.items()}
+            metrics["vanished"] = sum((batch[f"vanished/{i}"] for i in rows), total.new_zeros(()))
+        return total, {key: value.detach() for key, value in metrics.items()}
 
     def validate(self, model: Detector, pool: Executor) -> dict[str, float]:
-        """Nothing: the only boxes there are were learnt from."""
+        """Returns no scores: all boxes are used for training."""
         return {}
 
 
 def _without_vanished(view: View) -> tuple[View, np.ndarray]:
-    """A view without the objects that have no area or no pixel of their mask in it, and which stayed, (N,) bool.
+    """Returns a view without objects that have no area or no mask pixel in it, and the kept objects, (N,) bool.
 
-    Of a thin object that is shrunk no pixel may be covered by half: an empty mask would teach that nothing is there.
+    A thin object may cover no pixel by half after shrinking; its empty mask would train the object as background.
     """
     stays = has_area(view.boxes)
     if view.masks is not None:
@@ -249,14 +249,14 @@ def _without_vanished(view: View) -> tuple[View, np.ndarray]:
 
 
 def _cut(rng: np.random.Generator, view: View, sides: tuple[int, int]) -> tuple[View, np.ndarray]:
-    """A part whose sides are drawn between these, or as long as the image's where that is shorter."""
+    """Crops a part with random sides between `sides`, at most the image's."""
     height, width = (int(rng.integers(min(sides[0], s), min(sides[1], s) + 1)) for s in view.size)
     top, left = (int(rng.integers(s - c + 1)) for s, c in zip(view.size, (height, width), strict=True))
     return crop_view(view, top, left, height, width)
 
 
 def _jitter(rng: np.random.Generator, view: View, square: int, factors: tuple[float, float]) -> tuple[View, np.ndarray]:
-    """Large-scale jitter (Ghiasi et al. 2021, arXiv 2012.07177): a square, with objects of very different sizes."""
+    """Large-scale jitter (Ghiasi et al. 2021, arXiv 2012.07177): squares with a wide range of object sizes."""
     height, width = view.size
     scale = rng.uniform(*factors) * square / max(height, width)
     view = resize_view(view, max(1, round(scale * height)), max(1, round(scale * width)))

@@ -1,6 +1,6 @@
-"""Why a training of Ray Train failed: whether another try can help, and what the user is to do.
+"""Classifies failures of Ray Train: whether a retry can help, and what the user must do.
 
-Light: the controller of Ray Train imports it, and need not import what networks are made of.
+Light to import: the controller of Ray Train imports it without the packages of networks.
 """
 
 from __future__ import annotations
@@ -12,42 +12,42 @@ from ray.train.v2._internal.execution.failure_handling import DefaultFailurePoli
 
 from weaksam.errors import ConfigError, StageError, TaskError, WeakSamError
 
-# What a lost worker, a lost connection, a busy device or a full disk raises; RuntimeError is that of gloo and NCCL.
+# Errors of a lost worker, a lost connection, a busy device or a full disk; gloo and NCCL raise RuntimeError.
 _MAY_PASS = (RayError, RayTrainError, RuntimeError, OSError, MemoryError)
 
 
 class TrainingPolicy(DefaultFailurePolicy):
-    """Ray Train's, but what would only be raised again is not tried again."""
+    """Ray Train's policy, without retries of errors that would be raised again."""
 
     def make_decision(self, training_failed_error: ray.train.TrainingFailedError) -> FailureDecision:
-        """Whether the workers are started again."""
+        """Returns whether the workers are restarted."""
         if any(map(is_lasting, causes_of(training_failed_error))):
             return FailureDecision.RAISE
         return super().make_decision(training_failed_error)
 
 
 def causes_of(error: ray.train.TrainingFailedError) -> list[BaseException]:
-    """What workers raised, or what ended Ray Train's controller."""
+    """Returns the errors of workers, or the error that ended Ray Train's controller."""
     if isinstance(error, ray.train.WorkerGroupError):
         return list(error.worker_failures.values())
     return [getattr(error, "controller_failure", error)]
 
 
 def is_lasting(cause: BaseException) -> bool:
-    """Whether the same training would end with this error again, however often it is started."""
+    """Returns whether each retry of the same training would end with this error."""
     if isinstance(cause, WeakSamError):
         return cause.exit_code != StageError.exit_code
     return isinstance(cause, TaskError) or not isinstance(cause, _MAY_PASS)
 
 
 def explain(folder: str, error: ray.train.TrainingFailedError) -> Exception:
-    """The error to raise for a training that failed: with the exit code of its cause (see `errors`).
+    """Returns the error to raise for a failed training, with the exit code of its cause (see `errors`).
 
-    A bug keeps Ray's error, which has the traceback of the worker.
+    For a bug it is Ray's error, which has the traceback of the worker.
     """
     causes = causes_of(error)
     lasting = [cause for cause in causes if is_lasting(cause)]
-    ours = next((one for one in lasting or causes if isinstance(one, WeakSamError)), None)
+    ours = next((cause for cause in lasting or causes if isinstance(cause, WeakSamError)), None)
     if ours is not None and is_lasting(ours):
         return type(ours)(f"{folder}: {ours}")
     if lasting:

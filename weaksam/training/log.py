@@ -1,6 +1,6 @@
-"""The log of a training: rows of metrics, the same for TensorBoard, warnings of its workers. Knows no Ray.
+"""The log of a training: rows of metrics, the same for TensorBoard, warnings of its workers. Does not depend on Ray.
 
-Workers write it to the step's folder, wherever they run; the driver reads it there and shows what is new.
+Workers on any node write it to the step's folder; the driver reads it from there and logs new rows.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _MOST_WARNINGS = 20
 
 
 class WarningsToFile(logging.Handler):
-    """Writes the first warnings of a worker where its driver reads them: what workers log stays on their nodes."""
+    """Writes the first warnings of a worker to a file for the driver, since worker logs stay on their nodes."""
 
     def __init__(self, folder: str) -> None:
         super().__init__(logging.WARNING)
@@ -43,13 +43,13 @@ class WarningsToFile(logging.Handler):
             return
         self._messages.append(message)
         try:
-            storage.write_bytes(self._uri, "".join(json.dumps(one) + "\n" for one in self._messages).encode())
+            storage.write_bytes(self._uri, "".join(json.dumps(text) + "\n" for text in self._messages).encode())
         except (WeakSamError, OSError):  # a warning must never stop the work
             self.handleError(record)
 
 
 def follow(folder: str, settings: TrainSettings) -> AbstractContextManager[None]:
-    """Logs new rows of metrics and new warnings; workers may be anywhere, so both are read off the run folder."""
+    """Logs new rows of metrics and new warnings, read from the run folder, since workers may run on any node."""
 
     def rows() -> list[dict[str, Any]]:
         try:
@@ -60,8 +60,8 @@ def follow(folder: str, settings: TrainSettings) -> AbstractContextManager[None]
     def warnings() -> list[str]:
         try:
             lines = storage.read_replaceable(storage.join(folder, _WARNINGS)).splitlines()
-            return [one for line in lines if isinstance(one := json.loads(line), str)]
-        except (WeakSamError, OSError, ValueError):  # not there yet, or cut
+            return [message for line in lines if isinstance(message := json.loads(line), str)]
+        except (WeakSamError, OSError, ValueError):  # missing or cut off
             return []
 
     last = max((row["step"] for row in rows()), default=0)
@@ -82,7 +82,7 @@ def follow(folder: str, settings: TrainSettings) -> AbstractContextManager[None]
 
 
 def progress_line(row: Mapping[str, Any], settings: TrainSettings) -> str:
-    """A row of metrics for people."""
+    """Formats a row of metrics as a log line."""
     left = (settings.steps - row["step"]) * settings.batch_size / max(row["images_per_second"], 1e-9)
     others = ("step", "lr", "images_per_second", "seconds", "at")
     shown = {key: value for key, value in row.items() if key not in others and value is not None}
@@ -94,13 +94,13 @@ def progress_line(row: Mapping[str, Any], settings: TrainSettings) -> str:
 
 
 class TrainingLog:
-    """The rows of `training_log.jsonl`, each step once whatever was interrupted, and the same for TensorBoard.
+    """Writes the rows of `training_log.jsonl`, each step once even after interruptions, and the same for TensorBoard.
 
-    Both files are small and written whole each time, because an object store knows no other way.
+    Both files are small and written in full each time, because object stores cannot append.
     """
 
     def __init__(self, folder: str, settings: TrainSettings, step: int) -> None:
-        """Keeps the rows up to `step`, from which training goes on."""
+        """Keeps the rows up to `step`, from which training resumes."""
         self._folder, self._settings = folder, settings
         self._uri = storage.join(folder, METRICS)
         self._events = bytearray(_record(Event(wall_time=time.time(), file_version="brain.Event:2")))
@@ -112,7 +112,7 @@ class TrainingLog:
         self._step = step
 
     def write(self, step: int, means: dict[str, float], *, lr: float) -> None:
-        """One more row: `seconds` is what the steps since the last one took, `at` when it was, since the loop began."""
+        """Appends a row: `seconds` is the duration since the last row, `at` the time since the loop began."""
         now = time.monotonic()
         seconds, at = now - self._then, now - self._began
         speed = (step - self._step) * self._settings.batch_size / seconds
@@ -122,7 +122,7 @@ class TrainingLog:
         storage.write_bytes(self._uri, "".join(lines).encode())
         events = storage.join(self._folder, "tensorboard", "events.out.tfevents.0.run")
         storage.write_bytes(events, bytes(self._events))
-        self._then, self._step = time.monotonic(), step  # to write the row is no part of the work
+        self._then, self._step = time.monotonic(), step  # the time to write the row does not count
 
     def _add(self, row: dict[str, Any]) -> None:
         self._rows.append(row)
@@ -133,12 +133,12 @@ class TrainingLog:
 
 
 def _as_json(means: dict[str, float]) -> dict[str, float | None]:
-    """Null for what is no number: JSON has no NaN."""
+    """Replaces values that are not finite by null: JSON has no NaN."""
     return {key: value if math.isfinite(value) else None for key, value in means.items()}
 
 
 def _record(event: Event) -> bytes:
-    """An event as TensorBoard reads it from a file: length, its checksum, the event, its checksum."""
+    """Encodes an event as a TensorBoard record: length, its checksum, the event, its checksum."""
     content = event.SerializeToString()
     length = struct.pack("<Q", len(content))
     return length + struct.pack("<I", masked_crc32c(length)) + content + struct.pack("<I", masked_crc32c(content))

@@ -1,17 +1,17 @@
-"""The one training loop, on Ray Train: any number of workers, the same result, and resume after SIGKILL.
+"""The training loop on Ray Train: the same result for any number of workers, and resume after SIGKILL.
 
-In: a `TrainTask` (what is trained; it knows no cluster) and `TrainSettings`. Out, below the folder given:
+In: a `TrainTask` (model, data and loss, independent of the cluster) and `TrainSettings`. Out, below the folder:
 `checkpoint/` (Ray Train's checkpoints while it runs), `checkpoint/model.safetensors` (written once, at the end),
-`training_log.jsonl` (one row every `log_every` steps) and, if there are any, `warnings.jsonl` (the first of one worker)
-and `left_out.jsonl` (samples that could not be read).
+`training_log.jsonl` (one row every `log_every` steps) and, if there are any, `warnings.jsonl` (the first
+warnings of one worker) and `left_out.jsonl` (samples that could not be read).
 
-What a step sees is a pure function of (seed, step): its global batch is cut over the workers and the gradient is the
-mean over the global batch. All randomness is a sample's own, from generators of (seed, step, sample): what augments it
-(`load_batch` of the task) and what is drawn inside the network (`models.noise`). So neither the number of workers, nor
-micro-batches, nor an interruption changes what is learnt, except for the order of floating-point sums. Only RT-DETRv2
-sees images of a micro-batch together, see `RtDetrV2`.
+The batch of a step is a pure function of (seed, step): it is split over the workers and the gradient is the mean over
+the global batch. All random numbers are per sample, from generators of (seed, step, sample): augmentation (`load_batch`
+of the task) and noise inside the network (`models.noise`). So neither the number of workers, nor micro-batches, nor an
+interruption changes the result, except for the order of floating-point sums. Only RT-DETRv2 depends on the
+micro-batch, see `RtDetrV2`.
 
-A loss, gradient or weight that is not finite ends the training; nothing of it is written (`training_watch`).
+A loss, gradient or weight that is not finite ends the training before it is written (`training.watch`).
 """
 
 from __future__ import annotations
@@ -52,17 +52,17 @@ __all__ = ["TrainResources", "TrainSettings", "TrainTask", "train"]
 log = logging.getLogger(__name__)
 
 _PREFETCH = 2  # micro-batches prepared ahead of the one in use
-# Threads that read and decode, where a worker has fewer CPUs: a read from an object store takes tens of milliseconds in
-# which nothing is computed.
+# Minimum number of threads that read and decode: a read from an object store takes tens of milliseconds without
+# computing.
 _LEAST_LOADING = 4
 
 
 class _Trainer(TorchTrainer):
-    """Tries again only what may pass (`TrainingPolicy`), and goes without Ray's placement group cleaner.
+    """Retries only temporary failures (`TrainingPolicy`), without Ray's placement group cleaner.
 
-    That takes a healthy run for dead: it asks the state API of whichever cluster was started last on the machine (or of
-    none, without a dashboard) whether this run's controller lives, and removes its workers when that one does not know
-    it. A killed driver's workers end with its job anyway.
+    The cleaner may end a healthy run: it queries the state API of the cluster started last on the machine (or of none,
+    without a dashboard) for this run's controller, and removes the run's workers if that cluster does not know it. A
+    killed driver's workers end with its job anyway.
     """
 
     def _create_default_callbacks(self) -> list:
@@ -75,7 +75,7 @@ class _Trainer(TorchTrainer):
 
 
 def train(task: TrainTask[Any], settings: TrainSettings, folder: str) -> str:
-    """Trains to the end, from where an earlier call on `folder` stopped. Ray must be initialised.
+    """Trains to the end, resuming an earlier call on `folder`. Ray must be initialised.
 
     Returns:
         URI of `<folder>/checkpoint/model.safetensors`.
@@ -83,7 +83,7 @@ def train(task: TrainTask[Any], settings: TrainSettings, folder: str) -> str:
     Raises:
         DivergedError: loss, gradient or weights are not finite.
         StageError: workers failed more often than `max_failures`, or the dataset can no longer be read.
-        FailedRowsError: more samples are unreadable than may be.
+        FailedRowsError: more samples are unreadable than allowed.
         TrainingFailedError: the code of the task raised, a bug.
     """
     folder = storage.absolute(folder)
@@ -125,7 +125,7 @@ def _make_trainer(task: TrainTask[Any], settings: TrainSettings, folder: str, *,
     per_worker = {"CPU": cpus}
     if resources.gpus_per_worker:
         per_worker["GPU"] = resources.gpus_per_worker
-    # as bytes: the controller, which unpacks all else, need not import what networks are made of
+    # as bytes: the controller unpickles everything else, and need not import the packages of networks
     packed = cloudpickle.dumps(task)  # pyright: ignore[reportPrivateImportUsage]
     config = {"task": packed, "settings": settings, "folder": folder, "cpus": cpus}
     return _Trainer(
@@ -146,48 +146,48 @@ def _make_trainer(task: TrainTask[Any], settings: TrainSettings, folder: str, *,
 
 
 def _mean(sums: dict[str, Tensor], *, count: int) -> dict[str, float]:
-    """Sums of this worker's samples as means over all workers' `count` samples."""
+    """Converts sums of this worker's samples to means over all workers' `count` samples."""
     values = torch.stack([torch.as_tensor(value, dtype=torch.float32) for value in sums.values()])
     if torch.distributed.is_initialized():
         torch.distributed.all_reduce(values)
     return {key: round(value, 6) for key, value in zip(sums, (values / count).tolist(), strict=True)}
 
 
-def _report(trainee: TrainState, *, is_writer: bool) -> None:
-    """Hands a checkpoint to Ray Train; every worker takes part, one brings the file."""
+def _report(train_state: TrainState, *, is_writer: bool) -> None:
+    """Reports a checkpoint to Ray Train; every worker calls it, only the writer passes the file."""
     if not is_writer:
-        ray.train.report({"step": trainee.step})
+        ray.train.report({"step": train_state.step})
         return
     with tempfile.TemporaryDirectory() as folder:
-        trainee.save(folder)
-        ray.train.report({"step": trainee.step}, checkpoint=Checkpoint.from_directory(folder))
+        train_state.save(folder)
+        ray.train.report({"step": train_state.step}, checkpoint=Checkpoint.from_directory(folder))
 
 
-def _restore(trainee: TrainState, folder: str, latest: Checkpoint | None) -> None:
-    """Goes on from the `latest` checkpoint, else from the newest that is whole; from the start where none is."""
-    there = [Checkpoint(path, files) for files, path in map(storage.filesystem, list_checkpoints(folder))]
-    others = [one for one in there if latest is None or one.path != latest.path]
+def _restore(train_state: TrainState, folder: str, latest: Checkpoint | None) -> None:
+    """Restores the `latest` checkpoint, else the newest intact checkpoint; without any, training starts from step 0."""
+    checkpoints = [Checkpoint(path, files) for files, path in map(storage.filesystem, list_checkpoints(folder))]
+    others = [item for item in checkpoints if latest is None or item.path != latest.path]
     for checkpoint in [latest, *others] if latest else others:
         try:
             with checkpoint.as_directory() as local:
-                trainee.restore(local)
+                train_state.restore(local)
         except (BrokenCheckpointError, FileNotFoundError) as error:
             log.warning("warning: %s: not whole (%s): an older checkpoint is taken, or none", checkpoint.path, error)
             continue
-        log.info("goes on from step %d (%s)", trainee.step, checkpoint.path)
+        log.info("goes on from step %d (%s)", train_state.step, checkpoint.path)
         return
 
 
-def _check_means(trainee: TrainState, means: Mapping[str, float]) -> None:
-    """Raises DivergedError when a step since the last row was not finite: on all workers, whoever saw it."""
-    trainee.watch.look(wait=True)
+def _check_means(train_state: TrainState, means: Mapping[str, float]) -> None:
+    """Raises DivergedError on all workers when a step of any worker since the last row was not finite."""
+    train_state.watch.look(wait=True)
     if not math.isfinite(means["loss"]):
-        settings = trainee.settings
-        raise diverged(settings, f"step {trainee.step} of {settings.steps}: the loss of another worker")
+        settings = train_state.settings
+        raise diverged(settings, f"step {train_state.step} of {settings.steps}: the loss of another worker")
 
 
 def share_of(settings: TrainSettings, rank: int) -> list[slice]:
-    """The parts of a global batch that are this worker's micro-batches."""
+    """Returns the slices of a global batch that are this worker's micro-batches."""
     ranks = settings.resources.workers
     first, last = (settings.batch_size * r // ranks for r in (rank, rank + 1))
     size = settings.resources.micro_batch_size or last - first
@@ -202,7 +202,7 @@ def _load_ahead(
     threads: Executor,
     left_out: LeftOut,
 ) -> Iterator[dict[str, Tensor]]:
-    """This worker's micro-batches from step `first` on, prepared by a thread while earlier ones are computed.
+    """Yields this worker's micro-batches from step `first` on, prepared by a thread in the background.
 
     Raises:
         StageError, FailedRowsError: too many samples of those up to this micro-batch cannot be read.
@@ -217,20 +217,20 @@ def _load_ahead(
             batch = {key: value.pin_memory() for key, value in batch.items()}
         return batch, (step, indices[part], codes)
 
-    wanted = ((step, part) for step in range(first, settings.steps) for part in share)
+    parts = ((step, part) for step in range(first, settings.steps) for part in share)
     with ThreadPoolExecutor(1) as pool:
-        queue = [pool.submit(load, *item) for item in islice(wanted, _PREFETCH)]
+        queue = [pool.submit(load, *item) for item in islice(parts, _PREFETCH)]
         while queue:
             ready, read = queue.pop(0).result()
-            queue += [pool.submit(load, *item) for item in islice(wanted, 1)]
+            queue += [pool.submit(load, *item) for item in islice(parts, 1)]
             left_out.add(*read)
             yield ready
 
 
 def _make_threads(cpus: float) -> ThreadPoolExecutor:
-    """Threads that read and decode, and torch's that compute: as many as the worker has CPUs, of each kind.
+    """Creates the reading and decoding threads and sets torch's number of threads, both to the worker's CPUs.
 
-    A cluster may count more CPUs than its machine has: more threads that compute would only wait for each other.
+    A cluster may count more CPUs than its machine has: more compute threads would only wait for each other.
     """
     processors = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     torch.set_num_threads(max(1, min(int(cpus), processors)))
@@ -238,16 +238,16 @@ def _make_threads(cpus: float) -> ThreadPoolExecutor:
 
 
 def _train_worker(config: dict) -> None:
-    """The loop of one worker."""
+    """Runs the loop of one worker."""
     task, settings, folder = cloudpickle.loads(config["task"]), config["settings"], config["folder"]
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     threads = _make_threads(config["cpus"])
     context = ray.train.get_context()
     if context.get_world_rank() == 0:  # one is enough: all workers do the same
         logging.getLogger("weaksam").addHandler(WarningsToFile(folder))
-    trainee = TrainState(task, settings, get_device())
-    _restore(trainee, folder, ray.train.get_checkpoint())
-    check_same_step(trainee.step)
+    train_state = TrainState(task, settings, get_device())
+    _restore(train_state, folder, ray.train.get_checkpoint())
+    check_same_step(train_state.step)
     share = share_of(settings, context.get_world_rank())
     left_out = LeftOut(
         folder,
@@ -255,29 +255,31 @@ def _train_worker(config: dict) -> None:
         max_failed=settings.max_failed,
         in_batch=sum(part.stop - part.start for part in share),
         name_of=task.name_of,
-        step=trainee.step,
+        step=train_state.step,
     )
-    batches = _load_ahead(task, settings, trainee.step, share, threads, left_out)
-    journal = TrainingLog(folder, settings, trainee.step) if context.get_world_rank() == 0 else None
-    sums, since = {}, trainee.step
-    while trainee.step < settings.steps:
-        for key, value in trainee.take_step(batches, len(share)).items():
+    batches = _load_ahead(task, settings, train_state.step, share, threads, left_out)
+    training_log = TrainingLog(folder, settings, train_state.step) if context.get_world_rank() == 0 else None
+    sums, since = {}, train_state.step
+    while train_state.step < settings.steps:
+        for key, value in train_state.take_step(batches, len(share)).items():
             sums[key] = sums.get(key, 0) + value
-        if trainee.step % settings.log_every == 0 or trainee.step == settings.steps:
-            means = _mean(sums, count=(trainee.step - since) * settings.batch_size)
-            _check_means(trainee, means)
-            left_out.share(is_writer=journal is not None)
+        if train_state.step % settings.log_every == 0 or train_state.step == settings.steps:
+            means = _mean(sums, count=(train_state.step - since) * settings.batch_size)
+            _check_means(train_state, means)
+            left_out.share(is_writer=training_log is not None)
             means |= {"left_out": len(left_out)} if len(left_out) else {}
-            means |= {"skipped": trainee.skipped} if trainee.skipped else {}
-            if journal:
-                if settings.validates_at(trainee.step):
-                    means |= trainee.validate(task, threads)
-                journal.write(trainee.step, means, lr=max(group["lr"] for group in trainee.optimizer.param_groups))
-            sums, since = {}, trainee.step
-        if trainee.step % settings.checkpoint_every == 0 and trainee.step < settings.steps:
-            left_out.share(is_writer=journal is not None)
-            _report(trainee, is_writer=journal is not None)
-    trainee.check()
-    if journal:
-        storage.write_bytes(tables.weights_uri(folder), save(trainee.weights()))
-    ray.train.report({"step": trainee.step})
+            means |= {"skipped": train_state.skipped} if train_state.skipped else {}
+            if training_log:
+                if settings.validates_at(train_state.step):
+                    means |= train_state.validate(task, threads)
+                training_log.write(
+                    train_state.step, means, lr=max(group["lr"] for group in train_state.optimizer.param_groups)
+                )
+            sums, since = {}, train_state.step
+        if train_state.step % settings.checkpoint_every == 0 and train_state.step < settings.steps:
+            left_out.share(is_writer=training_log is not None)
+            _report(train_state, is_writer=training_log is not None)
+    train_state.check()
+    if training_log:
+        storage.write_bytes(tables.weights_uri(folder), save(train_state.weights()))
+    ray.train.report({"step": train_state.step})

@@ -1,7 +1,7 @@
 """Muon for the matrices inside a network and AdamW for the rest, as one optimiser.
 
-Muon turns the momentum of a matrix into the nearest orthogonal one, so that every direction is learnt at the same pace;
-a transformer trained from nothing on little data needs it far fewer steps. https://kellerjordan.github.io/posts/muon
+Muon replaces the momentum of a matrix by the nearest orthogonal matrix, so that all directions are learnt at the same
+rate; a transformer trained from scratch on little data needs far fewer steps with it. https://kellerjordan.github.io/posts/muon
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ _LIKE_ADAMW = 0.2  # root mean square of an update of AdamW, arXiv 2502.16982
 
 
 def orthogonalise(matrix: Tensor) -> Tensor:
-    """The nearest orthogonal matrix, about, of a matrix (A, B), by Newton and Schulz's iteration.
+    """Approximates the nearest orthogonal matrix of a matrix (A, B) by Newton-Schulz iteration.
 
-    In bf16, as everywhere, but in fp32 on processors that imitate bf16; torch's own Muon is bf16 on those too.
+    In bf16, as is usual, but in fp32 on CPUs that emulate bf16; torch's Muon uses bf16 on those, too.
     """
     x = matrix.to(torch.bfloat16 if computes_bf16(matrix.device) else torch.float32)
     x = x.T if matrix.shape[0] > matrix.shape[1] else x
@@ -36,14 +36,14 @@ def orthogonalise(matrix: Tensor) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Of matrices alone; steps are as large as AdamW's, so that both can share a learning rate."""
+    """Muon for matrices; updates have the size of AdamW's, so that both can share a learning rate."""
 
     def __init__(self, matrices: list[Any], *, lr: float, weight_decay: float) -> None:
         super().__init__(matrices, {"lr": lr, "weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """One step."""
+        """Performs one step."""
         for group in self.param_groups:
             for matrix in group["params"]:
                 if matrix.grad is None:
@@ -51,7 +51,7 @@ class Muon(torch.optim.Optimizer):
                 state = self.state[matrix]
                 momentum = state.setdefault("momentum_buffer", torch.zeros_like(matrix))
                 momentum.lerp_(matrix.grad, 1 - _MOMENTUM)
-                if not group["lr"]:  # its time has not come, or is over
+                if not group["lr"]:  # outside its window of steps
                     continue
                 update = orthogonalise(matrix.grad.lerp(momentum, _MOMENTUM))
                 matrix.mul_(1 - group["lr"] * group["weight_decay"])
@@ -59,12 +59,12 @@ class Muon(torch.optim.Optimizer):
 
 
 class MuonAdamW(torch.optim.Optimizer):
-    """Two optimisers behind the interface of one."""
+    """Two optimisers with the interface of one."""
 
     def __init__(self, matrices: list[Any], others: list[Any], *, lr: float, weight_decay: float) -> None:
-        """Takes each parameter once. `matrices` are 2-D and decay, `others` do not; both use the same `lr`.
+        """Takes each parameter once. `matrices` are 2-D and have weight decay, `others` have none; both use `lr`.
 
-        Both are parameters, or groups of them as torch's optimisers take them.
+        Both are parameters or parameter groups, as for torch's optimisers.
         """
         self.parts = (
             Muon(matrices, lr=lr, weight_decay=weight_decay),
@@ -74,16 +74,16 @@ class MuonAdamW(torch.optim.Optimizer):
         self.param_groups = [group for part in self.parts for group in part.param_groups]
 
     def step(self, closure: Callable[[], float] | None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """One step of both."""
+        """Performs one step of both."""
         for part in self.parts:
             part.step(closure)
 
     def state_dict(self) -> dict[str, Any]:
-        """Both states."""
+        """Returns both states."""
         return {"parts": [part.state_dict() for part in self.parts]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Both states; the groups stay the ones the schedule knows."""
+        """Loads both states and keeps the parameter groups that the schedule uses."""
         for part, state in zip(self.parts, state_dict["parts"], strict=True):
             part.load_state_dict(state)
         self.param_groups = [group for part in self.parts for group in part.param_groups]

@@ -1,6 +1,6 @@
-"""What the training loop carries from step to step: model, optimiser and running mean.
+"""The state of the training loop: model, optimiser and running mean.
 
-Knows no Ray: the loop around it, which does, is `training.py`.
+Does not depend on Ray, unlike the loop around it in `loop.py`.
 """
 
 from __future__ import annotations
@@ -27,58 +27,58 @@ from weaksam.training.watch import Watch, check_finite, diverged
 Model = TypeVar("Model", bound=nn.Module)
 
 _OF_DEVICES = (torch.OutOfMemoryError, torch.AcceleratorError, torch.distributed.DistError)
-_LARGEST = 1e6  # weight of a network that can still be computed with
-_LEAST_SCALE = 1.0  # of the fp16 loss: below, a gradient that is not finite is not the scale's fault
+_LARGEST = 1e6  # maximum weight of a network with usable outputs
+_LEAST_SCALE = 1.0  # of the fp16 loss: below it, the scale does not explain a gradient that is not finite
 
 
 class TrainTask(Protocol[Model]):
-    """What is trained. Picklable; every method is called on the workers.
+    """A model, its data and its loss. Picklable; every method is called on the workers.
 
-    Every trainable parameter must take part in every loss: freeze what does not.
+    Every trainable parameter must take part in every loss: freeze the others.
     """
 
     @property
     def num_samples(self) -> int:
-        """Samples to train on."""
+        """Number of training samples."""
         ...
 
     def build_model(self) -> Model:
-        """The model on the CPU, in train mode; the same on every worker up to random values (rank 0's are used)."""
+        """Returns the model on the CPU, in train mode; equal on all workers up to random values (rank 0's are used)."""
         ...
 
     def build_optimizer(self, model: Model, *, lr: float, weight_decay: float) -> torch.optim.Optimizer:
-        """The optimiser; the schedule multiplies the `lr` that each group starts with.
+        """Returns the optimiser; the schedule multiplies each group's initial `lr`.
 
-        A group with a `window` (first, last) learns in these steps alone, with a schedule of its own over them; last
+        A group with a `window` (first, last) is trained only in these steps, with its own schedule over them; last
         None = to the end.
         """
         ...
 
     def load_batch(self, indices: np.ndarray, seeds: np.ndarray, pool: Executor) -> dict[str, Tensor]:
-        """CPU tensors of the samples `indices` (B,); `seeds` (B, 3) int64 seed each sample's augmentation.
+        """Returns CPU tensors of the samples `indices` (B,); `seeds` (B, 3) int64 seed each sample's augmentation.
 
         A task whose network draws random numbers adds `seed` (B,), see `models.noise.noise_seeds`.
 
-        Samples are read and decoded by the threads of `pool`. Where some may be unreadable, `left_out` (B,) uint8 says
-        which are and why (`data.images.left_out_codes`); they count for nothing in the loss.
+        Samples are read and decoded by the threads of `pool`. Where some may be unreadable, `left_out` (B,) uint8 holds
+        the reasons (`data.images.left_out_codes`); unreadable samples have weight 0 in the loss.
         """
         ...
 
     def loss(self, model: Model, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss *summed* over the samples of `batch`, and metrics summed likewise (no gradient).
+        """Returns the loss *summed* over the samples of `batch`, and metrics summed likewise (no gradient).
 
-        Nothing is drawn from torch's own generators: it would change with the workers.
+        It must not use torch's default generators, whose numbers would depend on the workers.
 
-        To what `load_batch` gave, `step` () int64 is added: the step of the training, from 0.
+        `batch` is the result of `load_batch` with `step` () int64, the step of the training, from 0.
         """
         ...
 
     def name_of(self, index: int) -> str:
-        """What people call a sample: its URI."""
+        """Returns the name of a sample for messages: its URI."""
         ...
 
     def validate(self, model: Model, pool: Executor) -> dict[str, float]:
-        """Scores on held-out data, on one worker, in eval mode without gradients; empty when there are none.
+        """Returns scores on held-out data, on one worker, in eval mode without gradients; empty without such data.
 
         Samples are read and decoded by the threads of `pool`.
         """
@@ -86,25 +86,25 @@ class TrainTask(Protocol[Model]):
 
 
 def draw_batch(seed: int, step: int, *, batch_size: int, num_samples: int) -> tuple[np.ndarray, np.ndarray]:
-    """The global batch of a step: every sample once before any comes again, in a new order each time round.
+    """Returns the global batch of a step: rounds over all samples, each in a new order.
 
     Returns:
         indices: (batch_size,) int64, samples.
-        seeds: (batch_size, 3) int64, (seed, round, index): what the randomness of a sample starts from.
+        seeds: (batch_size, 3) int64, (seed, round, index), the seeds of a sample's random numbers.
     """
     positions = np.arange(step * batch_size, (step + 1) * batch_size)
     rounds, offsets = np.divmod(positions, num_samples)
     indices = np.empty(batch_size, np.int64)
     for number in np.unique(rounds):
-        here = rounds == number
-        indices[here] = np.random.default_rng([seed, int(number)]).permutation(num_samples)[offsets[here]]
+        in_round = rounds == number
+        indices[in_round] = np.random.default_rng([seed, int(number)]).permutation(num_samples)[offsets[in_round]]
     return indices, np.stack([np.full_like(indices, seed), rounds, indices], 1)
 
 
 def lr_factor(settings: TrainSettings, step: int, window: tuple[int, int | None] = (0, None)) -> float:
-    """What the learning rate of a step is multiplied by: a linear rise, then half a cosine, or falls by 10.
+    """Returns the factor of a step's learning rate: linear warm-up, then half a cosine or divisions by 10.
 
-    In a `window` (first, last) of the steps as if these were all, outside it by 0; last None = to the end.
+    The schedule covers the `window` (first, last) of steps and is 0 outside; last None = to the end.
     """
     first, last = window
     if step < first or (last is not None and step >= last):
@@ -120,15 +120,15 @@ def lr_factor(settings: TrainSettings, step: int, window: tuple[int, int | None]
 
 
 def usable_precision(precision: Precision, device: torch.device) -> Precision:
-    """`precision`, or fp32 instead of a bf16 that the device would have to imitate."""
+    """Returns `precision`, or fp32 where the device would emulate bf16."""
     return "fp32" if precision == "bf16" and not computes_bf16(device) else precision
 
 
 @contextmanager
 def task_code(doing: str) -> Iterator[None]:
-    """Turns what a task's own code raises into TaskError: the same happens again, however often it is tried.
+    """Converts exceptions of a task's own code to TaskError, which is not retried.
 
-    Not errors that say who must act, nor those of memory, storage and devices, which may pass.
+    Except WeakSamErrors, which name the fix, and errors of memory, storage and devices, which may be temporary.
     """
     try:
         yield
@@ -139,7 +139,7 @@ def task_code(doing: str) -> Iterator[None]:
 
 
 class _Loss(nn.Module):
-    """A task's loss as `forward`, so that DDP prepares its reducer whichever parts of the model the task calls."""
+    """A task's loss as `forward`, so that DDP prepares its reducer for any parts of the model that the task calls."""
 
     def __init__(self, task: TrainTask[Any], model: nn.Module) -> None:
         super().__init__()
@@ -151,7 +151,7 @@ class _Loss(nn.Module):
 
 
 class TrainState:
-    """Everything a checkpoint holds: model, optimiser, scaler, running mean, step; and how one step changes it."""
+    """The contents of a checkpoint, which are model, optimiser, scaler, running mean and step, and their update."""
 
     def __init__(self, task: TrainTask[Any], settings: TrainSettings, device: torch.device) -> None:
         torch.manual_seed(settings.seed)
@@ -172,13 +172,13 @@ class TrainState:
         self._changing = [key for key in self.mean or {} if key not in frozen]
 
     def take_step(self, batches: Iterator[dict[str, Tensor]], count: int) -> dict[str, Tensor]:
-        """One optimiser step over this worker's `count` micro-batches; gives sums of metrics over its samples.
+        """Takes one optimiser step over this worker's `count` micro-batches; returns sums of metrics over its samples.
 
         Raises:
             DivergedError: the loss or the gradient of this step or one before it is not finite.
         """
         settings, sums = self.settings, {}
-        # DDP averages over workers what should be one mean over the global batch
+        # DDP averages over workers; the gradient must be one mean over the global batch
         scale = settings.resources.workers / settings.batch_size
         for i in range(count):
             batch = {key: value.to(self.device, non_blocking=True) for key, value in next(batches).items()}
@@ -194,7 +194,7 @@ class TrainState:
         return sums
 
     def _take_loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss; DivergedError where it cannot be computed because of what earlier steps made of the weights."""
+        """Returns the loss; raises DivergedError if it cannot be computed because the weights have diverged."""
         try:
             return self.loss(batch)
         except TaskError as error:
@@ -215,7 +215,7 @@ class TrainState:
         self._has_stepped = True
 
     def _update(self) -> Tensor:
-        """Moves the weights; gives the norm of the gradient, 0 where fp16 looks at the gradient itself."""
+        """Updates the weights; returns the norm of the gradient, 0 with fp16, whose scaler checks the gradient."""
         settings, norm = self.settings, torch.zeros((), device=self.device)
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * lr_factor(settings, self.step, group.get("window", (0, None)))
@@ -224,7 +224,7 @@ class TrainState:
             norm = nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip)
         elif not self.scaler.is_enabled():
             norm = nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
-        if self.scaler.is_enabled():  # it skips steps of which the scaled gradient overflows, to find its scale
+        if self.scaler.is_enabled():  # the scaler skips steps whose scaled gradient overflows, to find its scale
             norm = torch.zeros((), device=self.device)
         self._has_stepped = False
         self.scaler.step(self.optimizer)
@@ -242,23 +242,23 @@ class TrainState:
         return norm
 
     def _note_skipped(self) -> None:
-        """Counts a step that fp16 skipped; DivergedError when no scale of the loss can be the reason."""
+        """Counts a step that fp16 skipped; raises DivergedError when the loss scale cannot be the reason."""
         self.skipped += 1
         if self.scaler.get_scale() < _LEAST_SCALE:
             what = f"step {self.step + 1} of {self.settings.steps}: the gradient, whatever the loss is scaled by"
             raise diverged(self.settings, what)
 
     def check(self) -> None:
-        """Raises DivergedError unless all that a checkpoint holds is finite, as was every step up to now."""
+        """Raises DivergedError unless all contents of a checkpoint, and every step so far, are finite."""
         self.watch.look(wait=True)
         check_finite(self.settings, self.step, self._state())
 
     def weights(self) -> dict[str, Tensor]:
-        """What is handed on: the running mean where there is one."""
+        """Returns the resulting weights: the running mean if there is one."""
         return {key: value.contiguous() for key, value in (self.mean or self.model.state_dict()).items()}
 
     def validate(self, task: TrainTask[Any], pool: Executor) -> dict[str, float]:
-        """The task's scores of the weights that would be handed on now."""
+        """Returns the task's scores of the present `weights`."""
         model = copy.deepcopy(self.model)
         model.load_state_dict(self.weights())
         with torch.no_grad(), task_code("validate"):
@@ -278,7 +278,7 @@ class TrainState:
         torch.save(self._state(), Path(folder) / STATE)
 
     def restore(self, folder: str) -> None:
-        """Goes on from a checkpoint file.
+        """Restores a checkpoint file.
 
         Raises:
             BrokenCheckpointError: the file is missing, cut or altered.

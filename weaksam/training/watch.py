@@ -1,8 +1,7 @@
-"""Notices when a training is no longer finite, and says so before anything of it is written. Knows no Ray.
+"""Detects a training that is no longer finite, before its weights are written. Does not depend on Ray.
 
-A loss that is NaN raises nothing by itself: the optimiser makes every weight NaN, and an "ok" table without a single
-box is all that anybody sees. So each step notes its loss and the norm of its gradient on the device, and what is
-written is looked at first.
+A NaN loss raises no error by itself: the optimiser makes every weight NaN, and the result is an "ok" table without
+boxes. So each step records its loss and gradient norm on the device, and everything is checked before it is written.
 """
 
 from __future__ import annotations
@@ -19,11 +18,10 @@ from weaksam.training.settings import TrainSettings
 
 
 class Watch:
-    """Remembers the first step whose loss or gradient was not finite.
+    """Records the first step whose loss or gradient was not finite.
 
-    That costs no wait for the device: the answer is copied while it computes, and is read once it is there. A step or
-    two later is early enough, since `look(wait=True)` comes before anything is written. On a processor it is read at
-    once.
+    It does not wait for the device: the record is copied asynchronously and read after it has arrived. A step or two
+    later is early enough, since `look(wait=True)` runs before anything is written. On a CPU it is read at once.
     """
 
     def __init__(self, settings: TrainSettings, device: torch.device) -> None:
@@ -33,10 +31,10 @@ class Watch:
         self._copied: torch.cuda.Event | None = None
 
     def note(self, step: int, loss: Tensor, norm: Tensor) -> None:
-        """A step, from 0: its loss and the norm of its gradient, () each.
+        """Records a step, from 0: its loss and the norm of its gradient, () each.
 
         Raises:
-            DivergedError: this step, or one before whose answer has arrived, was not finite.
+            DivergedError: this step, or an earlier step whose record has arrived, was not finite.
         """
         loss, norm = loss.detach().float(), norm.detach().float()
         is_first = ~(loss.isfinite() & norm.isfinite()) & (self._first[0] < 0)
@@ -50,7 +48,7 @@ class Watch:
             self._copied.record()
 
     def look(self, *, wait: bool) -> None:
-        """Raises DivergedError when a step was not finite; `wait`: all steps up to now, not only those known of."""
+        """Raises DivergedError when a step was not finite; `wait` checks all steps so far, not only copied records."""
         if not wait and self._copied is None:
             return
         step, loss, norm = (self._first if wait else self._copy).tolist()
@@ -63,7 +61,7 @@ class Watch:
 
 
 def diverged(settings: TrainSettings, what: str) -> DivergedError:
-    """The error of a training that is no longer finite, with what to change."""
+    """Returns the error of a training that is no longer finite, with the settings to change."""
     clip = "set clip, e.g. 1.0" if settings.clip is None else f"lower clip (now {settings.clip:g})"
     precision = "" if settings.precision == "fp32" else f", or precision=fp32 (now {settings.precision})"
     return DivergedError(
@@ -73,16 +71,16 @@ def diverged(settings: TrainSettings, what: str) -> DivergedError:
 
 
 def check_finite(settings: TrainSettings, step: int, state: Mapping[str, Any]) -> None:
-    """Raises DivergedError when a tensor anywhere in what is to be written after `step` steps is not finite."""
+    """Raises DivergedError when any tensor of the state to be written after `step` steps is not finite."""
     named = [(name, value) for name, value in _tensors(state, "") if value.is_floating_point() and value.numel()]
-    flags = [value.isfinite().all() for _, value in named]  # all computed before the first is waited for
+    flags = [value.isfinite().all() for _, value in named]  # all are computed before the first is read
     wrong = [name for (name, _), flag in zip(named, flags, strict=True) if not flag]
     if wrong:
         raise diverged(settings, f"step {step} of {settings.steps}: {wrong[0]}, one of {len(wrong)} tensors of weights")
 
 
 def _tensors(state: Any, name: str) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of nested dicts and lists, with a name."""
+    """Yields every tensor of nested dicts and lists, with a name."""
     if isinstance(state, Tensor):
         yield name, state
     elif isinstance(state, Mapping):

@@ -1,7 +1,7 @@
-"""What a training wrote down, read back: rows of metrics, and samples that it left out. Knows no Ray and no torch.
+"""Reads the records of a training: rows of metrics, and samples left out. Imports neither Ray nor torch.
 
-Both files are for people and progress, and a store may have cut them: a line that cannot be read is left out with a
-warning, and never ends a training that its checkpoints could go on with.
+Both files are for users and progress, and a store may have cut them off: an unreadable line is skipped with a warning,
+and never ends a training that could resume from its checkpoints.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ log = logging.getLogger(__name__)
 
 
 def read_metrics(folder: str, *, warns: bool = True) -> list[dict[str, Any]]:
-    """The rows of metrics of a training's folder, in their order; NaN and infinity are None.
+    """Reads the rows of metrics of a training's folder, in their order; NaN and infinity are None.
 
     Raises:
-        StorageError: the file is there and cannot be read.
+        StorageError: the file exists and cannot be read.
     """
     rows = _read_rows(storage.join(folder, METRICS), _is_metrics, warns=warns)
     return [{key: _finite(value) for key, value in row.items()} for row in rows]
 
 
 def read_left_out(folder: str) -> list[dict[str, Any]]:
-    """What the training of a step's folder left out: `sample`, first `step`, `name` and `status` of each.
+    """Reads the samples left out of a training: `sample`, first `step`, `name` and `status` of each.
 
     Raises:
-        StorageError: the file is there and cannot be read.
+        StorageError: the file exists and cannot be read.
     """
     return _read_rows(storage.join(folder, LEFT_OUT), _is_left_out, warns=True)
 
@@ -44,7 +44,7 @@ def _read_rows(uri: str, is_row: Callable[[Any], bool], *, warns: bool) -> list[
         content = storage.read_replaceable(uri)
     except FileNotFoundError:
         return []
-    lines = [(i, one) for i, one in enumerate(content.decode(errors="replace").split("\n"), start=1) if one.strip()]
+    lines = [(i, line) for i, line in enumerate(content.decode(errors="replace").split("\n"), start=1) if line.strip()]
     read = [(number, _parse(line)) for number, line in lines]
     rows = [row for _, row in read if is_row(row)]
     broken = [number for number, row in read if not is_row(row)]

@@ -1,8 +1,8 @@
-"""Training a weakly supervised detector from image-level labels and proposals: the task the training loop runs.
+"""Training a weakly supervised detector from image-level labels and proposals: a task of the training loop.
 
-In: URIs of images, their labels and their proposals. Out: what `TrainTask` asks for. Knows no cluster.
-Every image is seen at a size of its own, so images of a batch go through the backbone one by one and their proposals
-through everything above it together.
+In: URIs of images, their labels and their proposals. Out: a `TrainTask`. Does not depend on the cluster.
+Every image has its own size, so images of a batch go through the backbone one by one, and their proposals through the
+layers above together.
 
 Axis legend: B images, N proposals of an image, H W pixels.
 """
@@ -36,19 +36,19 @@ _LEAST_RATING = 0.01  # SAM's ratings are not bounded
 
 @dataclass(frozen=True)
 class WsodRecipe:
-    """How images are varied and weights learn.
+    """Augmentation and optimisation.
 
     Attributes:
-        scales: lengths of the shorter side, one is drawn for each image; pixels.
-        max_side: the longer side is at most this.
-        flip: whether images are mirrored half of the time.
+        scales: lengths of the shorter side, drawn at random per image; pixels.
+        max_side: maximum of the longer side.
+        flip: whether images are mirrored with probability 1/2.
         min_side: smaller proposals are left out; pixels of the original image.
-        rating_power: of a proposal's rating in the competition for the image's label.
-        optimizer: `adam` has weight decay as a part of the gradient, as published; `adamw` apart from it; `muon` is for
-            the matrices of a `frozen_sam` backbone, with AdamW for the rest.
-        refine_lr: learning rate of the refinement heads, times the others'.
-        dropblock_lr: learning rate of the dropblock, times the others'.
-        second_pass: whether the dropblock learns in a pass of its own.
+        rating_power: exponent of a proposal's rating in the detection stream's softmax over proposals.
+        optimizer: `adam` adds weight decay to the gradient, as published; `adamw` decouples it; `muon` is for the
+            matrices of a `frozen_sam` backbone, with AdamW for the rest.
+        refine_lr: factor of the learning rate for the refinement heads.
+        dropblock_lr: factor of the learning rate for the dropblock.
+        second_pass: whether the dropblock is trained in its own pass.
     """
 
     scales: tuple[int, ...] = (480, 576, 688, 864, 1000, 1200)
@@ -71,10 +71,10 @@ class WsodTask:
 
     Attributes:
         make_net: builds the network with its starting weights; picklable.
-        uris: of the images.
+        uris: URIs of the images.
         labels: (images, C) bool.
-        read_boxes: gives the proposals of the images, in their order; picklable, called once on each worker.
-        recipe: of augmentation and optimisation.
+        read_boxes: returns the proposals of the images, in their order; picklable, called once on each worker.
+        recipe: augmentation and optimisation.
     """
 
     make_net: Callable[[], WsodNet]
@@ -104,19 +104,19 @@ class WsodTask:
 
     @property
     def num_samples(self) -> int:
-        """Images to learn from."""
+        """Number of training images."""
         return len(self.uris)
 
     def name_of(self, index: int) -> str:
-        """The URI of an image."""
+        """Returns the URI of an image."""
         return self.uris[index]
 
     def build_model(self) -> WsodNet:
-        """The network with its starting weights."""
+        """Returns the network with its starting weights."""
         return self.make_net().train()
 
     def build_optimizer(self, model: WsodNet, *, lr: float, weight_decay: float) -> torch.optim.Optimizer:
-        """Biases learn twice as fast and are not decayed, as in every published recipe; Muon's are like the rest."""
+        """Returns the optimiser; biases have twice the rate and no weight decay, as published, except with Muon."""
         if self.recipe.optimizer == "muon":
             inside = [p for p in model.roi_net.parameters() if p.requires_grad and p.ndim == 2]
             matrices = {id(p) for p in inside}
@@ -135,23 +135,23 @@ class WsodTask:
         return (torch.optim.Adam if self.recipe.optimizer == "adam" else torch.optim.AdamW)(groups, lr=lr)
 
     def load_batch(self, indices: np.ndarray, seeds: np.ndarray, pool: Executor) -> dict[str, Tensor]:
-        """What `loss` wants.
+        """Returns the inputs of `loss`.
 
         Returns:
-            `seed` (B,) int64, `weight` (B,) and `left_out` (B,), why an image could not be read, see
+            `seed` (B,) int64, `weight` (B,) and `left_out` (B,), the reason why an image could not be read, see
             `left_out_codes`; for image i `image/i` (3, H, W) uint8, `boxes/i` (N, 4) xyxy on it,
             `prior/i` (N,) logarithms, and `present/i` (P,) int64.
         """
-        _ = self._boxes  # read before the threads ask for them, each for itself
+        _ = self._boxes  # read once, before the threads use them
         read = list(pool.map(self._load, indices.tolist(), seeds))
-        rows = [_nothing() if one is None or isinstance(one, ImageError) else one for one in read]
+        rows = [_nothing() if row is None or isinstance(row, ImageError) else row for row in read]
         batch = {f"{key}/{i}": value for i, row in enumerate(rows) for key, value in row.items()}
         weights = [batch.pop(f"weight/{i}") for i in range(len(rows))]
         left_out = torch.from_numpy(left_out_codes(read))
         return batch | {"weight": torch.stack(weights), "left_out": left_out, "seed": noise_seeds(seeds)}
 
     def _load(self, index: int, seed: np.ndarray) -> dict[str, Tensor] | ImageError | None:
-        """A view with its proposals; None of an image that has none."""
+        """Returns a view with its proposals; None for an image without proposals."""
         rng, recipe = np.random.default_rng(seed), self.recipe
         boxes, ratings = self._boxes.of(index, min_side=recipe.min_side)
         if not len(boxes):
@@ -172,12 +172,12 @@ class WsodTask:
         }
 
     def loss(self, model: WsodNet, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Sum over images of all losses; an image that counts for nothing has weight 0."""
+        """Returns the sum over images of all losses, weighted; unreadable images have weight 0."""
         count = len(batch["weight"])
         keys = ("image", "boxes", "present", "prior")
         images, boxes, present, priors = ([batch[f"{key}/{i}"] for i in range(count)] for key in keys)
         generators = make_generators(batch["seed"].tolist(), images[0].device)
-        noise = SampleNoise(generators, [len(one) for one in boxes])
+        noise = SampleNoise(generators, [len(image_boxes) for image_boxes in boxes])
         losses, adverse = forward_losses(
             model, images, boxes, present, noise, priors, second_pass=self.recipe.second_pass
         )
@@ -189,12 +189,12 @@ class WsodTask:
         return total + (adverse - adverse.detach()), {key: value.detach() for key, value in sums.items()}
 
     def validate(self, model: WsodNet, pool: Executor) -> dict[str, float]:
-        """Nothing: without boxes there is nothing to measure, and labels are learnt by heart."""
+        """Returns no scores: there are no boxes to compare with, and labels are memorised."""
         return {}
 
 
 def _nothing() -> dict[str, Tensor]:
-    """A sample that counts for nothing: every weight takes part in every step."""
+    """Returns a sample of weight 0, since every parameter must take part in every step."""
     nothing = torch.tensor([[0.0, 0.0, 32.0, 32.0]])
     blank = torch.zeros(3, 64, 64, dtype=torch.uint8)
     none = {"prior": torch.zeros(1), "present": torch.zeros(0).long(), "weight": torch.tensor(0.0)}

@@ -116,14 +116,14 @@ def test_what_is_remembered_is_what_is_computed() -> None:
     net = CropNet(["efficientnet_lite0"], dim=8, crop=64).train()
     first = net.pool(waves(), BOXES)
     assert torch.equal(net.pool(waves(), BOXES), first)
-    net.seen.views.clear()
+    net.view_cache.views.clear()
     assert torch.equal(net.pool(waves(), BOXES), first)
 
 
 def test_a_view_that_is_not_remembered_is_rounded_too() -> None:
     net = CropNet(["efficientnet_lite0"], dim=8, crop=64).train()
     first = net.pool(waves(), BOXES)
-    net.seen = type(net.seen)(max_bytes=0)
+    net.view_cache = type(net.view_cache)(max_bytes=0)
     assert torch.equal(net.pool(waves(), BOXES), first)
 
 
@@ -155,7 +155,7 @@ def test_peaks_of_class_maps_lie_on_the_object() -> None:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert len(model.seen.views) == 24
+    assert len(model.view_cache.views) == 24
     rules = PeakPromptRules(scales=(1.0,), peaks={"coarse": PeakRule(17), "fine": PeakRule(17), "cross": PeakRule(17)})
     prompts, heatmaps = find_peak_prompts(model.eval(), pictures[0], [0], rules)
     assert prompts.probabilities[0] > 0.5 > prompts.probabilities[1]

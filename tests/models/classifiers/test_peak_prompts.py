@@ -11,8 +11,8 @@ from weaksam.models.classifiers.peak_prompts import (
     PeakPromptRules,
     PeakRule,
     choose_labels,
+    compute_views,
     find_peak_prompts,
-    look,
     make_heatmaps,
     shrink,
     view_size,
@@ -76,7 +76,9 @@ def test_without_any_kind_there_are_no_peaks(model: WeakTr) -> None:
 def test_a_mirrored_image_has_mirrored_heatmaps(model: WeakTr) -> None:
     image = picture(48, 64)
     labels = np.array([1, 3], np.int32)
-    one, other = (make_heatmaps(look(model, x, RULES), labels, (48, 64)) for x in (image, image[:, ::-1].copy()))
+    one, other = (
+        make_heatmaps(compute_views(model, x, RULES), labels, (48, 64)) for x in (image, image[:, ::-1].copy())
+    )
     for kind in KINDS:
         torch.testing.assert_close(one[kind], other[kind].flip(-1), rtol=1e-3, atol=1e-3)
 

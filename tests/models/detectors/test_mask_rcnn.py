@@ -93,7 +93,7 @@ def test_detections_are_best_first_with_masks_of_the_images_size() -> None:
         assert found.masks.dtype == torch.bool
         assert found.masks.shape == (len(found.boxes), *image.shape[1:])
         assert (found.scores.diff() <= 0).all()
-    for image, found in zip(images, tiny(found=DetectionFilter(1.0)).eval().detect(images), strict=True):
+    for image, found in zip(images, tiny(detection_filter=DetectionFilter(1.0)).eval().detect(images), strict=True):
         assert found.masks is not None
         assert found.masks.shape == (0, *image.shape[1:])
 

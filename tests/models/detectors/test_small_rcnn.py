@@ -31,7 +31,7 @@ def test_sees_a_region_as_the_weakly_supervised_detector_does() -> None:
     images, targets = squares_and_discs(2, side=64)
     net, other = make(depth=None), CropNet(dim=8, crop=32)
     other.sam.load_shipped()
-    net._see(images)
+    net._backbone_maps(images)
     seen = net.roi_heads.box_roi_pool({}, [one.boxes for one in targets], [(64, 64)] * 2)
     wanted = torch.cat([other.pool(image, one.boxes) for image, one in zip(images, targets, strict=True)])
     assert torch.allclose(seen, wanted, atol=1e-4)
@@ -86,13 +86,13 @@ def test_a_mirrored_image_has_mirrored_regions_whichever_is_seen_first() -> None
     (image, *_), (target, *_) = squares_and_discs(1, side=64)
     mirrored, boxes = image.flip(2), mirror_boxes(target.boxes, 64)
     one, other = make().train(), make().train()
-    first, second = one._look(image, target.boxes), one._look(mirrored, boxes)
-    turned, again = other._look(mirrored, boxes), other._look(image, target.boxes)
+    first, second = one._region_maps(image, target.boxes), one._region_maps(mirrored, boxes)
+    turned, again = other._region_maps(mirrored, boxes), other._region_maps(image, target.boxes)
     for a, b in zip([*first, *second], [*again, *turned], strict=True):
         assert torch.equal(a, b)
     assert torch.equal(mirror_boxes(first[0], 64), second[0])
     assert not torch.allclose(first[1], second[1])  # what is in them is seen mirrored
-    assert len(one.seen_regions.views) == 1
+    assert len(one.region_cache.views) == 1
 
 
 @pytest.mark.slow

@@ -122,9 +122,9 @@ def test_what_is_frozen_is_computed_once_for_a_view(monkeypatch: pytest.MonkeyPa
     monkeypatch.undo()
     assert not torch.equal(network.pool(image.flip(2), BOXES), first)
     assert not torch.equal(network.pool(image, BOXES.flip(0)), first)
-    network.seen.max_bytes = 0
+    network.view_cache.max_bytes = 0
     network.pool(make_image(1), BOXES)
-    assert len(network.seen.views) == 3
+    assert len(network.view_cache.views) == 3
     torch.testing.assert_close(network.eval().pool(image, BOXES), first)
 
 
@@ -132,7 +132,7 @@ def test_images_of_one_colour_are_not_taken_for_one_another() -> None:
     pyramid = SamPyramid().train()
     shapes = [[one.shape for one in pyramid(torch.zeros(1, 3, *hw))] for hw in ((32, 64), (64, 32), (32, 64))]
     assert shapes[0] == shapes[2] != shapes[1]
-    assert len(pyramid.seen.views) == 2
+    assert len(pyramid.view_cache.views) == 2
 
 
 def test_noise_of_a_sample_does_not_depend_on_its_neighbours() -> None:

@@ -13,7 +13,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from weaksam.sam.kernels import attention, drawing, passes, postprocess
+from weaksam.sam.kernels import attention, mask_head, passes, postprocess
 
 HALF = {"query", "key", "value", "rel_h", "rel_w", "mixed", "basis", "update", "matrix", "gram"}
 WHOLE = {"chosen": "*i64", "counts": "*i32", "boxes": "*i32", "row_taps": "*i32", "column_taps": "*i32"}
@@ -23,20 +23,20 @@ SIZES = {
     *("low_rows", "low_columns"),
 }
 LAYOUT = {"HEADS": 8, "TOKENS": 8, "CHANNELS": 128}
-READ = {"ROWS": 64, "CHANNELS": 128, "TILE": passes.READ_TILE}
+READ = {"ROWS": 64, "CHANNELS": 128, "TILE": passes.TOKEN_TO_IMAGE_TILE}
 
 
 def kernels() -> dict[str, tuple[Any, dict[str, Any], int]]:
     """Per name the kernel, its constants and warps."""
-    write = LAYOUT | {"TILE": passes.WRITE_TILE}
-    draw = {"NUM_MASKS": 3, "ROWS": 128, "CHANNELS": 64, "FINE": 32, "TILE": drawing.TILE}
+    write = LAYOUT | {"TILE": passes.IMAGE_TO_TOKEN_TILE}
+    predict = {"NUM_MASKS": 3, "ROWS": 128, "CHANNELS": 64, "FINE": 32, "TILE": mask_head.TILE}
     measure = {"ROWS": postprocess.ROWS, "COLUMNS": postprocess.COLUMNS, "LOW_COLUMNS": 256}
     found = {
-        "write first": (passes._write_first, write, passes.WARPS),
-        "write second": (passes._write_second, write, passes.WARPS),
-        "read one": (passes._read, READ | {"BOTH": False}, passes.WARPS),
-        "read both": (passes._read, READ | {"BOTH": True}, passes.WARPS),
-        "draw": (drawing._draw, draw, drawing.WARPS),
+        "image to token, first": (passes._image_to_token_first, write, passes.WARPS),
+        "image to token, second": (passes._image_to_token_second, write, passes.WARPS),
+        "token to image, one": (passes._token_to_image, READ | {"BOTH": False}, passes.WARPS),
+        "token to image, both": (passes._token_to_image, READ | {"BOTH": True}, passes.WARPS),
+        "predict": (mask_head._predict, predict, mask_head.WARPS),
         "measure": (postprocess._measure, measure, postprocess.WARPS),
     }
     for dim in (64, 80):
@@ -52,7 +52,9 @@ def kind_of(kernel: Any, name: str, half: str) -> str:
         return "constexpr"
     if name in WHOLE or name in NUMBERS or name in SIZES:
         return WHOLE.get(name) or NUMBERS.get(name) or "i32"
-    of_halves = name in HALF or (kernel.__name__ != "_draw" and name.startswith(("shared_", "gram", "value", "mixed")))
+    of_halves = name in HALF or (
+        kernel.__name__ != "_predict" and name.startswith(("shared_", "gram", "value", "mixed"))
+    )
     return f"*{half}" if of_halves else "*fp32"
 
 

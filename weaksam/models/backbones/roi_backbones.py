@@ -1,11 +1,11 @@
-"""What turns an image and boxes on it into one feature vector per box.
+"""Networks that turn an image and boxes on it into one feature vector per box.
 
-Each network has two halves, between which a detector may drop blocks: `pool(image, boxes)` gives a small map per box,
-`neck(pooled, noise)` a vector. Images are uint8 RGB; what a network wants instead (order of channels, mean, spread)
-belongs to its weights and is kept with it.
+Each network has two halves, between which a detector may drop blocks: `pool(image, boxes)` returns a small map per box,
+`neck(pooled, noise)` a vector. Images are uint8 RGB; the input format of a network (channel order, mean, standard
+deviation) belongs to its weights and is stored with it.
 
 Axis legend: N boxes, H W pixels, S side of a pooled map, D channels.
-Boxes are xyxy, absolute pixels of the image given, right and bottom exclusive.
+Boxes are xyxy, absolute pixels of the image, right and bottom exclusive.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torchvision.ops import FrozenBatchNorm2d, roi_pool
 
 from weaksam.models.backbones.frozen_sam import FrozenSam, cut_out
 from weaksam.models.backbones.lite0 import NAME, Lite0, normalise
-from weaksam.models.backbones.seen_views import SeenViews
+from weaksam.models.backbones.view_cache import ViewCache
 from weaksam.models.noise import SampleNoise, dropout
 from weaksam.ops.boxes import to_inclusive
 from weaksam.sam.build import PIXEL_MEAN, PIXEL_STD
@@ -52,18 +52,18 @@ class RoiNet(nn.Module):
         self.register_buffer("pixel_std", torch.tensor(std).view(3, 1, 1), persistent=False)
 
     def normalise(self, image: Tensor) -> Tensor:
-        """(1, 3, H, W) float of an image (3, H, W) uint8 RGB."""
+        """Normalises an image (3, H, W) uint8 RGB to (1, 3, H, W) float."""
         values = (image - self.pixel_mean) / self.pixel_std  # pyright: ignore[reportOperatorIssue]
         return (values.flip(0) if self.is_bgr else values)[None]
 
     def features(self, image: Tensor) -> Tensor:
-        """(1, D, h, w) feature map of a normalised image (1, 3, H, W)."""
+        """Returns the feature map (1, D, h, w) of a normalised image (1, 3, H, W)."""
         raise NotImplementedError
 
     def pool(self, image: Tensor, boxes: Tensor) -> Tensor:
-        """(N, D, S, S) of boxes (N, 4) on an image (3, H, W) uint8.
+        """Pools boxes (N, 4) on an image (3, H, W) uint8 to (N, D, S, S).
 
-        RoIPool, as everywhere in this literature: RoIAlign is reported to work worse (ppengtang/oicr, issue 14). It
+        RoIPool, as in all of this literature: RoIAlign is reported to work worse (ppengtang/oicr, issue 14). RoIPool
         counts right and bottom as inside.
         """
         maps = self.features(self.normalise(image))
@@ -71,7 +71,7 @@ class RoiNet(nn.Module):
         return roi_pool(maps, rois, (self.pooled_size, self.pooled_size), 1 / self.stride)
 
     def neck(self, pooled: Tensor, noise: SampleNoise | None = None) -> Tensor:
-        """(N, dim) of pooled maps (N, D, S, S); dropout when there is noise."""
+        """Returns (N, dim) of pooled maps (N, D, S, S); applies dropout when there is noise."""
         raise NotImplementedError
 
 
@@ -81,9 +81,9 @@ class DilatedVgg16(RoiNet):
     Keys are torchvision's.
 
     Args:
-        pixels: what the weights were trained on.
-        last_relu: whether conv5_3 is rectified before pooling; MIST's code leaves it out.
-        frozen_stages: groups of convolutions that are not trained, from the first.
+        pixels: pixel format the weights were trained on.
+        last_relu: whether a ReLU follows conv5_3 before pooling; MIST's code leaves it out.
+        frozen_stages: number of leading groups of convolutions that are not trained.
     """
 
     stride, pooled_channels, dim = 8, 512, 4096
@@ -92,7 +92,7 @@ class DilatedVgg16(RoiNet):
         super().__init__(pixels)
         network = vgg16(weights=None)
         layers = list(network.features.children())[:-1]
-        layers[23] = nn.Identity()  # pool4; keeps the places, so the keys, of what follows
+        layers[23] = nn.Identity()  # pool4; keeps the indices, so the keys, of later layers
         for place in (24, 26, 28):
             layers[place] = nn.Conv2d(512, 512, 3, padding=2, dilation=2)
         if not last_relu:
@@ -139,19 +139,19 @@ class ResNet50C5(RoiNet):
 
 
 class CropNet(RoiNet):
-    """Every box cut out of the image at one small size, frozen features of the crop, and two trained layers on them.
+    """Cuts every box out at one small size; two trained layers follow the frozen features of the crop.
 
-    For a few hundred images and no GPU: what an object looks like does not depend on its size, and frozen features tell
-    objects apart already, so little data goes a long way. While training, the features of a view are remembered.
-    D counts the channels of all maps; the maps of stride 32 are enlarged to the cells of those of stride 16.
+    For a few hundred images and no GPU: an object's appearance does not depend on its size, and frozen features already
+    separate objects, so little data suffices. While training, the features of a view are cached. D counts the channels
+    of all maps; maps of stride 32 are enlarged to the cells of stride 16.
 
     Args:
-        features: what sees the crops, side by side: `efficientnet_lite0`, which has learnt from ImageNet's photographs,
-            and `frozen_sam`, the small SAM, which has learnt from drawn scenes.
-        dim: of the two layers.
+        features: frozen networks on the crops, side by side: `efficientnet_lite0`, trained on ImageNet's photographs,
+            and `frozen_sam`, the small SAM, trained on drawn scenes.
+        dim: width of the two layers.
         crop: side of a crop, pixels; a multiple of the largest stride: 32 of `efficientnet_lite0`, 16 of `frozen_sam`.
-        margin: how much a box is enlarged to each side, as a share of its size.
-        drop: rate of the dropout after each trained layer.
+        margin: enlargement of a box on each side, as a share of its size.
+        drop: dropout rate after each trained layer.
     """
 
     def __init__(
@@ -164,57 +164,57 @@ class CropNet(RoiNet):
         drop: float = 0.2,
     ) -> None:
         super().__init__()
-        # Rounding keeps a few hundred photographs in memory; the small SAM's features take little.
+        # Half precision fits a few hundred photographs in memory; the small SAM's features are small.
         self._is_rounded = NAME in features
         self._names = [name for name, key in (("lite0", NAME), ("sam", "frozen_sam")) if key in features]
         if NAME in features:
             self.lite0 = Lite0()
         if "frozen_sam" in features:
             self.sam = FrozenSam("vit_xs", crop)
-        strides = [stride for one in self.frozen for stride in one.crop_strides]
-        self._channels = [channels for one in self.frozen for channels in one.crop_channels]
+        strides = [stride for network in self.frozen for stride in network.crop_strides]
+        self._channels = [channels for network in self.frozen for channels in network.crop_channels]
         self.stride, self.pooled_channels, self.pooled_size = 1, sum(self._channels), crop // min(strides)
         self._shrink = [stride // min(strides) for stride in strides]
         inputs = sum(c * (crop // stride) ** 2 for c, stride in zip(self._channels, strides, strict=True))
         self.dim, self.crop, self.margin, self.drop = dim, crop, margin, drop
         self.first = nn.Linear(inputs, dim)
         self.norm, self.second = nn.LayerNorm(dim), nn.Linear(dim, dim)
-        self.seen = SeenViews()
+        self.view_cache = ViewCache()
 
     @property
     def frozen(self) -> list[Lite0 | FrozenSam]:
-        """The networks that see the crops."""
+        """The frozen networks on the crops."""
         return [getattr(self, name) for name in self._names]
 
     def load_shipped(self) -> None:
-        """Takes the weights that the frozen networks are known with."""
-        for one in self.frozen:
-            one.load_shipped()
+        """Loads the published weights of the frozen networks."""
+        for network in self.frozen:
+            network.load_shipped()
 
     @torch.no_grad()
     def pool(self, image: Tensor, boxes: Tensor) -> Tensor:
         if not self.training:
-            return self._join(self._see(image, boxes))
-        return self._join(self.seen.recall([image, boxes], lambda: self._rounded(self._see(image, boxes))))
+            return self._join(self._crop_maps(image, boxes))
+        return self._join(self.view_cache.recall([image, boxes], lambda: self._rounded(self._crop_maps(image, boxes))))
 
-    def _see(self, image: Tensor, boxes: Tensor) -> list[Tensor]:
-        """The maps of all frozen networks, fine and coarse."""
+    def _crop_maps(self, image: Tensor, boxes: Tensor) -> list[Tensor]:
+        """Returns the maps of all frozen networks, fine and coarse."""
         maps = []
-        for one in self.frozen:
-            crops = self.cut_out(image, boxes, one)
-            parts = [one.crop_maps(part) for part in crops.split(one.at_once(crops.device))]
+        for network in self.frozen:
+            crops = self.cut_out(image, boxes, network)
+            parts = [network.crop_maps(part) for part in crops.split(network.at_once(crops.device))]
             maps += [torch.cat(levels) for levels in zip(*parts, strict=True)]
         return maps
 
     def _rounded(self, maps: list[Tensor]) -> list[Tensor]:
-        return [one.half() for one in maps] if self._is_rounded else maps
+        return [level.half() for level in maps] if self._is_rounded else maps
 
     def _join(self, maps: list[Tensor]) -> Tensor:
-        """(N, D, S, S) float32 of maps of several strides."""
-        return torch.cat([_enlarge(one.float(), self.pooled_size) for one in maps], 1)
+        """Joins maps of several strides to (N, D, S, S) float32."""
+        return torch.cat([_enlarge(level.float(), self.pooled_size) for level in maps], 1)
 
     def cut_out(self, image: Tensor, boxes: Tensor, network: Lite0 | FrozenSam) -> Tensor:
-        """(N, 3, crop, crop) of boxes (N, 4) on an image (3, H, W) uint8, normalised; zeros beyond the image."""
+        """Cuts boxes (N, 4) out of an image (3, H, W) uint8: (N, 3, crop, crop), normalised, zeros beyond the image."""
         pixels = normalise(image, network.mean, network.std)[None]
         return cut_out(pixels, [boxes], self.crop, self.margin)
 
@@ -230,12 +230,12 @@ def _enlarge(maps: Tensor, side: int) -> Tensor:
 
 
 def load_imagenet(network: RoiNet, state: Mapping[str, Tensor]) -> list[str]:
-    """Loads a classifier of ImageNet into `network`: each of its own keys from the one that ends alike.
+    """Loads an ImageNet classifier into `network`; keys are matched by their ends.
 
     torchvision's files number fc6 and fc7 classifier.0 and .3, files from Caffe (Johnson's) .1 and .4.
 
     Returns:
-        keys of the network that `state` has nothing for.
+        keys of the network that `state` lacks.
 
     Raises:
         ValueError: a key's shape does not fit.
@@ -247,12 +247,12 @@ def load_imagenet(network: RoiNet, state: Mapping[str, Tensor]) -> list[str]:
     for key in list(renamed):
         renamed[_STEM.get(key.split(".")[0], "") + key] = renamed[key]
     own = network.state_dict()
-    found = {key: renamed[name] for key in own if (name := key.removeprefix("body.")) in renamed}
-    for key, value in found.items():
+    matches = {key: renamed[name] for key in own if (name := key.removeprefix("body.")) in renamed}
+    for key, value in matches.items():
         if own[key].shape != value.shape:
             raise ValueError(f"{key} must be {tuple(own[key].shape)}, the file has {tuple(value.shape)}")
-    network.load_state_dict(found, strict=False)
-    return sorted(own.keys() - found.keys())
+    network.load_state_dict(matches, strict=False)
+    return sorted(own.keys() - matches.keys())
 
 
 _KINDS = ("weight", "bias")

@@ -1,1 +1,1 @@
-"""Which classes an image holds, and where they show."""
+"""Classifiers of images, with class maps."""

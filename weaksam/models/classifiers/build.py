@@ -15,19 +15,19 @@ Classifier = WeakTr | CamClassifier
 
 
 def kind_of(backbone: str) -> type[Classifier]:
-    """What stands on a backbone."""
+    """Returns the classifier class of a backbone."""
     return CamClassifier if backbone == lite0.NAME else WeakTr
 
 
 def build_classifier(backbone: str, num_classes: int, *, gated: bool = False, fine_of: FineOf = "both") -> Classifier:
-    """A classifier with random weights, in train mode, on the CPU; `gated` and `fine_of` are WeakTr's."""
+    """Returns a classifier with random weights, in train mode, on the CPU; `gated` and `fine_of` are WeakTr's."""
     if backbone == lite0.NAME:
         return CamClassifier(num_classes)
     return weaktr_weights.build_weaktr(backbone, num_classes, gated=gated, fine_of=fine_of)
 
 
 def load_pretrained(model: Classifier, backbone: str) -> None:
-    """Starts `model` from the weights its backbone is known with."""
+    """Loads the published weights of the backbone into `model`."""
     if isinstance(model, CamClassifier):
         model.load_pretrained()
     else:
@@ -37,10 +37,10 @@ def load_pretrained(model: Classifier, backbone: str) -> None:
 def load_trained(
     path: Path, backbone: str, num_classes: int, *, gated: bool = False, fine_of: FineOf = "both"
 ) -> Classifier:
-    """A classifier that `train_classifier` finished, float32, in eval mode, without gradients, on the CPU.
+    """Returns a finished classifier of `train_classifier`, float32, in eval mode, without gradients, on the CPU.
 
     Raises:
-        WeightsError: the file cannot be read, or does not hold all of it.
+        WeightsError: the file cannot be read, or lacks weights.
     """
     if backbone != lite0.NAME:
         return weaktr_weights.load_trained(path, backbone, num_classes, gated=gated, fine_of=fine_of)
@@ -55,5 +55,5 @@ def load_trained(
 
 
 def depth_of(backbone: str) -> int:
-    """Layers of a transformer; 0 where there is none."""
+    """Returns the number of transformer layers; 0 for a backbone without a transformer."""
     return CamClassifier.depth if backbone == lite0.NAME else weaktr_weights.size_of(backbone).depth

@@ -1,6 +1,6 @@
 """A classifier on the frozen features of EfficientNet-Lite0: class activation maps of its last two stages.
 
-For photographs and no GPU: nothing but two small heads is trained, and the features of a picture are remembered.
+For photographs and no GPU: only two small heads are trained, and the features of a picture are cached.
 The image-level logit of a class is a soft maximum over its map, so a map need not be high everywhere on an image that
 holds the class: an object is small in most photographs.
 Source: class activation maps, Zhou et al. 2016, arXiv 1512.04150; log-sum-exp pooling, Pinheiro and Collobert 2015,
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from weaksam.models.backbones.lite0 import CHANNELS, MEAN, STD, Lite0
-from weaksam.models.backbones.seen_views import SeenViews
+from weaksam.models.backbones.view_cache import ViewCache
 from weaksam.models.classifiers.weaktr import Logits, Maps
 
 _HIDDEN = 128
@@ -26,7 +26,7 @@ _SHARPNESS = 2.0  # of the soft maximum: 0 would be the mean
 
 
 class CamClassifier(nn.Module):
-    """Which classes an image holds, and where: `coarse` maps have a stride of 32, `fine` maps see both stages at 16.
+    """Classifies an image and locates its classes: `coarse` maps have stride 32, `fine` maps use both stages at 16.
 
     Args:
         num_classes: C.
@@ -41,36 +41,36 @@ class CamClassifier(nn.Module):
         self.lite0 = Lite0()
         _, _, _, fine, coarse = CHANNELS
         self.coarse, self.fine = _Head(coarse, num_classes), _Head(fine + coarse, num_classes)
-        self.seen = SeenViews()
+        self.view_cache = ViewCache()
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return self.coarse.classes.weight.device
 
     def load_pretrained(self) -> None:
-        """Takes the weights that the frozen network is known with."""
+        """Loads the published weights of the frozen network."""
         self.lite0.load_shipped()
 
     def forward(self, images: Tensor, keep: Tensor | None = None) -> Logits:
-        """Image-level logits of the coarse maps (`cls`) and of the fine maps (`patch`).
+        """Returns image-level logits of the coarse maps (`cls`) and of the fine maps (`patch`).
 
         Args:
             images: (B, 3, H, W) float, normalised by `mean` and `std`.
-            keep: not used: there are no residual branches to leave out.
+            keep: unused: there are no residual branches to drop.
         """
-        coarse, fine = self._read(self._features(images))
+        coarse, fine = self._class_maps(self._features(images))
         return Logits(soft_maximum(coarse), soft_maximum(fine), None)
 
     @torch.no_grad()
     def find_maps(self, images: Tensor, *, cross_layers: Sequence[int]) -> Maps:
-        """Maps of every class, and no cross maps, whatever layers are asked for."""
-        coarse, fine = self._read(self.lite0.crop_maps(images))
+        """Returns maps of every class, and no cross maps: `cross_layers` is ignored."""
+        coarse, fine = self._class_maps(self.lite0.crop_maps(images))
         cross = fine.new_zeros(len(fine), 0, *fine.shape[1:])
         return Maps(soft_maximum(coarse), coarse, fine, cross)
 
-    def _read(self, features: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Coarse and fine class maps of the features of strides 16 and 32."""
+    def _class_maps(self, features: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Returns coarse and fine class maps of the features of strides 16 and 32."""
         fine, coarse = features
         enlarged = F.interpolate(coarse, size=fine.shape[2:], mode="bilinear", align_corners=False)
         return self.coarse(coarse), self.fine(torch.cat([fine, enlarged], 1))
@@ -78,11 +78,11 @@ class CamClassifier(nn.Module):
     def _features(self, images: Tensor) -> list[Tensor]:
         if not self.training:
             return self.lite0.crop_maps(images)
-        rows = [self.seen.recall([one], lambda one=one: self._rounded(one)) for one in images]
+        rows = [self.view_cache.recall([image], lambda image=image: self._rounded(image)) for image in images]
         return [torch.stack(maps).float() for maps in zip(*rows, strict=True)]
 
     def _rounded(self, image: Tensor) -> list[Tensor]:
-        """The features of one image in half precision, which are remembered."""
+        """Returns the features of one image in half precision, for the cache."""
         return [maps[0].half() for maps in self.lite0.crop_maps(image[None])]
 
 
@@ -98,6 +98,6 @@ class _Head(nn.Module):
 
 
 def soft_maximum(maps: Tensor) -> Tensor:
-    """(B, C) of maps (B, C, h, w): between the mean and the maximum of each."""
+    """Returns (B, C) of maps (B, C, h, w): a value between the mean and the maximum of each map."""
     cells = maps.shape[2] * maps.shape[3]
     return (torch.logsumexp(_SHARPNESS * maps.flatten(2).float(), 2) - math.log(cells)) / _SHARPNESS

@@ -1,10 +1,10 @@
-"""From an image to what a classifier knows of it: which classes it holds, and the points where they are.
+"""Class labels and peak points of an image, from a classifier's heatmaps.
 
 In: an RGB image and, on training splits, its image-level labels. Out: labels, heatmaps and peaks, in pixels of the
 image. Source: WeakSAM (arXiv 2402.14812), section 3.2. All kinds of heatmap come from one set of forwards: each scale
 is one forward of the image and its mirror image.
 
-Axis legend: C classes, c classes looked at, K cross maps of a class, h w patches, H W pixels, P peaks.
+Axis legend: C classes, c chosen classes, K cross maps of a class, h w patches, H W pixels, P peaks.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ _NO_PEAKS = (np.zeros((0, 2), np.float32), np.zeros(0, np.int32), np.zeros(0, np
 
 @dataclass(frozen=True)
 class PeakRule:
-    """What is a peak of one kind of heatmap.
+    """Rule for the peaks of one kind of heatmap.
 
     Attributes:
-        kernel: side of the window a peak is the maximum of, in pixels of the heatmap.
-        threshold: lowest value of a peak, of a heatmap in [0, 1].
-        max_peaks: of one heatmap.
-        collapse_plateaus: a plateau is one peak; otherwise each of its pixels counts.
+        kernel: side of the window in which a peak is the maximum, in pixels of the heatmap.
+        threshold: minimum value of a peak, of a heatmap in [0, 1].
+        max_peaks: maximum number of peaks of one heatmap.
+        collapse_plateaus: whether a plateau is one peak; otherwise each of its pixels counts.
         cluster: peaks of a class (`per_class`) or of all classes together (`pooled`) are replaced by cluster centres.
-        peaks_per_cluster: on average.
+        peaks_per_cluster: average number of peaks of a cluster.
         centre: `member`, the peak nearest to the mean, or the `mean` itself.
     """
 
@@ -56,15 +56,15 @@ class PeakRule:
 
 @dataclass(frozen=True)
 class PeakPromptRules:
-    """How images are looked at.
+    """Rules for views, labels and peaks.
 
     Attributes:
-        scales: of the views.
-        max_side: longer images are shrunk to this before anything else, which bounds time and memory; pixels.
-        snap: sides of views are rounded to whole patches; otherwise maps drift by up to 13 px.
-        label_threshold: a class whose probability is above this is taken to be there, where labels are not given.
+        scales: scales of the views.
+        max_side: larger images are first shrunk to this longer side, which bounds time and memory; pixels.
+        snap: whether sides of views are rounded to whole patches; otherwise maps drift by up to 13 px.
+        label_threshold: probability above which a class counts as present, for images without labels.
         cross_layers: 0-based layers of the cross maps.
-        peaks: rule of each kind of heatmap looked at.
+        peaks: rule of each kind of heatmap to use.
     """
 
     scales: tuple[float, ...] = (1.0, 0.8, 1.2)
@@ -83,10 +83,10 @@ class PeakPromptRules:
 
 @dataclass(frozen=True)
 class PeakPrompts:
-    """What was found on one image.
+    """Labels and peaks of one image.
 
     Attributes:
-        labels: (c,) int32 classes looked at, rising.
+        labels: (c,) int32 chosen classes, rising.
         probabilities: (C,) float32.
         points: (P, 2) float32 peaks, x then y, pixels of the image.
         point_labels: (P,) int32 class of each; -1 where classes were pooled.
@@ -104,7 +104,7 @@ class PeakPrompts:
 
 @dataclass(frozen=True)
 class Views:
-    """Maps of one image at patch resolution, a tensor per scale, the mirror image added to it.
+    """Maps of one image at patch resolution: a tensor per scale, the sum with the mirrored view.
 
     Attributes:
         probabilities: (C,) float32, of the mean logits of all views.
@@ -115,7 +115,7 @@ class Views:
     maps: dict[str, list[Tensor]]
 
 
-def look(model: Classifier, image: np.ndarray, rules: PeakPromptRules) -> Views:
+def compute_views(model: Classifier, image: np.ndarray, rules: PeakPromptRules) -> Views:
     """Runs the classifier on every view of an image.
 
     Args:
@@ -131,56 +131,56 @@ def look(model: Classifier, image: np.ndarray, rules: PeakPromptRules) -> Views:
         resized = np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC))
         view = normalise(resized, mean=model.mean, std=model.std)
         pair = torch.from_numpy(np.stack([view, view[:, :, ::-1]])).to(device)
-        seen = model.find_maps(pair, cross_layers=layers)
-        logits.append(seen.logits)
+        view_maps = model.find_maps(pair, cross_layers=layers)
+        logits.append(view_maps.logits)
         for kind in maps:
-            found = seen.cross.transpose(1, 2) if kind == "cross" else getattr(seen, kind).unsqueeze(2)
-            maps[kind].append(found[0] + found[1].flip(-1))
+            pair_maps = view_maps.cross.transpose(1, 2) if kind == "cross" else getattr(view_maps, kind).unsqueeze(2)
+            maps[kind].append(pair_maps[0] + pair_maps[1].flip(-1))
     return Views(torch.cat(logits).float().mean(0).sigmoid().cpu().numpy(), maps)
 
 
 def view_size(hw: tuple[int, ...], scale: float, patch: int, *, snap: bool) -> tuple[int, int]:
-    """(height, width) of a view; without `snap`, at least one patch a side."""
+    """Returns (height, width) of a view; without `snap`, at least one patch a side."""
     if snap:
         return snap_to_patches((hw[0], hw[1]), scale=scale, patch=patch)
     return max(patch, round(hw[0] * scale)), max(patch, round(hw[1] * scale))
 
 
 def choose_labels(probabilities: np.ndarray, *, threshold: float) -> np.ndarray:
-    """(c,) int32 classes taken to be there: all above the threshold, or the likeliest one.
+    """Returns (c,) int32 classes counted as present: all above the threshold, else the most probable.
 
-    Differs from the published code, which asks the next view when no class passes and gives up after the last.
+    Differs from the published code, which tries the next view when no class passes and returns none after the last.
     """
     labels = np.flatnonzero(probabilities > threshold)
     return (labels if len(labels) else np.array([probabilities.argmax()])).astype(np.int32)
 
 
 def make_heatmaps(views: Views, labels: np.ndarray, size: tuple[int, int]) -> dict[str, Tensor]:
-    """(c, K, H, W) float32 in [0, 1] per kind, of the classes `labels` alone: enlarging is what costs."""
-    found = {}
+    """Returns (c, K, H, W) float32 in [0, 1] per kind, only of the classes `labels`, since enlarging is expensive."""
+    heatmaps = {}
     for kind, scales in views.maps.items():
         index = torch.as_tensor(labels, dtype=torch.long, device=scales[0].device)
-        chosen = [one[index] for one in scales]
-        merged = fuse_views([one.flatten(0, 1) for one in chosen], size)
-        found[kind] = merged.unflatten(0, chosen[0].shape[:2])
-    return found
+        chosen = [maps[index] for maps in scales]
+        merged = fuse_views([maps.flatten(0, 1) for maps in chosen], size)
+        heatmaps[kind] = merged.unflatten(0, chosen[0].shape[:2])
+    return heatmaps
 
 
 def find_peak_prompts(
     model: Classifier, image: np.ndarray, labels: Sequence[int] | None, rules: PeakPromptRules
 ) -> tuple[PeakPrompts, dict[str, Tensor]]:
-    """Labels and peaks of an image, and the heatmaps they come from.
+    """Returns labels and peaks of an image, and their heatmaps.
 
     Args:
         model: in eval mode.
         image: (H, W, 3) uint8 RGB.
-        labels: classes known to be there; None asks the classifier.
+        labels: known classes of the image; None uses the classifier's.
 
     Returns:
-        the prompts, and `make_heatmaps` at the resolution peaks were looked for.
+        the prompts, and the result of `make_heatmaps` at the resolution of the peak search.
     """
     small = shrink(image, rules.max_side)
-    views = look(model, small, rules)
+    views = compute_views(model, small, rules)
     if labels is None:
         chosen = choose_labels(views.probabilities, threshold=rules.label_threshold)
     else:
@@ -193,7 +193,7 @@ def find_peak_prompts(
 
 
 def shrink(image: np.ndarray, max_side: int) -> np.ndarray:
-    """The image, or a smaller copy whose longer side is `max_side`."""
+    """Returns the image, or a smaller copy whose longer side is `max_side`."""
     factor = max_side / max(image.shape[:2])
     if factor >= 1:
         return image
@@ -204,16 +204,16 @@ def shrink(image: np.ndarray, max_side: int) -> np.ndarray:
 def _peaks_of(
     kind: str, heatmaps: Tensor, labels: np.ndarray, rule: PeakRule, factor: np.ndarray
 ) -> tuple[np.ndarray, ...]:
-    """Points, their classes, scores and kinds of one kind of heatmap (c, K, H, W)."""
-    found = find_peaks(
+    """Returns points, their classes, scores and kinds for one kind of heatmap (c, K, H, W)."""
+    peaks = find_peaks(
         heatmaps.flatten(0, 1),
         kernel=rule.kernel,
         threshold=rule.threshold,
         max_peaks=rule.max_peaks,
         collapse_plateaus=rule.collapse_plateaus,
     )
-    points, scores = found.points.astype(np.float32), found.scores
-    classes = labels[found.maps // max(heatmaps.shape[1], 1)].astype(np.int32)
+    points, scores = peaks.points.astype(np.float32), peaks.scores
+    classes = labels[peaks.maps // max(heatmaps.shape[1], 1)].astype(np.int32)
     if rule.cluster != "off":
         groups = np.full_like(classes, -1) if rule.cluster == "pooled" else classes
         points, scores, classes = cluster_peaks(

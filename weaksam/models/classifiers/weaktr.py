@@ -1,9 +1,9 @@
-"""WeakTr: a vision transformer with one class token per class that says which classes an image holds, and where.
+"""WeakTr: a vision transformer with one class token per class, which classifies an image and locates its classes.
 
 Source: WeakTr (arXiv 2304.01184) as WeakSAM (arXiv 2402.14812) uses it; module names are those of the published
-checkpoints. Four departures, each named where it is made: the fusion of attention maps is their plain mean unless the
-published gate is asked for, attention is reduced layer by layer instead of being kept whole, which samples skip a
-residual branch is decided by the caller, and a small variant for the demo world stands on a SAM.
+checkpoints. Four departures, each named in the code: attention maps are fused by their plain mean unless the
+published gate is enabled, attention is reduced layer by layer instead of being stored, the caller decides which samples
+skip a residual branch, and a small variant for the demo world uses a SAM as its patch embedding.
 
 Axis legend: B images, C classes, h w patches (P = h w), N = C + P tokens, D channels, L layers, A heads of a layer.
 """
@@ -40,12 +40,12 @@ class WeakTrSize:
 
 @dataclass(frozen=True)
 class Logits:
-    """What the network says about which classes are there; each (B, C) float.
+    """Image-level logits, each (B, C) float.
 
     Attributes:
         cls: mean channel of each class token.
         patch: mean of the coarse map before its ReLU.
-        fine: mean of the fine map; trains nothing but the gate, so it is None without one.
+        fine: mean of the fine map; trains only the gate, so it is None without a gate.
     """
 
     cls: Tensor
@@ -55,12 +55,12 @@ class Logits:
 
 @dataclass(frozen=True)
 class Maps:
-    """What the network says about where classes are, at patch resolution, not normalised.
+    """Class maps at patch resolution, not normalised.
 
     Attributes:
-        logits: (B, C) of the class tokens.
+        logits: (B, C) logits of the class tokens.
         coarse: (B, C, h, w) class activation map.
-        fine: (B, C, h, w) coarse map times cross attention, or one of them alone, spread by patch attention.
+        fine: (B, C, h, w) coarse map times cross attention, or one of them, propagated by patch attention.
         cross: (B, K, C, h, w) attention of class tokens to patches, a map per head of each chosen layer.
     """
 
@@ -71,7 +71,7 @@ class Maps:
 
 
 class PatchEmbed(nn.Module):
-    """Non-overlapping patches to tokens: (B, 3, H, W) to (B, h, w, D); pixels that fill no patch are not seen."""
+    """Embeds non-overlapping patches: (B, 3, H, W) to (B, h, w, D); pixels beyond the last whole patch are ignored."""
 
     def __init__(self, dim: int, patch: int) -> None:
         super().__init__()
@@ -82,7 +82,7 @@ class PatchEmbed(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention that can show its weights."""
+    """Multi-head self-attention that can expose its weights."""
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
@@ -103,7 +103,7 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two linear layers, four times as wide between them."""
+    """Two linear layers with a hidden layer four times as wide."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -136,7 +136,7 @@ class AttentionGate(nn.Module):
     """The published adaptive fusion: a weight in (0, 1) per head and layer, made from the mean of each attention map.
 
     Rows of attention sum to one, so that mean is 1 / N for every map of every image: the gate depends on the number of
-    tokens alone and the maps are not needed. Channels are head-major: head * L + layer.
+    tokens only and the maps are not needed. Channels are head-major: head * L + layer.
     """
 
     def __init__(self, channels: int) -> None:
@@ -159,7 +159,7 @@ class WeakTr(nn.Module):
         num_classes: C, one class token each.
         size: of the transformer.
         gated: fuse attention maps by the published gate instead of their mean.
-        fine_of: what patch attention spreads to make the fine map: the coarse map times cross attention, or one alone.
+        fine_of: input of patch attention for the fine map: the coarse map times cross attention, or one of them.
     """
 
     mean, std = IMAGE_MEAN, IMAGE_STD  # of pixels in [0, 1]
@@ -182,7 +182,7 @@ class WeakTr(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return self.cls_token.device
 
     def _initialise(self) -> None:
@@ -198,16 +198,16 @@ class WeakTr(nn.Module):
 
         Args:
             images: (B, 3, H, W) float, normalised; sides of at least one patch.
-            keep: (B, L, 2) factors of the residual branches (stochastic depth, already divided by the chance to
-                keep). Given from outside, so that what a sample sees depends on the sample and not on its worker.
+            keep: (B, L, 2) factors of the residual branches (stochastic depth, already divided by the keep
+                probability). An argument, so that they depend on the sample and not on its worker.
         """
         columns, rows = [], []
 
         def watch(weights: Tensor) -> None:
             classes = self.num_classes
-            seen = weights.detach()
-            columns.append(seen[:, :, classes:, classes:].mean(2))  # of all that is needed of P x P, its column means
-            rows.append(seen[:, :, :classes, classes:])
+            attention = weights.detach()
+            columns.append(attention[:, :, classes:, classes:].mean(2))  # only the column means of P x P are needed
+            rows.append(attention[:, :, :classes, classes:])
 
         x, hw = self._run(images, keep, watch if self.adaptive_attention_fusion else None)
         cls, activation = self._read(x, hw)
@@ -222,11 +222,11 @@ class WeakTr(nn.Module):
 
     @torch.no_grad()
     def find_maps(self, images: Tensor, *, cross_layers: Sequence[int]) -> Maps:
-        """Maps of every class.
+        """Returns maps of every class.
 
         Args:
             images: (B, 3, H, W) float, normalised.
-            cross_layers: 0-based layers whose heads give the cross maps, in rising order.
+            cross_layers: 0-based layers of the cross maps' heads, in rising order.
         """
         classes, layers = self.num_classes, set(cross_layers)
         mean, rows, for_layer = images.new_zeros(()), [], iter(range(self.size.depth))
@@ -248,14 +248,14 @@ class WeakTr(nn.Module):
         return Maps(logits, coarse, fine.unflatten(2, hw), cross.unflatten(3, hw))
 
     def _fused(self, cross: Tensor, coarse: Tensor) -> Tensor:
-        """What patch attention is to spread, of two maps (B, C, P)."""
+        """Returns the input of patch attention, of two maps (B, C, P)."""
         return {"both": lambda: cross * coarse, "coarse": lambda: coarse, "cross": lambda: cross}[self.fine_of]()
 
     def _num_patches(self, images: Tensor) -> int:
         return (images.shape[2] // self.size.patch) * (images.shape[3] // self.size.patch)
 
     def _gates(self, num_tokens: int) -> Tensor:
-        """(L, A) weights of the attention maps."""
+        """Returns (L, A) weights of the attention maps."""
         depth, heads = self.size.depth, self.size.heads
         if self.adaptive_attention_fusion is None:
             # Differs from the published code, whose gate stays at its random start with the published checkpoints
@@ -266,7 +266,7 @@ class WeakTr(nn.Module):
     def _run(
         self, images: Tensor, keep: Tensor | None, show: Callable[[Tensor], None] | None
     ) -> tuple[Tensor, tuple[int, int]]:
-        """Tokens (B, N, D) after the last layer, and (h, w)."""
+        """Returns tokens (B, N, D) after the last layer, and (h, w)."""
         patches = self.patch_embed(images)
         hw = (patches.shape[1], patches.shape[2])
         x = torch.cat([self.cls_token.expand(len(images), -1, -1), patches.flatten(1, 2)], 1)
@@ -276,15 +276,15 @@ class WeakTr(nn.Module):
         return x, hw
 
     def _read(self, x: Tensor, hw: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """Logits (B, C) of the class tokens and the activation map (B, C, h, w)."""
+        """Returns logits (B, C) of the class tokens and the activation map (B, C, h, w)."""
         patches = x[:, self.num_classes :].transpose(1, 2).unflatten(2, hw)
         return x[:, : self.num_classes].mean(-1), self.head(patches)
 
 
 def resize_positions(pos_embed: Tensor, num_classes: int, hw: tuple[int, int]) -> Tensor:
-    """Position embedding (1, C + P, D) for another patch grid; the part of the class tokens stays.
+    """Resizes a position embedding (1, C + P, D) to another patch grid; the class tokens' part is unchanged.
 
-    Bicubic by the factor (side + 0.1) / grid that published checkpoints were used with: resizing to the exact size
+    Bicubic, by the factor (side + 0.1) / grid of the published checkpoints: resizing to the exact size
     instead moves entries by 0.1 to 0.2.
     """
     patches = pos_embed[:, num_classes:]

@@ -1,7 +1,7 @@
 """Sizes and starting weights of WeakTr: any plain timm ViT, a published WeakTr checkpoint, or the demo's own.
 
-A state dict is fitted key by key; what stays at its random start and what was not used is told, what cannot fit is an
-error that names it.
+A state dict is matched key by key. Missing and unused keys are logged; a key that does not fit raises an error that
+names it.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ _NAMED = 5
 
 
 def size_of(backbone: str) -> WeakTrSize:
-    """The size of a backbone.
+    """Returns the size of a backbone.
 
     Args:
-        backbone: `frozen_sam`, or the name of a timm ViT that is plain: one class token, no layer scale, no registers.
+        backbone: `frozen_sam`, or the name of a plain timm ViT: one class token, no layer scale, no registers.
 
     Raises:
         ConfigError: there is no such model, or WeakTr cannot be built on it.
@@ -51,34 +51,34 @@ def size_of(backbone: str) -> WeakTrSize:
     theirs = {key for key in vit.state_dict() if key.startswith(("blocks.", "patch_embed."))}
     if own != theirs:
         raise ConfigError(
-            f"backbone {backbone!r} is no plain ViT: it has {_some(sorted(theirs - own))} and lacks "
-            f"{_some(sorted(own - theirs))}: choose one such as deit_small_patch16_224"
+            f"backbone {backbone!r} is no plain ViT: it has {_first_names(sorted(theirs - own))} and lacks "
+            f"{_first_names(sorted(own - theirs))}: choose one such as deit_small_patch16_224"
         )
     return size
 
 
 def build_weaktr(backbone: str, num_classes: int, *, gated: bool = False, fine_of: FineOf = "both") -> WeakTr:
-    """A WeakTr with random weights, in train mode, on the CPU."""
+    """Returns a WeakTr with random weights, in train mode, on the CPU."""
     return WeakTr(num_classes, size_of(backbone), gated=gated, fine_of=fine_of)
 
 
 def load_trained(
     path: Path, backbone: str, num_classes: int, *, gated: bool = False, fine_of: FineOf = "both"
 ) -> WeakTr:
-    """A WeakTr that `train_classifier` finished, float32, in eval mode, without gradients, on the CPU.
+    """Returns a finished WeakTr of `train_classifier`, float32, in eval mode, without gradients, on the CPU.
 
     Raises:
-        WeightsError: the file cannot be read, or does not hold all of it.
+        WeightsError: the file cannot be read, or lacks weights.
     """
     model = build_weaktr(backbone, num_classes, gated=gated, fine_of=fine_of)
     missing, _ = load_state(model, read_state(path), where=str(path))
     if missing:
-        raise WeightsError(f"{path}: no finished classifier, it lacks {_some(missing)}: run its step again")
+        raise WeightsError(f"{path}: no finished classifier, it lacks {_first_names(missing)}: run its step again")
     return model.float().eval().requires_grad_(False)
 
 
 def load_pretrained(model: WeakTr, backbone: str) -> None:
-    """Starts `model` from the weights of its backbone: timm's, or for `frozen_sam` those of the shipped SAM."""
+    """Loads the weights of the backbone into `model`: timm's, or for `frozen_sam` the shipped SAM's."""
     if isinstance(model.patch_embed, SamStem):
         model.patch_embed.load_shipped()
     else:
@@ -86,7 +86,7 @@ def load_pretrained(model: WeakTr, backbone: str) -> None:
 
 
 def load_file(model: WeakTr, path: Path, *, class_rows: Sequence[int] | None = None) -> None:
-    """Starts `model` from a file: a WeakTr checkpoint or the state dict of a ViT.
+    """Loads a file into `model`: a WeakTr checkpoint or the state dict of a ViT.
 
     Raises:
         WeightsError: it cannot be read, or does not fit.
@@ -98,61 +98,61 @@ def load_file(model: WeakTr, path: Path, *, class_rows: Sequence[int] | None = N
 def load_state(
     model: WeakTr, state: dict[str, Tensor], *, where: str, class_rows: Sequence[int] | None = None
 ) -> tuple[list[str], list[str]]:
-    """Fits a state dict to `model` and loads it.
+    """Adapts a state dict to `model` and loads it.
 
     A ViT has one class token: each class starts as a copy of it. A checkpoint with more classes than `class_rows` names
     gives those rows (published COCO checkpoints have 90 classes, of which the dataset uses 80).
 
     Returns:
-        missing keys, which keep their random start, and unexpected ones, which are not used; both are logged too.
+        missing keys, which keep their random values, and unexpected keys, which are not used; both are logged.
 
     Raises:
         WeightsError: a layer of the transformer is missing, a shape differs, or the classes do not match.
     """
-    wanted = model.state_dict()
+    expected = model.state_dict()
     fitted = _fit_classes(dict(state), model, where, class_rows)
-    missing = [key for key in wanted if key not in fitted]
-    unexpected = [key for key in fitted if key not in wanted]
+    missing = [key for key in expected if key not in fitted]
+    unexpected = [key for key in fitted if key not in expected]
     misshaped = [
-        f"{key} is {tuple(fitted[key].shape)} instead of {tuple(wanted[key].shape)}"
-        for key in wanted
-        if key in fitted and fitted[key].shape != wanted[key].shape
+        f"{key} is {tuple(fitted[key].shape)} instead of {tuple(expected[key].shape)}"
+        for key in expected
+        if key in fitted and fitted[key].shape != expected[key].shape
     ]
     needed = [key for key in missing if key.startswith(("blocks.", "patch_embed.", "pos_embed", "cls_token"))]
     if needed or misshaped:
-        faults = [f"missing {_some(needed)}"] * bool(needed) + [_some(misshaped)] * bool(misshaped)
+        faults = [f"missing {_first_names(needed)}"] * bool(needed) + [_first_names(misshaped)] * bool(misshaped)
         raise WeightsError(
             f"{where}: does not fit the classifier: {'; '.join(faults)}: set the backbone it was made for"
         )
     for what, keys in (("not in it, left at their start", missing), ("in it but not used", unexpected)):
         if keys:
-            log.info("%s: %s: %s", where, what, _some(keys))
-    model.load_state_dict({key: value for key, value in fitted.items() if key in wanted}, strict=False)
+            log.info("%s: %s: %s", where, what, _first_names(keys))
+    model.load_state_dict({key: value for key, value in fitted.items() if key in expected}, strict=False)
     return missing, unexpected
 
 
 def _fit_classes(
     state: dict[str, Tensor], model: WeakTr, where: str, class_rows: Sequence[int] | None
 ) -> dict[str, Tensor]:
-    """`state` with the class tokens, their positions and the head for the classes of `model`."""
+    """Returns `state` with class tokens, their positions and the head for the classes of `model`."""
     classes = model.num_classes
     if state.get("head.weight", torch.zeros(0)).ndim != 4:  # a ViT's own classifier
         state = {key: value for key, value in state.items() if not key.startswith(("head.", "head_dist.", "fc_norm."))}
     tokens = state.get("cls_token")
     if tokens is None or "pos_embed" not in state:
         return state
-    found = tokens.shape[1]
-    if found == 1 and classes != 1:
+    file_classes = tokens.shape[1]
+    if file_classes == 1 and classes != 1:
         rows = [0] * classes
     else:
-        rows = list(class_rows) if class_rows is not None else list(range(found))
-    if len(rows) != classes or max(rows) >= found:
+        rows = list(class_rows) if class_rows is not None else list(range(file_classes))
+    if len(rows) != classes or max(rows) >= file_classes:
         raise WeightsError(
-            f"{where}: has {found} classes, the dataset has {classes}: name the row of each class in class_rows"
+            f"{where}: has {file_classes} classes, the dataset has {classes}: name the row of each class in class_rows"
         )
     positions = state["pos_embed"]
     state["cls_token"] = tokens[:, rows]
-    state["pos_embed"] = torch.cat([positions[:, rows], positions[:, found:]], 1)
+    state["pos_embed"] = torch.cat([positions[:, rows], positions[:, file_classes:]], 1)
     return state | {key: state[key][rows] for key in ("head.weight", "head.bias") if key in state}
 
 
@@ -174,6 +174,6 @@ def _build_timm(name: str, *, pretrained: bool = False) -> Any:
     return vit
 
 
-def _some(names: Sequence[str]) -> str:
+def _first_names(names: Sequence[str]) -> str:
     rest = len(names) - _NAMED
     return (", ".join(names[:_NAMED]) or "nothing") + (f" and {rest} more" if rest > 0 else "")

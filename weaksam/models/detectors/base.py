@@ -1,7 +1,7 @@
-"""What every detector that learns from boxes is given and gives, and how images become a batch.
+"""The interface of detectors that learn from boxes, and the batching of images.
 
 Axis legend: B images, H W pixels, G objects of an image, K detections of an image.
-Boxes are xyxy, absolute pixels of the image given, float32, right and bottom exclusive.
+Boxes are xyxy, absolute pixels of the image, float32, right and bottom exclusive.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["Batch", "Detections", "Detector", "Normaliser", "Targets"]
 class Detections(NamedTuple):
     """Detections of an image, best first: boxes (K, 4) float32, classes (K,) int64, scores (K,) float32 in 0..1.
 
-    And masks (K, H, W) bool, of a detector that makes some.
+    And masks (K, H, W) bool, for detectors with masks.
     """
 
     boxes: Tensor
@@ -32,14 +32,14 @@ class Detections(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Images made one tensor: pixels (B, 3, H, W) float32, padded with zeros; sizes, (height, width) of each."""
+    """A batch of images: pixels (B, 3, H, W) float32, padded with zeros; sizes, (height, width) of each."""
 
     pixels: Tensor
     sizes: list[tuple[int, int]]
 
     @property
     def inside(self) -> Tensor:
-        """(B, H, W) bool, where there is image and no padding."""
+        """Mask (B, H, W) bool of the pixels that are no padding."""
         height, width = self.pixels.shape[2:]
         rows, columns = (torch.arange(n, device=self.pixels.device) for n in (height, width))
         sizes = torch.tensor(self.sizes, device=self.pixels.device)
@@ -50,13 +50,13 @@ class Detector(nn.Module):
     """Base of the detectors.
 
     The loss of an image depends on no other image of its batch, up to the order of floating-point sums: its random
-    numbers come from its own generator, and it is padded as it would be alone. So the losses of a batch are the sums of
-    those of its parts, whatever workers and micro-batches it is cut into. A detector of which this is not true says so.
+    numbers come from its own generator, and its padding does not depend on the batch. So the losses of a batch are the
+    sums of the losses of its parts, for any workers and micro-batches. Exceptions are documented at the detector.
 
     Attributes:
         num_classes: C.
-        learns_masks: whether every object needs a mask to learn from.
-        normaliser: makes images a batch.
+        learns_masks: whether training needs a mask of every object.
+        normaliser: normalises and batches images.
     """
 
     num_classes: int
@@ -70,20 +70,20 @@ class Detector(nn.Module):
         step: int,
         generators: Sequence[torch.Generator] | None = None,
     ) -> dict[str, Tensor]:
-        """Every loss of a training step, each the sum over images, differentiable; and numbers for the log.
+        """Returns losses summed over images, with gradients, and further values for the log.
 
-        The names of losses start with `loss`; whatever has another name is not learnt from. Every trainable weight
-        takes part in every call.
+        Names of losses start with `loss`; values of other names are only logged. Every trainable weight takes part in
+        every call.
 
         Args:
             images: B of (3, H, W) uint8 RGB, of any sizes, on the detector's device.
-            targets: B, there too.
-            step: of the training, from 0.
-            generators: B, there too; whatever is random about an image is drawn from its generator. Left out: new ones,
-                which torch's own generator of the processor seeds.
+            targets: B, on the same device.
+            step: step of the training, from 0.
+            generators: B, on the same device; the random numbers of an image come from its generator. None creates
+                new generators, seeded by torch's default CPU generator.
 
         Raises:
-            ValueError: a target cannot be learnt from, see `check_targets`.
+            ValueError: a target is invalid, see `check_targets`.
         """
         check_targets(images, targets, self.num_classes, with_masks=self.learns_masks)
         if generators is None:
@@ -98,25 +98,25 @@ class Detector(nn.Module):
         return {key: torch.stack([part[key] for part in parts]).sum() for key in parts[0]}
 
     def _padded_size(self, image: Tensor) -> tuple[int, int]:
-        """Height and width of an image with padding; images that have them in common are computed together."""
+        """Returns height and width of an image with padding; images of the same padded size are computed together."""
         return self.normaliser.padded_size([image])
 
     def _losses(
         self, images: Sequence[Tensor], targets: Sequence[Targets], step: int, generators: Sequence[torch.Generator]
     ) -> dict[str, Tensor]:
-        """`losses` of images with one `_padded_size` and of targets that have been checked."""
+        """Implements `losses` for images of one `_padded_size` and checked targets."""
         raise NotImplementedError
 
     def detect(self, images: Sequence[Tensor], mask_sizes: Sequence[tuple[int, int]] | None = None) -> list[Detections]:
-        """The detections of each of B images (3, H, W) RGB of 0..255, in the pixels of that image. In eval mode.
+        """Returns detections of each of B images (3, H, W) RGB of 0..255, in the pixels of that image. In eval mode.
 
-        Masks, of a detector that makes some, are drawn at `mask_sizes`, (height, width) that each image is stretched
-        to, or at its own: an image seen smaller than it is wants no masks that were made smaller first.
+        Masks have `mask_sizes`, a (height, width) per image, or the size of the image. A resized image so gets masks at
+        its original resolution.
         """
         raise NotImplementedError
 
     def load_pretrained(self, weights: str | None) -> None:
-        """Starts the backbone from a file at a URI, or from the weights it is known with.
+        """Loads the backbone from a file at a URI, or its published weights.
 
         Raises:
             WeightsError: the file lacks weights of the backbone, or they have other shapes.
@@ -126,18 +126,18 @@ class Detector(nn.Module):
                 load_from(module, weights)
 
     def early_parameters(self) -> tuple[list[nn.Parameter], int]:
-        """Weights that learn in the first so many steps, and all others after those; as a rule there are none."""
+        """Returns parameters trained only during the first N steps, before all others, and N; none by default."""
         return [], 0
 
     def backbone_parameters(self) -> Iterator[nn.Parameter]:
-        """The weights of the backbone, which start from those of another task."""
+        """Yields the parameters of the backbone, which are pretrained on another task."""
         for module in self.modules():
             if isinstance(module, Pyramid):
                 yield from module.parameters()
 
 
 class Normaliser(nn.Module):
-    """Images (3, H, W) uint8 RGB as one batch of the mean and standard deviation that a backbone wants.
+    """Batches images (3, H, W) uint8 RGB, normalised for a backbone.
 
     Args:
         pyramid: the backbone.
@@ -154,7 +154,7 @@ class Normaliser(nn.Module):
         self.register_buffer("std", torch.tensor(pyramid.std).view(3, 1, 1), persistent=False)
 
     def padded_size(self, images: Sequence[Tensor]) -> tuple[int, int]:
-        """Height and width of the batch."""
+        """Returns height and width of the batch."""
         sides = zip(*(image.shape[1:] for image in images), strict=True)
         height, width = (-(-max(side) // self.multiple) * self.multiple for side in sides)
         return height, width

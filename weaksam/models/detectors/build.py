@@ -17,10 +17,10 @@ from weaksam.models.detectors.rules import DetectionFilter
 
 
 def build_untrained(spec: DetectorSpec, rules: DetectionFilter | None = None) -> Detector:
-    """The network with random weights; `rules` say which of its boxes are detections, as published if left out.
+    """Returns the network with random weights; `rules` select its detections, by default the published rules.
 
     Raises:
-        ValueError: there is no such model, or it cannot have the backbone.
+        ValueError: there is no such model, or it does not support the backbone.
     """
     kind = kind_of(spec.model)
     if spec.backbone not in kind.backbones:
@@ -30,7 +30,7 @@ def build_untrained(spec: DetectorSpec, rules: DetectionFilter | None = None) ->
 
 
 def build_to_train(spec: DetectorSpec) -> Detector:
-    """The network with the weights that its training starts from.
+    """Returns the network with its starting weights.
 
     Raises:
         WeightsError: a file lacks weights of the backbone, or has some that do not fit.
@@ -44,16 +44,16 @@ def build_to_train(spec: DetectorSpec) -> Detector:
 
 
 def build_trained(spec: DetectorSpec, path: str | Path, rules: DetectionFilter | None = None) -> Detector:
-    """The network of a finished `train_detector` step, in eval mode; `path` is that of its weights."""
+    """Returns the network of a finished `train_detector` step, in eval mode; `path` is its weights file."""
     network = build_untrained(spec, rules)
     network.load_state_dict(load_file(path))
     return network.eval()
 
 
 def load_detector(network: Detector, state: Mapping[str, Tensor], *, where: str) -> None:
-    """Takes the weights of a detector that is a part of `network`: Faster R-CNN's for Mask R-CNN, or all of the same.
+    """Loads weights of a detector that is a part of `network`: Faster R-CNN's for Mask R-CNN, or the same model's.
 
-    What `network` has beyond it stays as it is.
+    Further weights of `network` are unchanged.
 
     Raises:
         WeightsError: a weight is not in `network` or has another shape there; `where` names the file.

@@ -1,4 +1,4 @@
-"""How the deformable attention of transformers starts, in whichever of its classes (arXiv 2010.04159)."""
+"""Initial weights of transformers' deformable attention layers, of any class (arXiv 2010.04159)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 
 @torch.no_grad()
 def start_attention(layer: Any) -> None:
-    """Starting weights of a layer: each head first looks in a direction of its own, point by point on."""
+    """Initialises a layer: each head samples along its own direction, each point one step further."""
     turns = torch.arange(layer.n_heads) * (2 * math.pi / layer.n_heads)
     ways = torch.stack([turns.cos(), turns.sin()], 1)
     ways = ways / ways.abs().amax(1, keepdim=True)

@@ -1,7 +1,7 @@
 """DINO: a DETR with mixed query selection, look forward twice and contrastive denoising (arXiv 2203.03605).
 
 Axis legend: B images, S cells of all levels, Q queries, N noisy queries, C classes, D channels.
-Boxes are cxcywh in sizes of the image; at the edge, in `Targets` and `Detections`, xyxy pixels.
+Boxes are normalised cxcywh; in `Targets` and `Detections` they are xyxy pixels.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from weaksam.models.detectors.dino_loss import denoising_loss, matched_losses
 from weaksam.models.detectors.normalized_boxes import best_detections, inverse_sigmoid, take, to_relative
 from weaksam.ops.roi_drop import NO_DROP, RoiDropRules
 
-_SURELY_NOT = -30.0  # logit of a place that only fills up the choice
+_SURELY_NOT = -30.0  # logit of a padding query
 
 
 @dataclass(frozen=True)
 class DinoSize:
-    """How large a DINO is; the defaults are the published ones with ResNet-50 and 4 levels.
+    """Sizes of a DINO; the defaults are the published values with ResNet-50 and 4 levels.
 
     Attributes:
         dim: D, a multiple of 4 and of `heads`.
-        heads, points: of attention; points per head and level.
+        heads, points: attention heads, and points per head and level.
         encoder_layers, decoder_layers, ffn: numbers of layers, and width of their inner layer.
-        levels: of cells; more than the pyramid has maps (3 at most are taken) are made from its last map.
+        levels: number of levels; levels beyond the pyramid's maps (at most 3 are used) are made from its last map.
         queries: Q.
-        num_denoising: noisy queries of each kind per image, about. 0 = no denoising.
+        num_denoising: approximate number of noisy queries of each kind per image. 0 = no denoising.
         label_noise, box_noise: see `noise_objects`.
-        detections: per image, at most.
+        detections: maximum number per image.
     """
 
     dim: int = 256
@@ -63,7 +63,7 @@ class Chosen(NamedTuple):
 
 
 class Answers(NamedTuple):
-    """Of each layer of the decoder logits (B, Q + N, C) and boxes (B, Q + N, 4), and the encoder's choice."""
+    """Logits (B, Q + N, C) and boxes (B, Q + N, 4) of each decoder layer, and the encoder's best cells."""
 
     logits: list[Tensor]
     boxes: list[Tensor]
@@ -73,17 +73,17 @@ class Answers(NamedTuple):
 class Dino(Detector):
     """The detector.
 
-    Losses of a batch are published as divided by its number of objects, averaged over GPUs. Here each image's are
-    divided by a constant instead, so that neither the size of a batch nor the number of workers changes a step.
+    The published code divides the losses of a batch by its number of objects, averaged over GPUs. This class divides
+    the losses of each image by a constant, so that neither batch size nor number of workers changes a step.
 
     Args:
         pyramid: the backbone, kept as `pyramid`; its last three maps are used.
         num_classes: C.
-        size: how large.
-        boxes_per_image: mean number of objects of a training image: losses are divided by it (those of noisy queries
-            by the groups of the image too).
-        drop: which matched queries of the decoder are not learnt from; the class loss compared is the focal one,
-            the box loss L1 in sizes of the image.
+        size: sizes of the network.
+        boxes_per_image: mean number of objects of a training image, which divides the losses; losses of noisy queries
+            are also divided by the groups of the image.
+        drop: rule that drops losses of matched decoder queries; it compares the focal class loss and the L1 loss of
+            normalised boxes.
     """
 
     def __init__(
@@ -123,20 +123,20 @@ class Dino(Detector):
         return Answers(logits, boxes, chosen)
 
     def _choose(self, cells: Cells, memory: Tensor) -> Chosen:
-        """The Q cells surest of a class, each with a box around it, twice as large on each coarser level.
+        """Returns the Q cells of the highest class scores, each with a box around it, twice as large per coarser level.
 
-        What lies on the edge or in the padding is not chosen; where no more is left, a box that says nothing is.
+        Cells at the edge or in the padding are not chosen; missing cells are filled up with uninformative boxes.
         """
         sides = (0.05 * 2.0**cells.levels).clamp(max=0.9)[:, None].expand(len(memory), -1, 2)
         around = torch.cat([cells.centres, sides], 2)
         may_be = cells.inside & ((around > 0.01) & (around < 0.99)).all(2)
-        told = self.proposal(memory)
-        logits = self.proposal_class(told).float()
+        projected = self.proposal(memory)
+        logits = self.proposal_class(projected).float()
         surest = logits.detach().amax(2).masked_fill(~may_be, -torch.inf)
         surest = F.pad(surest, (0, max(self.size.queries - surest.shape[1], 0)), value=-torch.inf)
         best, rows = surest.topk(self.size.queries, dim=1)
         rows, is_none = rows.clamp(max=memory.shape[1] - 1), (best == -torch.inf)[..., None]
-        boxes = self.proposal_box(take(told, rows)) + inverse_sigmoid(take(around, rows))
+        boxes = self.proposal_box(take(projected, rows)) + inverse_sigmoid(take(around, rows))
         return Chosen(take(logits, rows).masked_fill(is_none, _SURELY_NOT), boxes.float().masked_fill(is_none, 0.0))
 
     def _losses(
@@ -146,10 +146,10 @@ class Dino(Detector):
 
         Returns:
             `loss_class`, `loss_box`, `loss_giou` of the last layer; `loss_aux` of the other layers, `loss_encoder`,
-            `loss_denoising`; with RoI drop `dropped_class` and `dropped_box`, how many terms of all layers.
+            `loss_denoising`; with RoI drop `dropped_class` and `dropped_box`, the dropped terms of all layers.
         """
         batch, size = self.normaliser(images), self.size
-        known = [to_relative(one, hw) for one, hw in zip(targets, batch.sizes, strict=True)]
+        known = [to_relative(image_targets, hw) for image_targets, hw in zip(targets, batch.sizes, strict=True)]
         noised = None
         if size.num_denoising:
             noise = {"label_noise": size.label_noise, "box_noise": size.box_noise}
@@ -160,7 +160,7 @@ class Dino(Detector):
         chosen = answers.chosen
         encoder = matched_losses(chosen.logits, chosen.boxes.sigmoid(), known, NO_DROP, step)
         zero = encoder.total.new_zeros(())
-        denoising = zero if self.noisy_content is None else self.noisy_content.weight.sum() * 0  # takes part always
+        denoising = zero if self.noisy_content is None else self.noisy_content.weight.sum() * 0  # always takes part
         if noised is not None:
             pairs = [denoising_loss(logits[:, num:], boxes[:, num:], noised, known) for logits, boxes in layers]
             denoising = denoising + torch.stack(pairs).sum()
@@ -172,11 +172,11 @@ class Dino(Detector):
             "loss_encoder": encoder.total,
             "loss_denoising": denoising,
         }
-        told = {name: loss / self.boxes_per_image for name, loss in losses.items()}
+        result = {name: loss / self.boxes_per_image for name, loss in losses.items()}
         if self.drop.gate != "off":
-            told["dropped_class"] = torch.stack([part.dropped_classes for part in parts]).sum()
-            told["dropped_box"] = torch.stack([part.dropped_boxes for part in parts]).sum()
-        return told
+            result["dropped_class"] = torch.stack([part.dropped_classes for part in parts]).sum()
+            result["dropped_box"] = torch.stack([part.dropped_boxes for part in parts]).sum()
+        return result
 
     @torch.no_grad()
     def detect(self, images: Sequence[Tensor], mask_sizes: Sequence[tuple[int, int]] | None = None) -> list[Detections]:

@@ -1,11 +1,11 @@
-"""Contrastive denoising: noisy copies of an image's objects as queries whose answer is known beforehand (DINO).
+"""Contrastive denoising: noisy copies of an image's objects as queries with known targets (DINO).
 
-A group holds each object twice: little noise, to be put right, and much noise, to be called background. Groups do not
-see one another, so each is a try of its own. An image's groups depend on no other image of its batch: the function in
-transformers takes their number from the image with most objects and lets objects see the filler of the others.
+A group holds each object twice: with little noise, to be corrected, and with much noise, to be classified as
+background. Groups do not attend to one another. An image's groups depend on no other image of its batch: the function
+in transformers takes their number from the image with most objects and lets objects attend to padding.
 
-Axis legend: B images, G objects of an image, N noisy queries of an image (filled up to the most in the batch), Q other
-queries. Boxes are cxcywh in sizes of the image.
+Axis legend: B images, G objects of an image, N noisy queries of an image (padded to the maximum of the batch), Q other
+queries. Boxes are normalised cxcywh.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from torchvision.ops import box_convert
 from weaksam.models.detectors.base import Targets
 from weaksam.models.detectors.normalized_boxes import inverse_sigmoid
 
-FILLER = -1  # group of a slot that holds nothing
-_OTHERS = -2  # group of the queries that are no noisy copies
+FILLER = -1  # group of an empty slot
+_OTHERS = -2  # group of the other queries
 
 
 class Noised(NamedTuple):
     """Noisy queries.
 
     Attributes:
-        classes: (B, N) int64, what the query claims to be.
-        references: (B, N, 4) logits of where it claims to be.
-        objects: (B, N) int64, the object it is to become, -1 = background.
+        classes: (B, N) int64, noisy class of the query.
+        references: (B, N, 4) logits of the noisy box.
+        objects: (B, N) int64, target object of the query, -1 = background.
         groups: (B, N) int64 from 0, or FILLER.
     """
 
@@ -42,13 +42,13 @@ class Noised(NamedTuple):
 
     @property
     def num_groups(self) -> Tensor:
-        """(B,) int64 of each image, at least 1."""
+        """Number of groups of each image, (B,) int64, at least 1."""
         return (self.groups.amax(1) + 1).clamp(min=1)
 
     def visible(self, others: int) -> Tensor:
-        """(B, 1, Q + N, Q + N) bool, what a query (row) may look at, with Q = `others` in front of the noisy ones.
+        """Returns the attention mask (B, 1, Q + N, Q + N) bool of queries (rows); Q = `others` are in front.
 
-        The others see themselves alone, for at test time there is nothing else; a noisy query sees them and its group.
+        The others attend only to one another, as at test time; a noisy query attends to them and its group.
         """
         ids = torch.nn.functional.pad(self.groups, (others, 0), value=_OTHERS)
         return ((ids[:, None, :] == ids[:, :, None]) | (ids[:, None, :] == _OTHERS))[:, None]
@@ -63,31 +63,31 @@ def noise_objects(
     label_noise: float,
     box_noise: float,
 ) -> Noised | None:
-    """Noisy copies of the objects of B images; None where there is no object at all.
+    """Returns noisy copies of the objects of B images; None if there are no objects.
 
-    The noise of an image is drawn from its own generator, so it is the same however images are put in batches.
+    The noise of an image is drawn from its own generator, so it does not depend on the batch.
 
     Args:
-        targets: B, cxcywh in sizes of the image.
+        targets: B, with normalised cxcywh boxes.
         generators: B, on the device of the targets.
-        queries: noisy copies of one kind per image, about: groups are as many as fit, at least one.
-        label_noise: half of this share of the copies get a class drawn from all.
-        box_noise: how far sides move, in half sizes of the box: less than this, or once to twice this.
+        queries: approximate number of noisy copies of one kind per image: as many groups as fit, at least one.
+        label_noise: half of this share of the copies get a random class.
+        box_noise: maximum shift of sides, in half sizes of the box: less than this, or once to twice this.
     """
-    if not any(len(one.classes) for one in targets):
+    if not any(len(image_targets.classes) for image_targets in targets):
         return None
     rows = [
-        _noise_one(one, generator, num_classes, queries, label_noise, box_noise)
-        for one, generator in zip(targets, generators, strict=True)
+        _noise_image(image_targets, generator, num_classes, queries, label_noise, box_noise)
+        for image_targets, generator in zip(targets, generators, strict=True)
     ]
     parts = zip(zip(*rows, strict=True), (0, 0, -1, FILLER), strict=True)
     return Noised(*(pad_sequence(list(part), True, padding_value=fill) for part, fill in parts))
 
 
-def _noise_one(
+def _noise_image(
     targets: Targets, generator: torch.Generator, num_classes: int, queries: int, label_noise: float, box_noise: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Classes (N,), references (N, 4), objects (N,) and groups (N,) of one image."""
+    """Returns classes (N,), references (N, 4), objects (N,) and groups (N,) of one image."""
     num, on = len(targets.classes), generator.device
     copies = 2 * max(queries // max(num, 1), 1)
     slots = torch.arange(num * copies, device=on)

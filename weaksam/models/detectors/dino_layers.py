@@ -1,10 +1,10 @@
-"""Layers of DINO: maps of a pyramid as one row of cells, the encoder over them, the decoder of queries.
+"""Layers of DINO: flattened maps of a pyramid, the encoder over their cells, the decoder of queries.
 
-Attention layers are Deformable DETR's of transformers. Geometry is in sizes of the image itself, and what is computed
-of an image depends on none beside it: normalisation and attention leave padding out.
+Attention layers are transformers' Deformable DETR layers. Coordinates are normalised by the image without padding.
+Results of an image do not depend on other images: normalisation and attention ignore padding.
 
 Axis legend: B images, h w cells of a map, S cells of all L levels, D channels, Q queries.
-Boxes are cxcywh in sizes of the image, or their logits.
+Boxes are normalised cxcywh, or their logits.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from weaksam.models.detectors.base import Batch
 from weaksam.models.detectors.deformable import start_attention
 from weaksam.models.detectors.normalized_boxes import inverse_sigmoid
 
-PRIOR = 0.01  # what a class head says of everything at first
-_ANSWER_EPS = 1e-5  # of the inverse sigmoid where a layer answers; where it moves the next layer's box, 1e-3
+PRIOR = 0.01  # initial probability of every class
+_ANSWER_EPS = 1e-5  # of the inverse sigmoid for a layer's output; for the next layer's reference box it is 1e-3
 
 
 class Cells(NamedTuple):
@@ -37,10 +37,10 @@ class Cells(NamedTuple):
     Attributes:
         tokens: (B, S, D).
         places: (B, S, D), encoded positions and levels.
-        inside: (B, S) bool, where there is image.
-        centres: (B, S, 2) x and y, in sizes of the image.
+        inside: (B, S) bool, cells inside the image.
+        centres: (B, S, 2) x and y, normalised by the image.
         levels: (S,) int64.
-        shares: (B, L, 2), width and height of the image in those of the padded map.
+        shares: (B, L, 2), width and height of the image as shares of the padded map.
         shapes: L of (h, w).
     """
 
@@ -54,13 +54,13 @@ class Cells(NamedTuple):
 
     @property
     def layout(self) -> tuple[Tensor, list[tuple[int, int]], Tensor]:
-        """What deformable attention asks for: shapes (L, 2), shapes again, first cells (L,)."""
+        """Arguments of deformable attention: shapes (L, 2), shapes as a list, first cells (L,)."""
         shapes = torch.tensor(self.shapes, device=self.inside.device)
         return shapes, self.shapes, shapes.prod(1).cumsum(0) - shapes.prod(1)
 
 
 def sine(shares: Tensor, dim: int, temperature: float) -> Tensor:
-    """(..., dim) sines and cosines of numbers (...) of 0..1, a full turn each at the highest frequency."""
+    """Returns (..., dim) sines and cosines of numbers (...) in 0..1, one period at the highest frequency."""
     powers = torch.arange(dim // 2, device=shares.device) * (2 / dim)
     angles = shares.float()[..., None] * 2 * math.pi / temperature**powers
     return torch.stack([angles.sin(), angles.cos()], -1).flatten(-2)
@@ -73,7 +73,7 @@ def class_head(dim: int, num_classes: int) -> nn.Linear:
 
 
 def box_head(dim: int) -> nn.Module:
-    """Three layers that at first leave a box where it is."""
+    """Returns a three-layer head that initially leaves boxes unchanged."""
     head = DeformableDetrMLPPredictionHead(dim, dim, 4, num_layers=3)
     for part in head.layers[-1].parameters():
         nn.init.zeros_(part)
@@ -81,10 +81,10 @@ def box_head(dim: int) -> nn.Module:
 
 
 class InsideNorm(nn.GroupNorm):
-    """Group normalisation over the cells inside images alone; zero elsewhere."""
+    """Group normalisation over the cells inside images; zero elsewhere."""
 
     def forward(self, input: Tensor, inside: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Of a map (B, D, h, w) and where there is image (B, h, w) bool."""
+        """Normalises a map (B, D, h, w) over cells inside the image (B, h, w) bool."""
         groups = input.float().unflatten(1, (self.num_groups, -1))
         weight = inside[:, None, None] / (inside.sum((1, 2)) * groups.shape[2])[:, None, None, None, None]
         mean = (groups * weight).sum((2, 3, 4), keepdim=True)
@@ -94,12 +94,12 @@ class InsideNorm(nn.GroupNorm):
 
 
 class Levels(nn.Module):
-    """Maps of a pyramid as L levels of D channels, further ones from the last map, and where their cells lie.
+    """Projects maps of a pyramid to L levels of D channels, further levels from the last map, with cell positions.
 
     Args:
-        channels, strides: of the maps, fine to coarse.
+        channels, strides: channels and strides of the maps, fine to coarse.
         dim: D, a multiple of 4.
-        levels: L, no fewer than maps.
+        levels: L, at least the number of maps.
     """
 
     def __init__(self, channels: Sequence[int], strides: Sequence[int], dim: int, levels: int) -> None:
@@ -116,7 +116,7 @@ class Levels(nn.Module):
             nn.init.zeros_(layer.bias)  # pyright: ignore[reportArgumentType]
 
     def forward(self, maps: Sequence[Tensor], batch: Batch) -> Cells:
-        """Of maps (B, D, h, w) of a batch."""
+        """Returns the cells of maps (B, D, h, w) of a batch."""
         sizes = torch.tensor(batch.sizes, device=batch.pixels.device, dtype=torch.float32).flip(1)
         inside = [batch.inside[:, ::stride, ::stride] for stride in self.strides]
         x = maps[-1] * inside[len(maps) - 1][:, None]
@@ -129,7 +129,7 @@ class Levels(nn.Module):
         return _in_a_row(rows, inside)
 
     def _lie(self, x: Tensor, level: int, stride: int, sizes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Places (B, D, h, w) and centres (B, 2, h, w) of a level's cells, and its shares (B, 2)."""
+        """Returns places (B, D, h, w) and centres (B, 2, h, w) of a level's cells, and its shares (B, 2)."""
         height, width = x.shape[2:]
         rows, columns = (torch.arange(n, device=x.device, dtype=torch.float32) for n in (height, width))
         num = (sizes / stride).ceil()
@@ -150,7 +150,7 @@ def _in_a_row(rows: Sequence[tuple[Tensor, ...]], inside: Sequence[Tensor]) -> C
 
 
 class Encoder(nn.Module):
-    """Layers in which each cell looks at a few points of every level."""
+    """Layers in which each cell attends to a few points of every level."""
 
     def __init__(self, config: DeformableDetrConfig) -> None:
         super().__init__()
@@ -158,7 +158,7 @@ class Encoder(nn.Module):
         _start(self)
 
     def forward(self, cells: Cells) -> Tensor:
-        """(B, S, D) of cells."""
+        """Encodes cells to (B, S, D)."""
         x, where, layout = cells.tokens, cells.centres[:, :, None] * cells.shares[:, None], cells.layout
         for layer in self.layers:
             x = layer(x, cells.inside, cells.places, where, *layout)
@@ -166,10 +166,10 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Layers in which queries look at one another and at cells near their boxes, and move the boxes.
+    """Layers in which queries attend to one another and to cells near their boxes, and refine the boxes.
 
-    A layer's box is its correction of the box before. The next layer is given that box without gradient, but its own
-    answer starts from it with gradient: a layer learns from its answer and from the next one's (look forward twice).
+    A layer's box is its correction of the previous box. The next layer takes that box without gradient as reference,
+    but its output builds on it with gradient: a layer learns from its output and the next layer's (look forward twice).
     """
 
     def __init__(self, config: DeformableDetrConfig, num_classes: int) -> None:
@@ -185,20 +185,20 @@ class Decoder(nn.Module):
     def forward(
         self, queries: Tensor, references: Tensor, memory: Tensor, cells: Cells, visible: Tensor | None
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """What each layer answers: logits (B, Q, C) and boxes (B, Q, 4) 0..1.
+        """Returns the outputs of each layer: logits (B, Q, C) and boxes (B, Q, 4) 0..1.
 
         Args:
             queries: (B, Q, D).
-            references: (B, Q, 4) logits of the boxes the queries start from, without gradient.
-            memory: (B, S, D) of the encoder.
-            cells: what it was made of.
-            visible: (B, 1, Q, Q) bool, the queries that a query (row) may look at; None = all.
+            references: (B, Q, 4) logits of the queries' starting boxes, without gradient.
+            memory: (B, S, D) output of the encoder.
+            cells: input of the encoder.
+            visible: (B, 1, Q, Q) bool attention mask of a query (row); None = all.
         """
         logits, boxes, layout = [], [], cells.layout
         shares = cells.shares.repeat(1, 1, 2)[:, None]
         before = references = references.sigmoid()
         for layer, name, move in zip(self.layers, self.class_heads, self.box_heads, strict=True):
-            # Not times the share of the map, as published: the same box gets the same code whatever the padding.
+            # Not multiplied by the share of the map, as published: a box's encoding must not depend on the padding.
             place = self.place(sine(references, queries.shape[2] // 2, 10000).flatten(2))
             points = references[:, :, None] * shares
             queries = layer(queries, place, points, *layout, memory, cells.inside, attention_mask=visible)
@@ -211,7 +211,7 @@ class Decoder(nn.Module):
 
 
 def _start(module: nn.Module) -> None:
-    """Starting weights."""
+    """Initialises the weights."""
     for weight in module.parameters():
         if weight.dim() > 1:
             nn.init.xavier_uniform_(weight)

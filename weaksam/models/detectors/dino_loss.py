@@ -1,8 +1,8 @@
 """Losses of detectors whose queries are matched one to one with objects, and of noisy queries.
 
-Everything is a sum over images and queries; whoever calls divides.
+All losses are sums over images and queries; the caller divides.
 Axis legend: B images, Q queries, C classes, M matched pairs of all images, N noisy queries.
-Boxes are cxcywh in sizes of the image.
+Boxes are normalised cxcywh.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Matched(NamedTuple):
 
 
 class SetLosses(NamedTuple):
-    """Sums, weighted: of classes, of boxes' L1 and of their GIoU; and how many terms were dropped."""
+    """Weighted sums of class losses, of box L1 and of box GIoU losses, and numbers of dropped terms."""
 
     classes: Tensor
     boxes: Tensor
@@ -48,33 +48,36 @@ class SetLosses(NamedTuple):
 
 
 def match(logits: Tensor, boxes: Tensor, targets: Sequence[Targets]) -> Matched:
-    """The cheapest pairs of logits (B, Q, C) with boxes (B, Q, 4) and objects, image by image."""
-    labels = [{"class_labels": one.classes, "boxes": one.boxes} for one in targets]
+    """Matches logits (B, Q, C) and boxes (B, Q, 4) with objects at minimum cost, image by image."""
+    labels = [{"class_labels": image_targets.classes, "boxes": image_targets.boxes} for image_targets in targets]
     pairs = _matcher({"logits": logits.detach(), "pred_boxes": boxes.detach()}, labels)
     device = logits.device
     image = torch.cat([torch.full_like(query, i) for i, (query, _) in enumerate(pairs)]).to(device)
     query = torch.cat([query for query, _ in pairs]).to(device)
     chosen = [place.to(device) for _, place in pairs]
-    classes = torch.cat([one.classes[place] for one, place in zip(targets, chosen, strict=True)])
+    classes = torch.cat([image_targets.classes[place] for image_targets, place in zip(targets, chosen, strict=True)])
     return Matched(image, query, classes, torch.cat([t.boxes[p] for t, p in zip(targets, chosen, strict=True)]))
 
 
 def focal_losses(logits: Tensor, labels: Tensor) -> Tensor:
-    """(..., ) of logits (..., C), summed over classes; labels (...,) int64, -1 = background. Alpha 0.25, gamma 2."""
-    wanted = F.one_hot(labels.clamp(min=0), logits.shape[-1]) * (labels >= 0)[..., None]
-    return sigmoid_focal_loss(logits, wanted.to(logits.dtype), alpha=0.25, gamma=2.0).sum(-1)
+    """Returns focal losses (...,) of logits (..., C), summed over classes, with alpha 0.25 and gamma 2.
+
+    Labels (...,) are int64, -1 = background.
+    """
+    class_targets = F.one_hot(labels.clamp(min=0), logits.shape[-1]) * (labels >= 0)[..., None]
+    return sigmoid_focal_loss(logits, class_targets.to(logits.dtype), alpha=0.25, gamma=2.0).sum(-1)
 
 
-def box_losses(boxes: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-    """(M,) L1, summed over the four numbers, and (M,) 1 - GIoU of pairs of boxes (M, 4)."""
-    giou = generalized_box_iou_loss(box_convert(boxes, "cxcywh", "xyxy"), box_convert(wanted, "cxcywh", "xyxy"))
-    return (boxes - wanted).abs().sum(-1), giou
+def box_losses(boxes: Tensor, target_boxes: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns (M,) L1, summed over the four coordinates, and (M,) 1 - GIoU of pairs of boxes (M, 4)."""
+    giou = generalized_box_iou_loss(box_convert(boxes, "cxcywh", "xyxy"), box_convert(target_boxes, "cxcywh", "xyxy"))
+    return (boxes - target_boxes).abs().sum(-1), giou
 
 
 def matched_losses(
     logits: Tensor, boxes: Tensor, targets: Sequence[Targets], rules: RoiDropRules, step: int
 ) -> SetLosses:
-    """Losses of one layer of queries: logits (B, Q, C), boxes (B, Q, 4). What `rules` drop counts nothing."""
+    """Returns the losses of one layer of queries, logits (B, Q, C), boxes (B, Q, 4), without terms `rules` drop."""
     pairs = match(logits, boxes, targets)
     labels = torch.full(logits.shape[:2], -1, device=logits.device)
     labels[pairs.image, pairs.query] = pairs.classes
@@ -94,13 +97,13 @@ def matched_losses(
 
 
 def denoising_loss(logits: Tensor, boxes: Tensor, noised: Noised, targets: Sequence[Targets]) -> Tensor:
-    """The loss of one layer of noisy queries: logits (B, N, C), boxes (B, N, 4); the mean over an image's groups."""
+    """Returns the loss of one layer of noisy queries, logits (B, N, C), boxes (B, N, 4), as the mean over groups."""
     image, query = torch.nonzero(noised.objects >= 0, as_tuple=True)
-    first = torch.tensor([0, *(len(one.classes) for one in targets)], device=logits.device).cumsum(0)
+    first = torch.tensor([0, *(len(t.classes) for t in targets)], device=logits.device).cumsum(0)
     place = first[image] + noised.objects[image, query]
     labels = torch.full(logits.shape[:2], -1, device=logits.device)
-    labels[image, query] = torch.cat([one.classes for one in targets])[place]
+    labels[image, query] = torch.cat([image_targets.classes for image_targets in targets])[place]
     focal = focal_losses(logits, labels) * (noised.groups != FILLER)
-    l1, giou = box_losses(boxes[image, query], torch.cat([one.boxes for one in targets])[place])
+    l1, giou = box_losses(boxes[image, query], torch.cat([image_targets.boxes for image_targets in targets])[place])
     share = 1 / noised.num_groups
     return (focal.sum(1) * share).sum() + ((BOX_WEIGHT * l1 + GIOU_WEIGHT * giou) * share[image]).sum()

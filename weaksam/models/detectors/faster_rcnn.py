@@ -1,7 +1,7 @@
 """Faster R-CNN with a feature pyramid, and RoI drop in its second stage.
 
 The parts, their defaults and the keys of a checkpoint are torchvision's (`fasterrcnn_resnet50_fpn`); the losses are our
-own: RoI drop needs them region by region, and every image counts alike however a batch is cut.
+own: RoI drop needs them region by region, and every image has the same weight in any batch.
 Source: Ren et al. 2015, arXiv 1506.01497; Lin et al. 2017, arXiv 1612.03144; RoI drop: WeakSAM, arXiv 2402.14812.
 Axis legend: B images, R sampled RoIs of all of them, A sampled anchors, C classes, H W pixels.
 Boxes are xyxy, absolute pixels, float32, right and bottom exclusive. Class 0 is background inside, not outside.
@@ -32,21 +32,21 @@ from weaksam.models.detectors.rcnn_parts import ImageSampler, RoiAlign
 from weaksam.models.detectors.rules import DetectionFilter
 from weaksam.ops.roi_drop import NO_DROP, RoiDropRules, select_drops
 
-_BETA = {"l1": 0.0, "smooth_l1": 1 / 9}  # where smooth L1 turns from square to straight
+_BETA = {"l1": 0.0, "smooth_l1": 1 / 9}  # where smooth L1 changes from quadratic to linear
 
 
 @dataclass(frozen=True)
 class FasterRcnnSize:
-    """The defaults are detectron2's R50-FPN, as published, but for the losses.
+    """Sizes of the network. The defaults are detectron2's R50-FPN, as published, except the losses.
 
     Attributes:
         dim: channels of the feature pyramid.
-        hidden: of the two layers above a RoI.
+        hidden: width of the two layers of the box head.
         anchors: side of the anchors of each level, pixels; one more level than the backbone has.
-        rpn_samples, roi_samples: anchors and RoIs of an image that are learnt from.
-        proposals: RoIs the first stage hands on for an image.
-        pre_nms: candidates of a level before NMS, while training and else.
-        nms: IoU above which the first stage holds two candidates of a level to be one.
+        rpn_samples, roi_samples: anchors and RoIs of an image that are sampled for the losses.
+        proposals: RoIs of the first stage per image.
+        pre_nms: candidates of a level before NMS, in training and at test time.
+        nms: IoU threshold of the first stage's NMS within a level.
         pooled: side of a pooled RoI.
     """
 
@@ -65,15 +65,16 @@ PUBLISHED = DetectionFilter()
 
 
 class FasterRcnn(Detector):
-    """Images to boxes with classes.
+    """Detects boxes with classes.
 
     Args:
         pyramid: the backbone.
         num_classes: C.
-        size: of everything above the backbone.
-        box_loss: of both stages: `l1` as published, which RoI drop's threshold is meant for; `smooth_l1` torchvision's.
+        size: sizes of the layers above the backbone.
+        box_loss: box loss of both stages: `l1` as published, which RoI drop's threshold assumes; `smooth_l1` is
+            torchvision's.
         drop: RoI drop of the second stage.
-        found: what `detect` gives.
+        detection_filter: which boxes `detect` returns.
     """
 
     def __init__(
@@ -84,7 +85,7 @@ class FasterRcnn(Detector):
         *,
         box_loss: BoxLoss = "l1",
         drop: RoiDropRules = NO_DROP,
-        found: DetectionFilter = PUBLISHED,
+        detection_filter: DetectionFilter = PUBLISHED,
     ) -> None:
         super().__init__()
         if box_loss not in _BETA:
@@ -116,9 +117,9 @@ class FasterRcnn(Detector):
             batch_size_per_image=size.roi_samples,
             positive_fraction=0.25,
             bbox_reg_weights=(10.0, 10.0, 5.0, 5.0),
-            score_thresh=found.score_threshold,
-            nms_thresh=found.nms_threshold,
-            detections_per_img=found.max_detections,
+            score_thresh=detection_filter.score_threshold,
+            nms_thresh=detection_filter.nms_threshold,
+            detections_per_img=detection_filter.max_detections,
         )
         self.rpn.beta = self.roi_heads.beta = _BETA[box_loss]
         self.roi_heads.drop = drop
@@ -126,7 +127,7 @@ class FasterRcnn(Detector):
         self.rpn.fg_bg_sampler, self.roi_heads.fg_bg_sampler = self.samplers
 
     def _start_step(self, step: int, generators: Sequence[torch.Generator]) -> None:
-        """Sets what parts of torchvision cannot be called with."""
+        """Sets attributes that torchvision's parts do not take as arguments."""
         self.roi_heads.step = step
         for sampler in self.samplers:
             sampler.generators = generators
@@ -135,26 +136,26 @@ class FasterRcnn(Detector):
         self, images: Sequence[Tensor], targets: Sequence[Targets], step: int, generators: Sequence[torch.Generator]
     ) -> dict[str, Tensor]:
         self._start_step(step, generators)
-        listed = [{"boxes": one.boxes, "labels": one.classes + 1} for one in targets]
-        batch, maps = self._see(images)
+        listed = [{"boxes": image_targets.boxes, "labels": image_targets.classes + 1} for image_targets in targets]
+        batch, maps = self._backbone_maps(images)
         proposals, first = self.rpn(batch, maps, listed)
         _, second = self.roi_heads(maps, proposals, batch.image_sizes, listed)
         return {**first, **second}
 
     @torch.no_grad()
     def detect(self, images: Sequence[Tensor], mask_sizes: Sequence[tuple[int, int]] | None = None) -> list[Detections]:
-        batch, maps = self._see(images)
+        batch, maps = self._backbone_maps(images)
         proposals, _ = self.rpn(batch, maps)
-        found, _ = self.roi_heads(maps, proposals, batch.image_sizes)
-        return [Detections(one["boxes"], one["labels"] - 1, one["scores"]) for one in found]
+        results, _ = self.roi_heads(maps, proposals, batch.image_sizes)
+        return [Detections(result["boxes"], result["labels"] - 1, result["scores"]) for result in results]
 
-    def _see(self, images: Sequence[Tensor]) -> tuple[ImageList, dict[str, Tensor]]:
+    def _backbone_maps(self, images: Sequence[Tensor]) -> tuple[ImageList, dict[str, Tensor]]:
         batch = self.normaliser(images)
         return ImageList(batch.pixels, batch.sizes), self.backbone(batch.pixels)
 
 
 class _BackboneWithFpn(nn.Module):
-    """Maps by level, with torchvision's keys; the last is the one before, thinned out, for the first stage alone."""
+    """Maps by level, with torchvision's keys; the last map subsamples the previous map, only for the first stage."""
 
     def __init__(self, pyramid: Pyramid, dim: int) -> None:
         super().__init__()
@@ -171,13 +172,15 @@ class _Rpn(RegionProposalNetwork):
     def compute_loss(
         self, objectness: Tensor, pred_bbox_deltas: Tensor, labels: list[Tensor], regression_targets: list[Tensor]
     ) -> Any:
-        """Sums over images of an image's loss, each divided by the image's own number of samples."""
+        """Returns sums over images of an image's loss, divided by the image's number of samples."""
         positive, negative = (torch.stack(masks).bool() for masks in self.fg_bg_sampler(labels))
         chosen = positive | negative
         shares = (chosen / chosen.sum(1, keepdim=True).clamp(min=1)).flatten()
         chosen, positive = chosen.flatten(), positive.flatten()
-        targets, wanted = torch.cat(regression_targets), torch.cat(labels)
-        by_anchor = F.binary_cross_entropy_with_logits(objectness.flatten()[chosen], wanted[chosen], reduction="none")
+        targets, flat_labels = torch.cat(regression_targets), torch.cat(labels)
+        by_anchor = F.binary_cross_entropy_with_logits(
+            objectness.flatten()[chosen], flat_labels[chosen], reduction="none"
+        )
         moved = _box_losses(pred_bbox_deltas[positive], targets[positive], self.beta)
         return (by_anchor * shares[chosen]).sum(), (moved * shares[positive]).sum()
 
@@ -194,32 +197,32 @@ class _RoiHeads(RoIHeads):
         image_shapes: list[tuple[int, int]],
         targets: list[dict[str, Tensor]] | None = None,
     ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
-        """torchvision's, with our losses."""
+        """Same as torchvision's, with our losses."""
         if not self.training:
             return super().forward(features, proposals, image_shapes)
-        rois, _, labels, wanted = self.select_training_samples(proposals, targets)
-        return [], self.box_losses(features, rois, labels, wanted, image_shapes).sums(self.drop)
+        rois, _, labels, regression_targets = self.select_training_samples(proposals, targets)
+        return [], self.box_losses(features, rois, labels, regression_targets, image_shapes).sums(self.drop)
 
     def box_losses(
         self,
         features: dict[str, Tensor],
         rois: list[Tensor],
         labels: list[Tensor],
-        wanted: list[Tensor],
+        regression_targets: list[Tensor],
         image_shapes: list[tuple[int, int]],
     ) -> RoiLosses:
-        """Of sampled RoIs."""
+        """Returns the losses of sampled RoIs."""
         logits, deltas = self.box_predictor(self.box_head(self.box_roi_pool(features, rois, image_shapes)))
-        return roi_losses(logits, deltas, labels, wanted, self.beta, self.drop, self.step)
+        return roi_losses(logits, deltas, labels, regression_targets, self.beta, self.drop, self.step)
 
 
 class RoiLosses(NamedTuple):
-    """Losses of sampled RoIs, one by one, and which of them count nothing.
+    """Losses of each sampled RoI, and which of them are dropped.
 
     Attributes:
         cls, reg: (R,) cross-entropy, and smooth L1 summed over the four deltas, 0 of background.
         drop_cls, drop_reg: (R,) bool.
-        shares: (R,) what each is multiplied by: one over the number of RoIs of its image.
+        shares: (R,) weight of each RoI: one over the number of RoIs of its image.
     """
 
     cls: Tensor
@@ -229,17 +232,17 @@ class RoiLosses(NamedTuple):
     shares: Tensor
 
     def sums(self, drop: RoiDropRules) -> dict[str, Tensor]:
-        """Sums over images; what is dropped counts 0 and is still divided by.
+        """Returns sums over images; dropped losses are 0, the divisor still counts their RoIs.
 
         Returns:
-            `loss_classifier`, `loss_box_reg`; with RoI drop `dropped_cls`, `dropped_reg`, how many RoIs' losses were.
+            `loss_classifier`, `loss_box_reg`; with RoI drop `dropped_cls`, `dropped_reg`, numbers of dropped losses.
         """
         losses = {
             "loss_classifier": (self.cls * self.shares).masked_fill(self.drop_cls, 0).sum(),
             "loss_box_reg": (self.reg * self.shares).masked_fill(self.drop_reg, 0).sum(),
         }
-        told = {"dropped_cls": self.drop_cls.sum(), "dropped_reg": self.drop_reg.sum()}
-        return losses | (told if drop.gate != "off" else {})
+        drop_counts = {"dropped_cls": self.drop_cls.sum(), "dropped_reg": self.drop_reg.sum()}
+        return losses | (drop_counts if drop.gate != "off" else {})
 
 
 def roi_losses(
@@ -251,25 +254,30 @@ def roi_losses(
     drop: RoiDropRules,
     step: int,
 ) -> RoiLosses:
-    """Losses of the second stage.
+    """Returns the losses of the second stage.
 
     Args:
-        logits: (R, 1 + C), the first is background's.
-        deltas: (R, 4 + 4 C), for each class.
+        logits: (R, 1 + C), background first.
+        deltas: (R, 4 + 4 C), per class.
         labels: B of (R of the image,) int64, 0 = background.
         regression_targets: B of (R of the image, 4).
         beta: of smooth L1; 0 = L1.
         drop: RoI drop.
         step: of the training.
     """
-    shares = torch.cat([one.new_full(one.shape, 1 / max(len(one), 1), dtype=torch.float32) for one in labels])
-    classes, wanted = torch.cat(list(labels)), torch.cat(list(regression_targets))
+    shares = torch.cat(
+        [
+            image_labels.new_full(image_labels.shape, 1 / max(len(image_labels), 1), dtype=torch.float32)
+            for image_labels in labels
+        ]
+    )
+    classes, flat_targets = torch.cat(list(labels)), torch.cat(list(regression_targets))
     own = deltas.view(len(deltas), -1, 4)[torch.arange(len(classes), device=classes.device), classes]
     cls = F.cross_entropy(logits.float(), classes, reduction="none")
-    reg = torch.where(classes > 0, _box_losses(own, wanted, beta), 0.0)
+    reg = torch.where(classes > 0, _box_losses(own, flat_targets, beta), 0.0)
     return RoiLosses(cls, reg, *select_drops(cls.detach(), reg.detach(), classes > 0, drop, step), shares)
 
 
 def _box_losses(deltas: Tensor, targets: Tensor, beta: float) -> Tensor:
-    """(N,) smooth L1 of each box, summed over its four deltas."""
+    """Returns (N,) smooth L1 of each box, summed over its four deltas."""
     return F.smooth_l1_loss(deltas.float(), targets, beta=beta, reduction="none").sum(1)

@@ -1,7 +1,7 @@
-"""A detector over several views of an image, and which of its boxes are detections.
+"""Inference of a detector on several views of an image, and selection of detections.
 
-A weakly supervised one sees the same proposals in every view, so their scores and boxes are averaged. Any other finds
-boxes of its own in each; those are put together and suppressed.
+A weakly supervised detector has the same proposals in every view, so their scores and boxes are averaged. Other
+detectors have different boxes in each view, which are merged and suppressed.
 
 Axis legend: N proposals, C classes, K detections, H W pixels.
 Boxes are xyxy, absolute pixels of the original image, right and bottom exclusive.
@@ -23,47 +23,51 @@ from weaksam.ops.boxes import mirror_boxes, to_inclusive
 
 @torch.no_grad()
 def detect_objects(net: WsodNet, image: Tensor, boxes: Tensor, rules: InferenceRules) -> Detections:
-    """The detections among proposals on an image.
+    """Returns the detections among proposals on an image.
 
-    Scores and boxes are means over the views, as published: every view sees the same proposals.
+    Scores and boxes are means over the views, as published: every view has the same proposals.
 
     Args:
         net: in eval mode.
         image: (3, H, W) uint8 RGB, on the device of `net`.
-        boxes: (N, 4) float32, there too.
-        rules: what is wanted.
+        boxes: (N, 4) float32, on the same device.
+        rules: views and thresholds.
     """
     if not len(boxes):
         return Detections(boxes, torch.zeros(0, dtype=torch.int64), boxes.new_zeros(0))
-    seen = [_see(net, image, boxes, scale, rules.max_side, is_mirrored) for scale, is_mirrored in _views(rules)]
-    scores = torch.stack([one for one, _ in seen]).mean(0)
-    return select_detections(scores, torch.stack([moved for _, moved in seen]).mean(0), rules)
+    views = [
+        _detect_view(net, image, boxes, scale, rules.max_side, is_mirrored) for scale, is_mirrored in _views(rules)
+    ]
+    scores = torch.stack([view_scores for view_scores, _ in views]).mean(0)
+    return select_detections(scores, torch.stack([moved for _, moved in views]).mean(0), rules)
 
 
 @torch.no_grad()
 def detect_in_views(net: Detector, image: Tensor, rules: InferenceRules) -> Detections:
-    """The detections of a detector that needs no proposals, with masks where it makes some.
+    """Returns the detections of a detector without proposals, with masks if it has them.
 
-    One view is taken as the network gives it; of several, boxes of a class that overlap are one object.
+    The boxes of a single view are used unchanged; those of several views are suppressed per class.
 
     Args:
-        net: in eval mode; its own thresholds come before those of `rules`.
+        net: in eval mode; its own thresholds apply before those of `rules`.
         image: (3, H, W) uint8 RGB, on the device of `net`.
-        rules: what is wanted.
+        rules: views and thresholds.
     """
     height, width = image.shape[1:]
-    seen = []
+    views = []
     for scale, is_mirrored in _views(rules):
         hw = view_size(height, width, scale, rules.max_side)
-        found = net.detect([_view(image, hw, is_mirrored)], [(height, width)])[0]
-        boxes = mirror_boxes(found.boxes, hw[1]) if is_mirrored else found.boxes
-        masks = found.masks.flip(2) if is_mirrored and found.masks is not None else found.masks
-        seen.append(found._replace(boxes=boxes / boxes.new_tensor([hw[1] / width, hw[0] / height] * 2), masks=masks))
-    boxes, classes, scores = (torch.cat(parts) for parts in zip(*(one[:3] for one in seen), strict=True))
-    drawn = [one.masks for one in seen if one.masks is not None]
-    masks = torch.cat(drawn) if drawn else None
+        detections = net.detect([_view(image, hw, is_mirrored)], [(height, width)])[0]
+        boxes = mirror_boxes(detections.boxes, hw[1]) if is_mirrored else detections.boxes
+        masks = detections.masks.flip(2) if is_mirrored and detections.masks is not None else detections.masks
+        views.append(
+            detections._replace(boxes=boxes / boxes.new_tensor([hw[1] / width, hw[0] / height] * 2), masks=masks)
+        )
+    boxes, classes, scores = (torch.cat(parts) for parts in zip(*(view[:3] for view in views), strict=True))
+    view_masks = [view.masks for view in views if view.masks is not None]
+    masks = torch.cat(view_masks) if view_masks else None
     keep = scores.argsort(descending=True, stable=True)
-    if len(seen) > 1:
+    if len(views) > 1:
         keep = batched_nms(boxes.float(), scores, classes, rules.nms_threshold)
     keep = keep[scores[keep] > rules.score_threshold][: rules.max_detections]
     return Detections(boxes[keep], classes[keep], scores[keep], None if masks is None else masks[keep])
@@ -75,10 +79,10 @@ def _views(rules: InferenceRules) -> list[tuple[int, bool]]:
     ]
 
 
-def _see(
+def _detect_view(
     net: WsodNet, image: Tensor, boxes: Tensor, scale: int, max_side: int, is_mirrored: bool
 ) -> tuple[Tensor, Tensor]:
-    """Scores (N, C) and boxes (N, C, 4) on one view, the boxes back in the frame of the image."""
+    """Returns scores (N, C) and boxes (N, C, 4) on one view, the boxes in the frame of the image."""
     height, width = image.shape[1:]
     hw = view_size(height, width, scale, max_side)
     factors = boxes.new_tensor([hw[1] / width, hw[0] / height] * 2)
@@ -88,16 +92,16 @@ def _see(
 
 
 def _view(image: Tensor, hw: tuple[int, int], is_mirrored: bool) -> Tensor:
-    """(3, *hw) float of an image (3, H, W) uint8, in the range of bytes."""
+    """Resizes an image (3, H, W) uint8 to (3, *hw) float in 0..255."""
     view = F.interpolate(image[None].float(), hw, mode="bilinear", antialias=True, align_corners=False)[0]
     return view.flip(2) if is_mirrored else view
 
 
 def select_detections(scores: Tensor, boxes: Tensor, rules: InferenceRules) -> Detections:
-    """Threshold, NMS in each class, and the best of an image.
+    """Selects detections by threshold, NMS in each class, and the maximum number.
 
-    Overlaps are of boxes from their first to their last pixel, as in the published detectors, whose boxes are inclusive
-    and get no "+1" here.
+    Overlaps are computed from first to last pixel, as in the published detectors, whose boxes are inclusive and are not
+    widened by 1 for the overlap.
 
     Args:
         scores: (N, C) float.

@@ -1,8 +1,8 @@
-"""Mask2Former of transformers (arXiv 2112.01527) on our backbones: queries that each find a class and a mask.
+"""Mask2Former of transformers (arXiv 2112.01527) on our backbones: queries that each predict a class and a mask.
 
-As published, padding is not told from image: features, positions and normalisation see it. So answers to an image
-depend a little on how far it is padded, and only images of one size are answered in a batch as they are alone. While
-training, only images of one padded size share a batch.
+As published, padding is not masked: it affects features, positions and normalisation. So outputs of an image depend a
+little on its padding, and only in a batch of images of one size do they equal those of a single image. While training,
+only images of one padded size share a batch.
 Axis legend: B images, Q queries, C classes, G objects of an image, K detections, H W pixels, h w cells of a mask.
 """
 
@@ -28,21 +28,21 @@ from weaksam.models.detectors.deformable import start_attention
 from weaksam.models.detectors.mask2former_loss import matched_losses
 from weaksam.ops.masks import masks_to_boxes
 
-_MAPS = 4  # the finest is what masks are made on, the others are attended to
+_MAPS = 4  # masks use the finest map, attention the others
 
 
 @dataclass(frozen=True)
 class Mask2FormerSize:
-    """How large a Mask2Former is; the defaults are the published ones with ResNet-50.
+    """Sizes of a Mask2Former; the defaults are the published values with ResNet-50.
 
     Attributes:
         dim: channels, a multiple of 32 and of `heads`.
-        heads: of attention.
-        encoder_layers, encoder_ffn: of the pixel decoder: layers, and width of their inner layer.
-        decoder_layers, decoder_ffn: of queries; before the first layer they answer too.
+        heads: attention heads.
+        encoder_layers, encoder_ffn: layers of the pixel decoder, and width of their inner layer.
+        decoder_layers, decoder_ffn: the same of the query decoder; queries also predict before its first layer.
         queries: Q.
-        points: of a mask that are learnt from.
-        detections: per image, at most.
+        points: points of a mask in the loss.
+        detections: maximum number per image.
     """
 
     dim: int = 256
@@ -57,9 +57,9 @@ class Mask2FormerSize:
 
 
 class Answers(NamedTuple):
-    """Before the first layer of the decoder and after each, logits (B, Q, C + 1) and of masks (B, Q, h, w).
+    """Class logits (B, Q, C + 1) and mask logits (B, Q, h, w), before the first decoder layer and after each.
 
-    The last class is none.
+    The last class is "no object".
     """
 
     logits: list[Tensor]
@@ -71,10 +71,10 @@ class Mask2Former(Detector):
 
     Args:
         pyramid: the backbone, kept as `pyramid`; its last four maps are used, each half as large as the one before.
-            One of three maps is given a fourth, the last one thinned out.
+            A fourth map is subsampled from the last if there are three.
         num_classes: C.
-        size: how large.
-        masks_per_image: mean number of objects of a training image: losses are divided by it, see `matched_losses`.
+        size: sizes of the network.
+        masks_per_image: mean number of objects of a training image, which divides the losses, see `matched_losses`.
     """
 
     learns_masks = True
@@ -97,8 +97,8 @@ class Mask2Former(Detector):
         self.network = _Network(_config(num_classes, size), channels, num_classes)
 
     def forward(self, batch: Batch) -> Answers:
-        # in float32, for positions are counted in the type of the maps
-        maps = [one.float() for one in self.pyramid(batch.pixels)[-_MAPS:]]
+        # in float32, since positions are computed in the dtype of the maps
+        maps = [level.float() for level in self.pyramid(batch.pixels)[-_MAPS:]]
         if len(maps) < _MAPS:
             maps.append(F.max_pool2d(maps[-1], 1, stride=2))
         return self.network(maps)
@@ -109,12 +109,12 @@ class Mask2Former(Detector):
         """See `Detector.losses`; classes count twice, cross-entropy and dice of masks 5 times each.
 
         Returns:
-            `loss_class`, `loss_mask`, `loss_dice` of the last layer; `loss_aux` of the others and of the queries
-            before the first.
+            `loss_class`, `loss_mask`, `loss_dice` of the last layer; `loss_aux` of the other layers and of the queries
+            before the first layer.
         """
         batch = self.normaliser(images)
         height, width = batch.pixels.shape[2:]
-        known = [_pad(one, height, width) for one in targets]
+        known = [_pad(image_targets, height, width) for image_targets in targets]
         answers = self(batch)
         layers = list(zip(answers.logits, answers.masks, strict=True))
         layers = layers[-1:] + layers[:-1]  # points are drawn for the last first, as transformers does
@@ -139,7 +139,7 @@ class Mask2Former(Detector):
 
 
 class _Network(nn.Module):
-    """What is beyond the backbone. Of transformers' whole model, parts alone: no backbone of its own is built."""
+    """The layers above the backbone: parts of transformers' model, built without its backbone."""
 
     def __init__(self, config: Mask2FormerConfig, channels: Sequence[int], num_classes: int) -> None:
         super().__init__()
@@ -150,10 +150,10 @@ class _Network(nn.Module):
         _start(self)
 
     def forward(self, maps: list[Tensor]) -> Answers:
-        seen = self.pixel_decoder(maps)
-        said: Any = self.transformer(seen.multi_scale_features, seen.mask_features)
-        logits = [self.class_predictor(one.transpose(0, 1)) for one in said.intermediate_hidden_states]
-        return Answers(logits, list(said.masks_queries_logits))
+        features = self.pixel_decoder(maps)
+        decoded: Any = self.transformer(features.multi_scale_features, features.mask_features)
+        logits = [self.class_predictor(hidden.transpose(0, 1)) for hidden in decoded.intermediate_hidden_states]
+        return Answers(logits, list(decoded.masks_queries_logits))
 
 
 def select_instances(
@@ -164,18 +164,18 @@ def select_instances(
     limit: int,
     drawn: tuple[int, int] | None = None,
 ) -> Detections:
-    """The best pairs of query and class of an image; a query may be found as several classes.
+    """Returns the best pairs of query and class of an image; a query may have several classes.
 
     A score is the probability of the class times the mean probability inside the mask. Boxes are tight. Differs from
     the published code: sorted by the final score, and empty masks are left out.
 
     Args:
-        logits: (Q, C + 1); the last class is none.
+        logits: (Q, C + 1); the last class is "no object".
         masks: (Q, h, w) logits.
-        padded: height and width of the network's input, which h and w stand for; pixels.
+        padded: height and width of the network's input, which the masks cover; pixels.
         size: height and width of the image in its upper left corner.
-        limit: K is at most this.
-        drawn: height and width that the image is stretched to before masks are cut, its own if not given.
+        limit: maximum K.
+        drawn: height and width of the returned masks, by default the image's.
     """
     height, width = size
     drawn = drawn or size
@@ -197,7 +197,7 @@ def select_instances(
 
 
 def _pad(targets: Targets, height: int, width: int) -> Targets:
-    """With masks (G, height, width) float."""
+    """Returns targets with masks padded to (G, height, width) float."""
     masks = targets.known_masks()
     right, below = width - masks.shape[2], height - masks.shape[1]
     return targets._replace(masks=F.pad(masks.float(), (0, right, 0, below)))
@@ -212,7 +212,7 @@ def _config(num_classes: int, size: Mask2FormerSize) -> Mask2FormerConfig:
         num_attention_heads=size.heads,
         encoder_layers=size.encoder_layers,
         encoder_feedforward_dim=size.encoder_ffn,
-        decoder_layers=size.decoder_layers + 1,  # answers are counted
+        decoder_layers=size.decoder_layers + 1,  # transformers counts predictions
         dim_feedforward=size.decoder_ffn,
         num_queries=size.queries,
         train_num_points=size.points,
@@ -220,7 +220,7 @@ def _config(num_classes: int, size: Mask2FormerSize) -> Mask2FormerConfig:
 
 
 def _start(network: _Network) -> None:
-    """Starting weights the published way; transformers draws only some so, and which ones depends on its version."""
+    """Initialises weights as published; transformers does so only for some weights, depending on its version."""
     pixels, queries = network.pixel_decoder, network.transformer.decoder
     for weight in (*pixels.parameters(), *queries.layers.parameters()):
         if weight.dim() > 1:

@@ -1,4 +1,4 @@
-"""Parts of torchvision's Faster R-CNN, made so that what they do to an image depends on no other image.
+"""Parts of torchvision's Faster R-CNN whose results for an image depend on no other image.
 
 Axis legend: A anchors or RoIs of an image.
 """
@@ -18,24 +18,24 @@ from weaksam.models.noise import drawn_from
 
 
 class ImageSampler(BalancedPositiveNegativeSampler):
-    """Chooses anchors or RoIs to learn from, each image's by the image's own generator.
+    """Samples anchors or RoIs for the losses, with each image's own generator.
 
     Attributes:
-        generators: of the images of the next call.
+        generators: generators of the images of the next call.
     """
 
     generators: Sequence[torch.Generator] = ()
 
     @classmethod
     def like(cls, other: BalancedPositiveNegativeSampler) -> ImageSampler:
-        """One that chooses as many as another."""
+        """Returns a sampler with the sizes of another."""
         return cls(other.batch_size_per_image, other.positive_fraction)
 
     def __call__(self, matched_idxs: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """The chosen objects and the chosen background of each image, masks (A,) uint8.
+        """Returns the sampled objects and the sampled background of each image, masks (A,) uint8.
 
         Args:
-            matched_idxs: of each image (A,), -1 = neither, 0 = background, above = an object.
+            matched_idxs: (A,) per image, -1 = neither, 0 = background, above = an object.
         """
         positive, negative = [], []
         for matched, generator in zip(matched_idxs, self.generators, strict=True):
@@ -53,7 +53,7 @@ class RoiAlign(MultiScaleRoIAlign):
     that is lower than 76 pixels.
 
     Args:
-        strides: of the levels, fine to coarse.
+        strides: strides of the levels, fine to coarse.
         output_size: side of a pooled RoI.
     """
 

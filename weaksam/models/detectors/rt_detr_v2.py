@@ -1,7 +1,8 @@
-"""RT-DETRv2 of transformers (arXiv 2407.17140) as a detector: a DETR quick enough for video, trained from scratch.
+"""RT-DETRv2 of transformers (arXiv 2407.17140) as a detector: a real-time DETR, trained from scratch.
 
-It has no mask for padding, so images are resized to one square, whatever their shape.
-Axis legend: B images, D channels, Q queries. Boxes are cxcywh in sizes of the image, at the edge xyxy pixels.
+It has no mask for padding, so images of any shape are resized to one square.
+Axis legend: B images, D channels, Q queries.
+Boxes are normalised cxcywh; in `Targets` and `Detections` they are xyxy pixels.
 """
 
 from __future__ import annotations
@@ -25,15 +26,15 @@ from weaksam.models.noise import drawn_from
 
 @dataclass(frozen=True)
 class RtDetrV2Size:
-    """How large an RT-DETRv2 is; the defaults are the published ones with ResNet-50.
+    """Sizes of an RT-DETRv2; the defaults are the published values with ResNet-50.
 
     Attributes:
-        image: side of the square that images are resized to, pixels; a multiple of the pyramid's last stride.
+        image: side of the square input, pixels; a multiple of the pyramid's last stride.
         dim: D, a multiple of 8; inner layers are four times as wide.
-        decoder_layers: of the encoder there is one.
-        queries: Q, no more than there are cells.
-        num_denoising: noisy queries of each kind per image, about. 0 = no denoising.
-        detections: per image, at most.
+        decoder_layers: number of decoder layers; the encoder has one.
+        queries: Q, at most the number of cells.
+        num_denoising: approximate number of noisy queries of each kind per image. 0 = no denoising.
+        detections: maximum number per image.
     """
 
     image: int = 640
@@ -45,18 +46,18 @@ class RtDetrV2Size:
 
 
 class RtDetrV2(Detector):
-    """The detector. Its many BatchNorms learn from one micro-batch of one worker: give it 4 images or more.
+    """The detector. Its BatchNorms use the statistics of a worker's micro-batch, which should have 4 images or more.
 
-    Differs from the other detectors: numbers of workers and micro-batches change what it learns. BatchNorms normalise
-    by the images they see together; noisy queries are as many as fit the image with most objects of these; and
-    transformers draws the noise of all of them at once, here from the generator of the first. An interruption changes
-    nothing. Losses are divided by a constant, as in `Dino`.
+    Unlike for the other detectors, numbers of workers and micro-batches change the training. BatchNorms normalise over
+    the micro-batch; the number of noisy queries depends on its image with most objects; and transformers draws the
+    noise of all images at once, here from the generator of the first. An interruption changes nothing. Losses are
+    divided by a constant, as in `Dino`.
 
     Args:
         pyramid: the backbone; its last three maps are used, each half as large as the one before.
-        num_classes: as it says.
-        size: how large.
-        boxes_per_image: mean number of objects of a training image: losses are divided by it.
+        num_classes: number of classes.
+        size: sizes of the network.
+        boxes_per_image: mean number of objects of a training image, which divides the losses.
     """
 
     def __init__(
@@ -65,7 +66,7 @@ class RtDetrV2(Detector):
         super().__init__()
         self.num_classes, self.size, self.boxes_per_image = num_classes, size, boxes_per_image
         self.normaliser = Normaliser(pyramid, pyramid.strides[-1])
-        # of the whole only the model, which holds the heads too: what is there twice cannot be saved
+        # only the inner model, which has the heads, too: shared weights cannot be saved twice
         model: Any = RTDetrV2ForObjectDetection(_config(pyramid, num_classes, size)).model
         self.network = model
         model.backbone = _LastMaps(pyramid)
@@ -76,7 +77,7 @@ class RtDetrV2(Detector):
         _restart(self.network)
 
     def _padded_size(self, image: Tensor) -> tuple[int, int]:
-        """That of the square."""
+        """Returns the size of the square."""
         return self.size.image, self.size.image
 
     def _losses(
@@ -88,63 +89,67 @@ class RtDetrV2(Detector):
             `loss_class`, `loss_box`, `loss_giou` of the last layer; `loss_aux` of the other layers, `loss_encoder`,
             `loss_denoising`.
         """
-        known = [to_relative(one, hw) for one, hw in zip(targets, _sizes(images), strict=True)]
-        labels = [{"class_labels": one.classes, "boxes": one.boxes} for one in known]
+        known = [to_relative(image_targets, hw) for image_targets, hw in zip(targets, _sizes(images), strict=True)]
+        labels = [{"class_labels": image_targets.classes, "boxes": image_targets.boxes} for image_targets in known]
         with drawn_from(generators[0]):
-            said = self._answer(images, labels)
-        found = RTDetrLoss(self.network.config)(_sort(said, self.size.queries), labels)
-        share = max(sum(len(one.classes) for one in targets), 1) / self.boxes_per_image  # over what it divided by
+            outputs = self._predict(images, labels)
+        raw_losses = RTDetrLoss(self.network.config)(_loss_inputs(outputs, self.size.queries), labels)
+        share = max(sum(len(t.classes) for t in targets), 1) / self.boxes_per_image  # cancels the loss's own divisor
         kinds = ("class", "box", "giou", "aux", "encoder", "denoising")
-        losses = {f"loss_{kind}": said.enc_topk_logits.new_zeros(()) for kind in kinds}
-        for name, loss in found.items():
+        losses = {f"loss_{kind}": outputs.enc_topk_logits.new_zeros(()) for kind in kinds}
+        for name, loss in raw_losses.items():
             losses[_kind(name, self.size.decoder_layers)] += loss * share
-        if self.size.num_denoising:  # takes part where there is no object, too
+        if self.size.num_denoising:  # takes part without objects, too
             losses["loss_denoising"] += self.network.denoising_class_embed.weight.sum() * 0
         return losses
 
     @torch.no_grad()
     def detect(self, images: Sequence[Tensor], mask_sizes: Sequence[tuple[int, int]] | None = None) -> list[Detections]:
-        said = self._answer(images)
-        logits, boxes = said.intermediate_logits[:, -1], said.intermediate_reference_points[:, -1]
+        outputs = self._predict(images)
+        logits, boxes = outputs.intermediate_logits[:, -1], outputs.intermediate_reference_points[:, -1]
         return best_detections(logits, boxes, _sizes(images), self.size.detections)
 
-    def _answer(self, images: Sequence[Tensor], labels: list[dict[str, Tensor]] | None = None) -> Any:
-        """What the model says of images made square."""
+    def _predict(self, images: Sequence[Tensor], labels: list[dict[str, Tensor]] | None = None) -> Any:
+        """Returns the model's outputs for images resized to the square."""
         square = (self.size.image, self.size.image)
-        resized = [F.interpolate(one[None].float(), square, mode="bilinear", antialias=True)[0] for one in images]
+        resized = [F.interpolate(image[None].float(), square, mode="bilinear", antialias=True)[0] for image in images]
         return self.network(self.normaliser(resized).pixels, labels=labels)
 
 
 class _LastMaps(nn.Module):
-    """A pyramid in the form that transformers' model asks for: three maps, each with a mask that nobody reads."""
+    """Adapts a pyramid to transformers' model: three maps, each with an unused mask."""
 
     def __init__(self, pyramid: Pyramid) -> None:
         super().__init__()
         self.pyramid = pyramid
 
     def forward(self, pixels: Tensor, mask: Tensor) -> list[tuple[Tensor, None]]:
-        return [(one, None) for one in self.pyramid(pixels)[-3:]]
+        return [(level, None) for level in self.pyramid(pixels)[-3:]]
 
 
 def _sizes(images: Sequence[Tensor]) -> list[tuple[int, int]]:
-    return [(int(one.shape[1]), int(one.shape[2])) for one in images]
+    return [(int(image.shape[1]), int(image.shape[2])) for image in images]
 
 
-def _sort(said: Any, num: int) -> dict[str, Any]:
-    """What the loss is to be told; transformers before 5.23 took noisy queries for ordinary ones in the last layer."""
-    layers = zip(said.intermediate_logits.float().unbind(1), said.intermediate_reference_points.unbind(1), strict=True)
+def _loss_inputs(outputs: Any, num: int) -> dict[str, Any]:
+    """Returns the loss's inputs; transformers before 5.23 counts the last layer's noisy queries as ordinary."""
+    layers = zip(
+        outputs.intermediate_logits.float().unbind(1), outputs.intermediate_reference_points.unbind(1), strict=True
+    )
     layers = [{"logits": logits, "pred_boxes": boxes.float()} for logits, boxes in layers]
     matched = [{key: value[:, -num:] for key, value in layer.items()} for layer in layers]
-    chosen = {"logits": said.enc_topk_logits.float(), "pred_boxes": said.enc_topk_bboxes.float()}
-    told = {**matched[-1], "auxiliary_outputs": [*matched[:-1], chosen]}
-    if said.denoising_meta_values is not None:
-        told["dn_auxiliary_outputs"] = [{key: value[:, :-num] for key, value in layer.items()} for layer in layers]
-        told["denoising_meta_values"] = said.denoising_meta_values
-    return told
+    chosen = {"logits": outputs.enc_topk_logits.float(), "pred_boxes": outputs.enc_topk_bboxes.float()}
+    loss_inputs = {**matched[-1], "auxiliary_outputs": [*matched[:-1], chosen]}
+    if outputs.denoising_meta_values is not None:
+        loss_inputs["dn_auxiliary_outputs"] = [
+            {key: value[:, :-num] for key, value in layer.items()} for layer in layers
+        ]
+        loss_inputs["denoising_meta_values"] = outputs.denoising_meta_values
+    return loss_inputs
 
 
 def _kind(name: str, layers: int) -> str:
-    """Which loss of ours one of transformers' counts to: the last of the auxiliary ones is the encoder's."""
+    """Returns our name of a transformers loss: the last auxiliary loss is the encoder's."""
     if "_dn_" in name:
         return "loss_denoising"
     if "_aux_" in name:
@@ -168,7 +173,7 @@ _STAYS = re.compile(r"\.encoder_attn\.|class_embed|enc_score_head|bbox_embed\.\d
 
 
 def _restart(network: nn.Module) -> None:
-    """Starting weights as published: transformers draws BatchNorms' gains around 0, and it learns slowly from there."""
+    """Initialises weights as published: transformers draws BatchNorm gains around 0, from which training is slow."""
     for name, layer in network.named_modules():
         if isinstance(layer, nn.Linear | nn.Conv2d | nn.BatchNorm2d) and not _STAYS.search(name):
             layer.reset_parameters()

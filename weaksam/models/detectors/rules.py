@@ -1,4 +1,4 @@
-"""Which boxes are detections, and in which views of an image they are looked for; imports no torch."""
+"""Rules of inference: which boxes are detections, and on which views of an image; imports no torch."""
 
 from __future__ import annotations
 

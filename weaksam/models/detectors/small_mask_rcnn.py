@@ -1,9 +1,9 @@
-"""Mask R-CNN for few small images and no GPU: `SmallRcnn`, and a mask of what it found in each place.
+"""Mask R-CNN for few small images and no GPU: `SmallRcnn` with a mask of each detection.
 
-The mask, too, is made of what the frozen SAM sees in a region that is cut out: from coarse to fine, as a feature
-pyramid does, since an outline wants fine maps and what is inside wants coarse ones.
+The mask head, too, uses the frozen SAM's maps of a region's crop: from coarse to fine, as in a feature pyramid, since
+outlines need fine maps and interiors need coarse maps.
 Source: He et al. 2017, arXiv 1703.06870; Lin et al. 2017, arXiv 1612.03144.
-Axis legend: N regions and G objects of an image, F regions with an object that masks are learnt of, K detections of an
+Axis legend: N regions and G objects of an image, F regions with an object for the mask loss, K detections of an
 image, m cells of a side of a mask.
 """
 
@@ -29,16 +29,16 @@ from weaksam.models.detectors.small_rcnn import SmallRcnn, SmallRcnnSize
 from weaksam.ops.boxes import box_iou, enlarge_boxes
 from weaksam.ops.roi_drop import NO_DROP, RoiDropRules
 
-_OBJECT_IOU = 0.5  # as the second stage tells objects from background
+_OBJECT_IOU = 0.5  # the second stage's threshold between objects and background
 
 
 @dataclass(frozen=True)
 class SmallMaskRcnnSize(SmallRcnnSize):
-    """How large.
+    """Sizes of the network.
 
     Attributes:
-        mask_dim: channels of the layers that make a mask.
-        mask_samples: F of one image is at most this: more of the same objects take time and teach little.
+        mask_dim: channels of the mask head.
+        mask_samples: maximum F of an image; more regions of the same objects take time and teach little.
     """
 
     mask_dim: int = 64
@@ -46,11 +46,11 @@ class SmallMaskRcnnSize(SmallRcnnSize):
 
 
 class SmallMaskRcnn(SmallRcnn):
-    """Images to boxes with classes and masks.
+    """Detects boxes with classes and masks.
 
     Args:
-        pyramid, num_classes, size, box_loss, drop, found: see `FasterRcnn`; a mask teaches nothing where its region's
-            class or box does not.
+        pyramid, num_classes, size, box_loss, drop, detection_filter: see `FasterRcnn`; the mask loss of a region is
+            dropped when its class or box loss is dropped.
     """
 
     learns_masks = True
@@ -63,45 +63,48 @@ class SmallMaskRcnn(SmallRcnn):
         *,
         box_loss: BoxLoss = "l1",
         drop: RoiDropRules = NO_DROP,
-        found: DetectionFilter = PUBLISHED,
+        detection_filter: DetectionFilter = PUBLISHED,
     ) -> None:
-        super().__init__(pyramid, num_classes, size, box_loss=box_loss, drop=drop, found=found)
+        super().__init__(pyramid, num_classes, size, box_loss=box_loss, drop=drop, detection_filter=detection_filter)
         self.mask_samples = size.mask_samples
         self.mask_head = _MaskHead(self.cut_outs.channels, size.mask_dim, num_classes + 1)
 
-    def _told(self) -> tuple[str, ...]:
-        return *super()._told(), "loss_mask", *(() if self.roi_heads.drop.gate == "off" else ("dropped_mask",))
+    def _result_keys(self) -> tuple[str, ...]:
+        return *super()._result_keys(), "loss_mask", *(() if self.roi_heads.drop.gate == "off" else ("dropped_mask",))
 
     def _second_stage(
         self,
-        remembered: list[list[Tensor]],
+        cached: list[list[Tensor]],
         targets: Sequence[Targets],
         step: int,
         generators: Sequence[torch.Generator],
     ) -> dict[str, Tensor]:
-        """Those of `SmallRcnn` and `loss_mask`."""
+        """Returns the losses of `SmallRcnn` and `loss_mask`."""
         heads: Any = self.roi_heads
-        samples = self._sample(remembered, targets)
-        by_roi = self._roi_losses(remembered, samples, step, generators)
-        chosen = [one[2] for one in remembered]
-        maps = [torch.cat(level).float() for level in zip(*(one[3:] for one in remembered), strict=True)]
+        samples = self._sample(cached, targets)
+        by_roi = self._roi_losses(cached, samples, step, generators)
+        chosen = [row[2] for row in cached]
+        maps = [torch.cat(level).float() for level in zip(*(row[3:] for row in cached), strict=True)]
         logits = self.mask_head(maps)
         parts = [
             project_masks_on_boxes(
-                one.known_masks(), enlarge_boxes(boxes, self.cut_outs.margin)[rows], places[rows], logits.shape[-1]
+                image_targets.known_masks(),
+                enlarge_boxes(boxes, self.cut_outs.margin)[rows],
+                places[rows],
+                logits.shape[-1],
             )
-            for one, boxes, places, rows in zip(targets, samples.boxes, samples.places, chosen, strict=True)
+            for image_targets, boxes, places, rows in zip(targets, samples.boxes, samples.places, chosen, strict=True)
         ]
-        drops = (by_roi.drop_cls | by_roi.drop_reg).split([len(one) for one in samples.labels])
+        drops = (by_roi.drop_cls | by_roi.drop_reg).split([len(image_labels) for image_labels in samples.labels])
         labels, is_dropped = (
-            [one[rows] for one, rows in zip(many, chosen, strict=True)] for many in (samples.labels, drops)
+            [values[rows] for values, rows in zip(many, chosen, strict=True)] for many in (samples.labels, drops)
         )
         loss = mask_loss(logits, parts, labels, torch.cat(is_dropped))
-        told = {} if heads.drop.gate == "off" else {"dropped_mask": torch.cat(drops).sum()}
-        return by_roi.sums(heads.drop) | {"loss_mask": loss} | told
+        drop_counts = {} if heads.drop.gate == "off" else {"dropped_mask": torch.cat(drops).sum()}
+        return by_roi.sums(heads.drop) | {"loss_mask": loss} | drop_counts
 
     def _keep(self, every: Tensor, boxes: Tensor, maps: list[Tensor]) -> list[Tensor]:
-        """Beyond what `SmallRcnn` keeps, which of `every` teach masks (F,) and their maps, in half precision."""
+        """Returns `SmallRcnn`'s maps, the rows of `every` for the mask loss (F,) and their maps in half precision."""
         holds = (box_iou(every, boxes) >= _OBJECT_IOU).any(1).nonzero()[:, 0]
         chosen = holds[:: max(1, math.ceil(len(holds) / self.mask_samples))]
         return [maps[-1], chosen, *(level[chosen].half() for level in maps)]
@@ -112,19 +115,19 @@ class SmallMaskRcnn(SmallRcnn):
         return [self._detect_masks(image, hw) for image, hw in zip(images, drawn, strict=True)]
 
     def _detect_masks(self, image: Tensor, drawn_hw: tuple[int, int]) -> Detections:
-        (found,) = super().detect([image])
-        logits = self.mask_head(self.cut_outs.pyramid([found.boxes]))
-        chances = logits[torch.arange(len(logits), device=logits.device), found.classes + 1].sigmoid()[:, None]
-        where = enlarge_boxes(found.boxes, self.cut_outs.margin)
-        return found._replace(masks=paste_masks(chances, where, (image.shape[1], image.shape[2]), drawn_hw))
+        (detections,) = super().detect([image])
+        logits = self.mask_head(self.cut_outs.pyramid([detections.boxes]))
+        chances = logits[torch.arange(len(logits), device=logits.device), detections.classes + 1].sigmoid()[:, None]
+        where = enlarge_boxes(detections.boxes, self.cut_outs.margin)
+        return detections._replace(masks=paste_masks(chances, where, (image.shape[1], image.shape[2]), drawn_hw))
 
 
 class _MaskHead(nn.Module):
-    """Maps of a region, fine to coarse, to logits (F, 1 + C, m, m), m twice the side of the finest."""
+    """Maps of a region, fine to coarse, to logits (F, 1 + C, m, m); m is twice the side of the finest map."""
 
     def __init__(self, channels: Sequence[int], dim: int, num_classes: int) -> None:
         super().__init__()
-        self.laterals = nn.ModuleList(nn.Conv2d(one, dim, 1) for one in channels)
+        self.laterals = nn.ModuleList(nn.Conv2d(depth, dim, 1) for depth in channels)
         self.convs = nn.ModuleList(nn.Conv2d(dim, dim, 3, padding=1) for _ in channels)
         self.up = nn.ConvTranspose2d(dim, dim, 2, stride=2)
         self.logits = nn.Conv2d(dim, num_classes, 1)

@@ -1,13 +1,13 @@
-"""Faster R-CNN for few small images and no GPU, which a frozen SAM helps twice.
+"""Faster R-CNN for few small images and no GPU: a frozen SAM refines its proposals and supplies RoI features.
 
-Where: the boxes of the first stage prompt the SAM, and the boxes of its masks are the regions; so the first stage need
-not learn to the pixel where an object ends. What: each region is cut out at one small size and seen by the SAM, because
-what an object looks like does not depend on its size (`CropNet` does so too).
-The stages learn one after the other, as when Faster R-CNN was new (Ren et al. 2015, arXiv 1506.01497, section 3.2):
-once the first is done, the regions of a view stay the same, so what they look like is seen once and remembered, and the
-second learns in a fraction of the time.
+Localisation: the boxes of the first stage prompt the SAM, and the boxes of its masks are the regions, so the first
+stage need not be accurate to the pixel. Classification: each region is cut out at one small size and encoded by the
+SAM, because an object's appearance does not depend on its size (as in `CropNet`).
+The stages are trained one after the other, as in the original Faster R-CNN (Ren et al. 2015, arXiv 1506.01497, section
+3.2): after the first, the regions of a view are fixed, so their features are computed once and cached, and the second
+stage trains in a fraction of the time.
 Axis legend: B images, R RoIs of all of them, N regions and G objects of an image, E channels of the SAM, s patches of a
-side of what is cut out.
+side of a crop.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torchvision.models.detection.image_list import ImageList
 
 from weaksam.models.backbones.frozen_sam import FrozenSam, cut_out
 from weaksam.models.backbones.pyramids import Pyramid
-from weaksam.models.backbones.seen_views import SeenViews, view_digest
+from weaksam.models.backbones.view_cache import ViewCache, view_digest
 from weaksam.models.detectors.base import Detections, Targets
 from weaksam.models.detectors.catalogue.kind import BoxLoss
 from weaksam.models.detectors.faster_rcnn import (
@@ -41,22 +41,22 @@ from weaksam.sam.checkpoints import load_sam
 from weaksam.sam.engine import SamEngine
 from weaksam.sam.variants import VARIANTS
 
-_AT_ONCE = 64  # cut-outs that the SAM sees together: more are no faster and take memory
-_ALL = 10**6  # so many regions are never proposed
+_AT_ONCE = 64  # crops per batch of the SAM: more are no faster and take memory
+_ALL = 10**6  # more than the number of regions ever proposed
 
 
 @dataclass(frozen=True)
 class SmallRcnnSize(FasterRcnnSize):
-    """How large; every region that is proposed is learnt from, and no RoIAlign is there to be sized.
+    """Sizes of the network; every proposed region is a sample, and there is no RoIAlign.
 
     Attributes:
-        first_steps: steps that the first stage learns for, before the second one does.
+        first_steps: steps of the first stage, before those of the second.
         patches: s.
-        margin: how much a region is enlarged to each side, as a share of its size.
-        depth: blocks of the SAM that see what is cut out: those halfway tell classes apart better than the last ones,
-            which are all about masks.
-        dropout: rate after each of the two layers above a region.
-        variant: of the SAM.
+        margin: enlargement of a region on each side, as a share of its size.
+        depth: number of the SAM's blocks for the crops: features of middle blocks separate classes better than those
+            of the last blocks, which serve the masks.
+        dropout: dropout rate after each of the two layers of the box head.
+        variant: variant of the SAM.
     """
 
     dim: int = 64
@@ -65,7 +65,7 @@ class SmallRcnnSize(FasterRcnnSize):
     roi_samples: int = _ALL
     proposals: int = 60
     pre_nms: tuple[int, int] = (300, 300)
-    nms: float = 0.5  # boxes that overlap by more become the same mask's
+    nms: float = 0.5  # boxes of a higher IoU lead to the same mask
     first_steps: int = 300
     patches: int = 4
     margin: float = 0.15
@@ -75,23 +75,23 @@ class SmallRcnnSize(FasterRcnnSize):
 
 
 class _Samples(NamedTuple):
-    """Regions of each image to learn from, and the boxes to learn: all of them.
+    """Samples of each image: all regions and all target boxes.
 
-    Boxes (N + G, 4), the object each is nearest to (N + G,), its class, 0 = background, (N + G,), and where that lies
-    from it (N + G, 4).
+    Boxes (N + G, 4), index of the matched object (N + G,), its class, 0 = background, (N + G,), and its regression
+    targets (N + G, 4).
     """
 
     boxes: list[Tensor]
     places: list[Tensor]
     labels: list[Tensor]
-    wanted: list[Tensor]
+    regression_targets: list[Tensor]
 
 
 class SmallRcnn(FasterRcnn):
-    """Images to boxes with classes.
+    """Detects boxes with classes.
 
     Args:
-        pyramid, num_classes, size, box_loss, drop, found: see `FasterRcnn`.
+        pyramid, num_classes, size, box_loss, drop, detection_filter: see `FasterRcnn`.
     """
 
     def __init__(
@@ -102,18 +102,18 @@ class SmallRcnn(FasterRcnn):
         *,
         box_loss: BoxLoss = "l1",
         drop: RoiDropRules = NO_DROP,
-        found: DetectionFilter = PUBLISHED,
+        detection_filter: DetectionFilter = PUBLISHED,
     ) -> None:
-        super().__init__(pyramid, num_classes, size, box_loss=box_loss, drop=drop, found=found)
-        self.first_steps, self.seen, self.seen_regions = size.first_steps, SeenViews(), SeenViews()
-        self.engine = SamEngine(load_sam(size.variant))  # no part of what is trained or saved
+        super().__init__(pyramid, num_classes, size, box_loss=box_loss, drop=drop, detection_filter=detection_filter)
+        self.first_steps, self.view_cache, self.region_cache = size.first_steps, ViewCache(), ViewCache()
+        self.engine = SamEngine(load_sam(size.variant))  # neither trained nor saved
         self.roi_heads.box_roi_pool = _CutOuts(size)
         inputs = self.cut_outs.sam.channels * size.patches**2
         self.roi_heads.box_head = _BoxHead(inputs, size.hidden, size.dropout)
 
     @property
     def cut_outs(self) -> _CutOuts:
-        """What sees the regions."""
+        """Pooling of the regions."""
         return self.roi_heads.box_roi_pool  # pyright: ignore[reportReturnType]
 
     def load_pretrained(self, weights: str | None) -> None:
@@ -121,97 +121,97 @@ class SmallRcnn(FasterRcnn):
         self.cut_outs.sam.load_shipped()
 
     def early_parameters(self) -> tuple[list[nn.Parameter], int]:
-        """The first stage's."""
+        """Returns the first stage's parameters and its steps."""
         parts = (*self.backbone.parameters(), *self.rpn.parameters())
         return [p for p in parts if p.requires_grad], self.first_steps
 
     def _losses(
         self, images: Sequence[Tensor], targets: Sequence[Targets], step: int, generators: Sequence[torch.Generator]
     ) -> dict[str, Tensor]:
-        """See `Detector.losses`; either stage's are 0 while the other learns."""
+        """See `Detector.losses`; the losses of a stage are 0 while the other is trained."""
         self._start_step(step, generators)
-        # all weights take part, always; one number of each is enough
+        # every weight must take part; one element of each is enough
         zero = torch.stack([p.reshape(-1)[0] for p in self.parameters() if p.requires_grad]).sum() * 0
-        nothing = dict.fromkeys(self._told(), zero)
+        nothing = dict.fromkeys(self._result_keys(), zero)
         if step < self.first_steps:
-            batch, maps = self._see(images)
-            listed = [{"boxes": one.boxes, "labels": one.classes + 1} for one in targets]
+            batch, maps = self._backbone_maps(images)
+            listed = [{"boxes": image_targets.boxes, "labels": image_targets.classes + 1} for image_targets in targets]
             return nothing | self.rpn(batch, maps, listed)[1]
-        remembered = [
-            self.seen.recall([image, one.boxes], partial(self._look, image, one.boxes))
-            for image, one in zip(images, targets, strict=True)
+        cached = [
+            self.view_cache.recall([image, image_targets.boxes], partial(self._region_maps, image, image_targets.boxes))
+            for image, image_targets in zip(images, targets, strict=True)
         ]
-        return nothing | self._second_stage(remembered, targets, step, generators)
+        return nothing | self._second_stage(cached, targets, step, generators)
 
-    def _told(self) -> tuple[str, ...]:
-        """Names of all that `losses` tells."""
+    def _result_keys(self) -> tuple[str, ...]:
+        """Returns the keys of the result of `losses`."""
         dropped = () if self.roi_heads.drop.gate == "off" else ("dropped_cls", "dropped_reg")
         return "loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg", *dropped
 
     def _second_stage(
         self,
-        remembered: list[list[Tensor]],
+        cached: list[list[Tensor]],
         targets: Sequence[Targets],
         step: int,
         generators: Sequence[torch.Generator],
     ) -> dict[str, Tensor]:
-        """Losses of what was remembered of each image."""
+        """Returns the losses of the second stage from the cached maps of each image."""
         heads: Any = self.roi_heads
-        samples = self._sample(remembered, targets)
-        return self._roi_losses(remembered, samples, step, generators).sums(heads.drop)
+        samples = self._sample(cached, targets)
+        return self._roi_losses(cached, samples, step, generators).sums(heads.drop)
 
-    def _sample(self, remembered: list[list[Tensor]], targets: Sequence[Targets]) -> _Samples:
-        """Every region, and the boxes to learn, with what it is to be."""
-        listed = [{"boxes": one.boxes, "labels": one.classes + 1} for one in targets]
+    def _sample(self, cached: list[list[Tensor]], targets: Sequence[Targets]) -> _Samples:
+        """Returns all regions and target boxes with their targets."""
+        listed = [{"boxes": image_targets.boxes, "labels": image_targets.classes + 1} for image_targets in targets]
         heads: Any = self.roi_heads
-        return _Samples(*heads.select_training_samples([one[0] for one in remembered], listed))
+        return _Samples(*heads.select_training_samples([row[0] for row in cached], listed))
 
     def _roi_losses(
-        self, remembered: list[list[Tensor]], samples: _Samples, step: int, generators: Sequence[torch.Generator]
+        self, cached: list[list[Tensor]], samples: _Samples, step: int, generators: Sequence[torch.Generator]
     ) -> RoiLosses:
         heads: Any = self.roi_heads
-        noise = SampleNoise(generators, [len(one) for one in samples.labels])
-        logits, deltas = heads.box_predictor(heads.box_head(torch.cat([one[1] for one in remembered]), noise))
-        return roi_losses(logits, deltas, samples.labels, samples.wanted, heads.beta, heads.drop, step)
+        noise = SampleNoise(generators, [len(image_labels) for image_labels in samples.labels])
+        logits, deltas = heads.box_predictor(heads.box_head(torch.cat([row[1] for row in cached]), noise))
+        return roi_losses(logits, deltas, samples.labels, samples.regression_targets, heads.beta, heads.drop, step)
 
     @torch.no_grad()
     def detect(self, images: Sequence[Tensor], mask_sizes: Sequence[tuple[int, int]] | None = None) -> list[Detections]:
-        found = []
+        detections = []
         for image in images:
             regions, maps, sizes = self._propose(image)
-            (one,), _ = self.roi_heads(maps, [regions], sizes)
-            found.append(Detections(one["boxes"], one["labels"] - 1, one["scores"]))
-        return found
+            (result,), _ = self.roi_heads(maps, [regions], sizes)
+            detections.append(Detections(result["boxes"], result["labels"] - 1, result["scores"]))
+        return detections
 
     @torch.no_grad()
-    def _look(self, image: Tensor, boxes: Tensor) -> list[Tensor]:
-        """Regions (N, 4); what the SAM sees in them and in the boxes to learn (N + G, E, s, s)."""
+    def _region_maps(self, image: Tensor, boxes: Tensor) -> list[Tensor]:
+        """Returns regions (N, 4), and the SAM's maps of them and of the target boxes (N + G, E, s, s)."""
         regions = self._regions(image)
         self.cut_outs.pixels = self.normaliser([image]).pixels
         every = torch.cat([regions, boxes])
         return [regions, *self._keep(every, boxes, self.cut_outs.pyramid([every]))]
 
     def _regions(self, image: Tensor) -> Tensor:
-        """Regions (N, 4) of an image; a mirrored one has those of the image, mirrored: to draw them takes longest.
+        """Returns regions (N, 4) of an image; a mirrored image reuses its regions, mirrored, which saves most time.
 
-        Which of the two they are drawn on does not depend on which was there first, so that a training that was
-        interrupted goes on as it would have.
+        Which of the two the SAM processes does not depend on their order, so that a resumed training continues
+        unchanged.
         """
         mirrored = image.flip(2)
         is_other = view_digest([mirrored]) < view_digest([image])
-        drawn_on = mirrored if is_other else image
+        source = mirrored if is_other else image
         self.rpn.eval()
-        (regions,) = self.seen_regions.recall([drawn_on], lambda: [self._propose(drawn_on)[0]])
+        (regions,) = self.region_cache.recall([source], lambda: [self._propose(source)[0]])
         self.rpn.train()
         return mirror_boxes(regions, image.shape[2]) if is_other else regions
 
     def _keep(self, every: Tensor, boxes: Tensor, maps: list[Tensor]) -> list[Tensor]:
-        """What is worth remembering of what is seen in regions and boxes to learn, `every` (N + G, 4)."""
+        """Returns the maps to cache for regions and target boxes, `every` (N + G, 4)."""
         return maps[-1:]
 
     def _propose(self, image: Tensor) -> tuple[Tensor, dict[str, Tensor], list[tuple[int, int]]]:
-        """Regions (N, 4) of an image (3, H, W), what the first stage saw, and the image's size."""
-        batch, maps = self._see([image])
+        """Returns regions (N, 4) of an image (3, H, W), the backbone's maps, and the image's size."""
+        batch, maps = self._backbone_maps([image])
         (regions,), _ = self.rpn(batch, maps)
         if self.engine.sam.device != image.device:
             self.engine = SamEngine(self.engine.sam.to(image.device))
@@ -219,14 +219,14 @@ class SmallRcnn(FasterRcnn):
         snapped = self.engine.snap_boxes(pixels, regions.cpu().numpy())
         return torch.from_numpy(snapped).to(regions), maps, batch.image_sizes
 
-    def _see(self, images: Sequence[Tensor]) -> tuple[ImageList, dict[str, Tensor]]:
-        batch, maps = super()._see(images)
+    def _backbone_maps(self, images: Sequence[Tensor]) -> tuple[ImageList, dict[str, Tensor]]:
+        batch, maps = super()._backbone_maps(images)
         self.cut_outs.pixels = batch.tensors
         return batch, maps
 
 
 class _BoxHead(nn.Sequential):
-    """(R, E, s, s) to (R, hidden): two layers, and dropout after each where there is noise."""
+    """Maps (R, E, s, s) to (R, hidden): two layers, with dropout after each if there is noise."""
 
     def __init__(self, inputs: int, hidden: int, rate: float) -> None:
         super().__init__(
@@ -242,7 +242,7 @@ class _BoxHead(nn.Sequential):
 
 
 class _CutOuts(nn.Module):
-    """In place of RoIAlign: (R, E, s, s) of RoIs, from the pixels it was given last instead of feature maps."""
+    """Replaces RoIAlign: (R, E, s, s) of RoIs, from `pixels`, set before each call, instead of feature maps."""
 
     pixels: Tensor
 
@@ -257,8 +257,8 @@ class _CutOuts(nn.Module):
 
     @torch.no_grad()
     def pyramid(self, rois: list[Tensor]) -> list[Tensor]:
-        """What is seen in RoIs, fine to coarse: (R, D, h, w) maps of strides 4, 8 and of a patch."""
-        seen = cut_out(self.pixels, rois, self.side, self.margin)
-        if not len(seen):  # the SAM cannot look at nothing
-            return [one[:0] for one in self.sam.pyramid(seen.new_zeros(1, 3, self.side, self.side))]
-        return [torch.cat(maps) for maps in zip(*map(self.sam.pyramid, seen.split(_AT_ONCE)), strict=True)]
+        """Returns the SAM's maps of RoIs, fine to coarse: (R, D, h, w) of strides 4, 8 and of a patch."""
+        crops = cut_out(self.pixels, rois, self.side, self.margin)
+        if not len(crops):  # the SAM needs at least one crop
+            return [level[:0] for level in self.sam.pyramid(crops.new_zeros(1, 3, self.side, self.side))]
+        return [torch.cat(maps) for maps in zip(*map(self.sam.pyramid, crops.split(_AT_ONCE)), strict=True)]

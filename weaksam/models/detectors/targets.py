@@ -1,7 +1,7 @@
-"""What a detector learns from, and the one check in front of every detector's losses.
+"""Training targets of a detector, and their check before every detector's losses.
 
-A box without area, a class that does not exist or a mask of 0 and 255 raises no error in a loss: it makes weights NaN,
-counts as background or turns a loss negative. So nothing reaches a loss that this check has not passed.
+A box without area, an invalid class or a mask of 0 and 255 raises no error in a loss: it makes weights NaN, counts as
+background or makes a loss negative. So all targets pass this check before a loss.
 Axis legend: B images, C classes, G objects of an image, N objects of all of them, H W pixels.
 Boxes are xyxy, absolute pixels of the image, float32, right and bottom exclusive.
 """
@@ -19,7 +19,7 @@ from weaksam.ops.box_areas import LEAST_SIDE
 
 
 class Targets(NamedTuple):
-    """Objects of an image: boxes (G, 4) float32 and classes (G,) int64; masks (G, H, W) bool, where asked for.
+    """Objects of an image: boxes (G, 4) float32 and classes (G,) int64; masks (G, H, W) bool, where required.
 
     G may be 0.
     """
@@ -29,18 +29,18 @@ class Targets(NamedTuple):
     masks: Tensor | None = None
 
     def known_masks(self) -> Tensor:
-        """(G, H, W) bool of checked targets; of an image without objects (0, 1, 1), if nothing else is said."""
+        """Returns masks (G, H, W) bool of checked targets; (0, 1, 1) for an image without objects and masks."""
         if self.masks is not None:
             return self.masks
         return torch.zeros(0, 1, 1, dtype=torch.bool, device=self.boxes.device)
 
 
 class TargetError(ValueError):
-    """A target that cannot be learnt from; `image` is the place of its image among those of the call."""
+    """An invalid target; `image` is the index of its image in the call."""
 
     def __init__(self, image: int, fault: str) -> None:
         self.image, self.fault = image, fault
-        super().__init__(image, fault)  # as given, so that it survives pickling between processes
+        super().__init__(image, fault)  # the original arguments, so that it survives pickling between processes
 
     def __str__(self) -> str:
         return f"targets of image {self.image}, {self.fault}"
@@ -49,9 +49,9 @@ class TargetError(ValueError):
 def check_targets(
     images: Sequence[Tensor], targets: Sequence[Targets], num_classes: int, *, with_masks: bool = False
 ) -> None:
-    """Raises TargetError, which names image and row, unless a detector can learn from these targets.
+    """Raises TargetError, which names image and row, unless the targets are valid.
 
-    Images are bytes: numbers in 0..1 would be as good as black. Boxes are finite, have an area and lie on their image,
+    Images are uint8: values in 0..1 would be nearly black. Boxes are finite, have an area and lie on their image,
     or at most an image's size beyond it; classes are 0 to C - 1, as many as boxes; masks are bool and as large as their
     image. Waits for the device once.
 
@@ -59,16 +59,16 @@ def check_targets(
         images: B of (3, H, W) uint8.
         targets: B.
         num_classes: C.
-        with_masks: whether the detector learns masks, so that every object needs one.
+        with_masks: whether every object needs a mask.
     """
     if not len(images) or len(images) != len(targets):
         raise ValueError(f"losses need targets for each of at least one image: got {len(images)} and {len(targets)}")
-    for i, (image, one) in enumerate(zip(images, targets, strict=True)):
-        _check_form(i, image, one, with_masks=with_masks)
+    for i, (image, image_targets) in enumerate(zip(images, targets, strict=True)):
+        _check_form(i, image, image_targets, with_masks=with_masks)
     sizes = [(image.shape[2], image.shape[1]) for image in images]
-    counts = [len(one.classes) for one in targets]
-    boxes = torch.cat([one.boxes for one in targets])
-    classes = torch.cat([one.classes for one in targets])
+    counts = [len(image_targets.classes) for image_targets in targets]
+    boxes = torch.cat([image_targets.boxes for image_targets in targets])
+    classes = torch.cat([image_targets.classes for image_targets in targets])
     limits = torch.tensor([wh * 2 for wh, count in zip(sizes, counts, strict=True) for _ in range(count)])
     if not len(boxes):
         return
@@ -86,7 +86,7 @@ def check_targets(
 
 
 def _check_form(index: int, image: Tensor, targets: Targets, *, with_masks: bool) -> None:
-    """Raises TargetError unless kinds and shapes are right; looks at no value."""
+    """Raises TargetError unless dtypes and shapes are right; reads no values."""
     boxes, classes, masks = targets
     fault = None
     if image.ndim != 3 or image.shape[0] != 3 or not image.numel() or image.dtype != torch.uint8:
@@ -100,8 +100,8 @@ def _check_form(index: int, image: Tensor, targets: Targets, *, with_masks: bool
     elif masks is None and with_masks and len(boxes):
         fault = f"{len(boxes)} objects without masks: give `masks`"
     elif masks is not None and not _fit(masks, len(boxes), image):
-        wanted = (len(boxes), *image.shape[1:])
-        fault = f"masks: must be bool, one an object, of the image's size, {wanted}, got {_describe(masks)}"
+        expected = (len(boxes), *image.shape[1:])
+        fault = f"masks: must be bool, one an object, of the image's size, {expected}, got {_describe(masks)}"
     if fault is not None:
         raise TargetError(index, fault)
 

@@ -22,18 +22,18 @@ _OF_TORCHVISION = {"vgg16": VGG16_Weights.IMAGENET1K_V1, "resnet50": ResNet50_We
 
 @dataclass(frozen=True)
 class WsodSpec:
-    """Which network; picklable, and cheap to send.
+    """Specifies a network; picklable, and cheap to send.
 
     Attributes:
-        backbone: one of `BACKBONES`: a network of torchvision, or the frozen features of a `CropNet`, joined by +.
+        backbone: one of `BACKBONES`: a torchvision network, or the frozen features of a `CropNet`, joined by +.
         num_classes: C.
         rules: OICR's or MIST's.
-        dropblock: whether it has one.
-        pixels: what the starting weights were trained on.
-        last_relu, frozen_stages: of vgg16 and resnet50.
-        crop, margin: of a `CropNet`.
-        pretrained: start from the weights the backbone is known with: torchvision's of ImageNet, fetched by name, or
-            those that frozen features come with.
+        dropblock: whether it has a dropblock.
+        pixels: pixel format the starting weights were trained on.
+        last_relu, frozen_stages: options of vgg16 and resnet50.
+        crop, margin: options of a `CropNet`.
+        pretrained: start from published weights: torchvision's ImageNet weights, fetched by name, or the shipped
+            weights of frozen features.
         weights: URI of ImageNet weights to start from instead.
     """
 
@@ -56,7 +56,7 @@ class WsodSpec:
             raise ValueError(f"WsodSpec: backbone must be one of {known}, got {self.backbone!r}")
 
     def untrained(self) -> WsodNet:
-        """The network with random weights."""
+        """Returns the network with random weights."""
         return WsodNet(self._roi_net(), self.num_classes, self.rules, dropblock=self.dropblock)
 
     def _roi_net(self) -> RoiNet:
@@ -67,7 +67,7 @@ class WsodSpec:
         return CropNet(self.backbone.split("+"), crop=self.crop, margin=self.margin)
 
     def with_starting_weights(self) -> WsodNet:
-        """The network to train.
+        """Returns the network to train.
 
         Raises:
             WeightsError: the file lacks weights of the backbone, or they have other shapes.
@@ -84,7 +84,7 @@ class WsodSpec:
         return network
 
     def trained(self, path: str | Path) -> WsodNet:
-        """The network of a finished `train_wsod` step, in eval mode."""
+        """Returns the network of a finished `train_wsod` step, in eval mode."""
         network = self.untrained()
         network.load_state_dict(load_file(path))
         return network.eval()

@@ -1,9 +1,9 @@
-"""Concrete DropBlock: blocks of a box's pooled map are dropped where the detector leans on them most.
+"""Concrete DropBlock: drops the blocks of a box's pooled map that the detector relies on most.
 
-A small network says where, and learns by *raising* the loss the detector lowers, so that no single part is enough.
+A small network predicts the blocks and is trained to *raise* the detector's loss, so that no single part is enough.
 Source: MIST (arXiv 2004.04725), section 3.3; DropBlock (arXiv 1810.12890); Gumbel-softmax (arXiv 1611.01144).
-Differs from the published code: batch norm and the rescaling of what is left go by the boxes of one image, not by
-those of whatever shares the batch, so the number of workers changes nothing.
+Differs from the published code: batch norm and the rescaling of kept cells use the boxes of one image, not of the
+batch, so the number of workers changes nothing.
 
 Axis legend: R boxes of a batch, D channels, S side of a pooled map.
 """
@@ -23,7 +23,7 @@ _EPS = 1e-10
 
 
 class ConcreteDropBlock(nn.Module):
-    """(R, D, S, S) to the same with blocks set to 0."""
+    """Sets blocks of (R, D, S, S) to 0."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -36,16 +36,18 @@ class ConcreteDropBlock(nn.Module):
             nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, pooled: Tensor, noise: SampleNoise, *, learns: bool) -> Tensor:
-        """Drops; `learns` lets the gradient of the loss through, with the opposite sign."""
-        keep = torch.cat([self._scaled(one) for one in self.draw(pooled.detach(), noise).split(list(noise.sizes))])
+        """Drops blocks; `learns` passes the gradient of the loss with the opposite sign."""
+        keep = torch.cat(
+            [self._scaled(image_keep) for image_keep in self.draw(pooled.detach(), noise).split(list(noise.sizes))]
+        )
         keep = 2 * keep.detach() - keep if learns else keep.detach()  # the same value; slope -1 or none
         return pooled * keep.to(pooled.dtype)
 
     def draw(self, pooled: Tensor, noise: SampleNoise) -> Tensor:
-        """(R, 1, S, S) of 0 and 1: which cells stay. Gradients flow as if it were soft."""
+        """Returns (R, 1, S, S) of 0 and 1, the kept cells, with the gradient of the soft version."""
         hidden = F.relu(self.norm1(self.conv1(pooled), noise.sizes))
         logits = self.norm2(self.conv2(hidden), noise.sizes) + self.shortcut(pooled)
-        # The weight of a map's centres, so that blocks cover at most the share wanted.
+        # Scales the probability of centres, so that blocks cover at most the intended share.
         probability = logits[:, 0].float().sigmoid() * (_MOST_DROPPED / _BLOCK**2)
         both = torch.stack([probability, 1 - probability], 1)
         uniform = noise.uniform(2, *probability.shape[1:]).clamp(_EPS, 1 - 1e-7)
@@ -59,14 +61,14 @@ class ConcreteDropBlock(nn.Module):
 
 
 class _PerImageNorm(nn.Module):
-    """Batch norm by the statistics of one image's boxes."""
+    """Batch norm with the statistics of one image's boxes."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor, sizes: list[int]) -> Tensor:
-        normed = [self._norm(one) if len(one) else one for one in x.split(list(sizes))]
+        normed = [self._norm(rows) if len(rows) else rows for rows in x.split(list(sizes))]
         return torch.cat(normed)
 
     def _norm(self, x: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 Names of the linear layers are those of the published MIST code (`cls_score`, `det_score`, `ref1`, `bbox_pred1`, ...).
 
 Axis legend: B images, N proposals of an image, R of all of them, C classes, K refinement heads.
-Boxes are xyxy, absolute pixels of the image given, right and bottom exclusive.
+Boxes are xyxy, absolute pixels of the image, right and bottom exclusive.
 In (C + 1) outputs, index 0 is the background.
 """
 
@@ -26,23 +26,23 @@ from weaksam.ops.choices import check_choices
 
 Mining = Literal["top", "near_top", "mist"]
 _INIT_STD = 0.001
-_SHARED_BOX_WEIGHT = 30.0  # of the loss of the box layer that all classes share, as published
+_SHARED_BOX_WEIGHT = 30.0  # of the class-agnostic box layer's loss, as published
 
 
 @dataclass(frozen=True)
 class WsodRules:
-    """What tells OICR from MIST.
+    """Rules that distinguish OICR and MIST.
 
     Attributes:
-        mining: how a head finds the pseudo boxes it teaches the next.
-        regress: whether heads move boxes too.
-        background: whether WSDDN's streams have a column for the background.
-        image_reduction: of the image-level loss over classes.
-        head_weights: (K,) of the losses of refinement heads.
-        mist_share, mist_overlap: of MIST's mining.
+        mining: how the pseudo boxes for the next head are mined from a head's scores.
+        regress: whether heads regress boxes.
+        background: whether WSDDN's streams have a background column.
+        image_reduction: reduction of the image-level loss over classes.
+        head_weights: (K,) loss weights of the refinement heads.
+        mist_share, mist_overlap: parameters of MIST's mining.
         loss_eps: see `mil.refinement_loss`.
-        shared_boxes: whether one more layer moves boxes, the same way for all classes, taught by the last head's pseudo
-            boxes: the box branch of OICR in WSOD2.
+        shared_boxes: whether a class-agnostic layer, too, regresses boxes, trained with the last head's pseudo boxes:
+            the box branch of OICR in WSOD2.
     """
 
     mining: Mining = "mist"
@@ -68,13 +68,13 @@ METHODS = {
 
 @dataclass(frozen=True)
 class WsodOutput:
-    """What the heads say about the proposals of one image.
+    """Outputs of the heads for the proposals of one image.
 
     Attributes:
         cls, det: (N, C) or (N, C + 1) logits of WSDDN's streams.
-        refine: K of (N, C + 1) logits.
-        offsets: K of (N, C + 1, 4), or none.
-        shared: (N, 4) offsets for all classes, or None.
+        refine: K tensors (N, C + 1) of logits.
+        offsets: K tensors (N, C + 1, 4), or an empty list.
+        shared: (N, 4) class-agnostic offsets, or None.
     """
 
     cls: Tensor
@@ -110,15 +110,15 @@ class WsodNet(nn.Module):
         self.dropblock = ConcreteDropBlock(roi_net.pooled_channels) if dropblock else None
 
     def pool(self, images: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
-        """(R, D, S, S) of the proposals of B images (3, H, W) uint8, each at its own size."""
+        """Pools the proposals of B images (3, H, W) uint8, each at its own size, to (R, D, S, S)."""
         return torch.cat([self.roi_net.pool(image, rois) for image, rois in zip(images, boxes, strict=True)])
 
     def heads(
         self, pooled: Tensor, sizes: Sequence[int], noise: SampleNoise | None = None, *, against: bool = False
     ) -> list[WsodOutput]:
-        """What is said about each of the B images; `noise` while training.
+        """Returns the outputs of each of the B images; `noise` is required while training.
 
-        `against`: the blocks dropped learn to raise the loss.
+        `against`: whether the dropblock is trained to raise the loss.
         """
         if self.dropblock is not None and noise is not None:
             pooled = self.dropblock(pooled, noise, learns=against)
@@ -137,52 +137,52 @@ class WsodNet(nn.Module):
 
     @torch.no_grad()
     def detect(self, image: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-        """Scores (N, C) and boxes (N, C, 4) of proposals (N, 4) on one view (3, H, W); nothing is left out yet.
+        """Returns scores (N, C) and boxes (N, C, 4) of all proposals (N, 4) on one view (3, H, W).
 
         The mean of the refinement heads' softmaxes, and of their offsets before they are decoded, as published.
         """
-        (found,) = self.heads(self.pool([image], [boxes]), [len(boxes)])
-        scores = torch.stack([logits.float().softmax(1) for logits in found.refine]).mean(0)[:, 1:]
+        (output,) = self.heads(self.pool([image], [boxes]), [len(boxes)])
+        scores = torch.stack([logits.float().softmax(1) for logits in output.refine]).mean(0)[:, 1:]
         height, width = image.shape[1:]
-        if not found.offsets:
-            if found.shared is not None:
-                boxes = clip_boxes(decode_boxes(found.shared.float(), boxes), height, width)
+        if not output.offsets:
+            if output.shared is not None:
+                boxes = clip_boxes(decode_boxes(output.shared.float(), boxes), height, width)
             return scores, boxes[:, None].expand(-1, self.num_classes, 4)
-        offsets = torch.stack(found.offsets).float().mean(0)[:, 1:]
+        offsets = torch.stack(output.offsets).float().mean(0)[:, 1:]
         moved = decode_boxes(offsets, boxes[:, None])
         return scores, clip_boxes(moved.flatten(0, 1), height, width).view_as(moved)
 
 
 def wsod_losses(
-    found: WsodOutput, boxes: Tensor, present: Tensor, rules: WsodRules, prior: Tensor | None = None
+    output: WsodOutput, boxes: Tensor, present: Tensor, rules: WsodRules, prior: Tensor | None = None
 ) -> dict[str, Tensor]:
-    """The losses of one image, by name; what is mined is mined without gradient.
+    """Returns the losses of one image, by name; mining is without gradient.
 
     Args:
-        found: what the network said.
+        output: outputs of the network.
         boxes: (N, 4) float, xyxy.
         present: (P,) int64, classes of the image, rising.
         rules: OICR's or MIST's.
-        prior: (N,) float, added to the logits of the detection stream: what is known of the proposals beforehand
-            (as the box scores of WSDDN, arXiv 1511.02853, section 3).
+        prior: (N,) float prior of the proposals, added to the logits of the detection stream (as the box scores of
+            WSDDN, arXiv 1511.02853, section 3).
     """
-    scores = mil.wsddn_scores(found.cls, found.det if prior is None else found.det + prior[:, None])
+    scores = mil.wsddn_scores(output.cls, output.det if prior is None else output.det + prior[:, None])
     reduction = rules.image_reduction
     losses = {"image_loss": mil.image_loss(scores, present, background=rules.background, reduction=reduction)}
     iou = _overlaps(boxes, rules)
     source = scores.detach()[:, int(rules.background) :]
     zero, targets = scores.new_zeros(()), None
-    losses |= {"refine_loss": zero} | ({"box_loss": zero} if found.offsets else {})
-    for k, (weight, logits) in enumerate(zip(rules.head_weights, found.refine, strict=True)):
+    losses |= {"refine_loss": zero} | ({"box_loss": zero} if output.offsets else {})
+    for k, (weight, logits) in enumerate(zip(rules.head_weights, output.refine, strict=True)):
         targets = mil.assign(iou, _mine(boxes, iou, source, present, rules), above=rules.mining == "top")
         loss = mil.refinement_loss(logits, targets, eps=rules.loss_eps)
         losses["refine_loss"] = losses["refine_loss"] + weight * loss
-        if found.offsets:
-            loss = mil.regression_loss(found.offsets[k], boxes, targets)
+        if output.offsets:
+            loss = mil.regression_loss(output.offsets[k], boxes, targets)
             losses["box_loss"] = losses["box_loss"] + weight * loss
         source = logits.detach().float().softmax(1)[:, 1:]
-    if found.shared is not None and targets is not None:
-        losses["box_loss"] = _SHARED_BOX_WEIGHT * mil.shared_regression_loss(found.shared, boxes, targets)
+    if output.shared is not None and targets is not None:
+        losses["box_loss"] = _SHARED_BOX_WEIGHT * mil.shared_regression_loss(output.shared, boxes, targets)
     return losses
 
 
@@ -196,30 +196,30 @@ def forward_losses(
     *,
     second_pass: bool = False,
 ) -> tuple[list[dict[str, Tensor]], Tensor]:
-    """The losses of B images, and what the blocks that are dropped learn from besides.
+    """Returns the losses of B images, and a further loss of the dropblock.
 
-    Where there is a dropblock it learns in the same pass as the detector, by the opposite sign. With `second_pass` it
-    learns, as published, in a pass of its own with new noise, here from the pooled maps of the first: the backbone is
-    not run again. (Published: the detector takes its step in between.)
+    A dropblock is trained in the same pass as the detector, with the opposite sign. With `second_pass` it is trained,
+    as published, in its own pass with new noise, here from the pooled maps of the first pass: the backbone is not run
+    again. (In the published code the detector takes its step in between.)
 
     Returns:
-        a dict per image, and a scalar to add to their sum before backward; its value is of no meaning.
+        a dict per image, and a scalar to add to their sum before backward; its value has no meaning.
     """
-    sizes = [len(one) for one in boxes]
+    sizes = [len(image_boxes) for image_boxes in boxes]
     pooled = net.pool(images, boxes)
-    found = net.heads(pooled, sizes, noise, against=not second_pass)
+    outputs = net.heads(pooled, sizes, noise, against=not second_pass)
     known = list(zip(boxes, present, [net.rules] * len(boxes), priors or [None] * len(boxes), strict=True))
-    losses = [wsod_losses(one, *row) for one, row in zip(found, known, strict=True)]
+    losses = [wsod_losses(output, *row) for output, row in zip(outputs, known, strict=True)]
     if net.dropblock is None or not second_pass:
         return losses, pooled.new_zeros(())
     still = {f"net.{key}": p.detach() for key, p in net.named_parameters() if not key.startswith("dropblock.")}
-    again = torch.func.functional_call(_Heads(net), still, (pooled.detach(), sizes, noise))
-    adverse = [sum(wsod_losses(one, *row).values()) for one, row in zip(again, known, strict=True)]
+    second_outputs = torch.func.functional_call(_Heads(net), still, (pooled.detach(), sizes, noise))
+    adverse = [sum(wsod_losses(output, *row).values()) for output, row in zip(second_outputs, known, strict=True)]
     return losses, torch.stack(adverse).sum()  # pyright: ignore[reportArgumentType]
 
 
 class _Heads(nn.Module):
-    """`WsodNet.heads` as a forward, in which blocks learn."""
+    """`WsodNet.heads` as a forward, with a trained dropblock."""
 
     def __init__(self, net: WsodNet) -> None:
         super().__init__()
@@ -230,7 +230,7 @@ class _Heads(nn.Module):
 
 
 def _overlaps(boxes: Tensor, rules: WsodRules) -> Tensor:
-    """(N, N) IoU as the published code of each kind of mining computes it: that of `near_top` has no "+1"."""
+    """Returns (N, N) IoU as in the published code of each kind of mining: that of `near_top` has no "+1"."""
     ends = to_inclusive(boxes) if rules.mining == "near_top" else boxes
     return box_iou(ends, ends)
 

@@ -1,7 +1,7 @@
 """Triton kernels of the engine on a GPU.
 
-Each does what a plain PyTorch function in `weaksam.sam` does, its twin, and is tested against it: in Triton's
-interpreter everywhere, and for real where there is a GPU. Without Triton or a GPU the twins are used.
+Each kernel computes the same as a plain PyTorch function in `weaksam.sam`, its twin, and is tested against it: in
+Triton's interpreter everywhere, and on the device where there is a GPU. Without Triton or a GPU the twins are used.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ _HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
 def usable(device: torch.device) -> bool:
-    """Whether kernels can work on a device."""
+    """Returns whether kernels can run on a device."""
     return device.type == "cuda" and _HAS_TRITON
 
 
 def choose_backend(device: torch.device, dtype: torch.dtype) -> Backend:
-    """What does the heavy work of the decoder: in float32 only the kernel that multiplies no matrices is used."""
+    """Returns the backend of the decoder; in float32 only the kernel that multiplies no matrices is used."""
     if not usable(device):
         return PLAIN
     kernels = make_backend(dtype)
@@ -32,14 +32,14 @@ def choose_backend(device: torch.device, dtype: torch.dtype) -> Backend:
 
 
 def make_backend(dtype: torch.dtype) -> Backend:
-    """All kernels, inputs of products rounded to `dtype`."""
-    from weaksam.sam.kernels import drawing, passes, postprocess
+    """Returns a backend of all kernels; inputs of products are rounded to `dtype`."""
+    from weaksam.sam.kernels import mask_head, passes, postprocess
 
     return Backend(
         read_unchanged=partial(passes.read_unchanged, dtype=dtype),
         first_pass=partial(passes.first_pass, dtype=dtype),
         second_pass=partial(passes.second_pass, dtype=dtype),
-        draw_masks=drawing.draw_masks,
+        predict_mask_logits=mask_head.predict_mask_logits,
         measure_masks=postprocess.measure_masks,
-        keeps_little=True,
+        is_memory_lean=True,
     )

@@ -1,10 +1,10 @@
 """Fused attention with decomposed relative positions; the twin is `weaksam.sam.attention.attend`.
 
-A block of keys is one row of tokens: of its positions, the row's part is one number per query and the columns' part the
-same table for all rows, loaded once. Softmax runs along (Milakov and Gimelshein, arXiv 1805.02867).
+A block of keys is one row of tokens. The row part of its position term is one number per query, the column part is the
+same table for all rows, loaded once. The softmax is computed online (Milakov and Gimelshein, arXiv 1805.02867).
 """
 
-# Triton's language is no Python to a type checker.
+# A type checker cannot check Triton's language.
 # pyright: reportArgumentType=false, reportIndexIssue=false, reportCallIssue=false, reportGeneralTypeIssues=false
 # pyright: reportOperatorIssue=false, reportAssignmentType=false, reportPossiblyUnboundVariable=false
 
@@ -19,7 +19,7 @@ _LOG2_E = tl.constexpr(1.4426950408889634)  # softmax by powers of two
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, rel_h: Tensor, rel_w: Tensor) -> Tensor:
-    """Softmax attention with relative positions; arguments as those of `weaksam.sam.attention.attend`."""
+    """Softmax attention with relative positions; same arguments as `weaksam.sam.attention.attend`."""
     num_sequences, num_tokens, dim = query.shape
     query, key, value, rel_h, rel_w = (x.contiguous() for x in (query, key, value, rel_h, rel_w))
     mixed = torch.empty_like(value)
@@ -34,7 +34,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, rel_h: Tensor, rel_w: Tens
 
 
 def tiling(num_tokens: int, width: int, dim: int) -> tuple[dict[str, int], int]:
-    """The kernel's constants and its number of warps."""
+    """Returns the kernel's constants and its number of warps."""
     main = 1 << (dim.bit_length() - 1)
     rest = 0 if main == dim else max(16, triton.next_power_of_2(dim - main))
     queries = min(128, max(16, triton.next_power_of_2(num_tokens // 4)))

@@ -1,4 +1,4 @@
-"""The detectors that `train_detector` trains: each is a file of this folder, and a line of `_FILES`."""
+"""The detectors of `train_detector`: each is a file of this folder, and a line of `_FILES`."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ KINDS: tuple[DetectorKind, ...] = tuple(import_module(f"{__name__}.{name}").KIND
 
 
 def kind_of(model: str) -> DetectorKind:
-    """The detector of a name.
+    """Returns the detector of a name.
 
     Raises:
-        ValueError: there is none of that name.
+        ValueError: no detector has that name.
     """
     for kind in KINDS:
         if kind.name == model:

@@ -10,7 +10,7 @@ from weaksam.models.detectors.rules import DetectionFilter, InferenceRules
 if TYPE_CHECKING:
     from weaksam.models.detectors.base import Detector
 
-# Above efficientnet_lite0. Chosen by measurement on photographs, for two CPU cores.
+# For efficientnet_lite0. Chosen by measurement on photographs, for two CPU cores.
 LITE0_SIZE = {
     "dim": 96,
     "hidden": 512,
@@ -19,7 +19,7 @@ LITE0_SIZE = {
     "proposals": 300,
     "pre_nms": (600, 300),
 }
-# For few photographs on processors: images are cut or filled up to squares of one size, which they compute fastest.
+# For few photographs on CPUs: images are cropped or padded to squares of one size, which is fastest.
 _LITE0_RECIPE = {
     "frozen_stages": 3,
     "square": 448,
@@ -54,9 +54,11 @@ def _build(spec: DetectorSpec, rules: DetectionFilter) -> Detector:
     pyramid = make_pyramid(spec.backbone, frozen_stages=spec.frozen_stages, finest=8)
     if spec.backbone == "frozen_sam":
         size = SmallRcnnSize(first_steps=spec.first_steps)
-        return SmallRcnn(pyramid, spec.num_classes, size, box_loss=spec.box_loss, drop=spec.drop, found=rules)
+        return SmallRcnn(
+            pyramid, spec.num_classes, size, box_loss=spec.box_loss, drop=spec.drop, detection_filter=rules
+        )
     size = FasterRcnnSize(**(LITE0_SIZE if spec.backbone == "efficientnet_lite0" else {}))
-    return FasterRcnn(pyramid, spec.num_classes, size, box_loss=spec.box_loss, drop=spec.drop, found=rules)
+    return FasterRcnn(pyramid, spec.num_classes, size, box_loss=spec.box_loss, drop=spec.drop, detection_filter=rules)
 
 
 KIND = DetectorKind(

@@ -1,4 +1,4 @@
-"""What a detector is: all that settings, stages and the catalogue need to know of one. Imports no torch."""
+"""Descriptions of detectors for settings, stages and the catalogue. Imports no torch."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ BoxLoss = Literal["l1", "smooth_l1"]
 
 @dataclass(frozen=True)
 class DetectorSpec:
-    """Which network; picklable, and cheap to send.
+    """Specifies a network; picklable, and cheap to send.
 
     Attributes:
         model: name of a `DetectorKind`.
         backbone: one of its backbones.
         num_classes: C.
-        frozen_stages: of resnet50 and efficientnet_lite0.
-        box_loss: of Faster and Mask R-CNN.
+        frozen_stages: number of frozen stages of resnet50 and efficientnet_lite0.
+        box_loss: box loss of Faster and Mask R-CNN.
         drop: RoI drop.
-        boxes_per_image: mean of the training images, which divides the losses of the DETRs and Mask2Former.
-        first_steps: of the small Faster and Mask R-CNN: steps for its first stage alone.
+        boxes_per_image: mean over training images, which divides the losses of the DETRs and Mask2Former.
+        first_steps: steps of the first stage of the small Faster and Mask R-CNN.
         pretrained: start from the published weights of the backbone: torchvision's of ImageNet, fetched by name, or
             those that come with the installation.
         weights: URI of ImageNet weights to start from instead.
@@ -51,7 +51,7 @@ class DetectorSpec:
         check_choices(self)
 
 
-# With few images on processors; for sides of 256 pixels, since what the frozen SAM sees of one size is remembered.
+# For few images on CPUs; one size of 256 pixels, since the frozen SAM's maps of a view are cached.
 FROZEN_SAM_RECIPE: Mapping[str, Any] = {
     "scales": [256],
     "batch_size": 8,
@@ -67,15 +67,15 @@ class DetectorKind:
 
     Attributes:
         name: value of `model` in a run file.
-        build: makes the network with random weights; imports torch when it is called, never before.
-        backbones: values of `backbone` that it can have.
+        build: builds the network with random weights; imports torch only when called.
+        backbones: supported values of `backbone`.
         recipe: settings of `train_detector` that differ from that stage's defaults.
-        recipes_by_backbone: those that differ from `recipe` in turn.
-        inference: how it is published to be tested.
-        learns_masks: whether every object needs a mask to learn from.
+        recipes_by_backbone: per backbone, settings that differ from `recipe`.
+        inference: published test settings.
+        learns_masks: whether training needs a mask of every object.
         has_roi_drop: whether it can drop losses of single regions.
         is_two_stage: whether regions are proposed first and classified after.
-        starts_from: names of detectors whose weights it can start from, beside its own.
+        starts_from: names of other detectors whose weights it can start from.
     """
 
     name: str

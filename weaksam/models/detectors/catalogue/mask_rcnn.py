@@ -20,10 +20,12 @@ def _build(spec: DetectorSpec, rules: DetectionFilter) -> Detector:
     pyramid = make_pyramid(spec.backbone, frozen_stages=spec.frozen_stages, finest=8)
     if spec.backbone == "frozen_sam":
         size = SmallMaskRcnnSize(first_steps=spec.first_steps)
-        return SmallMaskRcnn(pyramid, spec.num_classes, size, box_loss=spec.box_loss, drop=spec.drop, found=rules)
+        return SmallMaskRcnn(
+            pyramid, spec.num_classes, size, box_loss=spec.box_loss, drop=spec.drop, detection_filter=rules
+        )
     lite0 = LITE0_SIZE | {"mask_dim": 64, "mask_layers": 2}
     size = MaskRcnnSize(**(lite0 if spec.backbone == "efficientnet_lite0" else {}))
-    return MaskRcnn(pyramid, spec.num_classes, size, box_loss=spec.box_loss, drop=spec.drop, found=rules)
+    return MaskRcnn(pyramid, spec.num_classes, size, box_loss=spec.box_loss, drop=spec.drop, detection_filter=rules)
 
 
 KIND = DetectorKind(

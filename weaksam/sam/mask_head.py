@@ -1,6 +1,6 @@
-"""Mask logits of decoded prompts, in plain PyTorch: image tokens upscaled twice, times a vector of each mask.
+"""Mask logits of decoded prompts, in plain PyTorch: upscaled image tokens times the hypernetwork vector of each mask.
 
-`decoder` explains the symbols. `kernels.drawing` does the same without a tensor of upscaled tokens.
+`decoder` explains the symbols. `kernels.mask_head` computes the same without a tensor of upscaled tokens.
 
 Axis legend: K prompts chosen, S mask slots, N image tokens, n tokens inside the unpadded image, R = heads * tokens of a
 prompt, u channels after the first upscaling, c after the second.
@@ -21,8 +21,8 @@ from weaksam.sam.image_side import ImageSide, upscaling_matrix
 from weaksam.sam.passes import Decoded
 
 
-def draw_masks(sam: Sam, image: ImageSide, decoded: Decoded, chosen: Tensor, *, tokens_at_once: int) -> Tensor:
-    """Mask logits of some prompts, without the rows and columns that only hold padding.
+def predict_mask_logits(sam: Sam, image: ImageSide, decoded: Decoded, chosen: Tensor, *, tokens_at_once: int) -> Tensor:
+    """Returns mask logits of chosen prompts, without the rows and columns that only hold padding.
 
     Args:
         chosen: (K,) int64 indices of prompts.
@@ -31,25 +31,25 @@ def draw_masks(sam: Sam, image: ImageSide, decoded: Decoded, chosen: Tensor, *, 
     Returns:
         (K, S, 4 rows, 4 columns) float32.
     """
-    own, brush = decoded.prompt_side, Brush(sam.mask_decoder.output_upscaling, image)
+    prompt_side, upscaling = decoded.prompt_side, MaskUpscaling(sam.mask_decoder.output_upscaling, image)
     rows, columns = image.grid_hw
     num_masks, num_tokens = decoded.hyper.shape[1], rows * columns
-    logits = own.basis.new_empty(len(chosen), num_masks, 16 * num_tokens)
+    logits = prompt_side.basis.new_empty(len(chosen), num_masks, 16 * num_tokens)
     for first in range(0, len(chosen), step := max(1, tokens_at_once // num_tokens)):
-        some = chosen[first : first + step]
-        basis, key_scale = brush.inside(own.basis[some]), brush.inside(own.key_scale[some])
-        update, hyper = decoded.update[some] @ brush.first, decoded.hyper[some]
+        batch = chosen[first : first + step]
+        basis, key_scale = upscaling.inside(prompt_side.basis[batch]), upscaling.inside(prompt_side.key_scale[batch])
+        update, hyper = decoded.update[batch] @ upscaling.first, decoded.hyper[batch]
         for start in range(0, num_tokens, tokens_at_once):
             part = slice(start, start + tokens_at_once)
             x = (key_scale[..., part].mT * image.upscaled[part]).baddbmm_(basis[..., part].mT, update)
-            upscaled = brush.upscale(x.flatten(0, 1)).unflatten(0, (len(some), -1))
+            upscaled = upscaling.upscale(x.flatten(0, 1)).unflatten(0, (len(batch), -1))
             logits[first : first + step, :, 16 * part.start : 16 * part.stop] = hyper @ upscaled.mT
     # A pixel is token row, sub-row, sub-sub-row by the same of columns.
     logits = logits.view(-1, num_masks, rows, columns, 2, 2, 2, 2).permute(0, 1, 2, 4, 6, 3, 5, 7)
     return logits.reshape(-1, num_masks, 4 * rows, 4 * columns)
 
 
-class Brush:
+class MaskUpscaling:
     """SAM's upscaling of image tokens to mask features, as matrix products."""
 
     def __init__(self, upscaling: nn.Sequential, image: ImageSide) -> None:
@@ -59,7 +59,7 @@ class Brush:
         self.second, self.second_bias = upscaling_matrix(second), second.bias.repeat(4)
 
     def inside(self, x: Tensor) -> Tensor:
-        """Of image tokens those inside the unpadded image: (B, rows, N) to (B, rows, n)."""
+        """Selects the image tokens inside the unpadded image: (B, rows, N) to (B, rows, n)."""
         rows, columns = self.image.grid_hw
         return x.unflatten(2, self.image.embedding_hw)[..., :rows, :columns].flatten(2)
 

@@ -10,26 +10,26 @@ import pytest
 import torch
 from torch import Tensor
 
-from weaksam.models.backbones import seen_views
+from weaksam.models.backbones import view_cache
 from weaksam.models.backbones.pyramids import SamPyramid
-from weaksam.models.backbones.seen_views import MemoryBudget, SeenViews
+from weaksam.models.backbones.view_cache import MemoryBudget, ViewCache
 
 VIEWS = [torch.full((2,), value) for value in range(5)]
 SIZE = 40  # bytes that are seen of a view
 
 
-def see(view: Tensor) -> list[Tensor]:
+def compute_maps(view: Tensor) -> list[Tensor]:
     return [view.repeat(5).to(torch.float32)]
 
 
-def recall(seen: SeenViews, view: Tensor) -> list[Tensor]:
-    return seen.recall([view], lambda: see(view))
+def recall(cache: ViewCache, view: Tensor) -> list[Tensor]:
+    return cache.recall([view], lambda: compute_maps(view))
 
 
 def test_all_of_a_process_share_half_of_the_memory() -> None:
     asked = []
     budget = MemoryBudget(lambda: asked.append(1) or 6 * SIZE)
-    one, other = SeenViews(budget=budget), SeenViews(budget=budget)
+    one, other = ViewCache(budget=budget), ViewCache(budget=budget)
     assert not asked  # before the first view is stored, the network is not built yet
     for view in VIEWS[:2]:
         recall(one, view)
@@ -44,23 +44,23 @@ def test_all_of_a_process_share_half_of_the_memory() -> None:
 
 def test_the_workers_of_a_node_divide_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    seen = SeenViews(budget=MemoryBudget(lambda: 8 * SIZE))
+    cache = ViewCache(budget=MemoryBudget(lambda: 8 * SIZE))
     for view in VIEWS:
-        recall(seen, view)
-    assert len(seen.views) == 2
+        recall(cache, view)
+    assert len(cache.views) == 2
 
 
 def test_a_limit_of_its_own_asks_nobody() -> None:
-    seen = SeenViews(2 * SIZE, budget=MemoryBudget(lambda: pytest.fail("asked")))
+    cache = ViewCache(2 * SIZE, budget=MemoryBudget(lambda: pytest.fail("asked")))
     for view in VIEWS:
-        recall(seen, view)
-    assert (len(seen.views), seen.num_bytes) == (2, 2 * SIZE)
+        recall(cache, view)
+    assert (len(cache.views), cache.num_bytes) == (2, 2 * SIZE)
 
 
 def test_the_log_says_once_that_memory_is_full(caplog: pytest.LogCaptureFixture) -> None:
     budget = MemoryBudget(lambda: 4 * SIZE)
-    one, other = SeenViews(budget=budget), SeenViews(budget=budget)
-    with caplog.at_level(logging.WARNING, logger=seen_views.__name__):
+    one, other = ViewCache(budget=budget), ViewCache(budget=budget)
+    with caplog.at_level(logging.WARNING, logger=view_cache.__name__):
         for view in VIEWS:
             recall(one, view)
             recall(other, view)
@@ -73,9 +73,9 @@ def test_the_log_says_once_that_memory_is_full(caplog: pytest.LogCaptureFixture)
 
 
 def test_a_copy_begins_empty() -> None:
-    seen = SeenViews(3 * SIZE)
-    recall(seen, VIEWS[0])
-    other = copy.deepcopy(seen)
+    cache = ViewCache(3 * SIZE)
+    recall(cache, VIEWS[0])
+    other = copy.deepcopy(cache)
     assert (other.max_bytes, other.num_bytes, other.views) == (3 * SIZE, 0, {})
 
 
@@ -86,8 +86,8 @@ def test_what_is_remembered_changes_no_result() -> None:
     computed = [pyramid(one) for one in images.split(1)]
     pyramid.train()
     for room in (0, 1, 3):
-        pyramid.seen = SeenViews(budget=MemoryBudget(lambda room=room: 2 * room * size))
+        pyramid.view_cache = ViewCache(budget=MemoryBudget(lambda room=room: 2 * room * size))
         for batch in ([0, 1, 2], [2, 1, 0]):
             for place, maps in zip(batch, zip(*pyramid(images[batch]), strict=True), strict=True):
                 assert all(torch.equal(a, b[0]) for a, b in zip(maps, computed[place], strict=True))
-        assert len(pyramid.seen.views) == room
+        assert len(pyramid.view_cache.views) == room

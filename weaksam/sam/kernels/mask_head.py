@@ -1,13 +1,13 @@
-"""Mask logits from decoded prompts without a tensor of upscaled tokens; the twin is `weaksam.sam.drawing.draw_masks`.
+"""Mask logits from decoded prompts without a tensor of upscaled tokens; the twin is in `weaksam.sam.mask_head`.
 
-A program takes some image tokens of a prompt all the way to their 4 x 4 logits each: nothing else is written. Inputs of
+A program computes the 4 x 4 logits of each image token of a tile: nothing else is written. Inputs of
 the two upscalings are rounded to half precision; sums, norm, GELU and the product with the masks' vectors are float32.
 
 Axis legend: K prompts chosen, S mask slots, N image tokens, n tokens inside the unpadded image, u channels after the
 first upscaling, c after the second.
 """
 
-# Triton's language is no Python to a type checker, and segment_anything declares no attribute types.
+# A type checker cannot check Triton's language, and segment_anything declares no attribute types.
 # pyright: reportArgumentType=false, reportIndexIssue=false, reportCallIssue=false, reportGeneralTypeIssues=false
 # pyright: reportOperatorIssue=false, reportAssignmentType=false, reportPossiblyUnboundVariable=false
 
@@ -27,8 +27,8 @@ from weaksam.sam.passes import Decoded
 TILE, WARPS = 64, 8  # image tokens of a program
 
 
-def draw_masks(sam: Sam, image: ImageSide, decoded: Decoded, chosen: Tensor, *, tokens_at_once: int) -> Tensor:
-    """Mask logits of some prompts; see the twin. Works on all tokens at once, whatever `tokens_at_once` says."""
+def predict_mask_logits(sam: Sam, image: ImageSide, decoded: Decoded, chosen: Tensor, *, tokens_at_once: int) -> Tensor:
+    """Returns mask logits of chosen prompts; see the twin. Ignores `tokens_at_once`: computes all tokens at once."""
     first, norm, _, second, _ = sam.mask_decoder.output_upscaling
     basis, num_heads, num_rows = decoded.prompt_side.basis, len(image.layers[0].query), decoded.update.shape[1] // 2
     at = Layout(num_heads, 0, num_rows // num_heads)
@@ -49,7 +49,7 @@ def draw_masks(sam: Sam, image: ImageSide, decoded: Decoded, chosen: Tensor, *, 
     matrix = F.pad(_pad_channels(upscaling_matrix(second), padded[1]), (0, 0, 0, padded[0] - widths[0]))
     small = [F.pad(x, (0, padded[0] - widths[0])).contiguous() for x in (norm.weight, norm.bias)]
     bias, hyper = (F.pad(x, (0, padded[1] - widths[1])).contiguous() for x in (second.bias, decoded.hyper[chosen]))
-    _draw[(triton.cdiv(rows * columns, TILE), len(chosen))](
+    _predict[(triton.cdiv(rows * columns, TILE), len(chosen))](
         chosen, basis, decoded.prompt_side.key_scale, update, constant, shared, shared_bias, *small,
         matrix.to(dtype).contiguous(), bias, hyper, logits, basis.shape[2], image.embedding_hw[1], rows, columns,
         norm.eps, widths[0], num_masks, basis.shape[1], *padded, TILE, num_warps=WARPS,
@@ -58,7 +58,7 @@ def draw_masks(sam: Sam, image: ImageSide, decoded: Decoded, chosen: Tensor, *, 
 
 
 def _pad_channels(x: Tensor, width: int) -> Tensor:
-    """(..., 4 channels) to (..., 4 width)."""
+    """Pads (..., 4 channels) to (..., 4 width)."""
     x = x.unflatten(-1, (4, -1))
     return F.pad(x, (0, width - x.shape[-1])).flatten(-2).contiguous()
 
@@ -69,7 +69,7 @@ def _gelu(x):
 
 
 @triton.jit
-def _draw(
+def _predict(
     chosen, basis, scale, update, constant, shared, shared_bias, norm_weight, norm_bias, matrix, bias, hyper, logits,
     num_image_tokens, embedding_columns, rows, columns, eps, width, NUM_MASKS: tl.constexpr, ROWS: tl.constexpr,
     CHANNELS: tl.constexpr, FINE: tl.constexpr, TILE: tl.constexpr,
@@ -77,22 +77,22 @@ def _draw(
     index = tl.program_id(1).to(tl.int64)
     prompt = tl.load(chosen + index)
     inside = tl.program_id(0) * TILE + tl.arange(0, TILE)
-    there = inside < rows * columns
+    is_token = inside < rows * columns
     row, column = inside // columns, inside % columns
-    here = row * embedding_columns + column
+    token = row * embedding_columns + column
     basis_rows, channels, fine = tl.arange(0, ROWS), tl.arange(0, CHANNELS), tl.arange(0, FINE)
-    at = (prompt * ROWS + basis_rows[None, :]) * num_image_tokens + here[:, None]
-    added = tl.load(basis + at, there[:, None], 0.0)
+    at = (prompt * ROWS + basis_rows[None, :]) * num_image_tokens + token[:, None]
+    added = tl.load(basis + at, is_token[:, None], 0.0)
     kind = added.dtype
-    key_scale = tl.load(scale + prompt * 2 * num_image_tokens + here, there, 0.0)
-    norm_scale = tl.load(scale + (prompt * 2 + 1) * num_image_tokens + here, there, 0.0)
+    key_scale = tl.load(scale + prompt * 2 * num_image_tokens + token, is_token, 0.0)
+    norm_scale = tl.load(scale + (prompt * 2 + 1) * num_image_tokens + token, is_token, 0.0)
     in_width = channels[None, :] < width
     weight, shift = tl.load(norm_weight + channels), tl.load(norm_bias + channels)
     fine_bias = tl.load(bias + fine)
     height_out, width_out = 4 * rows, 4 * columns
     for sub in range(4):
         first = sub * CHANNELS + channels
-        x = tl.load(shared + inside[:, None] * 4 * CHANNELS + first[None, :], there[:, None], 0.0)
+        x = tl.load(shared + inside[:, None] * 4 * CHANNELS + first[None, :], is_token[:, None], 0.0)
         x = x * key_scale[:, None] + norm_scale[:, None] * tl.load(constant + index * 4 * CHANNELS + first)[None, :]
         x += tl.load(shared_bias + first)[None, :]
         x = tl.dot(added, tl.load(update + (index * ROWS + basis_rows[:, None]) * 4 * CHANNELS + first[None, :]), x)
@@ -110,4 +110,4 @@ def _draw(
                 vector = tl.load(hyper + (index * NUM_MASKS + mask) * FINE + fine)
                 logit = tl.sum(y * vector[None, :], 1)
                 pixel = ((index * NUM_MASKS + mask) * height_out + pixel_row) * width_out + pixel_column
-                tl.store(logits + pixel, logit, there)
+                tl.store(logits + pixel, logit, is_token)
