@@ -83,7 +83,8 @@ def render(run: str, *, images: int = IMAGES, gpu_price: float | None = None) ->
         sources=SOURCE_COLOURS,
         failed=figures.failed_rows(steps),
         settings=[
-            (run_step.step.folder.rsplit("/", 1)[-1], json.dumps(dict(run_step.record), indent=2)) for run_step in steps
+            (run_step.step.folder.rsplit("/", 1)[-1], json.dumps(dict(run_step.config_json), indent=2))
+            for run_step in steps
         ],
         versions=_versions(steps),
     )
@@ -106,7 +107,7 @@ def step_row(run_step: RunStep, gpu_price: float | None) -> dict[str, Any]:
     return {
         "name": run_step.name,
         "stage": run_step.step.stage.name,
-        "features": features_of(run_step.record.get("settings", {})),
+        "features": features_of(run_step.config_json.get("settings", {})),
         "reads": ", ".join(step.name for step in run_step.step.inputs.values()),
         "state": state["state"] + (f" {progress['done']}/{progress['total']} {progress['unit']}" if progress else ""),
         "is_finished": state["state"] == "finished",

@@ -36,14 +36,14 @@ class RunStep:
         step: the step whose table is read.
         state: an entry of `states.read_states`.
         manifest: None while the step is unfinished.
-        record: its config.json.
+        config_json: content of its config.json.
     """
 
     name: str
     step: SavedStep
     state: Mapping[str, Any]
     manifest: Mapping[str, Any] | None
-    record: Mapping[str, Any]
+    config_json: Mapping[str, Any]
 
     @property
     def writes(self) -> str:

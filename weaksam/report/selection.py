@@ -123,7 +123,10 @@ def read_dataset(steps: Sequence[RunStep]) -> Dataset | None:
     images = tables.read_table(index.step.folder, index.manifest, columns=["uri", "split", "labels"])
     truth = tables.read_ground_truth(index.step.folder)
     return Dataset(
-        images, tables.read_class_names(index.step.folder, index.manifest), truth, _folders(index.record["settings"])
+        images,
+        tables.read_class_names(index.step.folder, index.manifest),
+        truth,
+        _folders(index.config_json["settings"]),
     )
 
 
