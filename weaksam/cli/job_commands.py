@@ -30,7 +30,7 @@ Address = Annotated[
         help="URL of the cluster's dashboard; else RAY_API_SERVER_ADDRESS, else that of the file, else this machine's.",
     ),
 ]
-JobId = Annotated[str, typer.Argument(metavar="JOB", help="What `weaksam submit` printed.")]
+JobId = Annotated[str, typer.Argument(metavar="JOB", help="Id that `weaksam submit` printed.")]
 
 
 @app.command()
@@ -48,7 +48,7 @@ def submit(
     name: Annotated[str | None, typer.Option(metavar="NAME", help="Beginning of the job's id.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run CONFIG as a job of a cluster. The same command again goes on where an earlier job stopped."""
+    """Run CONFIG as a job of a cluster. The same command again resumes an earlier job."""
     from weaksam import pipeline
     from weaksam.cluster import submit as submitting
     from weaksam.cluster.settings import load_cluster
@@ -100,7 +100,7 @@ def logs(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends; its exit code.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show what JOB printed."""
+    """Show the output of JOB."""
     client = _reach(cluster, address)
     if follow and not as_json:
         _follow(client, job)
@@ -115,7 +115,7 @@ def logs(
 @app.command()
 @guarded
 def cancel(job: JobId, cluster: ClusterFile = None, address: Address = None, as_json: AsJson = False) -> None:
-    """End JOB. What it made is kept; submitting the same again goes on from there."""
+    """End JOB. Its results are kept; submitting the same again resumes the run."""
     client = _reach(cluster, address)
     ended = client.cancel(job)
     if as_json:

@@ -50,7 +50,7 @@ def run(
     overrides: Overrides = None,
     only: Annotated[list[str] | None, typer.Option(metavar="STEP", help="Run only this step; may be repeated.")] = None,
 ) -> None:
-    """Run the steps of CONFIG. The same command again goes on where it stopped."""
+    """Run the steps of CONFIG. The same command again resumes the run."""
     run_pipeline(config, overrides or [], only=only or [])
 
 
@@ -107,7 +107,7 @@ def run_job(*, of_stage: bool = False) -> None:
 def check(config: ConfigPath, overrides: Overrides = None) -> None:
     """Check CONFIG without running anything: every fault at once, then what each step would do, then warnings.
 
-    Also looks into the files of a dataset as far as that is quick, and says what it did not look at.
+    Also reads the files of a dataset as far as that is quick, and names the files that it did not read.
     """
     from weaksam import pipeline
     from weaksam.pipeline.looking import look_at
@@ -178,7 +178,7 @@ def status(
     run_uri: Annotated[str, typer.Argument(metavar="RUN", help="Folder of a run, any URI.")],
     as_json: AsJson = False,
 ) -> None:
-    """Show what is done in RUN, what runs and what stopped. Reads its files only, so it needs no cluster."""
+    """Show the finished, running and stopped steps of RUN. Reads its files only, so it needs no cluster."""
     from weaksam.pipeline.listings import states_of_steps
     from weaksam.pipeline.states import read_states
 
@@ -214,7 +214,7 @@ def report(
         typer.Option(min=0, metavar="PRICE", help="Price of a GPU for an hour: adds the cost of each step."),
     ] = None,
 ) -> None:
-    """Write everything RUN holds as one HTML file: figures, charts, pictures of every stage, failures, settings.
+    """Write the results of RUN as one HTML file: figures, charts, pictures of every stage, failures, settings.
 
     Needs no run file and no cluster. The file needs no server: open it from a disk or a bucket.
     """

@@ -77,7 +77,7 @@ def make_gallery(steps: Sequence[RunStep], dataset: Dataset, count: int) -> Gall
 
 
 def is_below(uri: str, folders: Sequence[str]) -> bool:
-    """Returns whether `uri` lies in one of `folders`, after resolving relative paths; False for a `..` in it."""
+    """Returns whether `uri` lies in one of `folders`, after resolving relative paths; False if it contains `..`."""
     if ".." in uri.split("/"):
         return False
     return any(storage.absolute(uri).startswith(storage.absolute(folder).rstrip("/") + "/") for folder in folders)
