@@ -1,12 +1,12 @@
-"""Kills whatever a run consists of, at random moments, and shows that its tables equal those of a run left alone.
+"""Kills each part of a run at random moments, and checks that its tables equal those of an undisturbed run.
 
 python -m benchmarks.chaos [--seeds 10] [--images 400] [--first-seed 0]
 
-Images are read from and tables written to a real S3 server (Ceph) through a proxy at which one request in ten goes
-wrong, on a Ray cluster of two nodes that a process of its own owns. In every run, at moments drawn from its seed,
-SIGKILL hits the driver (twice), an actor or training worker, and a node (another one joins afterwards), and the proxy
-is killed and stays away for seconds. When the driver ends, the same command runs again, until it exits with 0. Then
-every row and weight is compared with those of the undisturbed run. Prints a line a seed, exits 1 on any difference.
+Runs read images from and write tables to a real S3 server (Ceph), through a proxy at which one request in ten fails,
+on a Ray cluster of two nodes in a separate process. In every run, at moments drawn from its seed, SIGKILL ends the
+driver (twice), an actor or training worker, and a node (which a new node replaces), and the proxy is down for
+seconds. When the driver ends, the same command runs again, until it exits with 0. Then every row and weight is
+compared with those of the undisturbed run. Prints a line for each seed, exits 1 on any difference.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Site:
         return str(path)
 
     def start(self, config: str) -> subprocess.Popen[bytes]:
-        """A driver."""
+        """Starts a driver."""
         with open(f"{config}.log", "ab") as log:
             command = [sys.executable, "-m", "jobs.pipeline", config]
             return subprocess.Popen(
@@ -86,7 +86,7 @@ class Site:
 
 @dataclass
 class Report:
-    """What happened to a run."""
+    """The kills of a run, and its restarts."""
 
     runs: int = 1
     hits: dict[str, int] = field(default_factory=lambda: dict.fromkeys(KINDS, 0))
@@ -94,14 +94,14 @@ class Report:
 
 
 def plan(seed: int, kinds: tuple[str, ...] = KINDS) -> list[tuple[float, str]]:
-    """When what is hit, in order: shares of the work done, drawn from the seed, and kinds."""
+    """Returns the kills in order: the share of the work done, drawn from the seed, and the kind of target."""
     draw = random.Random(seed)
     moments = sorted(draw.uniform(0.02, 0.9) for _ in kinds)
     return list(zip(moments, draw.sample(kinds, len(kinds)), strict=True))
 
 
 def run_disturbed(site: Site, config: str, seed: int) -> Report:
-    """Runs a run file to its end, whatever it takes."""
+    """Runs a run file to its end, with kills and restarts."""
     steps, todo, report, draw = pipeline.load(config), plan(seed), Report(), random.Random(seed)
     started, driver = time.monotonic(), site.start(config)
     try:
@@ -122,11 +122,11 @@ def run_disturbed(site: Site, config: str, seed: int) -> Report:
 
 
 def share_done(steps: list[Step]) -> float:
-    """How much of proposals, training and detections is there."""
-    images, proposals, mist, found, _ = steps
+    """Returns the finished share of proposals, training and detections."""
+    images, proposals, mist, detections, _ = steps
     if (indexed := images.manifest()) is None:
         return 0.0
-    rows = sum(tables.rows_in(part) for step in (proposals, found) for part in tables.list_parts(step.folder))
+    rows = sum(tables.rows_in(part) for step in (proposals, detections) for part in tables.list_parts(step.folder))
     try:
         lines = storage.read_replaceable(storage.join(mist.folder, "training_log.jsonl")).decode().splitlines()
     except FileNotFoundError:
@@ -136,7 +136,7 @@ def share_done(steps: list[Step]) -> float:
 
 
 def hit(site: Site, driver: subprocess.Popen[bytes], kind: str, draw: random.Random) -> bool:
-    """Does it; False when there is nothing to hit now."""
+    """Kills a target; returns False when there is none now."""
     if kind == "driver":
         driver.send_signal(signal.SIGKILL)
         driver.wait()
@@ -146,10 +146,10 @@ def hit(site: Site, driver: subprocess.Popen[bytes], kind: str, draw: random.Ran
         time.sleep(draw.uniform(2, 6))
         site.proxy.start()
         return True
-    working = {}  # actors by the node they are on: to kill an idle one would be easy
+    working = {}  # actors by node: killing an idle node would test nothing
     for node, raylet in site.cluster.nodes.items():
-        if found := actors_of(raylet, "MapWorker") + actors_of(raylet, "RayTrainWorker"):
-            working[node] = found
+        if workers := actors_of(raylet, "MapWorker") + actors_of(raylet, "RayTrainWorker"):
+            working[node] = workers
     if not working:
         return False
     node = draw.choice(sorted(working))
@@ -162,30 +162,30 @@ def hit(site: Site, driver: subprocess.Popen[bytes], kind: str, draw: random.Ran
 
 
 def differences(calm: str, rough: str) -> list[str]:
-    """What is not the same in the tables and weights of two runs; empty when all is."""
-    found = []
-    for one, other in zip(pipeline.load(calm), pipeline.load(rough), strict=True):
-        before, after = one.manifest(), other.manifest()
+    """Returns the differences between the tables and weights of two runs; empty when there is none."""
+    faults = []
+    for step, other in zip(pipeline.load(calm), pipeline.load(rough), strict=True):
+        before, after = step.manifest(), other.manifest()
         if before is None or after is None:
-            found.append(f"{one.name}: not finished")
-        elif one.stage.name == "train_wsod":
-            uris = [step.weights_uri for step in (one, other)]
-            found += [] if len(set(map(storage.read_bytes, uris))) == 1 else [f"{one.name}: other weights"]
+            faults.append(f"{step.name}: not finished")
+        elif step.stage.name == "train_wsod":
+            uris = [trained.weights_uri for trained in (step, other)]
+            faults += [] if len(set(map(storage.read_bytes, uris))) == 1 else [f"{step.name}: other weights"]
         else:
             counts = [key for key in ("rows", "ok", "failed") if before[key] != after[key]]
-            found += [f"{one.name}: {key} {before[key]} and {after[key]}" for key in counts]
-            table, again = one.read(), other.read()
+            faults += [f"{step.name}: {key} {before[key]} and {after[key]}" for key in counts]
+            table, again = step.read(), other.read()
             if not len(set(again.column("image_id").to_pylist())) == again.num_rows == after["rows"]:
-                found.append(f"{one.name}: an image with two rows, or a count of the manifest that is wrong")
+                faults.append(f"{step.name}: an image with two rows, or a count of the manifest that is wrong")
             if set(tables.list_parts(other.folder)) != set(after["parts"]):
-                found.append(f"{one.name}: parts that the manifest does not list")
+                faults.append(f"{step.name}: parts that the manifest does not list")
             if not table.equals(again):
-                found.append(f"{one.name}: other rows")
-    return found
+                faults.append(f"{step.name}: other rows")
+    return faults
 
 
 def open_site(folder: Path, ceph: CephServer, bucket: str, images: int) -> Site:
-    """Uploads images, starts proxy and cluster. The environment of this process names the server itself."""
+    """Uploads images, starts proxy and cluster. The environment of this process names the server, not the proxy."""
     write_scenes_small(storage.join(bucket, "data"), images, seed=3)
     proxy = FaultyProxy(folder / "proxy", ceph.port, FAULTS)
     proxy.start()
@@ -198,7 +198,7 @@ def open_site(folder: Path, ceph: CephServer, bucket: str, images: int) -> Site:
 
 
 def try_seeds(site: Site, seeds: list[int]) -> bool:
-    """Runs undisturbed, then once a seed; whether all are equal and everything was hit."""
+    """Runs undisturbed, then once per seed; returns whether all tables are equal and every target was hit."""
     calm = site.config("calm")
     started = time.monotonic()
     if site.start(calm).wait(_TIMEOUT_SECONDS):
@@ -209,29 +209,29 @@ def try_seeds(site: Site, seeds: list[int]) -> bool:
         rough = site.config(f"seed-{seed}")
         try:
             report = run_disturbed(site, rough, seed)
-            found = differences(calm, rough)
+            faults = differences(calm, rough)
         except (RuntimeError, WeakSamError) as error:
             print(f"seed {seed}: {error}", flush=True)
             good = False
             continue
         missed = [kind for kind in set(KINDS) if report.hits[kind] < KINDS.count(kind)]
-        good = good and not found and not missed
+        good = good and not faults and not missed
         hits = ", ".join(f"{kind} {count}" for kind, count in report.hits.items())
-        told = f"DIFFERENT ({'; '.join(found)})" if found else "equal row for row"
-        told += f", NOT HIT: {', '.join(missed)}" if missed else ""
-        print(f"seed {seed}: killed {hits}; {report.runs} runs, {report.seconds:.0f} s: {told}", flush=True)
+        outcome = f"DIFFERENT ({'; '.join(faults)})" if faults else "equal row for row"
+        outcome += f", NOT HIT: {', '.join(missed)}" if missed else ""
+        print(f"seed {seed}: killed {hits}; {report.runs} runs, {report.seconds:.0f} s: {outcome}", flush=True)
     return good
 
 
 def main() -> int:
-    """0 when every disturbed run ended with the tables of the undisturbed one."""
+    """Returns 0 when every disturbed run ended with the tables of the undisturbed run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--images", type=int, default=400)
     args = parser.parse_args()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that what was started is ended then, too
-    folder = Path(tempfile.mkdtemp(prefix="wschaos", dir="/tmp"))  # short: sockets live there
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that SIGTERM also ends the server and the cluster
+    folder = Path(tempfile.mkdtemp(prefix="wschaos", dir="/tmp"))  # a short path, for the sockets in it
     ceph = CephServer(folder / "ceph")
     site, good = None, False
     try:

@@ -1,9 +1,9 @@
-"""What the classifier costs beside SAM: the share of CAM and peaks in the time of a proposals actor.
+"""Measures the cost of the classifier beside SAM: the share of CAM and peaks in the time of a proposals actor.
 
     python -m benchmarks.classifier_share [--images 20] [--backbone frozen_sam] [--model vit_xs] [--points-per-side 16]
 
-Drawn scenes pass through the mapper of `proposals`, random weights in the classifier (time does not depend on them),
-three labels an image. CPU seconds, or seconds of the clock on a GPU.
+Drawn scenes with three labels each pass through the mapper of `proposals`. The classifier has random weights, which
+do not change its time. Times are CPU seconds, or wall-clock seconds on a GPU.
 """
 
 from __future__ import annotations
@@ -67,18 +67,18 @@ def main() -> None:
 
 
 def _measure_classifier(propose: ProposeBoxes, clock: Any, *, on_gpu: bool) -> list[float]:
-    """Makes `propose` note how long each look of its classifier takes."""
+    """Makes `propose` record the seconds of each pass of its classifier; returns the list of seconds."""
     spent: list[float] = []
     find = propose.find_prompts
     assert find is not None
 
     def timed(image: Any, labels: Any) -> Any:
         start = clock()
-        found = find(image, labels)
+        prompts = find(image, labels)
         if on_gpu:
             torch.cuda.synchronize()
         spent.append(clock() - start)
-        return found
+        return prompts
 
     propose.find_prompts = timed
     return spent

@@ -1,4 +1,4 @@
-"""Seconds and memory of what runs on a CPU or a GPU, by phase."""
+"""Measures seconds, by phase, and memory on a CPU or a GPU."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Clock:
     seconds: dict[str, float] = field(default_factory=dict)
 
     def now(self) -> float:
-        """Of the process on a CPU, by the clock on a GPU once it is done."""
+        """Returns the CPU seconds of the process, or wall-clock seconds after the GPU has finished."""
         if self.device.type == "cpu":
             return time.process_time()
         torch.cuda.synchronize()
@@ -34,7 +34,7 @@ class Clock:
         self.seconds[name] = self.seconds.get(name, 0.0) + self.now() - start
 
     def timed(self, name: str, function: Callable) -> Callable:
-        """`function`, with its time added to `name`."""
+        """Returns `function` with its time added to `name`."""
 
         def call(*args, **kwargs):
             with self.phase(name):
@@ -44,17 +44,17 @@ class Clock:
 
 
 def seconds_of(run: Callable[[], Any], device: torch.device, repeats: int) -> tuple[Any, float]:
-    """What the last run gives, and the seconds of the fastest."""
-    clock, times, found = Clock(device), [], None
+    """Returns the result of the last run, and the seconds of the fastest run."""
+    clock, times, result = Clock(device), [], None
     for _ in range(repeats):
         start = clock.now()
-        found = run()
+        result = run()
         times.append(clock.now() - start)
-    return found, min(times)
+    return result, min(times)
 
 
 def peak_memory(device: torch.device) -> float:
-    """MiB: of the GPU since the last call, or of the process so far."""
+    """Returns the peak memory in MiB: of the GPU since the last call, or of the process so far."""
     if device.type == "cpu":
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     peak = torch.cuda.max_memory_allocated() / 2**20

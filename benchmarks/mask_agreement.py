@@ -1,4 +1,4 @@
-"""How far masks of two runs of SAM are the same."""
+"""Compares the masks of two runs of SAM."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from weaksam.sam.engine import Proposals
 
 FEW_PIXELS = 1e-5  # share of mask pixels that may differ in fp32: logits within rounding of 0
 TIE = 1e-4  # of predicted IoU
-MATCH = 0.9  # IoU at which a mask is another's
+MATCH = 0.9  # IoU from which two masks match
 
 
-def compare(found: Proposals, expected: list[dict], image_hw: tuple[int, int]) -> dict[str, Any]:
-    """How far two results are from the same. Masks whose predicted IoU ties may come in another order."""
-    if len(found.boxes) != len(expected):
-        return {"same": False, "masks": [len(found.boxes), len(expected)]}
-    assert found.masks is not None
+def compare(proposals: Proposals, expected: list[dict], image_hw: tuple[int, int]) -> dict[str, Any]:
+    """Compares two results. Masks with tied predicted IoU may be in another order."""
+    if len(proposals.boxes) != len(expected):
+        return {"same": False, "masks": [len(proposals.boxes), len(expected)]}
+    assert proposals.masks is not None
     theirs = [decode_rle(record["segmentation"]["counts"].encode(), *image_hw) for record in expected]
     scores = np.array([record["predicted_iou"] for record in expected])
     used: set[int] = set()
     different = 0
-    for index, (rle, score) in enumerate(zip(found.masks, found.predicted_iou, strict=True)):
+    for index, (rle, score) in enumerate(zip(proposals.masks, proposals.predicted_iou, strict=True)):
         mask = decode_rle(rle, *image_hw)
         tied = [i for i in np.flatnonzero(np.abs(scores - score) <= TIE).tolist() if i not in used]
         if not tied:
@@ -36,11 +36,11 @@ def compare(found: Proposals, expected: list[dict], image_hw: tuple[int, int]) -
     return {"same": same, "masks": len(expected), "pixels": different}
 
 
-def matched(found: list[Proposals], expected: list[Proposals], sizes: list[tuple[int, int]]) -> float:
-    """Share of the expected masks that are found at IoU `MATCH`."""
+def matched(proposals: list[Proposals], expected: list[Proposals], sizes: list[tuple[int, int]]) -> float:
+    """Returns the share of the expected masks that a proposed mask matches at IoU `MATCH`."""
     hits = total = 0
-    for one, other, hw in zip(found, expected, sizes, strict=True):
-        mine, theirs = (cast(Any, [{"size": hw, "counts": rle} for rle in p.masks or []]) for p in (one, other))
+    for result, reference, hw in zip(proposals, expected, sizes, strict=True):
+        mine, theirs = (cast(Any, [{"size": hw, "counts": rle} for rle in p.masks or []]) for p in (result, reference))
         total += len(theirs)
         if mine and theirs:
             overlaps: Any = coco_mask.iou(mine, theirs, [0] * len(theirs))

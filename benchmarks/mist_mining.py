@@ -1,9 +1,9 @@
-"""MIST's mining: `mine_mist` beside a loop over its definition, the same pseudo boxes.
+"""Compares MIST's mining, `mine_mist`, with a loop over its definition, which gives the same pseudo boxes.
 
 python -m benchmarks.mist_mining [--threads 1] [--repeats 20]
 
 Random boxes and scores, three classes present, as many proposals as WeakSAM (213) and selective search (2000) give.
-Both are handed the overlaps of the proposals. Exits 1 when the results differ or the ratio at 213 is below 5.
+Both receive the overlaps of the proposals. Exits 1 when the results differ or the ratio at 213 is below 5.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from weaksam.ops.mil import PseudoBoxes, mine_mist
 
 SIZES = (213, 2000)
 CLASSES, PRESENT = 20, torch.tensor([2, 7, 14])
-WANTED = 5
+LEAST_RATIO = 5
 
 
 def mine_in_a_loop(iou: Tensor, scores: Tensor, present: Tensor) -> PseudoBoxes:
-    """Candidate after candidate, class after class, as published code does it."""
+    """Mines one candidate after the other, one class after the other, as the published code does."""
     rois, classes, values = [], [], []
     count = max(1, int(0.15 * len(scores)))
     for label in present.tolist():
@@ -41,17 +41,17 @@ def mine_in_a_loop(iou: Tensor, scores: Tensor, present: Tensor) -> PseudoBoxes:
 
 
 def seconds(call: Callable[[], PseudoBoxes], repeats: int) -> float:
-    """Median seconds of a call."""
-    found = []
+    """Returns the median seconds of a call."""
+    times = []
     for _ in range(repeats):
         started = time.perf_counter()
         call()
-        found.append(time.perf_counter() - started)
-    return statistics.median(found)
+        times.append(time.perf_counter() - started)
+    return statistics.median(times)
 
 
 def compare(num: int, repeats: int) -> float:
-    """Prints a line; gives the ratio, or 0 when the results differ."""
+    """Prints a line; returns the ratio, or 0 when the results differ."""
     random = torch.Generator().manual_seed(num)
     corners = torch.rand(num, 2, generator=random) * 400
     boxes = torch.cat([corners, corners + 20 + torch.rand(num, 2, generator=random) * 300], 1)
@@ -80,7 +80,7 @@ def main() -> None:
     versions = f"Python {platform.python_version()}, torch {torch.__version__}"
     print(f"{platform.machine()}, {options.threads} thread(s), {versions}")
     ratios = [compare(num, options.repeats) for num in SIZES]
-    sys.exit(int(min(ratios) == 0 or ratios[0] < WANTED))
+    sys.exit(int(min(ratios) == 0 or ratios[0] < LEAST_RATIO))
 
 
 if __name__ == "__main__":

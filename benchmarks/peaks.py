@@ -1,10 +1,10 @@
-"""Peaks of one image: `find_peaks` beside itself with the plain `max_pool2d` of the published code.
+"""Compares `find_peaks` on one image with the same function on the plain `max_pool2d` of the published code.
 
 python -m benchmarks.peaks [--threads 1] [--repeats 3]
 
 A 375 x 500 image with three positive classes: 3 coarse and 3 fine maps with windows of 17 pixels, 36 cross maps with
-windows of 129. The maps are random ones of patches, enlarged by `fuse_views`. All but the window maximum is the same
-code, and the peaks are compared. CPU seconds, which other programs on the machine disturb least. Exits 1 when the peaks
+windows of 129. The maps are random maps of patches, enlarged by `fuse_views`. Only the window maximum differs, and the
+peaks are compared. Times are CPU seconds, which other programs on the machine disturb least. Exits 1 when the peaks
 differ or the ratio is below 10.
 """
 
@@ -31,17 +31,17 @@ from weaksam.ops.peaks import Peaks, find_peaks
 
 IMAGE_HW = (375, 500)
 KINDS = {"coarse": (3, 17), "fine": (3, 17), "cross": (36, 129)}  # maps and kernel
-WANTED = 10
+LEAST_RATIO = 10
 
 
 def plain_window_max(maps: Tensor, kernel: int) -> Tensor:
-    """As published: compares every pixel of every window."""
+    """Returns the window maximum as published: compares every pixel of every window."""
     return F.max_pool2d(maps, kernel, stride=1, padding=kernel // 2)
 
 
 @contextmanager
 def plain_maximum() -> Iterator[None]:
-    """Inside, `find_peaks` takes its window maximum from `max_pool2d`."""
+    """Makes `find_peaks` take its window maximum from `max_pool2d` inside the context."""
     original = peaks_module.window_max
     peaks_module.window_max = plain_window_max
     try:
@@ -51,7 +51,7 @@ def plain_maximum() -> Iterator[None]:
 
 
 def draw_heatmaps(num_maps: int, generator: torch.Generator) -> Tensor:
-    """(K, H, W) smooth heatmaps: the same random 6 x 8 maps, with noise, seen through three views."""
+    """Returns (K, H, W) smooth heatmaps: the same random 6 x 8 maps, with noise, fused from three views."""
     scene = torch.rand(num_maps, 6, 8, generator=generator)
     views = []
     for scale in (1.0, 0.8, 1.2):
@@ -62,17 +62,17 @@ def draw_heatmaps(num_maps: int, generator: torch.Generator) -> Tensor:
 
 
 def measure(heatmaps: Tensor, kernel: int, repeats: int) -> tuple[Peaks, float]:
-    """The peaks, and CPU seconds: the median of the repeats, after one map to warm up."""
-    found, seconds = find_peaks(heatmaps[:1], kernel=kernel, threshold=0.9), []
+    """Returns the peaks, and CPU seconds: the median of the repeats, after one map to warm up."""
+    peaks, seconds = find_peaks(heatmaps[:1], kernel=kernel, threshold=0.9), []
     for _ in range(repeats):
         start = time.process_time()
-        found = find_peaks(heatmaps, kernel=kernel, threshold=0.9)
+        peaks = find_peaks(heatmaps, kernel=kernel, threshold=0.9)
         seconds.append(time.process_time() - start)
-    return found, statistics.median(seconds)
+    return peaks, statistics.median(seconds)
 
 
 def compare(heatmaps: Tensor, kernel: int, repeats: int) -> tuple[float, float, int]:
-    """CPU seconds of the plain maximum, of ours, and how many peaks there are; -1 when the two differ."""
+    """Returns CPU seconds of the plain maximum and of ours, and the number of peaks; -1 when the peaks differ."""
     ours, ours_s = measure(heatmaps, kernel, repeats)
     with plain_maximum():
         plain, plain_s = measure(heatmaps, kernel, repeats)
@@ -103,7 +103,7 @@ def main() -> int:
         f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}, {os.cpu_count()} cores, {args.threads} "
         f"threads used, Python {platform.python_version()}, torch {torch.__version__}, scipy {scipy.__version__}"
     )
-    return 0 if same and plain_s / ours_s >= WANTED else 1
+    return 0 if same and plain_s / ours_s >= LEAST_RATIO else 1
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
-"""SAM over whole images: our engine, in each precision, beside `segment_anything`'s mask generator, in one process.
+"""Compares our engine over whole images, in each precision, with `segment_anything`'s mask generator, in one process.
 
     python -m benchmarks.sam_engine --models vit_b --points-per-side 32 --threads 1
 
 Same images, points, thresholds and weights. Models without a checkpoint get random weights with calibrated heads
 (`weaksam.sam.calibrate`), so that realistic shares of the masks pass the filters; these are printed. In fp32 the masks
-must be those of `segment_anything`, but for logits within rounding of 0 and ties; of the others the share of fp32's
-masks that they have too, at IoU 0.9, is told. Ratios are of seconds by the clock on a GPU, of CPU seconds elsewhere,
-which other programs on the machine disturb least. Phases come from a run of their own, in which each waits for the GPU.
-Exits with 1 when the masks of fp32 differ.
+must be those of `segment_anything`, but for logits within rounding of 0 and ties. For other precisions the output has
+the share of fp32's masks that they match at IoU 0.9. Ratios compare wall-clock seconds on a GPU, and elsewhere CPU
+seconds, which other programs on the machine disturb least. Phases are timed in a separate run, in which each phase
+waits for the GPU. Exits with 1 when the masks of fp32 differ.
 """
 
 # segment_anything declares no attribute types.
@@ -45,26 +45,26 @@ from weaksam.sam.settings import Precision
 from weaksam.sam.shipped import SHIPPED
 
 PEER = "segment_anything"
-# Images/s of one H200 if it did nothing but the multiplications of 1024 points at 790 TFLOP/s, restated as ours are.
+# Images/s of one H200 that only did the multiplications of 1024 points at 790 TFLOP/s, reformulated as in our engine.
 LIMITS = {"vit_h": 97, "vit_l": 147, "vit_b": 229}
 
 
 @dataclass(frozen=True)
 class Thresholds:
-    """What a mask must reach."""
+    """Thresholds of the filters that a mask must pass."""
 
     predicted_iou: float
     stability: float
     nms: float | None
 
     def arguments(self) -> dict[str, Any]:
-        """For `SamEngine.propose`."""
+        """Returns keyword arguments for `SamEngine.propose`."""
         names = ("pred_iou_threshold", "stability_threshold", "nms_threshold")
         return dict(zip(names, (self.predicted_iou, self.stability, self.nms), strict=True))
 
 
 def parse_args() -> argparse.Namespace:
-    """The command line."""
+    """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["vit_xs"], help="of vit_xs, vit_b, vit_l, vit_h")
     parser.add_argument("--checkpoints", nargs="*", default=[], metavar="FILE", help="weights, one for each model")
@@ -87,7 +87,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def make_model(name: str, checkpoint: str | None, image: np.ndarray, device: str) -> tuple[Sam, str]:
-    """The model and in words where its weights come from."""
+    """Returns the model and the origin of its weights, in words."""
     if checkpoint or name in SHIPPED:
         return load_sam(name, checkpoint, device=device), checkpoint or "bundled"
     torch.manual_seed(0)
@@ -96,7 +96,7 @@ def make_model(name: str, checkpoint: str | None, image: np.ndarray, device: str
 
 
 def make_images(args: argparse.Namespace) -> list[np.ndarray]:
-    """(H, W, 3) uint8 each."""
+    """Returns images, each (H, W, 3) uint8."""
     if args.images:
         return [np.array(Image.open(file).convert("RGB")) for file in args.images]
     images = []
@@ -106,15 +106,17 @@ def make_images(args: argparse.Namespace) -> list[np.ndarray]:
     return images
 
 
-def run_peer(sam: Sam, image: np.ndarray, points: int, wanted: Thresholds, clock: Clock | None = None) -> list[dict]:
-    """One image through `segment_anything`, by phase when there is a clock."""
+def run_peer(
+    sam: Sam, image: np.ndarray, points: int, thresholds: Thresholds, clock: Clock | None = None
+) -> list[dict]:
+    """Runs `segment_anything` on one image, timed by phase when there is a clock."""
     generator = SamAutomaticMaskGenerator(
         sam,
         points,
         64,
-        wanted.predicted_iou,
-        wanted.stability,
-        box_nms_thresh=wanted.nms or 1.0,
+        thresholds.predicted_iou,
+        thresholds.stability,
+        box_nms_thresh=thresholds.nms or 1.0,
         output_mode="coco_rle",
     )
     if clock is None:
@@ -132,9 +134,9 @@ def run_peer(sam: Sam, image: np.ndarray, points: int, wanted: Thresholds, clock
 
 @contextmanager
 def by_phase(engine: SamEngine, clock: Clock) -> Iterator[None]:
-    """Inside, the clock times the phases of the engine."""
+    """Makes the clock time the phases of the engine inside the context."""
     backend, encoder = engine.backend, engine._encoder
-    names = [one.name for one in fields(Backend) if callable(getattr(backend, one.name))]
+    names = [field.name for field in fields(Backend) if callable(getattr(backend, field.name))]
     engine.backend = replace(backend, **{name: clock.timed(name, getattr(backend, name)) for name in names})
     originals = {name: getattr(engine_module, name) for name in ("decode_prompts", "nms_of_mask_boxes", "encode_masks")}
     for name, function in originals.items():
@@ -149,14 +151,14 @@ def by_phase(engine: SamEngine, clock: Clock) -> Iterator[None]:
             setattr(engine_module, name, function)
 
 
-def survivors(engine: SamEngine, image: np.ndarray, wanted: Thresholds) -> dict[str, int]:
-    """How many masks of one image are left after each filter."""
+def survivors(engine: SamEngine, image: np.ndarray, thresholds: Thresholds) -> dict[str, int]:
+    """Returns the number of masks of one image that are left after each filter."""
     encoded = engine.encode(image)
     steps = {
-        "drawn": replace(wanted, predicted_iou=0.0, stability=0.0, nms=None),
-        "by_predicted_iou": replace(wanted, stability=0.0, nms=None),
-        "by_stability": replace(wanted, nms=None),
-        "after_suppression": wanted,
+        "drawn": replace(thresholds, predicted_iou=0.0, stability=0.0, nms=None),
+        "by_predicted_iou": replace(thresholds, stability=0.0, nms=None),
+        "by_stability": replace(thresholds, nms=None),
+        "after_suppression": thresholds,
     }
     return {name: len(engine.propose([encoded], **step.arguments())[0].boxes) for name, step in steps.items()}
 
@@ -166,10 +168,10 @@ class Bench:
 
     def __init__(self, name: str, checkpoint: str | None, args: argparse.Namespace) -> None:
         self.name, self.args, self.device = name, args, torch.device(args.device)
-        self.images, self.wanted = make_images(args), Thresholds(*args.thresholds)
+        self.images, self.thresholds = make_images(args), Thresholds(*args.thresholds)
         self.sam, weights = make_model(name, checkpoint, self.images[0], args.device)
         self.rows: dict[str, dict[str, Any]] = {}
-        self.told: dict[str, Any] = {"model": name, "weights": weights, "rows": self.rows}
+        self.summary: dict[str, Any] = {"model": name, "weights": weights, "rows": self.rows}
 
     def measure(self) -> dict[str, Any]:
         """Runs the peer and each precision."""
@@ -177,17 +179,17 @@ class Bench:
         if not self.args.without_peer:
             expected = self._row(
                 PEER,
-                lambda: [run_peer(self.sam, image, points, self.wanted) for image in self.images],
-                lambda clock: [run_peer(self.sam, image, points, self.wanted, clock) for image in self.images],
+                lambda: [run_peer(self.sam, image, points, self.thresholds) for image in self.images],
+                lambda clock: [run_peer(self.sam, image, points, self.thresholds, clock) for image in self.images],
             )
         whole = None
         usual = ["fp32", "bf16"] if self.device.type == "cpu" else ["fp32", "fp16", "bf16"]
         for precision in self.args.precisions or usual:
-            engine, found = self._engine_row(precision)
-            self._judge(self.rows[precision], found, expected if precision == "fp32" else None, whole)
+            engine, proposals = self._engine_row(precision)
+            self._judge(self.rows[precision], proposals, expected if precision == "fp32" else None, whole)
             if precision == "fp32":
-                whole, self.told["survivors"] = found, survivors(engine, self.images[0], self.wanted)
-        return self.told
+                whole, self.summary["survivors"] = proposals, survivors(engine, self.images[0], self.thresholds)
+        return self.summary
 
     def _engine_row(self, precision: str) -> tuple[SamEngine, list[Proposals]]:
         settings = EngineSettings(
@@ -196,7 +198,7 @@ class Bench:
         engine = SamEngine(self.sam, settings=settings)
 
         def run() -> list[Proposals]:
-            return engine.propose(self.images, **self.wanted.arguments(), return_masks=True)
+            return engine.propose(self.images, **self.thresholds.arguments(), return_masks=True)
 
         def phases(clock: Clock) -> None:
             with by_phase(engine, clock):
@@ -205,11 +207,11 @@ class Bench:
         return engine, self._row(precision, run, phases)
 
     def _row(self, label: str, run: Callable[[], Any], phases: Callable[[Clock], Any]) -> Any:
-        """Measures; what the last run gave."""
+        """Measures a row; returns the result of the last run."""
         if self.device.type != "cpu":
             run()  # warm
         peak_memory(self.device)
-        found, seconds = seconds_of(run, self.device, self.args.repeats)
+        result, seconds = seconds_of(run, self.device, self.args.repeats)
         each = seconds / len(self.images)
         self.rows[label] = {
             "images_per_s": 1 / each,
@@ -221,30 +223,30 @@ class Bench:
             phases(clock)
             shares = {name: round(spent / len(self.images), 4) for name, spent in clock.seconds.items()}
             self.rows[label]["phases_s"] = shares
-        return found
+        return result
 
     def _judge(
         self,
         row: dict[str, Any],
-        found: list[Proposals],
+        proposals: list[Proposals],
         expected: list[list[dict]] | None,
         whole: list[Proposals] | None,
     ) -> None:
-        """Adds how a row compares: with the peer's seconds and masks, the arithmetic limit, the masks of fp32."""
+        """Adds the comparisons of a row: with the peer's seconds and masks, the arithmetic limit, the masks of fp32."""
         sizes = [(image.shape[0], image.shape[1]) for image in self.images]
         if PEER in self.rows:
             row["ratio"] = round(self.rows[PEER]["s_per_image"] / row["s_per_image"], 2)
-        if "H200" in told_device(self.device) and self.args.points_per_side == 32 and self.name in LIMITS:
+        if "H200" in device_name(self.device) and self.args.points_per_side == 32 and self.name in LIMITS:
             row["of_the_limit"] = round(row["images_per_s"] / LIMITS[self.name], 3)
         if expected is not None:
-            row["agreement"] = [compare(*three) for three in zip(found, expected, sizes, strict=True)]
+            row["agreement"] = [compare(*three) for three in zip(proposals, expected, sizes, strict=True)]
         if whole is not None:
-            row["matched"] = round(matched(found, whole, sizes), 4)
-            row["masks"] = [sum(len(one.boxes) for one in many) for many in (found, whole)]
+            row["matched"] = round(matched(proposals, whole, sizes), 4)
+            row["masks"] = [sum(len(result.boxes) for result in many) for many in (proposals, whole)]
 
 
-def told_device(device: torch.device) -> str:
-    """In words."""
+def device_name(device: torch.device) -> str:
+    """Returns the name of a device."""
     if device.type == "cuda":
         return torch.cuda.get_device_name()
     info = Path("/proc/cpuinfo")
@@ -257,8 +259,8 @@ def main() -> int:
     args = parse_args()
     torch.set_num_threads(args.threads)
     checkpoints = args.checkpoints or [None] * len(args.models)
-    told = {
-        "device": told_device(torch.device(args.device)),
+    report = {
+        "device": device_name(torch.device(args.device)),
         "threads": args.threads,
         "points": args.points_per_side**2,
         "thresholds": args.thresholds,
@@ -270,9 +272,9 @@ def main() -> int:
         },
         "models": [Bench(*pair, args).measure() for pair in zip(args.models, checkpoints, strict=True)],
     }
-    print(json.dumps(told, indent=1))
-    rows = [row for model in told["models"] for row in model["rows"].values()]
-    return 0 if all(one["same"] for row in rows for one in row.get("agreement", [])) else 1
+    print(json.dumps(report, indent=1))
+    rows = [row for model in report["models"] for row in model["rows"].values()]
+    return 0 if all(comparison["same"] for row in rows for comparison in row.get("agreement", [])) else 1
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""A COCO's worth of images through the pipeline on one machine: speed, memory over time, parts, and resuming.
+"""Runs as many images as COCO through the pipeline on one machine: speed, memory over time, parts, and resuming.
 
 python -m benchmarks.scale FOLDER [--images 120000] [--minutes 60]
 
 Draws small JPEGs in FOLDER, runs index, proposals, a short training and detect over them, and samples driver and
-actors every ten seconds. At the end of its minutes the driver gets SIGKILL; the same command goes on from there. It is
-also killed once at half of the proposals. When all is done, the table is printed; it exits 1 where memory grew.
+actors every ten seconds. After `--minutes` SIGKILL ends the driver; the same command resumes it. The driver is also
+killed once at half of the proposals. When all is done, the command prints the table, and exits 1 if memory grew.
 """
 
 from __future__ import annotations
@@ -73,12 +73,14 @@ MAPPING = ("proposals", "detections")
 SIZE, SCENES, TRAINED_ON = (96, 72), 200, 64
 SAMPLE_SECONDS = 10.0
 BARE_IMAGES = 1000
-WANTED = 1.2  # peak of the last fifth of a step over that of its second: the first one warms up
+LARGEST_GROWTH = (
+    1.2  # peak of the last fifth of a step over that of its second fifth: in the first fifth the step warms up
+)
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One look at a run: seconds since its slice began, images done of a step, resident bytes."""
+    """A sample of a run: seconds since its slice began, images done of a step, resident bytes."""
 
     slice: int
     step: str
@@ -89,7 +91,7 @@ class Sample:
 
 
 def main() -> int:
-    """Draws, measures the bare engine, runs a slice; prints the table when everything is there."""
+    """Draws, measures the bare engine, runs a slice; prints the table when all steps are finished."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--images", type=int, default=120_000)
@@ -102,7 +104,7 @@ def main() -> int:
     bare = _once(folder / "bare.json", lambda: bare_rate(folder / "images"))
     end = time.monotonic() + 60 * args.minutes
     while not (ended := run_slice(config, args.images, end)) and time.monotonic() < end:
-        pass  # killed at one half; go on at once
+        pass  # killed at half of the proposals: resume at once
     if not ended:
         print("not at the end yet: the same command goes on")
         return 0
@@ -110,7 +112,7 @@ def main() -> int:
 
 
 def draw_images(folder: Path, count: int) -> None:
-    """`count` JPEGs of `SIZE`, made of parts of drawn scenes, and their labels.csv, which is written last."""
+    """Draws `count` JPEGs of `SIZE` from crops of drawn scenes, and writes their labels.csv last."""
     if (folder / "labels.csv").exists():
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -144,7 +146,7 @@ def _draw(folder: Path, index: int) -> None:
 
 
 def bare_rate(images: Path) -> float:
-    """Images a second of the engine alone: a process a core, each a loop over its share."""
+    """Returns images per second of the engine alone: one process per core, each a loop over its share."""
     files = [str(images / f"{index:06}.jpg") for index in range(BARE_IMAGES)]
     cores = os.cpu_count() or 1
     with multiprocessing.get_context("spawn").Pool(cores) as pool:
@@ -156,7 +158,7 @@ def _bare_loop(files: list[str]) -> float:
 
 
 def run_slice(config: Path, images: int, end: float) -> bool:
-    """Runs until all is done (True), or until it is killed: at half of the proposals once, and at `end`."""
+    """Runs until all is done (True), or until a kill (False): once at half of the proposals, and at `end`."""
     steps = {step.name: step for step in pipeline.load(str(config))}
     folder = config.parent
     number = len(list(folder.glob("samples-*.jsonl")))
@@ -188,7 +190,7 @@ def _look(number: int, step: Step, seconds: float, driver: int) -> Sample:
 
 
 def report(config: Path, folder: Path, bare: float, images: int) -> int:
-    """Prints the table; 1 when memory grew."""
+    """Prints the table; returns 1 when memory grew."""
     steps = {step.name: step for step in pipeline.load(str(config))}
     samples = _samples(folder)
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("ray", "torch", "pyarrow"))
@@ -204,13 +206,15 @@ def report(config: Path, folder: Path, bare: float, images: int) -> int:
         share = f", {rate / bare:.2f} of the bare engine" if name == "proposals" else ""
         print(f"{name}: {rate:.1f} images/s{share}; {len(parts)} parts of {statistics.median(sizes) / 1024:.0f} KiB")
         for who in ("driver", "actor"):
-            peaks = [peak / 2**20 for peak in peaks_of(own, who, images) if peak]  # a short one may have no sample
+            peaks = [
+                peak / 2**20 for peak in peaks_of(own, who, images) if peak
+            ]  # a fifth that is short may have no sample
             print(f"  {who:6} peak in each fifth, MiB: {' '.join(f'{peak:.0f}' for peak in peaks)}")
             worst = max(worst, peaks[-1] / peaks[1])
     half = json.loads((folder / "killed-at-half.json").read_text())["done"]
     print(f"killed at {half} images: {resume_seconds(samples, half):.0f} s from the command to the first new part")
-    print(f"growth {worst:.2f} (wanted: at most {WANTED})")
-    return 0 if worst <= WANTED else 1
+    print(f"growth {worst:.2f} (wanted: at most {LARGEST_GROWTH})")
+    return 0 if worst <= LARGEST_GROWTH else 1
 
 
 def _samples(folder: Path) -> list[Sample]:
@@ -219,7 +223,7 @@ def _samples(folder: Path) -> list[Sample]:
 
 
 def rate_of(samples: list[Sample]) -> float:
-    """Images a second between the first and the last new image of each slice, over all of them."""
+    """Returns images per second between the first and the last new image of each slice, over all slices."""
     done = seconds = 0.0
     for number in {sample.slice for sample in samples}:
         own = [sample for sample in samples if sample.slice == number]
@@ -231,7 +235,7 @@ def rate_of(samples: list[Sample]) -> float:
 
 
 def peaks_of(samples: list[Sample], who: str, images: int) -> list[int]:
-    """Largest memory in each fifth of the images."""
+    """Returns the largest memory in each fifth of the images."""
     fifths: list[list[int]] = [[0] for _ in range(5)]
     for sample in samples:
         fifths[min(4, 5 * sample.done // images)].append(getattr(sample, who))
@@ -239,7 +243,7 @@ def peaks_of(samples: list[Sample], who: str, images: int) -> list[int]:
 
 
 def resume_seconds(samples: list[Sample], done: int) -> float:
-    """Seconds of the first slice that began with `done` images until one more was there."""
+    """Returns the seconds until the first new image in the first slice that began with `done` images."""
     for number in {sample.slice for sample in samples}:
         own = [sample for sample in samples if sample.slice == number and sample.step == "proposals"]
         if own and own[0].done >= done:

@@ -1,11 +1,11 @@
-"""A training step of MIST on VGG16, taken apart: where its time goes, and its memory.
+"""Measures the time of each part of a training step of MIST on VGG16, and its memory.
 
 python -m benchmarks.wsod_step [--images 2] [--steps 3] [--threads N]
 
-Noise of 600 x 800 pixels in JPEG files made here, and random proposals on them: 213 an image, as WeakSAM has, and
-2000, as selective search has. The whole step runs as training runs it, two threads reading and decoding ahead; `waited
-for data` is what the step spent without any. The parts are then timed one by one, forward and backward, on the same
-batch. Takes the GPU when there is one. Exits 1 when data are 10 % of a step or more.
+The images are noise of 600 x 800 pixels in JPEG files that the benchmark writes, with random proposals: 213 an image,
+as WeakSAM has, and 2000, as selective search has. The whole step runs as in a training, with two threads that read and
+decode ahead; `waited for data` is the time of the step without a batch. Then each part is timed separately, forward
+and backward, on the same batch. Uses the GPU if there is one. Exits 1 when data are 10 % of a step or more.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Clock:
 
     @contextmanager
     def time(self, name: str) -> Iterator[None]:
-        """Adds the time of a block; a GPU is waited for."""
+        """Adds the time of a block, after the GPU has finished."""
         self._wait()
         started = time.perf_counter()
         yield
@@ -63,7 +63,7 @@ class Clock:
 
 
 def make_task(folder: Path, num: int, images: int) -> WsodTask:
-    """`images` noisy JPEG files with `num` proposals each."""
+    """Writes `images` noisy JPEG files and returns a task with `num` proposals in each."""
     rng = np.random.default_rng(num)
     uris = []
     for i in range(images):
@@ -82,19 +82,19 @@ def make_task(folder: Path, num: int, images: int) -> WsodTask:
 
 
 def make_net() -> WsodNet:
-    """MIST as published, without weights: they do not change the time."""
+    """Returns MIST as published with random weights, which do not change the time."""
     torch.manual_seed(0)
     return WsodNet(DilatedVgg16(last_relu=False), CLASSES, METHODS["mist"])
 
 
 def load(task: WsodTask, step: int, images: int, device: torch.device) -> dict[str, Tensor]:
-    """One batch."""
+    """Loads a batch."""
     batch = task.load_batch(np.arange(images), np.stack([np.full(images, step), np.arange(images)], 1), DECODERS)
     return {key: value.to(device) for key, value in batch.items()}
 
 
 def whole_steps(task: WsodTask, net: WsodNet, images: int, steps: int, clock: Clock) -> None:
-    """Steps as the training loop takes them, batches prepared ahead."""
+    """Times steps as the training loop takes them, with batches prepared ahead."""
     optimizer = task.build_optimizer(net, lr=1e-5, weight_decay=5e-4)
     with ThreadPoolExecutor(2) as loaders:
         queue = [loaders.submit(load, task, step, images, clock.device) for step in range(2)]
@@ -110,43 +110,46 @@ def whole_steps(task: WsodTask, net: WsodNet, images: int, steps: int, clock: Cl
 
 
 def step_in_parts(task: WsodTask, net: WsodNet, images: int, clock: Clock) -> None:
-    """One step with every part cut off from the one before, so that its backward can be timed alone."""
+    """Times one step with every part detached from the part before, so that its backward is timed separately."""
     optimizer = task.build_optimizer(net, lr=1e-5, weight_decay=5e-4)
     with clock.time("data (read, decode, resize)"):
         batch = load(task, 0, images, clock.device)
     boxes = [batch[f"boxes/{i}"] for i in range(images)]
-    noise = SampleNoise(make_generators(batch["seed"].tolist(), clock.device), [len(one) for one in boxes])
+    noise = SampleNoise(
+        make_generators(batch["seed"].tolist(), clock.device), [len(image_boxes) for image_boxes in boxes]
+    )
     with clock.time("backbone"):
         maps = [net.roi_net.features(net.roi_net.normalise(batch[f"image/{i}"])) for i in range(images)]
-    cut_maps = [one.detach().requires_grad_() for one in maps]
+    cut_maps = [feature_map.detach().requires_grad_() for feature_map in maps]
     with clock.time("pooling"):
-        rois = [to_inclusive(one) for one in boxes]
-        pooled = torch.cat([roi_pool(one, [roi], (7, 7), 1 / 8) for one, roi in zip(cut_maps, rois, strict=True)])
+        rois = [to_inclusive(image_boxes) for image_boxes in boxes]
+        pooled = torch.cat([roi_pool(item, [roi], (7, 7), 1 / 8) for item, roi in zip(cut_maps, rois, strict=True)])
     cut_pooled = pooled.detach().requires_grad_()
     with clock.time("heads"):
-        found = net.heads(cut_pooled, [len(one) for one in boxes], noise)
-    for i, one in enumerate(found):  # once alone, to know its share of the losses
+        outputs = net.heads(cut_pooled, [len(image_boxes) for image_boxes in boxes], noise)
+    for i, output in enumerate(outputs):  # timed alone, to know its share of the losses
         with clock.time("mining"):
-            scores = mil.wsddn_scores(one.cls, one.det).detach()[:, 1:]
+            scores = mil.wsddn_scores(output.cls, output.det).detach()[:, 1:]
             iou = box_iou(boxes[i], boxes[i])
-            for _ in one.refine:
+            for _ in output.refine:
                 mil.assign(iou, mil.mine_mist(iou, scores, batch[f"present/{i}"]))
     with clock.time("losses, mining included"):
         sums = [
-            sum(wsod_losses(one, boxes[i], batch[f"present/{i}"], net.rules).values()) for i, one in enumerate(found)
+            sum(wsod_losses(output, boxes[i], batch[f"present/{i}"], net.rules).values())
+            for i, output in enumerate(outputs)
         ]
     with clock.time("heads"):
         torch.stack(sums).mean().backward()  # pyright: ignore[reportArgumentType, reportCallIssue]
     with clock.time("pooling"):
         pooled.backward(cut_pooled.grad)
     with clock.time("backbone"):
-        torch.autograd.backward(maps, [one.grad for one in cut_maps])
+        torch.autograd.backward(maps, [feature_map.grad for feature_map in cut_maps])
     with clock.time("optimiser"):
         optimizer.step()
 
 
 def measure(num: int, images: int, steps: int, threads: int, answer: Callable[[float], None]) -> None:
-    """Prints a table for `num` proposals; answers with the share of data in a step."""
+    """Prints a table for `num` proposals; calls `answer` with the share of data in a step."""
     torch.set_num_threads(threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     net, clock, parts = make_net().to(device).train(), Clock(device), Clock(device)
@@ -171,7 +174,7 @@ def measure(num: int, images: int, steps: int, threads: int, answer: Callable[[f
 
 
 def main() -> None:
-    """Measures each size in a process of its own, because memory is a process's."""
+    """Measures each size in a separate process, because peak memory is counted per process."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=2)
     parser.add_argument("--steps", type=int, default=3)

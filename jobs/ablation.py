@@ -1,8 +1,8 @@
-"""What the parts of the demo are worth, after `make demo` in the same folder: `python -m jobs.ablation KIND FOLDER`.
+"""Measures the effect of each part of the demo, after `make demo` in a folder: `python -m jobs.ablation KIND FOLDER`.
 
-KIND `detectors` runs part of `configs/demo_full.yaml` with three seeds and prints means: MIST and OICR, MIST by what
-prompted its proposals, and what the detectors trained on MIST's pseudo ground truth make of it;
-`proposals` runs `configs/ablation_proposals.yaml`, one choice of the proposals changed at a time.
+KIND `detectors` runs part of `configs/demo_full.yaml` with three seeds and prints means: MIST and OICR, MIST by the
+prompts of its proposals, and the detectors trained on MIST's pseudo ground truth;
+`proposals` runs `configs/ablation_proposals.yaml`, which changes one choice of the proposals at a time.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ def main(kind: str, folder: str, seeds: int) -> None:
 
 
 def detectors(overrides: list[str], seeds: int) -> None:
-    """Every detector that learnt from labels, and what is trained after MIST, each seed a chain of its own."""
+    """Runs every detector that learns from labels, and the detectors trained after MIST, once per seed."""
     config, trained = str(CONFIGS / "demo_full.yaml"), (*TEACHERS, *PROMPTS, *RETRAINED)
     chains: list[dict[str, Step]] = []
     for seed in range(seeds):
         own = [*overrides, *(f"steps.{name}.seed={seed}" for name in trained)]
         steps = {step.name: step for step in pipeline.load(config, own)}
-        wanted = [name for name in steps if name.removesuffix("_corloc").removesuffix("_ap") in trained]
-        run_pipeline(config, own, only=_with_inputs(steps, [*wanted, "pgt_top1_quality", "pgt_quality"]))
+        names = [name for name in steps if name.removesuffix("_corloc").removesuffix("_ap") in trained]
+        run_pipeline(config, own, only=_with_inputs(steps, [*names, "pgt_top1_quality", "pgt_quality"]))
         chains.append(steps)
 
     def means(name: str) -> dict[str, Any]:
@@ -60,14 +60,14 @@ def detectors(overrides: list[str], seeds: int) -> None:
 
 
 def _with_inputs(steps: Mapping[str, Step], names: list[str]) -> list[str]:
-    """These steps and all that they need, in an order in which they can run."""
-    wanted: set[str] = set()
+    """Returns these steps and their inputs, in an order in which they can run."""
+    needed: set[str] = set()
     waiting = list(names)
     while waiting:
-        if (name := waiting.pop()) not in wanted:
-            wanted.add(name)
+        if (name := waiting.pop()) not in needed:
+            needed.add(name)
             waiting += [step.name for step in steps[name].inputs.values()]
-    return [name for name in steps if name in wanted]
+    return [name for name in steps if name in needed]
 
 
 if __name__ == "__main__":
@@ -75,6 +75,6 @@ if __name__ == "__main__":
     parser.add_argument("kind", choices=("detectors", "proposals"))
     parser.add_argument("folder", nargs="?", default="demo", help="where `make demo` ran")
     parser.add_argument("--seeds", type=int, default=3, help="of `detectors`")
-    given = parser.parse_args()
+    args = parser.parse_args()
     end_on_sigterm()
-    main(given.kind, given.folder, given.seeds)
+    main(args.kind, args.folder, args.seeds)

@@ -1,6 +1,6 @@
-"""The demo: draws a small world, runs a config of it and shows what came out.
+"""The demo: draws a small dataset, runs a config on it and shows the results.
 
-python -m jobs.demo FOLDER            (`make demo`: configs/demo.yaml; the same command again goes on where it stopped)
+python -m jobs.demo FOLDER            (`make demo`: configs/demo.yaml; the same command again resumes)
 python -m jobs.demo FOLDER --full     (`make demo-full`: configs/demo_full.yaml, with every detector)
 """
 
@@ -58,24 +58,24 @@ def main(folder: str, config: str) -> None:
 
 
 def prepare(folder: str) -> list[str]:
-    """Draws the scenes below `folder`, unless they are there; gives the overrides that point a run file at them."""
+    """Draws the scenes below `folder`, unless they exist; returns the overrides that point a run file at them."""
     scenes = storage.join(storage.absolute(folder), "scenes")
     write_scenes(scenes, images=SCENES, seed=SEED, format="voc")
     return [f"run={storage.join(storage.absolute(folder), 'run')}", f"steps.images.root={scenes}"]
 
 
 def read_report(step: Step) -> dict:
-    """What a finished `evaluate` step wrote."""
+    """Returns the metrics.json of a finished `evaluate` step."""
     return storage.read_json(storage.join(step.folder, "metrics.json"))
 
 
 def reports_of(steps: Mapping[str, Step], name: str) -> list[dict]:
-    """What was evaluated of a detector: AP and, where there is such a step, CorLoc."""
+    """Returns the reports of a detector: AP and, if there is such a step, CorLoc."""
     return [read_report(steps[key]) for key in (f"{name}_ap", f"{name}_corloc") if key in steps]
 
 
 def detector_table(detectors: Mapping[str, list[dict]]) -> str:
-    """AP on one split, perhaps CorLoc on another, of detectors by name; with deviations of several seeds."""
+    """Returns a table of detectors: AP on one split, CorLoc on another if measured, deviations over several seeds."""
     lines: list[str] = []
     for name, reports in detectors.items():
         shown = [("AP50", reports[0]), ("AP75", reports[0]), *(("CorLoc", report) for report in reports[1:])]
@@ -86,7 +86,7 @@ def detector_table(detectors: Mapping[str, list[dict]]) -> str:
 
 
 def pgt_table(reports: Mapping[str, dict]) -> str:
-    """Precision and recall of pseudo ground truth by name; of its masks also how much of the right ones they are."""
+    """Returns a table of pseudo ground truth: precision, recall, and the IoU of its masks if there are any."""
     keys = ["boxes_per_image", "precision@0.5", "recall@0.5", "precision@0.75", "recall@0.75"]
     if any("mask_iou" in report["metrics"] for report in reports.values()):
         keys.insert(1, "mask_iou")
@@ -94,7 +94,7 @@ def pgt_table(reports: Mapping[str, dict]) -> str:
 
 
 def figure_table(reports: Mapping[str, dict], keys: Sequence[str]) -> str:
-    """Some figures of reports by name."""
+    """Returns a table of the figures `keys` of reports, by name."""
     lines = [_cells("", [key.replace("_", " ") for key in keys])]
     for name, report in reports.items():
         lines.append(_cells(name, [_figure(report["metrics"], key) for key in keys]))
@@ -115,7 +115,7 @@ def _percent(figures: dict, key: str) -> str:
 
 
 def recall_table(report: dict) -> str:
-    """The figures of an evaluation as a table for people: sources added one by one, all by size of objects, peaks."""
+    """Returns an evaluation as a table: sources added one by one, all sources by object size, then peaks."""
     figures = report["metrics"]
     counts = [figures.get(f"boxes_per_image_{source}", 0.0) for source in schemas.SOURCES]
     rows = [("grid", "_grid", sum(counts[:1])), ("+ CAM peaks", "_grid+coarse+fine", sum(counts[:3]))]
@@ -140,6 +140,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", nargs="?", default="demo")
     parser.add_argument("--full", action="store_true", help="every detector, and MIST by kinds of prompts")
-    given = parser.parse_args()
+    args = parser.parse_args()
     end_on_sigterm()
-    main(given.folder, str(CONFIGS / ("demo_full.yaml" if given.full else "demo.yaml")))
+    main(args.folder, str(CONFIGS / ("demo_full.yaml" if args.full else "demo.yaml")))

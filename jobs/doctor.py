@@ -8,12 +8,12 @@ from weaksam.cli.terminal import end_on_sigterm, guarded
 from weaksam.cluster.doctor import run_doctor
 
 if __name__ == "__main__":
-    given = [text for text in sys.argv[1:] if text != "--json"]
-    if not given or given[0] in ("-h", "--help"):
+    arguments = [text for text in sys.argv[1:] if text != "--json"]
+    if not arguments or arguments[0] in ("-h", "--help"):
         print(__doc__)
-        sys.exit(0 if given else 2)
+        sys.exit(0 if arguments else 2)
     end_on_sigterm()
     try:
-        guarded(run_doctor)(given[0], given[1:], as_json="--json" in sys.argv)
+        guarded(run_doctor)(arguments[0], arguments[1:], as_json="--json" in sys.argv)
     except typer.Exit as end:
         sys.exit(end.exit_code)

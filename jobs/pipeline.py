@@ -1,4 +1,4 @@
-"""Every step of a run file: `python -m jobs.pipeline CONFIG [KEY=VALUE]...`."""
+"""Runs every step of a run file: `python -m jobs.pipeline CONFIG [KEY=VALUE]...`."""
 
 from weaksam.cli.main import run_job
 

@@ -1,4 +1,4 @@
-"""The steps of one stage of a run file: `python -m jobs.stage NAME CONFIG [KEY=VALUE]...`."""
+"""Runs the steps of one stage of a run file: `python -m jobs.stage NAME CONFIG [KEY=VALUE]...`."""
 
 from weaksam.cli.main import run_job
 

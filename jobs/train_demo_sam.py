@@ -1,7 +1,7 @@
 """Trains the small SAM of the package, `vit_xs`, on drawn scenes: `python -m jobs.train_demo_sam RUN_FOLDER`.
 
-Goes on where it stopped. The result, `RUN_FOLDER/vit_xs.safetensors`, is scored on scenes of shapes it was not trained
-on. On two cores the defaults take about three hours.
+The same command again resumes the training. The result, `RUN_FOLDER/vit_xs.safetensors`, is scored on scenes of shapes
+that are not in its training data. On two cores the defaults take about three hours.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from weaksam.training.settings import TrainResources, TrainSettings
 
 log = logging.getLogger("weaksam.jobs")
 BATCH = 24  # pictures a step
-HELD_OUT_SEED = 8  # the same scenes whatever the seed of training, so that scores compare
+HELD_OUT_SEED = 8  # independent of the training seed, so that scores are comparable
 
 
 def main(
@@ -65,7 +65,7 @@ def main(
 
 
 def finish(weights: str, held_out: Path, folder: Path, settings: TrainSettings) -> None:
-    """Scores the weights on shapes they were not trained on and exports them with what is known about them."""
+    """Scores the weights on shapes they were not trained on and exports them with their metadata."""
     sam, state = build_sam("vit_xs"), sam_weights(load_file(weights))
     sam.load_state_dict(state)
     scores = score_segmenter(sam, held_out)

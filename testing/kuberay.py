@@ -1,4 +1,4 @@
-"""What KubeRay's CustomResourceDefinitions refuse, as a server with strict field validation does."""
+"""Validates manifests against KubeRay's CustomResourceDefinitions, as a server with strict field validation does."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from testing.places import SHARED_DATA
 
 
 def strict(schema: Any, *, is_root: bool = False) -> Any:
-    """An openAPIV3Schema as JSON Schema that refuses what a server with strict field validation refuses.
+    """Returns an openAPIV3Schema as JSON Schema that is as strict as a server with strict field validation.
 
-    A structural schema says a node's fields beside its value validations (anyOf, not, ...), so only `properties`,
-    `items` and `additionalProperties` are walked. An object that names no fields has none.
+    A structural schema declares the fields of a node outside its value validations (anyOf, not, ...), so the function
+    only walks `properties`, `items` and `additionalProperties`. An object that names no fields must have none.
     """
     result = dict(schema)
     if "properties" in schema:
@@ -36,7 +36,7 @@ def strict(schema: Any, *, is_root: bool = False) -> Any:
         result.setdefault("anyOf", [{"type": "integer"}, {"type": "string"}])
     if schema.get("nullable") and "type" in result:
         result["type"] = [result["type"], "null"]
-    if is_root:  # the server knows the fields of these itself
+    if is_root:  # the schema leaves out these fields, which the server knows
         result["properties"] |= {
             "apiVersion": {"const": "ray.io/v1"},
             "kind": {"type": "string"},

@@ -1,7 +1,7 @@
 """A Ray cluster of several nodes on this machine that outlives its drivers, and whose nodes can be killed.
 
-A process of its own owns it (`python -m testing.local_cluster FOLDER CPUS`, which takes orders on standard input), so
-that a driver can be killed alone. The head has no CPUs: all work is on nodes that may die.
+A separate process owns it (`python -m testing.local_cluster FOLDER CPUS`, which reads orders from standard input), so
+that a test can kill a driver alone. The head has no CPUs: all work is on nodes that may die.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from typing import Any
 from testing.places import ROOT
 
 _STORE_BYTES = 150_000_000
-# A node that does not answer is given up after five seconds instead of twenty.
+# A node that does not answer counts as dead after five seconds instead of twenty.
 _HEALTH = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 1000, "health_check_timeout_ms": 5000}
 
 
 class LocalCluster:
-    """The owner process, as the one who started it sees it.
+    """A handle of the owner process.
 
     Attributes:
-        environment: what a driver's environment must hold.
-        pid: of the owner; every process of the cluster descends from it.
-        nodes: of each node that is alive its number and its raylet's process id, in the order they came.
+        environment: the environment for a driver.
+        pid: process id of the owner; every process of the cluster descends from it.
+        nodes: the raylet's process id of each live node, by the node's number, in the order of their start.
     """
 
     def __init__(self, environment: Mapping[str, str], *, nodes: int = 2, cpus: float = 2) -> None:
@@ -38,8 +38,8 @@ class LocalCluster:
         token.chmod(0o600)
         auth = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
         self.environment = {**environment, **auth, "RAY_BACKEND_LOG_LEVEL": "fatal"}
-        # Ray notes the newest cluster in its folder of the machine, for everyone's next `ray.init`, and fails where no
-        # Ray ran before: this cluster is nobody else's, so its owner has a folder of its own.
+        # Ray records the newest cluster in its folder of the machine, where every later `ray.init` reads it, and fails
+        # if no Ray ran before. No other program should join this cluster, so its owner has a separate folder.
         Path(self._folder.name, "ray").mkdir()
         with open(Path(self._folder.name, "owner.log"), "wb") as log:
             self._owner = subprocess.Popen(
@@ -59,17 +59,17 @@ class LocalCluster:
             self.add_node()
 
     def add_node(self) -> None:
-        """One more node; returns when it is alive."""
+        """Adds a node; returns when it is alive."""
         added = self._ask({"do": "add"})
         self.nodes[added["node"]] = added["raylet"]
 
     def kill_node(self, node: int) -> None:
-        """SIGKILL for a node's raylet and whatever else it started; its workers end with it."""
+        """Sends SIGKILL to a node's raylet and its other processes; its workers end with it."""
         self._ask({"do": "kill", "node": node})
         del self.nodes[node]
 
     def stop(self) -> None:
-        """Ends the cluster and removes what it wrote."""
+        """Ends the cluster and removes its files."""
         if self._owner.stdin:
             self._owner.stdin.close()
         try:
@@ -90,8 +90,8 @@ class LocalCluster:
         while line := self._owner.stdout.readline():
             if line.startswith("{"):
                 return json.loads(line)
-        told = Path(self._folder.name, "owner.log").read_text()[-1000:]
-        raise RuntimeError(f"the cluster's owner ended: {told}")
+        log = Path(self._folder.name, "owner.log").read_text()[-1000:]
+        raise RuntimeError(f"the cluster's owner ended: {log}")
 
 
 def main() -> None:
@@ -105,12 +105,12 @@ def main() -> None:
     nodes = []
     _say({"address": cluster.address})
     for line in sys.stdin:
-        asked = json.loads(line)
-        if asked["do"] == "add":
+        order = json.loads(line)
+        if order["do"] == "add":
             nodes.append(cluster.add_node(num_cpus=cpus, **of_all))
             _say({"node": len(nodes) - 1, "raylet": nodes[-1].all_processes["raylet"][0].process.pid})
         else:
-            cluster.remove_node(nodes[asked["node"]], allow_graceful=False)
+            cluster.remove_node(nodes[order["node"]], allow_graceful=False)
             _say({})
     cluster.shutdown()
 

@@ -1,4 +1,4 @@
-"""A small Ray on this machine, for tests in one process or in a program of theirs."""
+"""A small Ray on this machine, for tests in one process or in a separate program."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from contextlib import contextmanager
 
 @contextmanager
 def local_ray(*, store_bytes: int, parent: str = "/tmp") -> Iterator[None]:
-    """Within it Ray runs with four logical CPUs: on two, a pipeline of read, actor and write can starve."""
+    """Runs Ray inside the context, with four logical CPUs: on two, a pipeline of read, actor and write can starve."""
     import ray
 
-    folder = tempfile.mkdtemp(prefix="wsray", dir=parent)  # short: sockets live there
+    folder = tempfile.mkdtemp(prefix="wsray", dir=parent)  # a short path, for the sockets in it
     try:
         ray.init(
             address="local",

@@ -1,4 +1,4 @@
-"""Where the checkout is, and the real data that some tests read."""
+"""Paths of the checkout and of the real data that some tests read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The processes of a run on this machine, as /proc tells of them."""
+"""Finds the processes of a run on this machine, from /proc."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from pathlib import Path
 
 
 def actors_of(driver: int, kind: str = "MapWorker") -> list[int]:
-    """Process ids of the Ray actors of one class, by default Ray Data's, that descend from the process `driver`."""
-    found = []
-    told = subprocess.run(["ps", "-eo", "pid=,args="], capture_output=True, text=True, check=True)
-    for line in told.stdout.splitlines():
+    """Returns process ids of the Ray actors of a class, by default Ray Data's, that descend from process `driver`."""
+    pids = []
+    listing = subprocess.run(["ps", "-eo", "pid=,args="], capture_output=True, text=True, check=True)
+    for line in listing.stdout.splitlines():
         pid, _, command = line.strip().partition(" ")
         if command.startswith(f"ray::{kind}") and driver in _ancestors(int(pid)):
-            found.append(int(pid))
-    return found
+            pids.append(int(pid))
+    return pids
 
 
 def resident_bytes(pid: int) -> int:
-    """Resident memory without shared memory (the object store has a fixed size); 0 for a process that is gone."""
+    """Returns resident memory without shared memory, as the object store has a fixed size; 0 for an ended process."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except OSError:
@@ -30,11 +30,11 @@ def resident_bytes(pid: int) -> int:
 
 
 def _ancestors(pid: int) -> list[int]:
-    found = []
+    pids = []
     while pid > 1:
         try:
             pid = int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
         except (OSError, ValueError):
             break
-        found.append(pid)
-    return found
+        pids.append(pid)
+    return pids

@@ -1,4 +1,4 @@
-"""A real Ray head on loopback with its own ports and token, ended by pid."""
+"""A real Ray head on loopback with its own ports and token; it is ended by process id."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ _START_SECONDS = 120.0
 
 
 class RayHead:
-    """`ray start --head`; jobs there inherit `environment`.
+    """A process of `ray start --head`; its jobs inherit `environment`.
 
     Attributes:
         address: URL of its dashboard.
-        client: what the environment of a client must hold.
+        client: the variables that a client's environment needs.
     """
 
     def __init__(self, environment: dict[str, str], *, cpus: int = 4) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="wshd", dir="/tmp"))  # short: sockets live there
+        self.folder = Path(tempfile.mkdtemp(prefix="wshd", dir="/tmp"))  # a short path, for the sockets in it
         self.port = free_port()
         self.address = f"http://127.0.0.1:{self.port}"
         token = self.folder / "token"
@@ -53,11 +53,11 @@ class RayHead:
         self._wait()
 
     def stop(self) -> None:
-        """Ends the head and what it started."""
+        """Ends the head and its child processes."""
         self._process.send_signal(signal.SIGTERM)
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(10)
-        # Ray may take half a minute to end what it started; every process of it names the folder.
+        # Ray may take half a minute to end its children; the command line of each of them names the folder.
         for pid in self._pids():
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -65,19 +65,19 @@ class RayHead:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _pids(self) -> list[int]:
-        found = [self._process.pid]
+        pids = [self._process.pid]
         for path in Path("/proc").glob("[0-9]*/cmdline"):
             with suppress(OSError):
                 if str(self.folder).encode() in path.read_bytes():
-                    found.append(int(path.parent.name))
-        return found
+                    pids.append(int(path.parent.name))
+        return pids
 
     def _wait(self) -> None:
         end = time.monotonic() + _START_SECONDS
         while time.monotonic() < end and self._process.poll() is None:
             try:
                 urllib.request.urlopen(f"{self.address}/api/version", timeout=2)
-            except urllib.error.HTTPError:  # it answers, and wants the token
+            except urllib.error.HTTPError:  # it answers, and requires the token
                 return
             except OSError:
                 time.sleep(0.3)

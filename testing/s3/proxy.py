@@ -1,6 +1,6 @@
 """HAProxy between clients and an S3 server, on loopback: refuses, fails, drops and stalls a share of the requests.
 
-Clients sign the name of the host they speak to; HAProxy passes it on unchanged, so the server accepts what they signed.
+Clients sign the host name of the proxy. HAProxy passes it on unchanged, so the server accepts the signature.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ backend server
 
 @dataclass(frozen=True)
 class Faults:
-    """Shares of the requests that go wrong, in thousandths."""
+    """Shares of the requests that fail, in thousandths."""
 
     slow_down: int = 100
     """Refused with 503 SlowDown."""
@@ -63,7 +63,7 @@ NO_FAULTS = Faults(0, 0, 0, 0, 0)
 
 
 class FaultyProxy:
-    """The proxy; what it writes is in `folder`.
+    """The proxy; its files are in `folder`.
 
     Attributes:
         endpoint: its URL, which clients use instead of the server's.
@@ -77,7 +77,7 @@ class FaultyProxy:
         (folder / "haproxy.cfg").write_text(_config(self.port, server_port, faults))
 
     def start(self) -> None:
-        """Starts it, or starts it again on the same port, and waits until it listens."""
+        """Starts the proxy, or restarts it on the same port, and waits until it listens."""
         with open(self.folder / "haproxy.out", "ab") as log:
             command = ["haproxy", "-db", "-f", str(self.folder / "haproxy.cfg")]
             self._process = subprocess.Popen(command, stdout=log, stderr=log)
@@ -89,20 +89,20 @@ class FaultyProxy:
             time.sleep(0.05)
 
     def pause(self) -> None:
-        """Requests wait until `resume`, new ones too."""
+        """Makes all requests, also new requests, wait until `resume`."""
         self._running().send_signal(signal.SIGSTOP)
 
     def resume(self) -> None:
         self._running().send_signal(signal.SIGCONT)
 
     def kill(self) -> None:
-        """Cuts every connection at once, also in the middle of an object; new ones are refused until `start`."""
+        """Cuts every connection at once, also in the middle of an object, and refuses new connections until `start`."""
         process = self._running()
         process.kill()
         process.wait()
 
     def stop(self) -> None:
-        """Ends it if it runs."""
+        """Ends the proxy if it runs."""
         if self._process is not None and self._process.poll() is None:
             self.kill()
 
@@ -112,9 +112,9 @@ class FaultyProxy:
         return self._process
 
     def _listens(self) -> bool:
-        with socket.socket() as one:
-            one.settimeout(1.0)
-            return one.connect_ex(("127.0.0.1", self.port)) == 0
+        with socket.socket() as client:
+            client.settimeout(1.0)
+            return client.connect_ex(("127.0.0.1", self.port)) == 0
 
 
 def _config(port: int, server_port: int, faults: Faults) -> str:

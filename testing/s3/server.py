@@ -1,4 +1,4 @@
-"""A real S3 server on loopback: one-node Ceph with its RADOS Gateway, started and ended by pid.
+"""A real S3 server on loopback: one-node Ceph with its RADOS Gateway, started and ended by process id.
 
 Needs Debian's ceph-mon, ceph-osd, radosgw and ceph-common (`install.sh`). Nothing listens beyond loopback.
 """
@@ -53,11 +53,11 @@ rgw run sync thread = false
 
 
 class CephServer:
-    """The server; everything it writes is below `folder`.
+    """The server; all its files are below `folder`.
 
     Attributes:
         endpoint: its URL.
-        access_key, secret_key: of its one user.
+        access_key, secret_key: keys of its only user.
     """
 
     def __init__(self, folder: Path, *, store_bytes: int = 4 * 2**30) -> None:
@@ -69,7 +69,7 @@ class CephServer:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What a client's environment must hold."""
+        """The variables that a client's environment needs."""
         return {
             "AWS_ENDPOINT_URL_S3": self.endpoint,
             "AWS_ACCESS_KEY_ID": self.access_key,
@@ -78,7 +78,7 @@ class CephServer:
         }
 
     def start(self) -> None:
-        """Makes the cluster and waits until it answers."""
+        """Creates the cluster and waits until it answers."""
         folder = self.folder
         for name in ("mon", "osd", "run", "log"):
             (folder / name).mkdir(parents=True)
@@ -108,31 +108,31 @@ class CephServer:
         self._call("radosgw-admin", "user", "create", "--uid=tests", "--display-name=tests", *keys)
 
     def add_user(self, name: str) -> dict[str, str]:
-        """One more user, who may do nothing with what others made; what this user's environment must hold."""
+        """Adds a user without rights to the objects of other users; returns the variables for its environment."""
         key, secret = secrets.token_hex(8), secrets.token_hex(16)
         keys = (f"--access-key={key}", f"--secret={secret}")
         self._call("radosgw-admin", "user", "create", f"--uid={name}", f"--display-name={name}", *keys)
         return self.environment | {"AWS_ACCESS_KEY_ID": key, "AWS_SECRET_ACCESS_KEY": secret}
 
     def start_gateway(self) -> None:
-        """Starts the part that speaks S3, and waits until it does."""
+        """Starts the S3 gateway, and waits until it answers."""
         self._daemon("gateway", "radosgw", "-n", "client.rgw")
         self._wait(self._answers, "its gateway")
 
     def pause_gateway(self) -> None:
-        """Requests wait until `resume_gateway`."""
+        """Makes requests wait until `resume_gateway`."""
         self._daemons["gateway"].send_signal(signal.SIGSTOP)
 
     def resume_gateway(self) -> None:
         self._daemons["gateway"].send_signal(signal.SIGCONT)
 
     def kill_gateway(self) -> None:
-        """Connections end at once, new ones are refused."""
+        """Ends all connections at once, and refuses new connections."""
         self._daemons["gateway"].kill()
         self._daemons["gateway"].wait()
 
     def stop(self) -> None:
-        """Ends what `start` started."""
+        """Ends all daemons."""
         for name in ("gateway", "osd", "mon"):
             if (daemon := self._daemons.get(name)) is not None and daemon.poll() is None:
                 daemon.send_signal(signal.SIGCONT)
@@ -144,7 +144,7 @@ class CephServer:
                     daemon.wait()
 
     def _daemon(self, name: str, *command: str) -> None:
-        log = open(self.folder / "log" / f"{name}.out", "ab")  # noqa: SIM115  (the daemon's, as long as it lives)
+        log = open(self.folder / "log" / f"{name}.out", "ab")  # noqa: SIM115  (the daemon keeps it open)
         with log:
             self._daemons[name] = subprocess.Popen([*command, "-f"], stdout=log, stderr=log, env=self._env())
 
@@ -159,13 +159,13 @@ class CephServer:
     def _env(self) -> dict[str, str]:
         return {**os.environ, "CEPH_CONF": str(self.folder / "ceph.conf")}
 
-    def _wait(self, is_there: Callable[[], bool], what: str) -> None:
+    def _wait(self, is_ready: Callable[[], bool], what: str) -> None:
         end = time.monotonic() + _START_SECONDS
         while time.monotonic() < end:
             for name, daemon in self._daemons.items():
                 if daemon.poll() is not None:
                     raise RuntimeError(f"Ceph's {name} ended: see {self.folder / 'log'}")
-            if is_there():
+            if is_ready():
                 return
             time.sleep(0.2)
         raise RuntimeError(
@@ -179,7 +179,7 @@ class CephServer:
 
 
 def free_port() -> int:
-    """A port of loopback that nobody listens on now."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
+    """Returns a free port of loopback."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]

@@ -1,6 +1,6 @@
-"""A small S3 server of one process, in memory: starts at once, refuses on demand, and is a proxy of itself.
+"""A small S3 server in this process and in memory: starts at once, refuses on demand, and also acts as its own proxy.
 
-It checks no signatures; `testing/s3/server.py` is the real one.
+It checks no signatures; `testing/s3/server.py` is a real server.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ MODIFIED = "Mon, 02 Nov 2026 10:00:00 GMT"
 
 
 class SmallS3:
-    """What is stored and how requests are answered.
+    """The stored objects, and the settings of the answers.
 
     Attributes:
-        objects: content by `bucket/key`; buckets need no making.
-        refusal: (status, code, message) of every answer, or None.
-        host: buckets are served at `bucket.<host>` alone, when set.
-        seen: `METHOD URL` of every request, a whole URL where the request came through a proxy.
+        objects: content by `bucket/key`; buckets need not be created.
+        refusal: (status, code, message) of every answer; None answers normally.
+        host: when set, buckets are only served at `bucket.<host>`.
+        requests: `METHOD URL` of every request; the URL is absolute if the request came through a proxy.
     """
 
     def __init__(self) -> None:
         self.objects: dict[str, bytes] = {}
         self.refusal: tuple[int, str, str] | None = None
         self.host: str | None = None
-        self.seen: list[str] = []
+        self.requests: list[str] = []
         self.port = 0
 
     @property
@@ -40,7 +40,7 @@ class SmallS3:
 
 @contextmanager
 def small_s3() -> Iterator[SmallS3]:
-    """A running server on loopback."""
+    """Runs a server on loopback inside the context."""
     store = SmallS3()
 
     class Handler(_Handler):
@@ -77,7 +77,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self) -> None:
         store, url = self.served, urlsplit(self.path)
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        store.seen.append(f"{self.command} {self.path}")
+        store.requests.append(f"{self.command} {self.path}")
         if store.refusal is not None:
             return self._refuse(*store.refusal)
         place = unquote(url.path.lstrip("/"))
@@ -95,8 +95,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._refuse(404, "NoSuchKey", "The specified key does not exist.")
         data = store.objects[place]
         status, headers = 200, {"ETag": _etag(data), "Last-Modified": MODIFIED, "Accept-Ranges": "bytes"}
-        if (wanted := self.headers.get("Range")) is not None and self.command == "GET":
-            first, _, last = wanted.removeprefix("bytes=").partition("-")
+        if (byte_range := self.headers.get("Range")) is not None and self.command == "GET":
+            first, _, last = byte_range.removeprefix("bytes=").partition("-")
             start, end = int(first), min(int(last or len(data)), len(data) - 1)
             status, headers["Content-Range"] = 206, f"bytes {start}-{end}/{len(data)}"
             data = data[start : end + 1]

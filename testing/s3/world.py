@@ -1,4 +1,4 @@
-"""Buckets on the tests' server, and small drawn scenes with image-level labels to put into them or any folder."""
+"""Creates buckets on the tests' server, and writes small drawn scenes with image-level labels to any folder."""
 
 from __future__ import annotations
 
@@ -14,21 +14,23 @@ from weaksam.demo.scene_drawing import CLASS_NAMES, draw_scene
 
 
 def make_bucket(server: CephServer, name: str) -> str:
-    """Makes a bucket that may exist and returns its URI."""
+    """Creates a bucket, unless it exists, and returns its URI."""
     client = pafs.S3FileSystem(
         scheme="http",
         endpoint_override=server.endpoint.partition("://")[2],
         access_key=server.access_key,
         secret_key=server.secret_key,
         allow_bucket_creation=True,
-        retry_strategy=pafs.AwsDefaultS3RetryStrategy(max_attempts=10),  # the first bucket takes a new server seconds
+        retry_strategy=pafs.AwsDefaultS3RetryStrategy(
+            max_attempts=10
+        ),  # a new server takes seconds for its first bucket
     )
     client.create_dir(name)
     return f"s3://{name}"
 
 
 def write_scenes_small(root: str, count: int, *, seed: int) -> None:
-    """`root/train/*.jpg` of 96 x 80 pixels and `root/labels.csv`."""
+    """Writes `root/train/*.jpg` of 96 x 80 pixels and `root/labels.csv`."""
 
     def write(index: int) -> str:
         scene, buffer = draw_scene(seed * 1_000_000 + index, family="demo", size=(80, 96)), io.BytesIO()

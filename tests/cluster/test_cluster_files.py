@@ -17,7 +17,7 @@ import pytest
 from testing.kuberay import manifest_faults
 from testing.places import ROOT
 from weaksam import pipeline
-from weaksam.cluster.settings import ClusterSettings, cluster_faults, resources_here
+from weaksam.cluster.settings import ClusterSettings, cluster_faults, resource_overrides
 from weaksam.core.config import parse_settings
 from weaksam.core.yaml_files import read_value
 
@@ -74,7 +74,7 @@ def submit_faults(content: dict[str, Any]) -> list[str]:
     given = ["steps.images.root=s3://bucket/coco", "steps.proposals.sam.checkpoint=s3://bucket/sam.pth"]
     try:
         run_file = pipeline.parse(config, given)
-        pipeline.with_defaults(run_file, resources_here(settings, run_file))
+        pipeline.with_defaults(run_file, resource_overrides(settings, run_file))
     except Exception as error:  # whatever it is, it is a fault of the file
         faults.append(str(error))
     return faults

@@ -20,7 +20,7 @@ def test_differing_versions_are_named_with_both() -> None:
     assert doctor.judge_versions("one", here, here).well
     found = doctor.judge_versions("one", here, {"python": "3.12.1", "ray": "2.60.0"})
     assert not found.well
-    assert found.told == "python 3.12.1, driver 3.11.7; torch absent, driver 2.15.0"
+    assert found.message == "python 3.12.1, driver 3.11.7; torch absent, driver 2.15.0"
     assert "cluster/Dockerfile" in found.fix
 
 
@@ -47,7 +47,7 @@ def test_a_gpu_must_hold_the_largest_sam_that_is_used() -> None:
     assert doctor.judge_gpu("one", "A GPU", 1 * 2**30, []).well
     found = doctor.judge_gpu("one", "A GPU", 8 * 2**30, ["vit_b", "vit_h"])
     assert not found.well
-    assert "vit_h with 128 prompts" in found.told
+    assert "vit_h with 128 prompts" in found.message
 
 
 def test_weights_of_all_steps_are_looked_at_once(tmp_path: Path) -> None:
@@ -66,7 +66,7 @@ def test_weights_of_all_steps_are_looked_at_once(tmp_path: Path) -> None:
     cut.write_bytes(b"half of a download")
     found = doctor.check_weights("one", {"uri": str(cut), "model": "vit_b", "sha256": None})
     assert not found.well
-    assert "sam_vit_b_01ec64.pth" in found.told
+    assert "sam_vit_b_01ec64.pth" in found.message
 
 
 def test_pools_that_do_not_fit_are_told_once() -> None:
@@ -74,7 +74,7 @@ def test_pools_that_do_not_fit_are_told_once() -> None:
     settings = [ProposalsConfig(images="images", sam=SamSettings(model="vit_xs"), resources=large)] * 2
     (found,) = doctor.judge_pools(settings, [{"CPU": 4.0}])
     assert not found.well
-    assert "does not fit" in found.told
+    assert "does not fit" in found.message
 
 
 @pytest.mark.parametrize(

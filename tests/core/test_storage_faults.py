@@ -73,11 +73,11 @@ def test_requests_go_through_the_proxy_of_the_environment(s3: SmallS3, monkeypat
     monkeypatch.setenv("HTTP_PROXY", f"http://user:pass%40word@127.0.0.1:{s3.port}")
     monkeypatch.setenv("http_proxy", f"http://user:pass%40word@127.0.0.1:{s3.port}")
     assert storage.read_bytes("s3://data/run/a") == b"one"
-    assert s3.seen[-1] == "GET http://s3.example.test/data/run/a"
+    assert s3.requests[-1] == "GET http://s3.example.test/data/run/a"
 
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", s3.endpoint)  # loopback: not through it
     assert storage.read_bytes("s3://data/run/a") == b"one"
-    assert s3.seen[-1] == "GET /data/run/a"
+    assert s3.requests[-1] == "GET /data/run/a"
 
 
 def test_web_addresses_that_are_refused_are_not_missing(s3: SmallS3) -> None:

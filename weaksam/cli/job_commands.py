@@ -1,4 +1,4 @@
-"""Commands that talk to a cluster: submit a run, see what became of it, end it, see whether the cluster can run it."""
+"""Commands that contact a cluster: submit a run, show its jobs and their logs, end a job, check the cluster."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Address = Annotated[
         help="URL of the cluster's dashboard; else RAY_API_SERVER_ADDRESS, else that of the file, else this machine's.",
     ),
 ]
-JobId = Annotated[str, typer.Argument(metavar="JOB", help="What `weaksam submit` printed.")]
+JobId = Annotated[str, typer.Argument(metavar="JOB", help="Id that `weaksam submit` printed.")]
 
 
 @app.command()
@@ -48,7 +48,7 @@ def submit(
     name: Annotated[str | None, typer.Option(metavar="NAME", help="Beginning of the job's id.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run CONFIG as a job of a cluster. The same command again goes on where an earlier job stopped."""
+    """Run CONFIG as a job of a cluster. The same command again resumes an earlier job."""
     from weaksam import pipeline
     from weaksam.cluster import submit as submitting
     from weaksam.cluster.settings import load_cluster
@@ -60,33 +60,33 @@ def submit(
         job = submitting.plan_job(run_file, settings, folder, name=name)
         if look:
             pipeline.resolve_steps(run_file)
-        there = submitting.Cluster(job.address)
+        client = submitting.Cluster(job.address)
         log.info("%s: sending %s", job.address, job.sent)
-        there.submit(job)
+        client.submit(job)
     if as_json:
-        told = {"job": job.id, "address": job.address, "run": job.run, "entrypoint": job.entrypoint}
-        print(json.dumps(told | {"ray": job.ray_line}), flush=True)
+        summary = {"job": job.id, "address": job.address, "run": job.run, "entrypoint": job.entrypoint}
+        print(json.dumps(summary | {"ray": job.ray_line}), flush=True)
     else:
         print(f"{job.id}\n  the same with Ray: {job.ray_line}", flush=True)
         if not wait:
             reach = f" --address {job.address}" if address or not cluster else f" --cluster {cluster}"
             print(f"  weaksam logs {job.id}{reach} --follow\n  weaksam status {job.run}")
     if wait:
-        _follow(there, job.id, is_known=True)
+        _follow(client, job.id, is_known=True)
 
 
 @app.command()
 @guarded
 def jobs(cluster: ClusterFile = None, address: Address = None, as_json: AsJson = False) -> None:
     """List the jobs of a cluster, newest first."""
-    found = _reach(cluster, address).jobs()
+    rows = _reach(cluster, address).jobs()
     if as_json:
-        print(json.dumps(found, indent=2))
+        print(json.dumps(rows, indent=2))
         return
     table = Table("job", "state", "exit code", "started", "ended", "run", box=None)
-    for one in found:
-        code = "" if one["exit_code"] is None else str(one["exit_code"])
-        table.add_row(one["job"], one["state"], code, one["started"] or "", one["ended"] or "", one["run"] or "")
+    for row in rows:
+        code = "" if row["exit_code"] is None else str(row["exit_code"])
+        table.add_row(row["job"], row["state"], code, row["started"] or "", row["ended"] or "", row["run"] or "")
     console().print(table)
 
 
@@ -100,12 +100,12 @@ def logs(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends; its exit code.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show what JOB printed."""
-    there = _reach(cluster, address)
+    """Show the output of JOB."""
+    client = _reach(cluster, address)
     if follow and not as_json:
-        _follow(there, job)
+        _follow(client, job)
         return
-    text, state = there.log(job), there.job(job)
+    text, state = client.log(job), client.job(job)
     if as_json:
         print(json.dumps(state | {"log": text.splitlines()}, indent=2))
     else:
@@ -115,11 +115,11 @@ def logs(
 @app.command()
 @guarded
 def cancel(job: JobId, cluster: ClusterFile = None, address: Address = None, as_json: AsJson = False) -> None:
-    """End JOB. What it made is kept; submitting the same again goes on from there."""
-    there = _reach(cluster, address)
-    ended = there.cancel(job)
+    """End JOB. Its results are kept; submitting the same again resumes the run."""
+    client = _reach(cluster, address)
+    ended = client.cancel(job)
     if as_json:
-        print(json.dumps({"job": job, "cancelled": ended, "state": there.job(job)["state"]}))
+        print(json.dumps({"job": job, "cancelled": ended, "state": client.job(job)["state"]}))
     else:
         print(f"{job}: {'ends now' if ended else 'had ended already'}")
 
@@ -132,7 +132,7 @@ def doctor(
     *,
     cluster: ClusterFile = None,
     address: Address = None,
-    here: Annotated[bool, typer.Option("--here", help="Examine this machine (or RAY_ADDRESS) instead.")] = False,
+    is_local: Annotated[bool, typer.Option("--here", help="Examine this machine (or RAY_ADDRESS) instead.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Examine every node of a cluster for what CONFIG needs: versions, storage, weights, memory. It runs as a job."""
@@ -142,7 +142,7 @@ def doctor(
     from weaksam.cluster.settings import load_cluster
 
     set_up_logging()
-    if here:
+    if is_local:
         run_doctor(config, overrides or [], as_json=as_json)
         return
     settings = load_cluster(cluster, address)
@@ -156,9 +156,9 @@ def doctor(
             name="weaksam-doctor",
             flags=["--json"] if as_json else [],
         )
-        there = submitting.Cluster(job.address)
-        there.submit(job)
-    _follow(there, job.id, is_known=True)
+        client = submitting.Cluster(job.address)
+        client.submit(job)
+    _follow(client, job.id, is_known=True)
 
 
 def _reach(cluster: str | None, address: str | None) -> Cluster:
@@ -168,13 +168,13 @@ def _reach(cluster: str | None, address: str | None) -> Cluster:
     return submitting.Cluster(load_cluster(cluster, address).address)
 
 
-def _follow(there: Cluster, job_id: str, *, is_known: bool = False) -> None:
+def _follow(client: Cluster, job_id: str, *, is_known: bool = False) -> None:
     from weaksam.cluster import submit as submitting
 
     def show(text: str) -> None:
         print(text, end="", flush=True)
 
-    state = there.follow(job_id, show, is_known=is_known)
+    state = client.follow(job_id, show, is_known=is_known)
     code = submitting.exit_code(state)
     if code:
         print(f"{job_id}: {state['state']}, exit code {code}: {state['message']}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""The command line: what works on this machine. `job_commands` has what talks to a cluster."""
+"""The command line: the commands that work on this machine. `job_commands` has those that contact a cluster."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ app = typer.Typer(
 app.add_typer(job_app)
 
 
-def _show_version(is_asked: bool) -> None:
-    if is_asked:
+def _show_version(is_set: bool) -> None:
+    if is_set:
         print(f"weaksam {weaksam.__version__}")
         raise typer.Exit
 
@@ -50,7 +50,7 @@ def run(
     overrides: Overrides = None,
     only: Annotated[list[str] | None, typer.Option(metavar="STEP", help="Run only this step; may be repeated.")] = None,
 ) -> None:
-    """Run the steps of CONFIG. The same command again goes on where it stopped."""
+    """Run the steps of CONFIG. The same command again resumes the run."""
     run_pipeline(config, overrides or [], only=only or [])
 
 
@@ -87,17 +87,17 @@ def run_job(*, of_stage: bool = False) -> None:
     """Entry point of `python -m jobs.pipeline CONFIG [KEY=VALUE]...`, which runs every step.
 
     Args:
-        of_stage: it is `python -m jobs.stage NAME CONFIG [KEY=VALUE]...`, which runs the steps of one stage.
+        of_stage: whether to act as `python -m jobs.stage NAME CONFIG [KEY=VALUE]...`, which runs one stage's steps.
     """
-    given = sys.argv[1:]
-    if len(given) < 1 + of_stage or given[0] in ("-h", "--help"):
+    arguments = sys.argv[1:]
+    if len(arguments) < 1 + of_stage or arguments[0] in ("-h", "--help"):
         job, what = ("stage NAME", "the steps of stage NAME") if of_stage else ("pipeline", "every step")
         print(f"usage: python -m jobs.{job} CONFIG [KEY=VALUE]...\nRuns {what} of a run file.")
-        sys.exit(0 if given and given[0].startswith("-") else 2)
-    stage = given.pop(0) if of_stage else None
+        sys.exit(0 if arguments and arguments[0].startswith("-") else 2)
+    stage = arguments.pop(0) if of_stage else None
     end_on_sigterm()
     try:
-        guarded(run_pipeline)(given[0], given[1:], stage=stage)
+        guarded(run_pipeline)(arguments[0], arguments[1:], stage=stage)
     except typer.Exit as end:
         sys.exit(end.exit_code)
 
@@ -107,7 +107,7 @@ def run_job(*, of_stage: bool = False) -> None:
 def check(config: ConfigPath, overrides: Overrides = None) -> None:
     """Check CONFIG without running anything: every fault at once, then what each step would do, then warnings.
 
-    Also looks into the files of a dataset as far as that is quick, and says what it did not look at.
+    Also reads the files of a dataset as far as that is quick, and names the files that it did not read.
     """
     from weaksam import pipeline
     from weaksam.pipeline.looking import look_at
@@ -150,11 +150,11 @@ def plan(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Tell what CONFIG will take: hours, GPU-hours, storage, money, and which pools would be better.
+    """Predict what CONFIG takes: hours, GPU-hours, storage and cost, and suggest better pools.
 
-    Runs all steps in small first, on a sample, through the real stages: that takes minutes, and the same command again
-    uses what it measured. The plan holds for this machine, or the cluster of RAY_ADDRESS, and for its load meanwhile:
-    run it where CONFIG is to run, name another folder where that changed.
+    Runs all steps on a sample first, through the real stages. That takes minutes; the same command again reuses the
+    measurements. The plan holds for this machine, or the cluster of RAY_ADDRESS, under its current load: run the
+    command where CONFIG will run, and name another folder after a change of machine.
     """
     from weaksam.plan.pilot import run_pilot
     from weaksam.plan.planning import Prices, as_json_of, make_plan, sentences, table_of
@@ -178,7 +178,7 @@ def status(
     run_uri: Annotated[str, typer.Argument(metavar="RUN", help="Folder of a run, any URI.")],
     as_json: AsJson = False,
 ) -> None:
-    """Show what is done in RUN, what runs and what stopped. Reads its files only, so it needs no cluster."""
+    """Show the finished, running and stopped steps of RUN. Reads its files only, so it needs no cluster."""
     from weaksam.pipeline.listings import states_of_steps
     from weaksam.pipeline.states import read_states
 
@@ -210,10 +210,11 @@ def report(
         int, typer.Option(min=1, help="Images shown of each group: examples, best, worst, most uncertain.")
     ] = 6,
     gpu_price: Annotated[
-        float | None, typer.Option(min=0, metavar="PRICE", help="Of a GPU for an hour: tells what each step cost.")
+        float | None,
+        typer.Option(min=0, metavar="PRICE", help="Price of a GPU for an hour: adds the cost of each step."),
     ] = None,
 ) -> None:
-    """Write everything RUN holds as one HTML file: figures, charts, pictures of every stage, failures, settings.
+    """Write the results of RUN as one HTML file: figures, charts, pictures of every stage, failures, settings.
 
     Needs no run file and no cluster. The file needs no server: open it from a disk or a bucket.
     """

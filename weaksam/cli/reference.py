@@ -21,7 +21,7 @@ command line: `steps.<step>.<key>=<value>`.
 
 
 def reference() -> str:
-    """The whole document."""
+    """Returns the whole document."""
     parts = [_HEAD]
     for stage in STAGES.values():
         reads = ", ".join(stage.read_kinds) or "a dataset"
@@ -31,13 +31,13 @@ def reference() -> str:
 
 def _section(title: str, reads: str, config: Any) -> str:
     rows = [_row(*row) for row in settings_rows(config)]
-    told = "\n\n".join(filter(None, [f"## {title}", reads, inspect.cleandoc(config.__doc__ or "")]))
+    head = "\n\n".join(filter(None, [f"## {title}", reads, inspect.cleandoc(config.__doc__ or "")]))
     recipes = "".join(f"- {line}\n" for line in recipe_lines(config))
     other = f"\nOther defaults:\n\n{recipes}" if recipes else ""
-    return f"{told}\n\n| key | type | default | meaning |\n|---|---|---|---|\n{''.join(rows)}{other}"
+    return f"{head}\n\n| key | type | default | meaning |\n|---|---|---|---|\n{''.join(rows)}{other}"
 
 
-def _row(key: str, kind: str, default: str, told: str) -> str:
+def _row(key: str, kind: str, default: str, meaning: str) -> str:
     kind, default = (text.replace("|", "\\|") for text in (kind, default))
-    told = told.replace("|", "\\|").replace("<", "&lt;")
-    return f"| `{key}` | `{kind}` | {default if default == 'required' else f'`{default}`'} | {told} |\n"
+    meaning = meaning.replace("|", "\\|").replace("<", "&lt;")
+    return f"| `{key}` | `{kind}` | {default if default == 'required' else f'`{default}`'} | {meaning} |\n"

@@ -1,4 +1,4 @@
-"""What every command has in common: messages and exit codes of errors, log lines, the console, shared arguments."""
+"""Code that all commands share: messages and exit codes of errors, log lines, the console, arguments."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def guarded(command: Callable[..., object]) -> Callable[..., None]:
-    """Turns the errors a user can act on into messages and exit codes (`errors`)."""
+    """Turns the errors that a user can act on into messages and exit codes (`errors`)."""
 
     @functools.wraps(command)
     def inner(*args: Any, **kwargs: Any) -> None:
@@ -46,9 +46,9 @@ def guarded(command: Callable[..., object]) -> Callable[..., None]:
 
 
 def end_on_sigterm() -> None:
-    """Lets SIGTERM end this program as Ctrl-C does, so that it gives back what it holds of a cluster.
+    """Lets SIGTERM end this program as Ctrl-C does, so that it releases its resources of a cluster.
 
-    Each program calls it once, at its start; Ray's own handler ends a process with a dump of its stacks.
+    Each program calls it once, at its start. Ray's own handler ends a process with a dump of its stacks.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
@@ -61,7 +61,7 @@ def _check_working_folder() -> None:
 
 
 def set_up_logging() -> None:
-    """Our own lines to stderr with the time of day; other libraries only from warnings on."""
+    """Logs messages of weaksam to stderr with the time of day, and only warnings of other libraries."""
     handler = logging.StreamHandler()
     handler.setFormatter(_Masking("%(asctime)s %(message)s", "%H:%M:%S"))
     logger = logging.getLogger("weaksam")
@@ -71,12 +71,12 @@ def set_up_logging() -> None:
 
 
 class _Masking(logging.Formatter):
-    """Leaves secrets of URLs out of log lines, tracebacks included."""
+    """Removes secrets in URLs from log lines, tracebacks included."""
 
     def format(self, record: logging.LogRecord) -> str:
         return masked(super().format(record))
 
 
 def console() -> Console:
-    """Standard output for people. A pipe has no width: tables get room instead of being folded at 80 columns."""
+    """Returns a console on standard output; 240 columns in a pipe, where tables would be folded at 80."""
     return Console(width=None if sys.stdout.isatty() else 240, soft_wrap=True, markup=False)

@@ -1,4 +1,4 @@
-"""Whether the nodes of a cluster have what a run needs: seen from inside each, with a fix for each fault."""
+"""Checks the nodes of a cluster for the requirements of a run, from inside each node, with a fix for each fault."""
 
 from __future__ import annotations
 
@@ -35,20 +35,20 @@ _CHUNK = 128
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at; `fix` says what to do where it is not well."""
+    """The result of a check; `fix` says what to do when the check fails."""
 
     check: str
     node: str
     well: bool
-    told: str
+    message: str
     fix: str = ""
 
 
 def run_doctor(config: str, overrides: Sequence[str], *, as_json: bool = False) -> None:
-    """Examines every node of the cluster that this process would run on, and prints what was found.
+    """Examines every node of the cluster that this process would run on, and prints the results.
 
     Raises:
-        ClusterError: something is not well.
+        ClusterError: a check failed.
     """
     run_file = pipeline.parse(config, overrides)
     use_server(run_file.server)
@@ -58,7 +58,8 @@ def run_doctor(config: str, overrides: Sequence[str], *, as_json: bool = False) 
     else:
         for finding in findings:
             print(
-                f"{'ok  ' if finding.well else 'BAD '} {finding.node:16} {finding.check:14} {finding.told}", flush=True
+                f"{'ok  ' if finding.well else 'BAD '} {finding.node:16} {finding.check:14} {finding.message}",
+                flush=True,
             )
             if finding.fix:
                 print(f"{'':22}{'':14} -> {finding.fix}", flush=True)
@@ -68,7 +69,7 @@ def run_doctor(config: str, overrides: Sequence[str], *, as_json: bool = False) 
 
 
 def examine_cluster(run: str, settings: Sequence[Any]) -> list[Finding]:
-    """Looks at every node, from a task that runs there."""
+    """Examines every node, from a task that runs on it."""
     connect()  # before Ray is imported
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -83,59 +84,59 @@ def examine_cluster(run: str, settings: Sequence[Any]) -> list[Finding]:
         waiting[node["NodeID"]] = examine.options(scheduling_strategy=pinned).remote(
             name, run, weights, versions(), node["Resources"].get("object_store_memory", 0.0)
         )
-    found = judge_pools(settings, [node["Resources"] for node in nodes])
+    findings = judge_pools(settings, [node["Resources"] for node in nodes])
     for node in nodes:
         try:
-            found += ray.get(waiting[node["NodeID"]], timeout=1800)
-        except Exception as error:  # whatever happens there, the other nodes are still to be told of
-            told = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-            found.append(
-                Finding("answers", node["NodeManagerHostname"], False, told, "look at that node's log in /tmp/ray")
+            findings += ray.get(waiting[node["NodeID"]], timeout=1800)
+        except Exception as error:  # report the other nodes whatever happens on this node
+            message = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+            findings.append(
+                Finding("answers", node["NodeManagerHostname"], False, message, "look at that node's log in /tmp/ray")
             )
-    return found
+    return findings
 
 
 def examine_node(
     node: str, run: str, weights: Sequence[dict[str, Any]], expected: Mapping[str, str], store_bytes: float
 ) -> list[Finding]:
-    """What a node is like; runs on it.
+    """Returns the results of all checks of a node; runs on the node.
 
     Args:
         node: its name.
         run: URI of the run folder.
-        weights: from `weights_of`.
-        expected: from `versions` on the driver.
-        store_bytes: size of Ray's object store there.
+        weights: result of `weights_of`.
+        expected: result of `versions` on the driver.
+        store_bytes: size of Ray's object store on the node.
     """
-    found = [judge_versions(node, expected, versions()), probe_storage(node, run)]
-    found += [check_weights(node, one) for one in weights]
+    findings = [judge_versions(node, expected, versions()), probe_storage(node, run)]
+    findings += [check_weights(node, file) for file in weights]
     with suppress(OSError):
-        found.append(judge_shared_memory(node, shutil.disk_usage("/dev/shm").total, store_bytes))
-    models = [one["model"] for one in weights if one["model"]]
-    found += [judge_gpu(node, name, total, models) for name, total in gpus()]
-    return found
+        findings.append(judge_shared_memory(node, shutil.disk_usage("/dev/shm").total, store_bytes))
+    models = [file["model"] for file in weights if file["model"]]
+    findings += [judge_gpu(node, name, total, models) for name, total in gpus()]
+    return findings
 
 
 def versions() -> dict[str, str]:
-    """Of Python and what must be the same everywhere, in this process."""
-    found = {"python": platform.python_version()}
+    """Returns the versions of Python and of the packages that must match on all nodes, in this process."""
+    installed = {"python": platform.python_version()}
     for name in COMPARED:
         with suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
+            installed[name] = importlib.metadata.version(name)
+    return installed
 
 
-def judge_versions(node: str, expected: Mapping[str, str], found: Mapping[str, str]) -> Finding:
+def judge_versions(node: str, expected: Mapping[str, str], installed: Mapping[str, str]) -> Finding:
     """Compares a node's versions with the driver's."""
-    names = sorted(expected.keys() | found.keys())
+    names = sorted(expected.keys() | installed.keys())
     differing = [
-        f"{name} {found.get(name, 'absent')}, driver {expected.get(name, 'absent')}"
+        f"{name} {installed.get(name, 'absent')}, driver {expected.get(name, 'absent')}"
         for name in names
-        if expected.get(name) != found.get(name)
+        if expected.get(name) != installed.get(name)
     ]
     if differing:
         return Finding("versions", node, False, "; ".join(differing), "run one image on every node: cluster/Dockerfile")
-    return Finding("versions", node, True, ", ".join(f"{name} {found[name]}" for name in found))
+    return Finding("versions", node, True, ", ".join(f"{name} {installed[name]}" for name in installed))
 
 
 def probe_storage(node: str, run: str) -> Finding:
@@ -153,21 +154,21 @@ def probe_storage(node: str, run: str) -> Finding:
 
 
 def weights_of(settings: Sequence[Any]) -> list[dict[str, Any]]:
-    """The weights files that steps name, each once: `uri`, `model` of SAM or None, `sha256` or None."""
-    found: dict[str, dict[str, Any]] = {}
+    """Returns the weights files that steps name, without repeats: `uri`, `model` of SAM or None, `sha256` or None."""
+    files: dict[str, dict[str, Any]] = {}
     for config in settings:
         for name, info in type(config).model_fields.items():
             value = getattr(config, name)
             if isinstance(value, SamSettings):
                 key = value.checkpoint or value.model
-                found[key] = {"uri": value.checkpoint, "model": value.model, "sha256": value.sha256}
+                files[key] = {"uri": value.checkpoint, "model": value.model, "sha256": value.sha256}
             elif name == "weights" and value and any(isinstance(mark, OutsideFile) for mark in info.metadata):
-                found.setdefault(value, {"uri": value, "model": None, "sha256": None})
-    return list(found.values())
+                files.setdefault(value, {"uri": value, "model": None, "sha256": None})
+    return list(files.values())
 
 
 def check_weights(node: str, weights: Mapping[str, Any]) -> Finding:
-    """Fetches a weights file, as a step would, and compares its hash where one is known."""
+    """Fetches a weights file, as a step would, and compares its hash if one is known."""
     uri, model = weights["uri"], weights["model"]
     if uri is None:
         return Finding("weights", node, True, f"{model}: in the package")
@@ -184,50 +185,50 @@ def check_weights(node: str, weights: Mapping[str, Any]) -> Finding:
 
 
 def judge_shared_memory(node: str, shared: float, store: float) -> Finding:
-    """Ray's object store lies in /dev/shm, or on disk where that is too small."""
-    told = f"/dev/shm {shared / 2**30:.1f} GiB, object store {store / 2**30:.1f} GiB"
+    """Checks that /dev/shm holds Ray's object store, which otherwise lies on disk."""
+    sizes = f"/dev/shm {shared / 2**30:.1f} GiB, object store {store / 2**30:.1f} GiB"
     if shared < store:
         fix = "start the container with --shm-size, or mount an emptyDir of medium Memory at /dev/shm"
-        return Finding("shared memory", node, False, f"{told}: images pass through the disk", fix)
-    return Finding("shared memory", node, True, told)
+        return Finding("shared memory", node, False, f"{sizes}: images pass through the disk", fix)
+    return Finding("shared memory", node, True, sizes)
 
 
 def gpus() -> list[tuple[str, float]]:
-    """(name, bytes) of each GPU of this machine; empty where the driver knows none."""
+    """Returns (name, bytes) of each GPU of this machine; empty if the driver reports none."""
     try:
         query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
-        told = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True).stdout
+        output = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return []
-    rows = [line.rsplit(",", 1) for line in told.splitlines() if "," in line]
+    rows = [line.rsplit(",", 1) for line in output.splitlines() if "," in line]
     return [(name.strip(), float(size) * 2**20) for name, size in rows]
 
 
 def judge_gpu(node: str, name: str, total: float, models: Sequence[str]) -> Finding:
-    """Whether SAM and a chunk of prompts fit a GPU, by an estimate; the chunk halves by itself where they do not."""
+    """Checks by an estimate that SAM and a chunk of prompts fit a GPU; if not, a step halves the chunk by itself."""
     needed = {model: 2 * VARIANTS[model].weight_bytes + _ENCODER_BYTES + _CHUNK * _PROMPT_BYTES for model in models}
-    told = f"{name}, {total / 2**30:.0f} GiB"
+    message = f"{name}, {total / 2**30:.0f} GiB"
     worst = max(needed, key=needed.__getitem__, default=None)
     if worst is None:
-        return Finding("gpu", node, True, told)
-    told += f"; {worst} with {_CHUNK} prompts at a time needs about {needed[worst] / 2**30:.0f} GiB"
+        return Finding("gpu", node, True, message)
+    message += f"; {worst} with {_CHUNK} prompts at a time needs about {needed[worst] / 2**30:.0f} GiB"
     if total < needed[worst]:
-        return Finding("gpu", node, False, told, "use a larger GPU or a smaller SAM; smaller chunks are slower")
-    return Finding("gpu", node, True, told)
+        return Finding("gpu", node, False, message, "use a larger GPU or a smaller SAM; smaller chunks are slower")
+    return Finding("gpu", node, True, message)
 
 
 def judge_pools(settings: Sequence[Any], nodes: Sequence[Mapping[str, float]]) -> list[Finding]:
-    """Whether the actors of each stage fit the nodes that are up now."""
-    given = (getattr(config, "resources", None) for config in settings)
-    wanted = {repr(resources): resources for resources in given if isinstance(resources, PoolResources)}
-    found = []
-    for resources in wanted.values():
+    """Checks that the actors of each stage fit the nodes that are up now."""
+    candidates = (getattr(config, "resources", None) for config in settings)
+    pools = {repr(resources): resources for resources in candidates if isinstance(resources, PoolResources)}
+    findings = []
+    for resources in pools.values():
         try:
             pool = fit_pool(resources, nodes)
         except WeakSamError as error:
             fix = "if the cluster grows by itself, start its nodes first: `weaksam doctor` sees those that are up"
-            found.append(Finding("pool", "cluster", False, str(error), fix))
+            findings.append(Finding("pool", "cluster", False, str(error), fix))
         else:
-            told = f"{pool.actors} actors of {pool.actor_cpus:g} CPU and {pool.actor_gpus:g} GPU"
-            found.append(Finding("pool", "cluster", True, told))
-    return found
+            message = f"{pool.actors} actors of {pool.actor_cpus:g} CPU and {pool.actor_gpus:g} GPU"
+            findings.append(Finding("pool", "cluster", True, message))
+    return findings

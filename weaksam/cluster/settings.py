@@ -1,4 +1,4 @@
-"""A cluster file: where `weaksam submit` sends jobs, what they are given there, and what its nodes can hold."""
+"""A cluster file: the cluster to which `weaksam submit` sends jobs, their environment, and the pools of its nodes."""
 
 from __future__ import annotations
 
@@ -18,39 +18,39 @@ from weaksam.training.settings import TrainResources
 
 
 class Entrypoint(Settings):
-    """What the driver of a job takes from the cluster; the stages reserve their own."""
+    """Resources that the driver of a job reserves; the stages reserve their own."""
 
     cpus: float = Field(default=0, ge=0)
-    """CPUs reserved for it; a head that takes no work has none, so 0 runs there."""
+    """CPUs reserved for the driver; with 0 it also runs on a head node that takes no work and so has no CPUs."""
     memory: int | None = Field(default=None, ge=1)
-    """Bytes reserved for it."""
+    """Bytes reserved for the driver."""
     resources: dict[str, float] = Field(default_factory=dict)
-    """Custom resources of the node it must run on."""
+    """Custom resources of the node on which the driver must run."""
 
 
 class ClusterSettings(Settings):
-    """A cluster file: where jobs go, and what they are given there."""
+    """A cluster file: the address of a cluster, and the environment and resources of its jobs."""
 
     address: str = "http://127.0.0.1:8265"
     """URL of the cluster's dashboard."""
     send_code: bool = True
     """Whether the packages `weaksam` and `jobs` are sent; false when every node's image has them."""
     excludes: list[str] = Field(default_factory=list)
-    """Files of them that are not sent, as in a .gitignore."""
+    """Files of these packages that are not sent, as in a .gitignore."""
     env: dict[str, str] = Field(default_factory=dict)
     """Environment of the job and its workers; never credentials, which the nodes have."""
     pass_env: list[str] = Field(default_factory=list)
-    """Names of variables that the job gets as they are here; never credentials."""
+    """Names of variables that the job gets from the environment of `weaksam submit`; never credentials."""
     entrypoint: Entrypoint = Field(default_factory=Entrypoint)
-    """What the driver takes."""
+    """Resources of the driver."""
     pools: PoolResources = PoolResources()
-    """Laid over `resources` of every step with a pool of actors; the command line goes before."""
+    """Overrides `resources` of every step with a pool of actors; the command line overrides both."""
     trainings: TrainResources = TrainResources()
-    """Laid over `resources` of every training; the command line goes before."""
+    """Overrides `resources` of every training; the command line overrides both."""
 
 
 def load_cluster(path: str | None, address: str | None) -> ClusterSettings:
-    """A cluster file, or the defaults; the address given goes before that of the environment and of the file.
+    """Reads a cluster file, or returns the defaults; `address` overrides the environment, which overrides the file.
 
     Raises:
         ConfigError: the file or the address is wrong.
@@ -67,7 +67,7 @@ def load_cluster(path: str | None, address: str | None) -> ClusterSettings:
 
 
 def cluster_faults(settings: ClusterSettings, where: str) -> list[str]:
-    """What is wrong with settings that have the right form, each fault named by its key."""
+    """Returns the faults of settings that have the right form, each with its key."""
     faults = []
     if not settings.address.startswith(("http://", "https://")):
         faults.append(f"{where}.address: must be the URL of a dashboard, http://..., got {settings.address!r}")
@@ -85,15 +85,15 @@ def cluster_faults(settings: ClusterSettings, where: str) -> list[str]:
     return faults
 
 
-def resources_here(cluster: ClusterSettings, run_file: RunFile) -> list[str]:
-    """What a cluster says of resources, as overrides of the steps of a run file."""
-    found = []
+def resource_overrides(cluster: ClusterSettings, run_file: RunFile) -> list[str]:
+    """Returns the resources of a cluster file as overrides of the steps of a run file."""
+    overrides = []
     for name, (stage, _) in run_file.steps.items():
         field = stage.config.model_fields.get("resources")
-        for here in (cluster.pools, cluster.trainings):
-            if field and isinstance(field.annotation, type) and issubclass(field.annotation, type(here)):
-                values = here.model_dump(mode="json", exclude_unset=True)
+        for defaults in (cluster.pools, cluster.trainings):
+            if field and isinstance(field.annotation, type) and issubclass(field.annotation, type(defaults)):
+                values = defaults.model_dump(mode="json", exclude_unset=True)
                 if issubclass(field.annotation, CpuPoolResources):
-                    values.pop("actor_gpus", None)  # it would wait for a GPU only to leave it idle
-                found += [f"steps.{name}.resources.{key}={json.dumps(value)}" for key, value in values.items()]
-    return found
+                    values.pop("actor_gpus", None)  # the stage would wait for a GPU and leave it idle
+                overrides += [f"steps.{name}.resources.{key}={json.dumps(value)}" for key, value in values.items()]
+    return overrides

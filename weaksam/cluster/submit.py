@@ -1,6 +1,6 @@
-"""Runs on a cluster: a run file and this code become a job of Ray, its log and its exit code come back.
+"""Submits a run file and this code as a Ray job, and returns its log and exit code.
 
-What is sent is small: the run file, and the packages `weaksam` and `jobs` unless the nodes have them. The job runs
+The upload is small: the run file, and the packages `weaksam` and `jobs` unless the nodes have them. The job runs
 `python -m jobs.pipeline`, so it resumes as every run does: submit the same again after a cluster was lost.
 """
 
@@ -23,7 +23,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from weaksam import pipeline
-from weaksam.cluster.settings import ClusterSettings, Entrypoint, resources_here
+from weaksam.cluster.settings import ClusterSettings, Entrypoint, resource_overrides
 from weaksam.core import storage
 from weaksam.core.config import places_of
 from weaksam.core.proxies import is_loopback, spare_loopback
@@ -40,7 +40,7 @@ PACKAGES = ("weaksam", "jobs")
 
 _EXCLUDES = ("__pycache__", "*.pyc")
 _POLL_SECONDS = 2.0
-_LOST_SECONDS = 300.0  # a cluster that does not answer for so long is given up; the job may go on
+_LOST_SECONDS = 300.0  # after this time without an answer a cluster counts as lost; its job may still run
 
 
 class NoJobError(ConfigError):
@@ -49,7 +49,7 @@ class NoJobError(ConfigError):
 
 @dataclass(frozen=True)
 class Job:
-    """What is submitted."""
+    """A job to submit."""
 
     id: str
     address: str
@@ -85,27 +85,30 @@ def plan_job(
     flags: Sequence[str] = (),
     name: str | None = None,
 ) -> Job:
-    """The job that runs a run file on a cluster, with the resources that the cluster gives its steps.
+    """Returns the job that runs a run file on a cluster, with the resources that the cluster file sets for its steps.
 
     Args:
-        run_file: what the job runs.
-        cluster: where it runs.
-        folder: receives what is sent.
-        module: that the job runs.
-        flags: of the module, after the overrides.
+        run_file: the run file that the job runs.
+        cluster: settings of the cluster.
+        folder: local folder that receives the files to send.
+        module: Python module that the job runs.
+        flags: arguments of the module, after the overrides.
         name: beginning of the job's id.
 
     Raises:
         ConfigError: the resources of the cluster do not fit a step, or an override holds a secret.
     """
-    run_file = pipeline.with_defaults(run_file, resources_here(cluster, run_file))
+    run_file = pipeline.with_defaults(run_file, resource_overrides(cluster, run_file))
     config, run, used = run_file.path, run_file.run, list(run_file.overrides)
     if faults := [_secret_fault(text) for text in used if holds_secret(text)]:
         raise ConfigError(*faults)
-    places = _places_here(run_file)
+    places = _absolute_places(run_file)
     used += places
     if storage.is_local(run):
-        used = [*(text for text in used if not text.startswith("run=")), f"run={run}"]  # the job works elsewhere
+        used = [
+            *(text for text in used if not text.startswith("run=")),
+            f"run={run}",
+        ]  # the job has another working folder
     if not is_loopback(urlsplit(cluster.address).hostname or ""):
         for place in [*([f"run={run}"] if storage.is_local(run) else []), *places]:
             log.warning("%s: every node of the cluster must see this folder: usually an s3:// URI is meant", place)
@@ -131,17 +134,17 @@ def plan_job(
     )
 
 
-def _places_here(run_file: RunFile) -> list[str]:
-    """Relative paths that steps name, as overrides with absolute ones: the job has another working folder."""
-    found = []
+def _absolute_places(run_file: RunFile) -> list[str]:
+    """Returns overrides with absolute paths for relative paths in steps, as the job has another working folder."""
+    overrides = []
     for name, (_, config) in run_file.steps.items():
         for key, place in places_of(config):
             raw: Any = run_file.content["steps"].get(name)
             for part in key.split("."):
                 raw = raw.get(part) if isinstance(raw, Mapping) else None
             if isinstance(raw, str) and storage.is_local(raw) and raw != (whole := storage.absolute(place)):
-                found.append(f"steps.{name}.{key}={json.dumps(whole, ensure_ascii=False)}")
-    return found
+                overrides.append(f"steps.{name}.{key}={json.dumps(whole, ensure_ascii=False)}")
+    return overrides
 
 
 def _secret_fault(override: str) -> str:
@@ -153,12 +156,12 @@ def _secret_fault(override: str) -> str:
 
 
 def _environment(cluster: ClusterSettings, run_file: RunFile) -> dict[str, str]:
-    """What the environment of the job and of its workers holds beside that of the nodes."""
+    """Returns the variables of the job and its workers that are added to the environment of the nodes."""
     env = {**cluster.env, **{key: os.environ[key] for key in cluster.pass_env if key in os.environ}}
     env |= run_file.server.variables
     if cluster.entrypoint.cpus:
         env[DRIVER_CPUS_VARIABLE] = f"{cluster.entrypoint.cpus:g}"
-    env.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its complaint about every actor pool is no error
+    env.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # Ray logs an error for every actor pool, although none happened
     if commit := pipeline.git_commit():
         env.setdefault("WEAKSAM_GIT_COMMIT", commit)
     return env
@@ -171,7 +174,7 @@ def _size_of_code() -> int:
 
 @contextmanager
 def staged() -> Iterator[str]:
-    """A folder for what is sent, for as long as sending takes."""
+    """Creates a temporary folder for the files to send."""
     with tempfile.TemporaryDirectory(prefix="weaksam-") as folder:
         yield folder
 
@@ -185,7 +188,7 @@ class Cluster:
 
     def __init__(self, address: str) -> None:
         self.address = address
-        spare_loopback()  # Ray's client asks the proxy of the environment for every address
+        spare_loopback()  # Ray's client uses the proxy of the environment for every address
         ray_env.prepare_client()
         from ray.job_submission import JobSubmissionClient
 
@@ -199,7 +202,7 @@ class Cluster:
             lambda: self._client.submit_job(
                 entrypoint=job.entrypoint,
                 submission_id=job.id,
-                runtime_env=dict(job.runtime_env),  # Ray puts where it was sent to in the place of folders
+                runtime_env=dict(job.runtime_env),  # a copy: Ray replaces folders in it by the URIs of the uploads
                 metadata={"run": job.run, "weaksam": "1"},
                 entrypoint_num_cpus=job.driver.cpus or None,
                 entrypoint_memory=job.driver.memory,
@@ -208,41 +211,41 @@ class Cluster:
         )
 
     def jobs(self) -> list[dict[str, Any]]:
-        """Every job that was submitted here by this program, newest first."""
-        found = self._asking(self._client.list_jobs)
-        ours = [one for one in found if one.submission_id and (one.metadata or {}).get("weaksam")]
-        return sorted(map(_described, ours), key=lambda one: one["started"] or "", reverse=True)
+        """Returns every job that this program submitted to the cluster, newest first."""
+        listed = self._asking(self._client.list_jobs)
+        ours = [details for details in listed if details.submission_id and (details.metadata or {}).get("weaksam")]
+        return sorted(map(_described, ours), key=lambda job: job["started"] or "", reverse=True)
 
     def job(self, job_id: str) -> dict[str, Any]:
-        """State of a job: `job`, `state`, `exit_code`, `message`, `run`, `entrypoint`, `started`, `ended`."""
+        """Returns a job's `job`, `state`, `exit_code`, `message`, `run`, `entrypoint`, `started` and `ended`."""
         return _described(self._asking(lambda: self._client.get_job_info(job_id), job_id))
 
     def log(self, job_id: str) -> str:
-        """What the job has printed so far."""
+        """Returns the output of the job so far."""
         return self._asking(lambda: self._client.get_job_logs(job_id), job_id)
 
     def cancel(self, job_id: str) -> bool:
-        """Ends a job; its parts are kept, and submitting the same again goes on. False if it had ended."""
+        """Ends a job; its parts are kept, and the same submission again resumes it. Returns False if it had ended."""
         if self.job(job_id)["state"] not in ("PENDING", "RUNNING"):
             return False
         return bool(self._asking(lambda: self._client.stop_job(job_id), job_id))
 
     def follow(self, job_id: str, show: Callable[[str], None], *, is_known: bool = False) -> dict[str, Any]:
-        """Shows the log as it grows until the job has ended; gives its last state.
+        """Shows the log as it grows until the job has ended; returns its last state.
 
         Args:
-            job_id: of the job.
-            show: gets what is new of the log.
-            is_known: whether the cluster is known to have had this job.
+            job_id: id of the job.
+            show: receives each new part of the log.
+            is_known: whether this program has seen the job on the cluster.
 
         Raises:
             ClusterError: the cluster did not answer for minutes, or has lost the job.
-            ConfigError: it never had such a job.
+            ConfigError: the cluster never had such a job.
         """
         shown, answered = 0, time.monotonic()
         while True:
             try:
-                state = self.job(job_id)  # before the log: what it printed last is then in it
+                state = self.job(job_id)  # read before the log, so the log of an ended job is complete
                 text = self.log(job_id)
             except ClusterError:
                 if time.monotonic() - answered > _LOST_SECONDS:
@@ -282,14 +285,14 @@ class Cluster:
         except RuntimeError as error:
             if job_id is not None and "does not exist" in str(error):
                 raise NoJobError(f"{self.address}: there is no job {job_id!r}: `weaksam jobs` lists them") from error
-            told = (str(error).strip().splitlines() or ["?"])[-1]
-            if "No available agent" in told:
-                told += ": the head has just started, or its agent did not: see dashboard_agent.log there"
-            raise ClusterError(f"{self.address}: {told}") from error
+            message = (str(error).strip().splitlines() or ["?"])[-1]
+            if "No available agent" in message:
+                message += ": the head has just started, or its agent did not: see dashboard_agent.log there"
+            raise ClusterError(f"{self.address}: {message}") from error
 
 
 def exit_code(state: Mapping[str, Any]) -> int:
-    """The exit code of an ended job; 4 when it was ended from outside or its node was lost."""
+    """Returns the exit code of an ended job; 4 when it was ended from outside or its node was lost."""
     if state["state"] == "SUCCEEDED":
         return 0
     return state["exit_code"] if state["state"] == "FAILED" and state["exit_code"] in (1, 2, 3, 4) else 4

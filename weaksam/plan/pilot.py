@@ -1,8 +1,8 @@
-"""A run in small, through the real stages, for a plan: the same run file with a sample of its images.
+"""Runs the pipeline on a sample of the images to measure what `plan` extrapolates.
 
-Its folder has steps like those of any run, so the same plan again finds them finished. Measured is what they leave:
-manifests, rows of metrics of trainings, times of actors. Also `cluster.json`: the nodes there were, and how long it
-took to start.
+A pilot's folder has steps like those of any run, so a repeated plan finds them finished. The plan measures the files
+that they leave: manifests, training logs and times of actors. `cluster.json` in the same folder records the nodes of
+the cluster and the seconds that it took to start.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from weaksam.training.settings import LoopSettings
 log = logging.getLogger(__name__)
 
 LEAST_IMAGES = 64  # of each split
-_BATCHES = 4  # of each actor of the widest pool
+_BATCHES = 4  # for each actor of the widest pool
 
 Places = frozenset[tuple[str, str]]  # name of an index step, split
 
@@ -35,20 +35,20 @@ class Pilot:
     """A finished pilot.
 
     Attributes:
-        steps: the pilot's, in order, those that list a dataset whole.
+        steps: the pilot's steps, in order; index steps list the whole dataset.
         whole: settings of the steps as the run file has them, by name.
-        rows: of each step in the pilot, by name.
-        wanted: of each step in the run.
-        nodes: of the cluster.
-        start_seconds: to read the run file and to start or join the cluster.
-        images: of each split.
-        folder: where it lies.
+        rows: number of rows of each step in the pilot, by name.
+        run_rows: number of rows of each step in the full run, by name.
+        nodes: resources of the cluster's nodes.
+        start_seconds: seconds to read the run file and to start or join the cluster.
+        images: number of images sampled from each split.
+        folder: URI of the pilot.
     """
 
     steps: list[Step]
     whole: Mapping[str, Any]
     rows: Mapping[str, int]
-    wanted: Mapping[str, int]
+    run_rows: Mapping[str, int]
     nodes: list[dict[str, float]]
     start_seconds: float
     images: int
@@ -56,12 +56,12 @@ class Pilot:
 
 
 def run_pilot(config: str, overrides: Sequence[str], *, images: int | None, folder: str | None) -> Pilot:
-    """Runs what is not finished of a pilot.
+    """Runs the unfinished steps of a pilot.
 
     Args:
         config, overrides: the run file.
-        images: of each split; when None so many that each actor has something to do.
-        folder: where it lies; `plan` in the run's when None.
+        images: number of images sampled from each split; None chooses enough to keep each actor busy.
+        folder: URI of the pilot; None means `plan` in the folder of the run.
 
     Raises:
         WeakSamError: the run file is wrong, or a step cannot be done with so few images.
@@ -74,10 +74,10 @@ def run_pilot(config: str, overrides: Sequence[str], *, images: int | None, fold
     cluster = _look_at_cluster(folder, read_seconds=time.monotonic() - began)
     images = images or _images_for(run_file, cluster["nodes"])
     _run([step for step in listed.values() if step.stage.name == "index"])
-    there = _count_places([step for step in listed.values() if step.stage.name == "index"])
-    totals = {name: sum(there[place] for place in places_of(step, there)) for name, step in listed.items()}
-    sampled = {place: min(count, images) for place, count in there.items()}
-    samples = {name: sum(sampled[place] for place in places_of(step, there)) for name, step in listed.items()}
+    counts = _count_places([step for step in listed.values() if step.stage.name == "index"])
+    totals = {name: sum(counts[place] for place in places_of(step, counts)) for name, step in listed.items()}
+    sampled = {place: min(count, images) for place, count in counts.items()}
+    samples = {name: sum(sampled[place] for place in places_of(step, counts)) for name, step in listed.items()}
     small = {
         name: (stage, _for_pilot(stage.name, config, images, samples[name]))
         for name, (stage, config) in run_file.steps.items()
@@ -88,12 +88,12 @@ def run_pilot(config: str, overrides: Sequence[str], *, images: int | None, fold
     measured = [listed[step.name] if step.stage.name == "index" else step for step in steps]
     rows = {step.name: (step.manifest() or {})["rows"] for step in measured}
     ratios = {step.name: totals[step.name] / max(samples[step.name], 1) for step in steps if step.stage.name != "index"}
-    wanted = {name: round(count * ratios.get(name, 1.0)) for name, count in rows.items()}
+    run_rows = {name: round(count * ratios.get(name, 1.0)) for name, count in rows.items()}
     return Pilot(
         steps=measured,
         whole={name: settings for name, (_, settings) in run_file.steps.items()},
         rows=rows,
-        wanted=wanted,
+        run_rows=run_rows,
         nodes=cluster["nodes"],
         start_seconds=cluster["read_seconds"] + cluster["connect_seconds"],
         images=images,
@@ -102,7 +102,7 @@ def run_pilot(config: str, overrides: Sequence[str], *, images: int | None, fold
 
 
 def _look_at_cluster(folder: str, *, read_seconds: float) -> dict[str, Any]:
-    """The cluster as it was when this folder's first pilot began; that is now when there was none."""
+    """Returns the cluster as it was when this folder's first pilot began; for a first pilot, records it now."""
     uri = storage.join(folder, "cluster.json")
     try:
         return storage.read_json(uri)
@@ -112,28 +112,28 @@ def _look_at_cluster(folder: str, *, read_seconds: float) -> dict[str, Any]:
         seconds = time.monotonic() - began
         from weaksam.execution.nodes import alive_nodes  # imports Ray
 
-        there = [{kind: node.get(kind, 0.0) for kind in ("CPU", "GPU")} for node in alive_nodes()]
-        told = {"connect_seconds": seconds, "read_seconds": read_seconds, "nodes": there}
-        storage.write_json(uri, told)
-        return told
+        nodes = [{kind: node.get(kind, 0.0) for kind in ("CPU", "GPU")} for node in alive_nodes()]
+        record = {"connect_seconds": seconds, "read_seconds": read_seconds, "nodes": nodes}
+        storage.write_json(uri, record)
+        return record
 
 
 def _images_for(run_file: pipeline.RunFile, nodes: Sequence[Mapping[str, float]]) -> int:
-    wanted = [LEAST_IMAGES]
+    required = [LEAST_IMAGES]
     for _, config in run_file.steps.values():
-        if isinstance(asked := getattr(config, "resources", None), PoolResources):
-            wanted.append(_BATCHES * asked.batch_size * fit_pool(asked, nodes).actors)
-    return max(wanted)
+        if isinstance(resources := getattr(config, "resources", None), PoolResources):
+            required.append(_BATCHES * resources.batch_size * fit_pool(resources, nodes).actors)
+    return max(required)
 
 
 def _run(steps: Sequence[Step]) -> None:
-    """Runs the steps that are not finished; what an interrupted one left is removed, for it would not be measured."""
+    """Runs the unfinished steps; removes the files of an interrupted step first, as their times would be missing."""
     for step in steps:
         if step.manifest() is None:
             for file in storage.list_files(step.folder):
                 storage.delete(file.uri)
-            connect()  # its time is measured apart
-    # a row of metrics for each step or two is for the projection, not for people
+            connect()  # its time is measured separately
+    # a short training logs a row for each step or two, which only the projection needs
     rows = logging.getLogger("weaksam.training")
     before = rows.level
     rows.setLevel(logging.WARNING)
@@ -144,33 +144,33 @@ def _run(steps: Sequence[Step]) -> None:
 
 
 def _count_places(indexed: Sequence[Step]) -> Counter[tuple[str, str]]:
-    """Number of images of each split of each dataset."""
-    found: Counter[tuple[str, str]] = Counter()
+    """Returns the number of images of each split of each dataset."""
+    counts: Counter[tuple[str, str]] = Counter()
     for step in indexed:
         splits = step.read(["split"]).column("split").to_pylist()
-        found.update((step.name, split) for split in splits)
-    return found
+        counts.update((step.name, split) for split in splits)
+    return counts
 
 
-def places_of(step: AnyStep[Any], there: Mapping[tuple[str, str], int]) -> Places:
-    """The splits whose images a step has rows of: its own, or all that the tables it reads share."""
+def places_of(step: AnyStep[Any], counts: Mapping[tuple[str, str], int]) -> Places:
+    """Returns the splits whose images a step has rows of: its own split, or all splits that its input tables share."""
     if step.stage.name == "index":
-        return frozenset(place for place in there if place[0] == step.name)
-    read = [places_of(other, there) for other in step.inputs.values() if not isinstance(other.config, LoopSettings)]
+        return frozenset(place for place in counts if place[0] == step.name)
+    read = [places_of(other, counts) for other in step.inputs.values() if not isinstance(other.config, LoopSettings)]
     shared = frozenset.intersection(*read)
     split = getattr(step.config, "split", None)
     return shared if split is None else frozenset(place for place in shared if place[1] == split)
 
 
 def _for_pilot(stage: str, config: Any, images: int, sampled: int) -> Any:
-    """Settings of a step for a pilot: `images` of each split, `sampled` of those that this step has rows of."""
-    updates: dict[str, Any] = {"max_failed": 1.0}  # a plan is not the place to judge
+    """Returns a step's settings for a pilot with `images` images of each split, `sampled` of which this step reads."""
+    updates: dict[str, Any] = {"max_failed": 1.0}  # a plan does not fail because of faulty images
     if stage == "index":
         updates["sample"] = min(images, config.sample or images)
     if stage == "export":
-        updates["to"] = None  # the place is for the run
+        updates["to"] = None  # only the full run writes there
     if isinstance(config, LoopSettings):
         config = config.shortened(sampled)
-    if isinstance(asked := getattr(config, "resources", None), PoolResources):
-        updates["resources"] = changed(asked, record_times=True)
+    if isinstance(resources := getattr(config, "resources", None), PoolResources):
+        updates["resources"] = changed(resources, record_times=True)
     return changed(config, **updates)

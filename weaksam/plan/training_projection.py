@@ -1,9 +1,9 @@
-"""How long a training takes, from the rows of metrics of a short one: `Course` and rows in, seconds out.
+"""Projects the time of a training from the log of a short training: `Course` and rows in, seconds out.
 
-The time of a step is a sum of parts, each a number that the settings decide times a cost that the pilot tells:
-images of the step (in each phase a cost of its own); images, and views of images, that a frozen network sees for the
-first time, where it remembers what it saw; held-out images that are scored; checkpoints that are written. The costs
-are the non-negative ones that explain the pilot's rows best (least squares).
+The time of a step is a sum of parts. Each part is a number, known from the settings, times a cost, fitted to the
+pilot: images of the step (with a separate cost in each phase); images, and views of images, that a frozen network
+with a cache sees for the first time; held-out images that are scored; checkpoints that are written. The costs are a
+non-negative least-squares fit to the pilot's rows.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _DRAWS = 200
 
 @dataclass(frozen=True)
 class Seconds:
-    """An estimate and the ends of its interval."""
+    """An estimate in seconds and the ends of its interval."""
 
     value: float
     low: float
@@ -30,22 +30,22 @@ class Seconds:
 
 
 def parts_of_steps(course: Course) -> np.ndarray:
-    """What each step consists of, as numbers that are multiplied by costs.
+    """Returns the numbers of each step that are multiplied by costs.
 
     Returns:
-        (steps, K) float64: for each phase images, images not seen before and views not seen before in it; then
+        (steps, K) float64: for each phase images, images new in that phase and views new in that phase; then
         held-out images scored after the step, and checkpoints written after it.
     """
     steps = np.arange(course.steps)
     phase = np.searchsorted(course.phases, steps, side="right") - 1
     columns = []
     for number, first in enumerate(course.phases):
-        here = phase == number
-        last = int(here.nonzero()[0][-1]) + 1 if here.any() else first
+        in_phase = phase == number
+        last = int(in_phase.nonzero()[0][-1]) + 1 if in_phase.any() else first
         images, views = np.zeros((2, course.steps))
         if course.views is not None:
             images[first:last], views[first:last] = _first_sights(course, first, last)
-        columns += [here * course.batch_size, images, views]
+        columns += [in_phase * course.batch_size, images, views]
     every, ends = course.validate_every, steps + 1
     validated = np.zeros(course.steps) if every is None else (ends % every == 0) | (ends == course.steps)
     checkpoints = (ends % course.checkpoint_every == 0) & (ends < course.steps)
@@ -53,9 +53,9 @@ def parts_of_steps(course: Course) -> np.ndarray:
 
 
 def _first_sights(course: Course, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers of images and of views in the steps from `first` to `last` that none of these showed before.
+    """Returns the numbers of images and of views that occur for the first time, for each step from `first` to `last`.
 
-    Every image comes once before any comes again; how it is shown is drawn. Each worker remembers for itself.
+    Every image comes once before any image repeats; its view is drawn at random. Each worker has its own cache.
     """
     rng = np.random.default_rng(course.seed)
     positions = np.arange(first * course.batch_size, last * course.batch_size)
@@ -64,53 +64,53 @@ def _first_sights(course: Course, first: int, last: int) -> tuple[np.ndarray, np
     images = np.array([orders[number][offset] for number, offset in zip(rounds, offsets, strict=True)], np.int64)
     images += course.images * ((positions % course.batch_size) * course.workers // course.batch_size)
     views = images * (course.views or 1) + rng.integers(course.views or 1, size=len(images))
-    return tuple(_firsts(seen).reshape(-1, course.batch_size).sum(1) for seen in (images, views))  # type: ignore[return-value]
+    return tuple(_firsts(ids).reshape(-1, course.batch_size).sum(1) for ids in (images, views))  # type: ignore[return-value]
 
 
 def _firsts(values: np.ndarray) -> np.ndarray:
-    """1 where a value occurs for the first time, else 0."""
-    found = np.zeros(len(values))
-    found[np.unique(values, return_index=True)[1]] = 1
-    return found
+    """Returns 1 where a value occurs for the first time, else 0."""
+    is_first = np.zeros(len(values))
+    is_first[np.unique(values, return_index=True)[1]] = 1
+    return is_first
 
 
 def project_training(
     pilot: Course, rows: Sequence[Mapping[str, float]], seconds: float, whole: Course, *, seed: int = 0
 ) -> Seconds:
-    """How long `whole` takes.
+    """Returns the time that `whole` takes.
 
-    The interval is that of a bootstrap over how far the rows are from what explains them.
+    The interval comes from a bootstrap over the residuals of the fit.
 
     Args:
-        pilot: what was done.
-        rows: its metrics: `step`, `seconds` since the row before, `at` seconds since the loop began.
-        seconds: that all of it took, with its start and its end.
-        whole: what is to be done.
-        seed: of the bootstrap.
+        pilot: the course of the short training.
+        rows: rows of its log: `step`, `seconds` since the row before, `at` seconds since the loop began.
+        seconds: time of the whole pilot step, with its start and its end.
+        whole: the course of the training to project.
+        seed: seed of the bootstrap.
     """
     ends = np.array([int(row["step"]) for row in rows])
     took = np.array([row["seconds"] for row in rows])
     parts = parts_of_steps(pilot)
-    # scored before the row is written, but a checkpoint is written after it
+    # images are scored before the row is written, but a checkpoint is written after it
     parts[:, -1] = np.concatenate([[0.0], parts[:-1, -1]])
     sums = np.stack([piece.sum(0) for piece in np.split(parts, ends[:-1])])
-    used = slice(1, None) if len(rows) > 1 else slice(None)  # the first holds what happens once
-    wanted = parts_of_steps(whole).sum(0)
+    used = slice(1, None) if len(rows) > 1 else slice(None)  # the first row includes one-time work
+    total_parts = parts_of_steps(whole).sum(0)
     costs = fit_costs(sums[used], took[used])
     start = seconds - rows[-1]["at"] + max(took[0] - float(sums[0] @ costs), 0.0)
     explained = sums[used] @ costs
     left = took[used] - explained
     freedom = max(len(left) - int((costs > 0).sum()), 1)
-    left = left * np.sqrt(len(left) / freedom)  # what was fitted lies closer than what was not
+    left = left * np.sqrt(len(left) / freedom)  # residuals of fitted rows are too small
     rng = np.random.default_rng(seed)
-    drawn = [wanted @ fit_costs(sums[used], explained + rng.choice(left, len(left))) for _ in range(_DRAWS)]
+    drawn = [total_parts @ fit_costs(sums[used], explained + rng.choice(left, len(left))) for _ in range(_DRAWS)]
     low, high = np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    value = float(wanted @ costs)
+    value = float(total_parts @ costs)
     return Seconds(start + value, start + min(float(low), value), start + max(float(high), value))
 
 
 def fit_costs(sums: np.ndarray, took: np.ndarray) -> np.ndarray:
-    """(K,) costs of at least 0 that explain `took` (N,) best; 0 of what never occurs in `sums` (N, K)."""
+    """Returns (K,) non-negative least-squares costs of `took` (N,); 0 for parts that never occur in `sums` (N, K)."""
     scale = np.maximum(sums.max(0), 1e-9)
     costs, _ = nnls(sums / scale, took)
     return costs / scale

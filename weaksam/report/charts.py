@@ -1,4 +1,4 @@
-"""Charts as SVG text that goes into a page: drawn by matplotlib, coloured by the page's own style sheet.
+"""Draws charts as SVG text for a page, with matplotlib; the page's style sheet sets the colours of text.
 
 Lines and bars have colours that show on white and on black; axes are grey and text has the page's colour.
 A line of a class has the id `<chart>-class-<index>`, by which the page hides the others.
@@ -37,7 +37,7 @@ _STYLE: Any = {
     "legend.frameon": False,
     "text.parse_math": False,  # names of classes, splits and steps may have dollar signs
 }
-_UNUSED_ID = re.compile(r' id="(?:[a-z0-9.]+_\d+)"')  # matplotlib names every group: the same names in every chart
+_UNUSED_ID = re.compile(r' id="(?:[a-z0-9.]+_\d+)"')  # matplotlib gives groups the same ids in every chart
 
 
 def curves(
@@ -50,16 +50,16 @@ def curves(
     percent: bool = True,
     log_x: bool = False,
 ) -> str:
-    """Lines with a legend, over thin ones, one of each class (None: it has none).
+    """Draws lines with a legend, above a thin line for each class.
 
     Args:
-        lines: by what the legend calls them.
-        chart: id of the chart, for those of its lines.
-        x: what the x axis shows.
-        y: what the y axis shows.
-        faint: x and y by class index.
+        lines: lines by their name in the legend.
+        chart: id of the chart, prefix of the ids of its lines.
+        x: label of the x axis.
+        y: label of the y axis.
+        faint: x and y of thin lines, by class index; None: the class has no line.
         percent: whether y is a fraction, shown as percent from 0 to 100.
-        log_x: whether x is shown by its logarithm.
+        log_x: whether the x axis is logarithmic.
     """
     with mpl.rc_context(_STYLE):
         figure, axes = _axes(x, y)
@@ -73,7 +73,7 @@ def curves(
         if log_x:
             axes.set_xscale("log")
             axes.xaxis.set_major_formatter("{x:g}")
-            axes.xaxis.set_minor_formatter(NullFormatter())  # matplotlib's own writes formulas
+            axes.xaxis.set_minor_formatter(NullFormatter())  # matplotlib's default formatter writes formulas
         if percent:
             axes.set_ylim(0, 102)
         axes.legend(loc="best")
@@ -81,7 +81,7 @@ def curves(
 
 
 def histogram(groups: Mapping[str, np.ndarray], *, x: str, y: str) -> str:
-    """How often values in [0, 1] occur, an outline a group, in twenty bins, counts by their logarithm."""
+    """Draws a histogram of values in [0, 1]: an outline for each group, twenty bins, a logarithmic axis of counts."""
     with mpl.rc_context(_STYLE):
         figure, axes = _axes(x, y)
         edges = np.linspace(0, 1, 21)
@@ -97,7 +97,7 @@ def histogram(groups: Mapping[str, np.ndarray], *, x: str, y: str) -> str:
 
 
 def bars(groups: Mapping[str, Sequence[float | None]], names: Sequence[str], *, x: str, percent: bool = False) -> str:
-    """Horizontal bars, a row of them a name, one of each group; None: there is none."""
+    """Draws horizontal bars: for each name one bar per group; None: no bar."""
     with mpl.rc_context(_STYLE):
         columns = 3
         figure, axes = _axes(x, "", height=1.0 + 0.25 * -(-len(groups) // columns) + 0.24 * len(names) * len(groups))
@@ -127,7 +127,7 @@ def _axes(x: str, y: str, *, height: float = 3.2) -> tuple[Figure, Axes]:
 
 
 def _legend(name: str) -> str:
-    """A name as legends show it: matplotlib leaves out those that begin with an underscore."""
+    """Returns a name for a legend: matplotlib leaves out names that begin with an underscore."""
     return f"\u200b{name}" if name.startswith("_") else name
 
 
@@ -140,6 +140,8 @@ def _svg(figure: Figure) -> str:
     figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = file.getvalue()
     text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", text, flags=re.DOTALL)  # a style is the page's
+    text = re.sub(
+        r"<metadata>.*?</metadata>|<style.*?</style>", "", text, flags=re.DOTALL
+    )  # the page has its own style
     text = re.sub(r"\s*\n\s*", " ", text)
     return _UNUSED_ID.sub("", re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', 'aria-hidden="true"', text, count=1))

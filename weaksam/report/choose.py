@@ -1,4 +1,4 @@
-"""Which images a report shows: examples of each split, the best and the worst by ground truth, the most uncertain.
+"""Chooses the images of a report: examples of each split, best and worst by ground truth, most uncertain.
 
 Axis legend: N detections of all images together.
 """
@@ -19,16 +19,16 @@ log = logging.getLogger(__name__)
 
 EXAMPLES, BEST, WORST, UNCERTAIN = "examples", "best", "worst", "most uncertain"
 GROUPS = (EXAMPLES, BEST, WORST, UNCERTAIN)
-_USUAL = 3  # detections of an image that can be looked at
+_USUAL = 3  # detections shown for an image if there is no ground truth
 _RULES = DetectionRules(thresholds=(0.5,))
 
 
 def examples(images: pa.Table, count: int, among: Sequence[set[str]]) -> list[str]:
-    """Image ids, the same each time, taken in turn from each split; those that most tables hold come first.
+    """Returns image ids taken in turn from each split, deterministically; images in most tables come first.
 
     Args:
         images: image_id, split.
-        count: how many.
+        count: number of image ids.
         among: the image ids of each table that is shown.
     """
     by_split: dict[str, list[str]] = {}
@@ -38,8 +38,8 @@ def examples(images: pa.Table, count: int, among: Sequence[set[str]]) -> list[st
     def rank(image_id: str) -> tuple[int, str]:
         return -sum(image_id in ids for ids in among), hashlib.sha256(image_id.encode()).hexdigest()
 
-    held = {split: sum(ids[0] in one for one in among) for split, ids in by_split.items()}
-    queues = [sorted(by_split[split], key=rank) for split in sorted(by_split, key=lambda s: (-held[s], s))]
+    table_counts = {split: sum(ids[0] in table_ids for table_ids in among) for split, ids in by_split.items()}
+    queues = [sorted(by_split[split], key=rank) for split in sorted(by_split, key=lambda s: (-table_counts[s], s))]
     chosen: list[str] = []
     while len(chosen) < count and any(queues):
         chosen += [queue.pop(0) for queue in queues if queue]
@@ -47,7 +47,7 @@ def examples(images: pa.Table, count: int, among: Sequence[set[str]]) -> list[st
 
 
 def best_threshold(records: DetectionRecords) -> float:
-    """The score from which detections have the best F1 at IoU 0.5, all classes together; 0 without any hit."""
+    """Returns the score threshold with the best F1 at IoU 0.5, all classes together; 0 without any hit."""
     counts = records.outcomes[:, 0] != -1
     order = np.argsort(-records.scores[counts], kind="stable")
     hits = np.cumsum(records.outcomes[counts, 0][order] == HIT)
@@ -58,23 +58,26 @@ def best_threshold(records: DetectionRecords) -> float:
 
 
 def usual_threshold(scores: np.ndarray, images: int) -> float:
-    """The score that about three detections an image have; 0 where there are fewer. For want of ground truth."""
+    """Returns the score threshold that keeps about three detections per image; 0 if there are fewer.
+
+    It replaces `best_threshold` in datasets without ground truth.
+    """
     return float(np.sort(scores)[-_USUAL * images]) if 0 < _USUAL * images <= len(scores) else 0.0
 
 
 def rate_images(
     pairs: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]], num_classes: int
 ) -> tuple[dict[str, float], float]:
-    """F1 at IoU 0.5 of each image with objects, and the score from which its detections count.
+    """Returns the F1 at IoU 0.5 of each image with objects, and the score threshold of its detections.
 
     Args:
         pairs: by image id, the rows of `ground_truth` and `detections`.
-        num_classes: of the dataset.
+        num_classes: number of classes of the dataset.
     """
     records, faults = {}, []
-    for key, (truth, found) in pairs.items():
+    for key, (truth, detections) in pairs.items():
         try:
-            records[key] = match_image(truth, found, num_classes, _RULES)
+            records[key] = match_image(truth, detections, num_classes, _RULES)
         except ValueError as error:
             faults.append(f"{key}: {error}")
     if faults:
@@ -93,7 +96,7 @@ def rate_images(
 
 
 def best_and_worst(rated: Mapping[str, float], count: int) -> tuple[list[str], list[str]]:
-    """Image ids of the highest and of the lowest figures; an image is in one of both only."""
+    """Returns the image ids with the highest and with the lowest F1; no image is in both lists."""
     order = sorted(rated, key=lambda image_id: (-rated[image_id], image_id))
     half = min(count, len(order) // 2)
     return order[:half], order[::-1][:half]

@@ -1,4 +1,4 @@
-"""The cards of a report: chosen images with what every step found on them, next to what people drew."""
+"""The cards of a report: chosen images with the results of every step, next to the ground truth."""
 
 from __future__ import annotations
 
@@ -23,63 +23,72 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Gallery:
-    """Cards, and the score from which detections are shown at first: that of the best F1, or of three an image."""
+    """Cards, and the initial score threshold: that of the best F1, or of three detections per image."""
 
     cards: list[Card]
     least_score: float = 0.0
 
 
 def make_gallery(steps: Sequence[RunStep], dataset: Dataset, count: int) -> Gallery:
-    """A card for each chosen image that can still be read.
+    """Returns a card for each chosen image that can still be read.
 
     Args:
-        steps: of the run, in order.
-        dataset: whose images are shown.
-        count: images of each group.
+        steps: steps of the run, in order.
+        dataset: the dataset whose images are shown.
+        count: number of images of each group.
     """
-    shown = [one for one in steps if one.writes in SHOWN and one.manifest is not None and one.manifest["parts"]]
+    shown = [
+        run_step
+        for run_step in steps
+        if run_step.writes in SHOWN and run_step.manifest is not None and run_step.manifest["parts"]
+    ]
     chosen = choose_images(steps, shown, dataset, count)
-    rows = {one.name: tables.read_rows(one.step.folder, one.manifest or {}, chosen.groups) for one in shown}
+    rows = {
+        run_step.name: tables.read_rows(run_step.step.folder, run_step.manifest or {}, chosen.groups)
+        for run_step in shown
+    }
     truth = {} if dataset.truth is None else _rows_of(dataset.truth, chosen)
-    look = next((found for one in shown if (found := heatmaps.make_look(one, dataset.names))), None)
+    renderer = next(
+        (candidate for run_step in shown if (candidate := heatmaps.make_renderer(run_step, dataset.names))), None
+    )
     cards = []
-    given = _rows_of(dataset.images, chosen)
+    index_rows = _rows_of(dataset.images, chosen)
     for image_id, groups in chosen.groups.items():
-        if not is_below(given[image_id]["uri"], dataset.folders):
+        if not is_below(index_rows[image_id]["uri"], dataset.folders):
             log.warning(
-                "image %s is not shown: %s is outside of the dataset", image_id, masked_url(given[image_id]["uri"])
+                "image %s is not shown: %s is outside of the dataset", image_id, masked_url(index_rows[image_id]["uri"])
             )
             continue
         try:
-            image = decode_image(storage.read_bytes(given[image_id]["uri"]))
+            image = decode_image(storage.read_bytes(index_rows[image_id]["uri"]))
         except (ImageError, StorageError, FileNotFoundError) as error:
             log.warning("image %s is not shown: %s", image_id, error)
             continue
-        size, split = (image.shape[0], image.shape[1]), given[image_id]["split"]
+        size, split = (image.shape[0], image.shape[1]), index_rows[image_id]["split"]
         panels = [truth_panel(truth[image_id], size, dataset.names)] if image_id in truth else []
-        found = [(one, row) for one in shown if (row := rows[one.name].get(image_id))]
-        for one, row in found:
-            if look is not None and one.name == look.step and row["status"] == schemas.OK:
-                panels += look.draw(image, row["labels"])
-            panels.append(_panel(one, row, size, dataset.names))
-        told = (given[image_id]["labels"] or [], panels, groups, chosen.notes[image_id])
-        cards.append(Card(image_id, split, *size, data_uri(image), *told))
+        image_rows = [(run_step, row) for run_step in shown if (row := rows[run_step.name].get(image_id))]
+        for run_step, row in image_rows:
+            if renderer is not None and run_step.name == renderer.step and row["status"] == schemas.OK:
+                panels += renderer.draw(image, row["labels"])
+            panels.append(_panel(run_step, row, size, dataset.names))
+        details = (index_rows[image_id]["labels"] or [], panels, groups, chosen.notes[image_id])
+        cards.append(Card(image_id, split, *size, data_uri(image), *details))
     return Gallery(cards, chosen.least_score)
 
 
 def is_below(uri: str, folders: Sequence[str]) -> bool:
-    """Whether `uri` lies in one of `folders`, however it is written."""
+    """Returns whether `uri` lies in one of `folders`, after resolving relative paths; False if it contains `..`."""
     if ".." in uri.split("/"):
         return False
     return any(storage.absolute(uri).startswith(storage.absolute(folder).rstrip("/") + "/") for folder in folders)
 
 
 def _rows_of(table: pa.Table, chosen: Chosen) -> dict[str, dict[str, Any]]:
-    """The rows of chosen images, by image id."""
+    """Returns the rows of chosen images, by image id."""
     return {row["image_id"]: row for row in tables.with_ids(table, chosen.groups).to_pylist()}
 
 
-def _panel(one: RunStep, row: Mapping[str, Any], size: tuple[int, int], names: Sequence[str]) -> Panel:
-    if one.writes == "proposals":
-        return proposals_panel(one.name, row)
-    return objects_panel(one.name, row, size, names, is_chosen=one.writes == "pgt")
+def _panel(run_step: RunStep, row: Mapping[str, Any], size: tuple[int, int], names: Sequence[str]) -> Panel:
+    if run_step.writes == "proposals":
+        return proposals_panel(run_step.name, row)
+    return objects_panel(run_step.name, row, size, names, is_chosen=run_step.writes == "pgt")

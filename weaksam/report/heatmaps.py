@@ -1,6 +1,6 @@
-"""What a classifier sees in an image: heatmaps of its likeliest class, with their peaks, for the pictures of a report.
+"""Draws a classifier's heatmaps of an image's likeliest class, with their peaks, for the pictures of a report.
 
-Heatmaps are in no table: the classifier looks again at the few images that are shown, on the CPU.
+No table stores heatmaps: the classifier runs again on the few images that are shown, on the CPU.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ _HEAT = np.array([[0, 0, 60], [120, 20, 120], [240, 80, 40], [255, 220, 60]], np
 
 
 @dataclass(frozen=True)
-class Look:
+class HeatmapRenderer:
     """Draws heatmaps.
 
     Attributes:
-        step: the proposals step whose labels and peaks they explain.
-        draw: a panel a kind of heatmap, of an image (H, W, 3) uint8 with its labels.
+        step: the proposals step whose labels and peaks the heatmaps explain.
+        draw: returns one panel per kind of heatmap for an image (H, W, 3) uint8 and its labels.
     """
 
     step: str
     draw: Callable[[np.ndarray, Sequence[int] | None], list[Panel]]
 
 
-def make_look(proposals: RunStep, names: Sequence[str]) -> Look | None:
-    """A function that draws what the classifier of a proposals step sees; None where it had none, or it is gone."""
+def make_renderer(proposals: RunStep, names: Sequence[str]) -> HeatmapRenderer | None:
+    """Returns a renderer for the classifier of a proposals step; None without a classifier or if it cannot be read."""
     classifier = proposals.step.inputs.get("classifier")
     if classifier is None or proposals.manifest is None:
         return None
@@ -60,7 +60,7 @@ def make_look(proposals: RunStep, names: Sequence[str]) -> Look | None:
     rules = config.peaks.rules(model.depth)
     title = f"{classifier.name} heatmaps"
 
-    def look(image: np.ndarray, labels: Sequence[int] | None) -> list[Panel]:
+    def render(image: np.ndarray, labels: Sequence[int] | None) -> list[Panel]:
         prompts, heatmaps = find_peak_prompts(model, image, labels, rules)
         if not len(prompts.labels):
             return []
@@ -70,16 +70,16 @@ def make_look(proposals: RunStep, names: Sequence[str]) -> Look | None:
         for kind, maps in heatmaps.items():
             if not maps.shape[1]:  # a classifier without attention has no cross maps
                 continue
-            here = (prompts.kinds == KINDS.index(kind)) & (prompts.point_labels == label)
+            is_shown = (prompts.kinds == KINDS.index(kind)) & (prompts.point_labels == label)
             heat = draw_heatmap(small, maps[first].mean(0).cpu().numpy())
-            panels.append(heatmap_panel(title, kind, heat, prompts.points[here], names[label]))
+            panels.append(heatmap_panel(title, kind, heat, prompts.points[is_shown], names[label]))
         return panels
 
-    return Look(proposals.name, look)
+    return HeatmapRenderer(proposals.name, render)
 
 
 def draw_heatmap(image: np.ndarray, heatmap: np.ndarray) -> Image.Image:
-    """A heatmap laid over its image, which loses its colours.
+    """Returns a heatmap blended over the grey image.
 
     Args:
         image: (H, W, 3) uint8 RGB.

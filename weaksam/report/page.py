@@ -1,6 +1,6 @@
-"""`write_report`: everything a run folder holds, as one HTML file for people.
+"""`write_report`: writes the contents of a run folder as one HTML file.
 
-The file needs no server and asks for nothing: pictures, styles and scripts are in it, and its own security policy
+The file needs no server and no network: pictures, styles and scripts are embedded, and its content security policy
 forbids it to load anything else. It opens from a disk, a bucket or an attachment.
 """
 
@@ -37,12 +37,12 @@ def write_report(run: str, *, to: str | None = None, images: int = IMAGES, gpu_p
 
     Args:
         run: URI of the folder.
-        to: URI of the file; `report.html` in the folder when left out.
-        images: how many images are shown of each group: examples, best, worst and most uncertain.
-        gpu_price: of a GPU for an hour, in any currency: what each step cost is told.
+        to: URI of the file; `report.html` in the folder when None.
+        images: number of images shown of each group: examples, best, worst and most uncertain.
+        gpu_price: price of a GPU for an hour, in any currency; adds the cost of each step to the report.
 
     Raises:
-        ConfigError: no step has been started there.
+        ConfigError: no step of the folder has been started.
     """
     to = storage.absolute(to) if to is not None else storage.join(storage.absolute(run), NAME)
     storage.write_bytes(to, render(run, images=images, gpu_price=gpu_price).encode())
@@ -50,7 +50,7 @@ def write_report(run: str, *, to: str | None = None, images: int = IMAGES, gpu_p
 
 
 def render(run: str, *, images: int = IMAGES, gpu_price: float | None = None) -> str:
-    """The text of the page; see `write_report`."""
+    """Returns the text of the page; see `write_report`."""
     steps = read_run(run)
     log.info("report: %d steps", len(steps))
     dataset = read_dataset(steps)
@@ -61,7 +61,7 @@ def render(run: str, *, images: int = IMAGES, gpu_price: float | None = None) ->
     cards = gallery.cards
     log.info("report: %d images", len(cards))
     facts, by_class = figures.dataset_facts(dataset.images, names) if dataset else ([], None)
-    rows = [step_row(one, gpu_price) for one in steps]
+    rows = [step_row(run_step, gpu_price) for run_step in steps]
     return _template().render(
         run=storage.absolute(run),
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -82,7 +82,10 @@ def render(run: str, *, images: int = IMAGES, gpu_price: float | None = None) ->
         groups=[group for group in choose.GROUPS if any(group in card.groups for card in cards)],
         sources=SOURCE_COLOURS,
         failed=figures.failed_rows(steps),
-        settings=[(one.step.folder.rsplit("/", 1)[-1], json.dumps(dict(one.told), indent=2)) for one in steps],
+        settings=[
+            (run_step.step.folder.rsplit("/", 1)[-1], json.dumps(dict(run_step.config_json), indent=2))
+            for run_step in steps
+        ],
         versions=_versions(steps),
     )
 
@@ -95,17 +98,17 @@ def _template() -> Template:
     return environment.get_template("report.html")
 
 
-def step_row(one: RunStep, gpu_price: float | None) -> dict[str, Any]:
-    """What the table of steps tells of one. `cost` is None where it is unknown, 0 where no GPU was held."""
-    manifest, state = one.manifest or {}, one.state
+def step_row(run_step: RunStep, gpu_price: float | None) -> dict[str, Any]:
+    """Returns a row of the table of steps. `cost` is None if it is unknown, 0 if the cluster had no GPU."""
+    manifest, state = run_step.manifest or {}, run_step.state
     seconds, cluster = manifest.get("seconds"), manifest.get("cluster")
     gpu_hours = None if seconds is None or cluster is None else cluster["GPU"] * seconds / 3600
     progress = state["progress"]
     return {
-        "name": one.name,
-        "stage": one.step.stage.name,
-        "features": features_of(one.told.get("settings", {})),
-        "reads": ", ".join(step.name for step in one.step.inputs.values()),
+        "name": run_step.name,
+        "stage": run_step.step.stage.name,
+        "features": features_of(run_step.config_json.get("settings", {})),
+        "reads": ", ".join(step.name for step in run_step.step.inputs.values()),
         "state": state["state"] + (f" {progress['done']}/{progress['total']} {progress['unit']}" if progress else ""),
         "is_finished": state["state"] == "finished",
         "look": {"finished": "good", "running": ""}.get(state["state"], "bad"),
@@ -123,7 +126,7 @@ def step_row(one: RunStep, gpu_price: float | None) -> dict[str, Any]:
 
 
 def features_of(settings: Mapping[str, Any]) -> str:
-    """What a step sees images with, and what that has learnt from where it comes with weaksam; empty if nothing."""
+    """Returns the networks of a step, with their training data if they ship with weaksam; empty if there is none."""
     sam = settings.get("sam") or {}
     names = (settings.get("backbone") or "").split("+")
     names += [f"{sam['model']} of {sam['checkpoint']}" if sam.get("checkpoint") else sam.get("model", "")]
@@ -131,7 +134,7 @@ def features_of(settings: Mapping[str, Any]) -> str:
 
 
 def total_row(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Sums of the table of steps, and the longest step, by which bars are scaled."""
+    """Returns the sums of the table of steps, and the longest step, by which bars are scaled."""
     seconds = [row["seconds"] for row in rows if row["seconds"] is not None]
     return {
         "time": duration(math.fsum(seconds)),
@@ -144,11 +147,11 @@ def total_row(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _versions(steps: Sequence[RunStep]) -> list[tuple[str, str]]:
-    """Programs and the versions that steps were made with, several where they differ."""
-    found: dict[str, dict[str, None]] = {}
-    for one in steps:
-        manifest = one.manifest or {}
+    """Returns programs and the versions that steps were made with, all of them where they differ."""
+    by_program: dict[str, dict[str, None]] = {}
+    for run_step in steps:
+        manifest = run_step.manifest or {}
         commit = {"git commit": manifest["git_commit"]} if manifest.get("git_commit") else {}
         for name, version in {**manifest.get("versions", {}), **commit}.items():
-            found.setdefault(name, {})[version] = None
-    return [(name, ", ".join(versions)) for name, versions in found.items()]
+            by_program.setdefault(name, {})[version] = None
+    return [(name, ", ".join(versions)) for name, versions in by_program.items()]

@@ -1,7 +1,7 @@
-"""One image and what a step found on it, as a picture that a page can filter: an image with shapes over it.
+"""An image and the results of a step, as a picture that a page can filter: an image with shapes over it.
 
 The image is embedded once; every panel shows it again below its own boxes, outlines and points. Shapes are in pixels
-of the image, whatever size it is embedded at.
+of the original image, not of the embedded copy.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from weaksam.core import schemas
 from weaksam.data.writers.polygons import outlines, simplify
 from weaksam.ops.rle import decode_rle
 
-# What prompted a box, by `schemas.SOURCES`: the grid steps back behind what a classifier pointed at.
+# Colours of the prompt sources in `schemas.SOURCES`: grey for the grid, strong colours for a classifier's peaks.
 SOURCE_COLOURS = {"grid": "#969696", "coarse": "#ffaa00", "fine": "#00dc5a", "cross": "#3ca0ff"}
 
 _SIDE = 480  # of an embedded image, pixels
@@ -28,24 +28,24 @@ _MOST_PROPOSALS, _MOST_OBJECTS = 60, 30
 
 
 def class_colours(count: int) -> list[str]:
-    """`count` strong colours as CSS writes them, neighbours far apart in hue."""
+    """Returns `count` strong CSS colours, neighbours far apart in hue."""
     hues = [(index * 0.618034) % 1.0 for index in range(count)]  # golden ratio: never near the last few
     return ["#" + "".join(f"{round(255 * part):02x}" for part in colorsys.hsv_to_rgb(hue, 0.85, 1.0)) for hue in hues]
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Something drawn over an image.
+    """A shape drawn over an image.
 
     Attributes:
         kind: box, mask or point.
-        colour: as CSS writes it.
-        label: what is told of it.
+        colour: CSS colour.
+        label: text of its tooltip.
         box: x, y, width, height of a box.
-        path: of a mask, SVG path data.
+        path: SVG path data of a mask.
         at: x, y of a point.
-        label_index: 0-based class; None: of no class.
-        score: of a detection, by which the page filters; None: it always shows.
+        label_index: 0-based class; None: no class.
+        score: score of a detection, by which the page filters; None: it always shows.
     """
 
     kind: str
@@ -86,13 +86,13 @@ class Card:
 
     @property
     def classes(self) -> list[int]:
-        """Labels, and the classes of everything drawn."""
+        """The image's labels and the classes of all shapes."""
         drawn = {shape.label_index for panel in self.panels for shape in panel.shapes}
-        return sorted({*self.labels, *(one for one in drawn if one is not None)})
+        return sorted({*self.labels, *(label for label in drawn if label is not None)})
 
 
 def data_uri(picture: np.ndarray | Image.Image) -> str:
-    """A picture as a JPEG of at most `_SIDE` pixels a side, in a URI that holds it."""
+    """Returns a picture as a data URI: a JPEG of at most `_SIDE` pixels a side."""
     shown = Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture
     shown.thumbnail((_SIDE, _SIDE))
     file = io.BytesIO()
@@ -101,7 +101,7 @@ def data_uri(picture: np.ndarray | Image.Image) -> str:
 
 
 def truth_panel(row: Mapping[str, Any], size: tuple[int, int], names: Sequence[str]) -> Panel:
-    """What people drew."""
+    """Returns a panel with the ground truth."""
     shapes = _objects({**row, "scores": None}, size, names)
     return Panel("ground truth", "Ground truth", _alt("ground truth", shapes), shapes)
 
@@ -109,14 +109,14 @@ def truth_panel(row: Mapping[str, Any], size: tuple[int, int], names: Sequence[s
 def objects_panel(
     step: str, row: Mapping[str, Any], size: tuple[int, int], names: Sequence[str], *, is_chosen: bool = False
 ) -> Panel:
-    """The best-scored boxes of a row, and masks where there are some.
+    """Returns a panel with the best-scored boxes of a row, and their masks if there are any.
 
     Args:
-        step: that found them.
-        row: of `detections` or `pgt`.
-        size: of the image, height and width.
-        names: of the classes.
-        is_chosen: whether all of them are meant, whatever their score: pseudo ground truth is not filtered by it.
+        step: name of the step that wrote the row.
+        row: a row of `detections` or `pgt`.
+        size: height and width of the image.
+        names: class names.
+        is_chosen: whether the page shows the boxes at any score, as it does for pseudo ground truth.
     """
     if row["status"] != schemas.OK:
         return Panel(step, step, f"{step}: {row['status']}: {row['message']}")
@@ -127,7 +127,7 @@ def objects_panel(
 
 
 def proposals_panel(step: str, row: Mapping[str, Any]) -> Panel:
-    """The proposals SAM rates best, by what prompted them."""
+    """Returns a panel with the proposals that SAM rates best, coloured by the source of their prompt."""
     if row["status"] != schemas.OK:
         return Panel(step, step, f"{step}: {row['status']}: {row['message']}")
     scores, sources = np.array(row["predicted_iou"], np.float64), row["source"]
@@ -136,14 +136,14 @@ def proposals_panel(step: str, row: Mapping[str, Any]) -> Panel:
         source, score = schemas.SOURCES[sources[index]], float(scores[index])
         label = f"{source} proposal, predicted IoU {score:.2f}"
         shapes.append(Shape("box", SOURCE_COLOURS[source], label, box=_xywh(row["boxes"][index])))
-    told = ", ".join(f"{sources.count(i)} {name}" for i, name in enumerate(schemas.SOURCES) if sources.count(i))
+    summary = ", ".join(f"{sources.count(i)} {name}" for i, name in enumerate(schemas.SOURCES) if sources.count(i))
     return Panel(
-        step, f"{step}: {told or 'none'}", f"{step}: the best {len(shapes)} of {told or 'no'} proposals", shapes
+        step, f"{step}: {summary or 'none'}", f"{step}: the best {len(shapes)} of {summary or 'no'} proposals", shapes
     )
 
 
 def heatmap_panel(step: str, kind: str, heatmap: Image.Image, points: np.ndarray, label: str) -> Panel:
-    """A heatmap of a class with its peaks (P, 2)."""
+    """Returns a panel with the heatmap of a class and its peaks (P, 2)."""
     shapes = [
         Shape("point", SOURCE_COLOURS[kind], f"{kind} peak of {label}", at=(float(x), float(y))) for x, y in points
     ]
@@ -160,16 +160,16 @@ def _objects(row: Mapping[str, Any], size: tuple[int, int], names: Sequence[str]
     for index in list(order)[::-1]:
         label = int(row["classes"][index])
         score = None if scores is None else float(scores[index])
-        told = {"colour": palette[label], "label_index": label, "score": score}
-        told["label"] = names[label] if score is None else f"{names[label]} {score:.2f}"
+        properties = {"colour": palette[label], "label_index": label, "score": score}
+        properties["label"] = names[label] if score is None else f"{names[label]} {score:.2f}"
         if (mask := masks[index]) is not None:
-            outlined.append(Shape("mask", path=_path(mask, size), **told))
-        boxed.append(Shape("box", box=_xywh(row["boxes"][index]), has_text=True, **told))
+            outlined.append(Shape("mask", path=_path(mask, size), **properties))
+        boxed.append(Shape("box", box=_xywh(row["boxes"][index]), has_text=True, **properties))
     return [*outlined, *boxed]
 
 
 def _path(mask: bytes, size: tuple[int, int]) -> str:
-    """SVG path data of a mask's outlines, holes among them, coarser than can be seen at the size shown."""
+    """Returns SVG path data of a mask's outlines and holes, simplified to the resolution of the embedded image."""
     tolerance = max(0.5, max(size) / _SIDE)
     rings = [simplify(ring, tolerance) for ring in outlines(decode_rle(mask, *size))]
     return "".join("M" + "L".join(f"{x:g} {y:g}" for x, y in ring.tolist()) + "Z" for ring in rings)
@@ -181,6 +181,6 @@ def _xywh(box: Sequence[float]) -> tuple[float, float, float, float]:
 
 
 def _alt(step: str, shapes: Sequence[Shape]) -> str:
-    """What a picture shows, for who does not see it."""
-    told = ", ".join(shape.label for shape in shapes[::-1] if shape.kind == "box")
-    return f"{step}: {told or 'nothing'}"
+    """Returns the alt text of a picture."""
+    labels = ", ".join(shape.label for shape in shapes[::-1] if shape.kind == "box")
+    return f"{step}: {labels or 'nothing'}"

@@ -1,6 +1,6 @@
-"""What the files of a run folder tell: its steps in order, how each went, its figures.
+"""Reads the files of a run folder: its steps in order, their states and their figures.
 
-Nothing is computed here and no run file is needed: a folder in a bucket, or one that was moved, is enough.
+The module computes nothing and needs no run file, so it also reads a folder in a bucket and a folder that was moved.
 """
 
 from __future__ import annotations
@@ -29,25 +29,25 @@ _MOST_FAILURES = 200
 
 @dataclass(frozen=True)
 class RunStep:
-    """A step as its folder tells of it.
+    """A step as its folder describes it.
 
     Attributes:
-        name: as the run file calls it; with its fingerprint where the report shows another variant too.
-        step: to read its table from.
+        name: name in the run file; with the fingerprint if the report also shows another variant.
+        step: the step whose table is read.
         state: an entry of `states.read_states`.
         manifest: None while the step is unfinished.
-        told: its config.json.
+        config_json: content of its config.json.
     """
 
     name: str
     step: SavedStep
     state: Mapping[str, Any]
     manifest: Mapping[str, Any] | None
-    told: Mapping[str, Any]
+    config_json: Mapping[str, Any]
 
     @property
     def writes(self) -> str:
-        """What its table holds: proposals, detections, ..."""
+        """Kind of its table: proposals, detections, ..."""
         return self.step.stage.writes
 
     @cached_property
@@ -57,14 +57,14 @@ class RunStep:
 
     @cached_property
     def per_class(self) -> list[dict[str, Any]]:
-        """per_class.parquet of a finished evaluate step, a row a class; empty for others."""
+        """per_class.parquet of a finished evaluate step, one row per class; empty for other steps."""
         if self.metrics is None:
             return []
         return read_parquet(storage.join(self.step.folder, "per_class.parquet")).to_pylist()
 
     @cached_property
-    def journal(self) -> list[dict[str, float]]:
-        """training_log.jsonl of a training, a row every `log_every` steps; empty for others."""
+    def training_log(self) -> list[dict[str, float]]:
+        """training_log.jsonl of a training, a row every `log_every` steps; empty for other steps."""
         return read_metrics(self.step.folder)
 
     @cached_property
@@ -76,53 +76,53 @@ class RunStep:
         return [row for row in table.to_pylist() if row["status"] != schemas.OK][:_MOST_FAILURES]
 
     def judged(self) -> list[SavedStep]:
-        """The steps that an evaluate step compared with the ground truth."""
+        """Returns the steps that an evaluate step compared with the ground truth."""
         return [step for key, step in self.step.inputs.items() if key != "images"]
 
 
 def read_run(run: str) -> list[RunStep]:
-    """The steps of a run folder, each after those it reads; of several variants of a step the newest.
+    """Returns the steps of a run folder, each after its inputs; the newest variant of each step and its inputs.
 
     Raises:
-        ConfigError: no step has been started there.
+        ConfigError: no step of the folder has been started.
     """
     run = storage.absolute(run)
     states = {state["folder"].rsplit("/", 1)[-1]: state for state in read_states(run)}
-    there = {title: one for title in states if (one := _read(run, title)) is not None}
-    began = {title: _when(one) for title, one in there.items()}
-    started = _newest(there, began)
+    readable = {title: started_step for title in states if (started_step := _read(run, title)) is not None}
+    began = {title: _when(started_step) for title, started_step in readable.items()}
+    started = _newest(readable, began)
     if not started:
         raise ConfigError(f"{run}: no step there can be read: the log above says why")
-    names = Counter(one.name for one in started.values())
+    names = Counter(started_step.name for started_step in started.values())
     steps: dict[str, SavedStep] = {}
-    found = []
+    run_steps = []
     for title in _in_order(started, began):
-        one = started[title]
-        inputs = {key: steps[other] for key, other in one.config_json["inputs"].items() if other in steps}
-        steps[title] = one.to_step(inputs)
+        started_step = started[title]
+        inputs = {key: steps[other] for key, other in started_step.config_json["inputs"].items() if other in steps}
+        steps[title] = started_step.to_step(inputs)
         try:
             manifest = steps[title].manifest()
         except DamagedError as error:
             log.warning("%s: %s", title, error)
             manifest = None
-        name = one.name if names[one.name] == 1 else title
-        found.append(RunStep(name, steps[title], states[title], manifest, one.config_json))
-    return found
+        name = started_step.name if names[started_step.name] == 1 else title
+        run_steps.append(RunStep(name, steps[title], states[title], manifest, started_step.config_json))
+    return run_steps
 
 
 def _read(run: str, title: str) -> Started | None:
     try:
         return read_started(run, title)
-    except (ConfigError, DamagedError) as error:  # a store that is down is no reason to leave a step out
+    except (ConfigError, DamagedError) as error:  # a StorageError is raised: an unreachable store must not hide steps
         log.warning("left out: %s", error)
         return None
 
 
 def _newest(started: Mapping[str, Started], began: Mapping[str, float]) -> dict[str, Started]:
-    """The newest variant of each step, and what those were made from."""
+    """Returns the newest variant of each step, and the steps that those read."""
     newest: dict[str, tuple[float, str]] = {}
-    for title, one in started.items():
-        newest[one.name] = max(newest.get(one.name, (-1.0, "")), (began[title], title))
+    for title, step in started.items():
+        newest[step.name] = max(newest.get(step.name, (-1.0, "")), (began[title], title))
     kept: dict[str, Started] = {}
     left = [title for _, title in newest.values()]
     while left:
@@ -133,9 +133,9 @@ def _newest(started: Mapping[str, Started], began: Mapping[str, float]) -> dict[
     return kept
 
 
-def _when(one: Started) -> float:
-    """When its settings were written."""
-    files = storage.list_files(one.folder, recursive=False)
+def _when(step: Started) -> float:
+    """Returns the time at which the step's settings were written."""
+    files = storage.list_files(step.folder, recursive=False)
     return next((file.modified or 0.0 for file in files if file.path == "config.json"), 0.0)
 
 
@@ -144,7 +144,7 @@ def _in_order(started: Mapping[str, Started], began: Mapping[str, float]) -> Ite
     graph = {title: [t for t in started[title].config_json["inputs"].values() if t in started] for title in names}
     try:
         yield from TopologicalSorter(graph).static_order()
-    except CycleError:  # no pipeline writes such a thing
+    except CycleError:  # no pipeline writes a cycle
         yield from names
 
 
@@ -156,8 +156,8 @@ def _read_json(folder: str, name: str) -> dict[str, Any] | None:
 
 
 def read_hygiene(steps: Sequence[RunStep]) -> dict[str, Any] | None:
-    """hygiene.json of the first finished hygiene step; None where there is none."""
-    for one in steps:
-        if one.writes == "hygiene" and one.manifest is not None:
-            return _read_json(one.step.folder, "hygiene.json")
+    """Returns hygiene.json of the first finished hygiene step; None if no such step is finished."""
+    for run_step in steps:
+        if run_step.writes == "hygiene" and run_step.manifest is not None:
+            return _read_json(run_step.step.folder, "hygiene.json")
     return None
