@@ -19,7 +19,9 @@ from PIL import Image
 from torch import nn
 
 from weaksam.data.proposal_boxes import ProposalBoxes
-from weaksam.models.detectors.build import LEARN_MASKS, DetectorSpec
+from weaksam.models.detectors.build import build_to_train
+from weaksam.models.detectors.catalogue import kind_of
+from weaksam.models.detectors.catalogue.kind import DetectorSpec
 from weaksam.models.wsod.build import WsodSpec
 from weaksam.models.wsod.network import METHODS
 from weaksam.ops.rle import encode_rle
@@ -56,14 +58,15 @@ def draw_images(folder: Path) -> tuple[list[str], PseudoObjects]:
 
 
 def detector_task(folder: Path, model: Any, backbone: Any) -> DetectorTask:
-    drop = RoiDropRules("independent", cls_threshold=1.0, reg_threshold=2.0)
+    drop = RoiDropRules("independent", cls_threshold=1.0, reg_threshold=2.0, start=0)
     spec = DetectorSpec(
         model, backbone, 2, drop=drop, boxes_per_image=1.5, first_steps=FIRST_STEPS if backbone == "frozen_sam" else 0
     )
     uris, objects = draw_images(folder)
-    if model not in LEARN_MASKS:
+    if not kind_of(model).learns_masks:
         objects = PseudoObjects(objects.boxes, objects.classes)
-    return DetectorTask(spec.with_starting_weights, uris, objects, DetectorRecipe(scales=(40, 64, 80), max_side=128))
+    make_net = functools.partial(build_to_train, spec)
+    return DetectorTask(make_net, uris, objects, DetectorRecipe(scales=(40, 64, 80), max_side=128))
 
 
 def wsod_task(folder: Path, method: str) -> WsodTask:

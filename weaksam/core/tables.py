@@ -15,11 +15,13 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.compute
 
 from weaksam.core import schemas, storage
 from weaksam.core.parquet_files import read_parquet, write_parquet
 from weaksam.errors import ConfigError, DamagedError, DataError
+
+pc: Any = pyarrow.compute  # makes its functions when it is imported, which type checkers cannot follow
 
 GROUND_TRUTH = "ground_truth"  # subfolder of an index step
 _THREADS = 16

@@ -5,16 +5,18 @@ Only this stage reads a file of another program; every stage that reads detectio
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.compute
 from pydantic import Field
 
 from weaksam.core import schemas, tables
 from weaksam.core.config import OutsideFile, Reads, StageConfig
 from weaksam.core.step import Outcome, Stage, Step
+
+pc: Any = pyarrow.compute  # makes its functions when it is imported, which type checkers cannot follow
 
 _ROWS_PER_PART = 4096
 

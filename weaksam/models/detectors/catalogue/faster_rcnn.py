@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from weaksam.models.detectors.catalogue.kind import FROZEN_SAM_RECIPE, DetectorKind, DetectorSpec
 from weaksam.models.detectors.rules import DetectionFilter, InferenceRules
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from weaksam.models.detectors.base import Detector
 
 # For efficientnet_lite0. Chosen by measurement on photographs, for two CPU cores.
-LITE0_SIZE = {
+LITE0_SIZE: dict[str, Any] = {
     "dim": 96,
     "hidden": 512,
     "anchors": (32, 72, 168, 384),

@@ -52,7 +52,7 @@ class DetectorSpec:
 
 
 # For few images on CPUs; one size of 256 pixels, since the frozen SAM's maps of a view are cached.
-FROZEN_SAM_RECIPE: Mapping[str, Any] = {
+FROZEN_SAM_RECIPE: dict[str, Any] = {
     "scales": [256],
     "batch_size": 8,
     "optimizer": "muon",

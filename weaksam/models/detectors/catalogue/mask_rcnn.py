@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from weaksam.models.detectors.catalogue.faster_rcnn import LITE0_SIZE, RECIPES_BY_BACKBONE
 from weaksam.models.detectors.catalogue.kind import DetectorKind, DetectorSpec
@@ -23,7 +23,7 @@ def _build(spec: DetectorSpec, rules: DetectionFilter) -> Detector:
         return SmallMaskRcnn(
             pyramid, spec.num_classes, size, box_loss=spec.box_loss, drop=spec.drop, detection_filter=rules
         )
-    lite0 = LITE0_SIZE | {"mask_dim": 64, "mask_layers": 2}
+    lite0: dict[str, Any] = LITE0_SIZE | {"mask_dim": 64, "mask_layers": 2}
     size = MaskRcnnSize(**(lite0 if spec.backbone == "efficientnet_lite0" else {}))
     return MaskRcnn(pyramid, spec.num_classes, size, box_loss=spec.box_loss, drop=spec.drop, detection_filter=rules)
 
