@@ -202,10 +202,12 @@ def test_the_state_of_a_run_tells_what_runs_and_what_stopped(tmp_path: Path) -> 
         *("running", "stopped", "stopped", "running", "finished", "unfinished")
     ]
     keys = ["step", "stage", "state", "rows", "failed", "seconds", "rows_per_second", "folder", "progress", "damage"]
+    keys.append("reads")
     assert all(list(state) == keys for state in states.values())
     assert states["e"] == {
         **{"step": "e", "state": "finished", "folder": str(tmp_path / "e-00000000"), "progress": None},
         "damage": None,
+        "reads": [],
         **done,
     }
     assert states["d"]["progress"]["loss"] == 0.5

@@ -16,6 +16,7 @@ from weaksam.core.storage import FileInfo
 from weaksam.demo.scenes import write_scenes
 from weaksam.execution.pools import PoolResources
 from weaksam.execution.times import read_times
+from weaksam.ops.roi_drop import RoiDropRules
 from weaksam.plan.pilot import _for_pilot
 from weaksam.plan.planning import Plan, Prices, StepPlan, as_json_of, project_bytes, sentences
 from weaksam.plan.projection import Advice, Pace
@@ -123,7 +124,7 @@ def test_tables_grow_with_rows_and_weights_do_not() -> None:
 def test_a_shortened_detector_sees_every_image_three_times_in_each_phase(backbone: str, steps: int) -> None:
     config = STAGES["train_detector"].config(
         images="images", pgt="pgt", backbone=backbone, steps=steps, batch_size=8, warmup=20, milestones=[600, 650],
-        roi_drop={"gate": "and", "start": 400},
+        roi_drop=RoiDropRules("and", start=400),
     )  # fmt: skip
     short = config.shortened(64)
     course = short.course(64)

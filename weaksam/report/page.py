@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 NAME = "report.html"
 _SMALL_SAM = "the small SAM (drawn scenes)"
-_FEATURES = {"efficientnet_lite0": "EfficientNet-Lite0 (ImageNet)", "frozen_sam": _SMALL_SAM}
+_FEATURES = {"efficientnet_lite0": "EfficientNet-Lite0 (ImageNet)", "frozen_sam": _SMALL_SAM, "vit_xs": _SMALL_SAM}
 IMAGES = 6
 
 
