@@ -49,12 +49,13 @@ def python(code: str, **environment: str) -> Any:
     """What a program prints as JSON, in an environment that sets nothing for Ray or S3."""
     own = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "AWS_", "MALLOC_"))}
     told = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=own | environment, timeout=200
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=own | environment, timeout=500
     )
     assert told.returncode == 0, told.stderr
     return json.loads(told.stdout.splitlines()[-1])
 
 
+@pytest.mark.timeout(600)  # it imports torch, Ray and transformers
 def test_no_import_changes_the_environment() -> None:
     code = f"""
 import importlib, json, os, signal
