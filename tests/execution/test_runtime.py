@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -100,8 +101,21 @@ def test_a_missing_image_is_a_row_with_a_reason(tmp_path: Path) -> None:
 
 @pytest.mark.ray
 def test_an_image_that_kills_its_worker_costs_only_its_own_row(tmp_path: Path) -> None:
+    import ray
+    from ray._private import state
+
     source = images(tmp_path / "images", {f"{i:03}": b"kill" if i == 17 else b"x" for i in range(60)})
-    outcome, rows = run(tmp_path, source)
+    free = ray.available_resources()["CPU"]
+    gc.disable()  # a collection by chance would hide actors that were not let go
+    try:
+        outcome, rows = run(tmp_path, source)
+        end = time.monotonic() + 60
+        while (left := ray.available_resources().get("CPU", 0.0)) < free and time.monotonic() < end:
+            time.sleep(0.1)
+    finally:
+        gc.enable()
+    alive = [actor for actor in state.actors().values() if actor["State"] != "DEAD"]
+    assert left >= free, f"actors of a pass that is over keep their CPUs: {alive}"
     assert len(rows) == 60
     assert {row["image_id"]: row["status"] for row in rows if row["status"] != "ok"} == {"017": "crash"}
     assert outcome.failed == 1

@@ -88,37 +88,41 @@ def run_alone(
     succeeded = node_deaths = 0
     idle: list[Any] = []
     running: dict[Any, _Running] = {}
-    while waiting or running:
-        while waiting and len(running) < pool.actors:
-            actor: Any = idle.pop() if idle else start.remote(step.folder, worker, schema, images)
-            row = waiting.popleft()
-            ready = actor.ready.remote()
-            running[actor.run.remote(row)] = _Running(actor, row, ready)
-        while idle:  # nothing waits for them, but an actor that could not start yet may wait for their place
-            ray.kill(idle.pop())
-        for ref, failure in _ended(running, pool.image_timeout_s):
-            one = running.pop(ref)
-            actor, row = one.actor, one.row
-            if failure is None:
-                succeeded += 1
-                idle.append(actor)
-                continue
+    try:
+        while waiting or running:
+            while waiting and len(running) < pool.actors:
+                actor: Any = idle.pop() if idle else start.remote(step.folder, worker, schema, images)
+                row = waiting.popleft()
+                ready = actor.ready.remote()
+                running[actor.run.remote(row)] = _Running(actor, row, ready)
+            while idle:  # nothing waits for them, but an actor that could not start yet may wait for their place
+                ray.kill(idle.pop())
+            for ref, failure in _ended(running, pool.image_timeout_s):
+                one = running.pop(ref)
+                actor, row = one.actor, one.row
+                if failure is None:
+                    succeeded += 1
+                    idle.append(actor)
+                    continue
+                ray.kill(actor)
+                if failure is NODE_DIED and node_deaths < NODE_DEATHS:
+                    node_deaths += 1
+                    waiting.append(row)
+                    continue
+                image_id = row.column("image_id")[0].as_py()
+                failed[image_id] += 1
+                if failed[image_id] < ATTEMPTS:
+                    waiting.append(row)
+                    continue
+                if not succeeded and 1 < min(HOPELESS, todo.num_rows) <= len(failed):
+                    raise StageError(f"step {step.name}: every image fails, the last one with: {': '.join(failure)}")
+                log.warning("%s: %s failed alone twice: %s: %s", step.name, image_id, *failure)
+                tables.write_part(step.folder, schemas.to_table([failed_row(image_id, *failure)], schema))
+                metrics.set_tags(step=step.name, stage=step.stage.name)
+                metrics.count("weaksam_images_failed")
+    finally:  # a traceback may refer to them: they would keep their CPUs and GPUs for as long as it lives
+        for actor in [*idle, *(one.actor for one in running.values())]:
             ray.kill(actor)
-            if failure is NODE_DIED and node_deaths < NODE_DEATHS:
-                node_deaths += 1
-                waiting.append(row)
-                continue
-            image_id = row.column("image_id")[0].as_py()
-            failed[image_id] += 1
-            if failed[image_id] < ATTEMPTS:
-                waiting.append(row)
-                continue
-            if not succeeded and 1 < min(HOPELESS, todo.num_rows) <= len(failed):
-                raise StageError(f"step {step.name}: every image fails, the last one with: {': '.join(failure)}")
-            log.warning("%s: %s failed alone twice: %s: %s", step.name, image_id, *failure)
-            tables.write_part(step.folder, schemas.to_table([failed_row(image_id, *failure)], schema))
-            metrics.set_tags(step=step.name, stage=step.stage.name)
-            metrics.count("weaksam_images_failed")
 
 
 def _ended(running: dict[Any, _Running], timeout_s: float) -> list[tuple[Any, Failure | None]]:

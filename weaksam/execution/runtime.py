@@ -9,6 +9,7 @@ left-over images run again, then each alone; then every id is counted once.
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
 import warnings
@@ -92,6 +93,9 @@ def _run_passes(
     images = common_folder(source.column("uri").to_pylist())
     while todo.num_rows:
         went_through = _run_pass(step, todo, worker, schema, pool, images=images)
+        # Ray ends an actor once nothing refers to it, and what a pass leaves refers to itself: until it is collected
+        # its actors keep their CPUs and GPUs from the next pass.
+        gc.collect()
         left = _todo(step.folder, source)
         if left.num_rows:
             pool = nodes.fit_again(pool)
