@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -126,7 +127,51 @@ def cut_out(images: Tensor, boxes: Sequence[Tensor], side: int, margin: float) -
         side: of what is cut out, pixels.
         margin: how much a box is enlarged to each side, as a share of its size.
     """
-    return roi_align(images, [enlarge_boxes(one, margin) for one in boxes], (side, side), aligned=True)
+    enlarged = [enlarge_boxes(part, margin) for part in boxes]
+    if images.is_cuda:
+        return roi_align(images, enlarged, (side, side), aligned=True)
+    crops = [_crop(image, box, side) for image, part in zip(images, enlarged, strict=True) for box in part.tolist()]
+    return torch.stack(crops) if crops else images.new_zeros((0, images.shape[1], side, side))
+
+
+def _crop(image: Tensor, box: Sequence[float], side: int) -> Tensor:
+    """(C, side, side): `roi_align` of one box, xyxy, on an image (C, H, W).
+
+    Its samples form a grid, so that it is a product with a matrix for each axis. torchvision's CPU kernel takes every
+    sample for itself, on one thread.
+    """
+    rows, row_weights = _axis_weights(box[1], box[3], side, image.shape[1])
+    columns, column_weights = _axis_weights(box[0], box[2], side, image.shape[2])
+    part = image[:, rows, columns] @ column_weights.T.to(image.dtype)  # (C, rows, side)
+    crop = row_weights.to(image.dtype) @ part.transpose(0, 1).flatten(1)  # (side, C * side)
+    return crop.unflatten(1, (image.shape[0], side)).transpose(0, 1)
+
+
+def _axis_weights(start: float, end: float, side: int, length: int) -> tuple[slice, Tensor]:
+    """How the cells of a crop are made of pixels along one axis.
+
+    Args:
+        start, end: of the box, pixels.
+        side: cells of the crop.
+        length: pixels of the image.
+
+    Returns:
+        the pixels that count, and (side, pixels) float32, the weight of each pixel in each cell.
+    """
+    size = end - start
+    per_cell = math.ceil(size / side)  # samples, evenly spread
+    positions = start - 0.5 + (np.arange(side * max(per_cell, 0)) + 0.5) * (size / (side * max(per_cell, 1)))
+    inside = (positions >= -1) & (positions <= length)  # other samples are zero
+    if not inside.any():
+        return slice(0, 1), torch.zeros(side, 1)
+    cells, positions = np.repeat(np.arange(side), per_cell)[inside], positions[inside].clip(0, length - 1)
+    low = np.floor(positions).astype(int)
+    high = np.minimum(low + 1, length - 1)
+    first, count = int(low[0]), int(high[-1]) + 1 - int(low[0])
+    parts = (positions - low) / per_cell
+    weights = np.bincount(cells * count + low - first, 1 / per_cell - parts, side * count)
+    weights += np.bincount(cells * count + high - first, parts, side * count)
+    return slice(first, first + count), torch.from_numpy(weights.reshape(side, count).astype(np.float32))
 
 
 def _resize(positions: Tensor, hw: torch.Size) -> Tensor:
