@@ -32,6 +32,7 @@ from weaksam.models.detectors.inference import detect_in_views
 from weaksam.models.detectors.rules import InferenceRules
 from weaksam.ops.masks import masks_to_boxes
 from weaksam.ops.rle import decode_rle, encode_rle
+from weaksam.ops.roi_drop import RoiDropRules
 from weaksam.stages import detect, train_detector
 from weaksam.stages.detect import DetectConfig, DetectObjects, DetectorFinder
 from weaksam.stages.train_detector import TrainDetectorConfig, make_task, read_objects
@@ -242,7 +243,7 @@ def test_a_batch_of_unreadable_images_moves_nothing_but_holds_every_weight(
 def test_training_that_goes_on_from_a_checkpoint_ends_with_the_same_weights(
     tmp_path: Path, inputs: dict[str, Step], model: str
 ) -> None:
-    step = make_step(tmp_path, inputs, model=model, roi_drop={"gate": "off"})
+    step = make_step(tmp_path, inputs, model=model, roi_drop=RoiDropRules())
     task, settings = make_task(step), loop_settings(step.config)
 
     def batches(first: int) -> Any:
@@ -270,7 +271,7 @@ def test_training_that_goes_on_from_a_checkpoint_ends_with_the_same_weights(
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_step_trains_and_tells_how_many_regions_it_dropped(tmp_path: Path, inputs: dict[str, Step]) -> None:
-    drop = {"gate": "cls", "cls_threshold": 0.01, "start": 2}
+    drop = RoiDropRules("cls", cls_threshold=0.01, start=2)
     step = make_step(tmp_path, inputs, roi_drop=drop, resources=TrainResources(workers=2).model_dump())
     assert train_detector.run(step).rows == 4
     rows = [json.loads(line) for line in (Path(step.folder) / "training_log.jsonl").read_text().splitlines()]
@@ -304,9 +305,9 @@ def test_published_recipes_are_the_defaults_of_each_model() -> None:
     assert (masked.optimizer, masked.lr, masked.scales[-1], masked.max_side) == ("sgd", 0.02, 800, 1333)
     former = TrainDetectorConfig.model_validate(base | {"model": "mask2former"})
     assert (former.square, former.jitter, former.clip, former.weight_decay) == (1024, [0.1, 2.0], 0.01, 0.05)
-    rules = DetectConfig(images="i", detector="d").rules("dino")
+    rules = DetectConfig(images="i", detector="d").rules(kind_of("dino").inference)
     assert (rules.scales, rules.flip, rules.max_detections) == ((800,), False, 300)
-    assert DetectConfig(images="i", detector="d", scales=[64]).rules("faster_rcnn").scales == (64,)
+    assert DetectConfig(images="i", detector="d", scales=[64]).rules(kind_of("faster_rcnn").inference).scales == (64,)
 
 
 @pytest.mark.parametrize(
@@ -320,7 +321,7 @@ def test_published_recipes_are_the_defaults_of_each_model() -> None:
             {"backbone": "efficientnet_lite0", "model": "dino"},
             "backbone efficientnet_lite0 is not for dino: it has resnet50 and frozen_sam",
         ),
-        ({"model": "rt_detr_v2", "roi_drop": {"gate": "and"}}, "roi_drop is for faster_rcnn, mask_rcnn and dino"),
+        ({"model": "rt_detr_v2", "roi_drop": RoiDropRules("and")}, "roi_drop is for faster_rcnn, mask_rcnn and dino"),
         ({"jitter": [2.0, 0.1]}, "jitter must be two factors above 0"),
         ({"start": "d", "weights": "x"}, "weights would be ignored"),
         ({"backbone": "frozen_sam", "first_stage": 0.0}, "first_stage must be above 0 where no step to start from"),
@@ -361,7 +362,7 @@ def test_a_detector_has_proposals_if_it_needs_them(tmp_path: Path, given: str, f
         "  proposals: {stage: proposals, images: images, sam: {model: vit_xs}}\n"
         "  mist: {stage: train_wsod, images: images, proposals: proposals, split: train}\n"
         "  pgt: {stage: pgt, images: images, detections: found, split: train}\n"
-        "  net: {stage: train_detector, images: images, pgt: other, split: train}\n"
+        "  net: {stage: train_detector, images: images, pgt: other}\n"
         "  other: {stage: pgt, images: images, detections: first, split: train}\n"
         "  first: {stage: detect, images: images, proposals: proposals, detector: mist}\n"
         f"  found: {{stage: detect, images: images{given}}}\n"
@@ -425,7 +426,7 @@ def test_mask_rcnn_starts_from_a_faster_rcnn_and_leaves_its_first_stage_as_it_is
         task.build_model()
     dino = replace(boxes, config=make_step(tmp_path, inputs, model="dino").config)
     with pytest.raises(
-        ConfigError, match=r"step boxes trained dino on small: name one that trained faster_rcnn or mask"
+        ConfigError, match=r"step boxes trained dino on frozen_sam: name one that trained faster_rcnn or mask"
     ):
         make_task(replace(step, inputs=inputs | {"start": dino}))
     image = {"image_id": "0", "uri": "0.png", "split": "train", "labels": [0]}
@@ -450,7 +451,7 @@ def test_detections_come_from_every_readable_image(tmp_path: Path, inputs: dict[
     wanted = {"max_detections": 5, "score_threshold": 0.0, "nms_threshold": 1.0}
     config = DetectConfig(images="i", detector="d", scales=[64, 80], flip=True, **wanted)
     schema = schemas.with_metadata(schemas.DETECTIONS, fingerprint="d", class_names=["red", "blue"])
-    mapper = DetectObjects(config, DetectorFinder(trained, 2, str(weights), config.rules(model)))
+    mapper = DetectObjects(config, DetectorFinder(trained, 2, str(weights), config.rules(kind_of(model).inference)))
     good = (tmp_path / "0.png").read_bytes()
     batch = pa.table(
         {

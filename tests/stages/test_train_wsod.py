@@ -139,7 +139,7 @@ def test_the_published_schedule_is_the_default() -> None:
     config = TrainWsodConfig(images="images", proposals="proposals", split="trainval")
     settings = loop_settings(config)
     assert (settings.steps, settings.batch_size, settings.lr) == (30_000, 8, 1e-5)
-    assert (settings.milestones, settings.warmup_from) == ((20_000, 26_700), pytest.approx(1 / 3))
+    assert (settings.milestones, settings.warmup_from) == ([20_000, 26_700], pytest.approx(1 / 3))
     assert config.spec(20).rules == METHODS["mist"]
     assert config.model_copy(update={"method": "oicr", "mining": "top"}).spec(20).rules.mining == "top"
 

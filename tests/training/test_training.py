@@ -119,7 +119,7 @@ def test_the_learning_rate_rises_then_falls():
     assert factors(6, 10) == pytest.approx([0.6, 0.2])
     assert factors(3, warmup=0, final_lr=1.0) == [1.0]
     assert factors(0, 1, warmup_from=0.5) == [0.75, 1.0]
-    assert factors(2, 4, 5, 7, 9, milestones=(5, 8)) == pytest.approx([1.0, 1.0, 0.1, 0.1, 0.01])
+    assert factors(2, 4, 5, 7, 9, milestones=[5, 8]) == pytest.approx([1.0, 1.0, 0.1, 0.1, 0.01])
 
 
 def test_a_window_of_the_steps_has_a_schedule_of_its_own():

@@ -121,9 +121,7 @@ class TrainDetectorConfig(_PUBLISHED):
         if self.backbone != "resnet50" and self.weights is not None:
             raise ValueError(f"weights are for resnet50: {self.backbone} has weights of its own")
         if self.backbone not in self.kind.backbones:
-            raise ValueError(
-                f"backbone {self.backbone} is not for {self.model}: it has {_list(self.kind.backbones)}"
-            )
+            raise ValueError(f"backbone {self.backbone} is not for {self.model}: it has {_list(self.kind.backbones)}")
         if self.start is not None and self.weights is not None:
             raise ValueError("weights would be ignored: the detector of start has its own")
         if self.first_stage == 0 and self.backbone == "frozen_sam" and self.kind.is_two_stage and self.start is None:
