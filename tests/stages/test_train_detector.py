@@ -321,7 +321,10 @@ def test_published_recipes_are_the_defaults_of_each_model() -> None:
             {"backbone": "efficientnet_lite0", "model": "dino"},
             "backbone efficientnet_lite0 is not for dino: it has resnet50 and frozen_sam",
         ),
-        ({"model": "rt_detr_v2", "roi_drop": RoiDropRules("and")}, "roi_drop is for faster_rcnn, dino and mask_rcnn: rt_detr_v2 has"),
+        (
+            {"model": "rt_detr_v2", "roi_drop": RoiDropRules("and")},
+            "roi_drop is for faster_rcnn, dino and mask_rcnn: rt_detr_v2 has",
+        ),
         ({"jitter": [2.0, 0.1]}, "jitter must be two factors above 0"),
         ({"start": "d", "weights": "x"}, "weights would be ignored"),
         ({"backbone": "frozen_sam", "first_stage": 0.0}, "first_stage must be above 0 where no step to start from"),

@@ -77,7 +77,8 @@ def count_restarts() -> int:
 def has_pool_started() -> bool:
     """Returns whether a pool actor of this job is placed on a node; it may still load weights."""
     actors = [actor for actor in _actors_of_this_job() if actor["ActorClassName"].startswith(_POOL_ACTOR)]
-    return any(actor["State"] != "DEAD" and actor["Address"]["NodeID"] for actor in actors)
+    # an actor without a place has no node id, or that of no node, which is all f
+    return any(actor["State"] != "DEAD" and actor["Address"]["NodeID"].strip("f") for actor in actors)
 
 
 def _actors_of_this_job() -> list[dict[str, Any]]:
