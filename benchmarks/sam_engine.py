@@ -3,7 +3,7 @@
     python -m benchmarks.sam_engine --models vit_b --points-per-side 32 --threads 1
 
 Same images, points, thresholds and weights. Models without a checkpoint get random weights with calibrated heads
-(`weaksam.sam.calibrate`), so that realistic shares of the masks pass the filters; these are printed. In fp32 the masks
+(`testing.calibrate`), so that realistic shares of the masks pass the filters; these are printed. In fp32 the masks
 must be those of `segment_anything`, but for logits within rounding of 0 and ties. For other precisions the output has
 the share of fp32's masks that they match at IoU 0.9. Ratios compare wall-clock seconds on a GPU, and elsewhere CPU
 seconds, which other programs on the machine disturb least. Phases are timed in a separate run, in which each phase
@@ -34,11 +34,11 @@ from segment_anything.modeling import Sam
 
 from benchmarks.clock import Clock, peak_memory, seconds_of
 from benchmarks.mask_agreement import compare, matched
+from testing.calibrate import calibrate
 from weaksam.demo.scene_drawing import draw_scene
 from weaksam.sam import engine as engine_module
 from weaksam.sam.backend import Backend
 from weaksam.sam.build import build_sam
-from weaksam.sam.calibrate import calibrate
 from weaksam.sam.checkpoints import load_sam
 from weaksam.sam.engine import EngineSettings, Proposals, SamEngine
 from weaksam.sam.settings import Precision

@@ -8,8 +8,8 @@ import pytest
 import torch
 from segment_anything.modeling import Sam
 
+from testing.calibrate import calibrate, noise_image
 from tests.sam.tiny import build_tiny_sam, shake
-from weaksam.sam.calibrate import calibrate, noise_image
 from weaksam.sam.checkpoints import load_sam
 from weaksam.sam.shipped import SHIPPED
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from segment_anything.modeling import Sam
 
+from testing.calibrate import noise_image
 from tests.sam.tiny import IMAGE_SIDE, build_tiny_sam
 from weaksam.errors import ImageError
 from weaksam.sam import attention
-from weaksam.sam.calibrate import noise_image
 from weaksam.sam.encoder import FastEncoder, join, partition
 from weaksam.sam.encoding import EncodedImage, ImageEncoder
 from weaksam.sam.engine import EngineSettings, SamEngine

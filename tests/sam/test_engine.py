@@ -8,9 +8,9 @@ import torch
 from segment_anything import SamAutomaticMaskGenerator, SamPredictor
 from segment_anything.modeling import Sam
 
+from testing.calibrate import noise_image
 from weaksam.errors import ImageError
 from weaksam.ops.rle import decode_rle
-from weaksam.sam.calibrate import noise_image
 from weaksam.sam.encoder import FastEncoder
 from weaksam.sam.engine import EngineSettings, Proposals, SamEngine
 from weaksam.sam.prompts import Prompts, grid_points

@@ -11,9 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
+from testing.calibrate import noise_image
 from tests.sam.tiny import build_tiny_sam
 from weaksam.data.images import decode_image, pixels_of
-from weaksam.sam.calibrate import noise_image
 from weaksam.sam.checkpoints import load_sam
 from weaksam.sam.engine import EngineSettings, SamEngine
 from weaksam.sam.prompts import Prompts

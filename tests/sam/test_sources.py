@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from segment_anything.modeling import Sam
 
-from weaksam.sam.calibrate import noise_image
+from testing.calibrate import noise_image
 from weaksam.sam.engine import EngineSettings, Proposals, SamEngine
 from weaksam.sam.prompts import Prompts
 from weaksam.sam.sources import PromptSet, join_sources, joint_points, point_prompts, propose_from_sources

@@ -1,4 +1,4 @@
-"""Operations on binary masks as tensors: boxes, areas, stability. Axis legend: N masks, H W pixels."""
+"""Operations on binary masks as tensors: their boxes. Axis legend: N masks, H W pixels."""
 
 from __future__ import annotations
 
@@ -42,17 +42,3 @@ def _first_and_end(flags: Tensor) -> tuple[Tensor, Tensor]:
     first = flags.to(torch.uint8).argmax(dim=1)
     end = length - flags.flip(1).to(torch.uint8).argmax(dim=1)
     return first, end
-
-
-def stability_score(logits: Tensor, *, offset: float, threshold: float = 0.0) -> Tensor:
-    """Returns the IoU of a mask thresholded at `threshold + offset` and at `threshold - offset`.
-
-    Args:
-        logits: (N, H, W) float.
-
-    Returns:
-        (N,) float32 in [0, 1]; NaN if no logit exceeds the lower threshold.
-    """
-    inner = (logits > threshold + offset).sum(dim=(1, 2), dtype=torch.int32)
-    outer = (logits > threshold - offset).sum(dim=(1, 2), dtype=torch.int32)
-    return inner / outer

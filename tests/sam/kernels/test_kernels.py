@@ -9,13 +9,13 @@ import pytest
 import torch
 from segment_anything.modeling import Sam
 
+from testing.calibrate import calibrate, noise_image
 from tests.sam.kernels.conftest import HALVES
 from tests.sam.test_postprocess import cut, make
 from tests.sam.tiny import IMAGE_SIDE, build_tiny_sam, shake
 from weaksam.ops.rle import decode_rle
 from weaksam.sam import attention
 from weaksam.sam.backend import PLAIN, Backend
-from weaksam.sam.calibrate import calibrate, noise_image
 from weaksam.sam.decoder import decode_prompts
 from weaksam.sam.engine import EngineSettings, Proposals, SamEngine
 from weaksam.sam.image_side import ImageSide, make_image_side
