@@ -135,7 +135,8 @@ def settings_of_stage(name: str) -> tuple[str, Table]:
     for row in settings_rows(stage.config):
         table.add_row(*row)
     about = [f"{name} -> {stage.writes}", inspect.cleandoc(stage.config.__doc__ or "")]
-    return "\n".join([*about, *recipe_lines(stage.config), ""]), table
+    recipes = recipe_lines(stage.config)
+    return "\n".join([*about, *(["", "Other defaults:", *recipes] if recipes else []), ""]), table
 
 
 def settings_rows(config: Any, prefix: str = "") -> list[tuple[str, str, str, str]]:
