@@ -84,6 +84,7 @@ def learn(net: Detector, images: list[Tensor], targets: list[Targets], *, steps:
 
 def learn_in_stages(net: Detector, images: list[Tensor], targets: list[Targets], *, steps: int) -> None:
     """Trains the weights that learn early, then the others, on all images at once."""
+    torch.manual_seed(0)  # the detector draws its generators from it
     early, last = net.early_parameters()
     others = [p for p in net.parameters() if p.requires_grad and id(p) not in set(map(id, early))]
     for parameters, some in ((early, range(last)), (others, range(last, steps))):
