@@ -21,8 +21,9 @@ ablation-proposals: $(INSTALLED)  ## after `make demo`: what each choice of its 
 test: $(INSTALLED)  ## every quick test that needs no GPU
 	$(VENV)/bin/python -m pytest -m "not slow"
 
+# Two processes share them: most of such a test is waiting for processes to start. A module's tests stay together.
 test-long: $(INSTALLED)  ## the tests of half a minute and more: whole runs, what is killed in them, faults of an object store
-	$(VENV)/bin/python -m pytest -m slow
+	$(VENV)/bin/python -m pytest -m slow -n 2 --dist loadscope
 
 test-all: test test-long  ## both
 

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs the S3 server of the tests, Ceph's RADOS Gateway, and the proxy that disturbs it, from Debian's packages.
 set -euo pipefail
+exec 9>"/tmp/weaksam-install-$UID.lock" && flock 9  # several test processes may need packages at once
 needed=(ceph-mon ceph-osd radosgw ceph-authtool monmaptool radosgw-admin haproxy)
 missing=()
 for program in "${needed[@]}"; do command -v "$program" >/dev/null || missing+=("$program"); done

@@ -26,6 +26,9 @@ _OF_DRIVER = {
     # By default, Ray Train checks its workers every two seconds, and twice after the last step: it notices the end of a
     # training, a report and a dead worker that much later.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    # By default, each training starts a process that announces the end of a node to workers that ask; none asks here,
+    # because a training goes on from its last checkpoint.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
 _OF_LOCAL_DRIVER = {
     "RAY_AUTH_MODE": "token",  # the mode of a local cluster anyway; set, it avoids a notice

@@ -58,16 +58,17 @@ _LEAST_LOADING = 4
 
 
 class _Trainer(TorchTrainer):
-    """Retries only temporary failures (`TrainingPolicy`), without Ray's placement group cleaner.
+    """Retries only temporary failures (`TrainingPolicy`), without two of Ray Train's callbacks.
 
-    The cleaner may end a healthy run: it queries the state API of the cluster started last on the machine (or of none,
-    without a dashboard) for this run's controller, and removes the run's workers if that cluster does not know it. A
-    killed driver's workers end with its job anyway.
+    The placement group cleaner may end a healthy run: it queries the state API of the cluster started last on the
+    machine (or of none, without a dashboard) for this run's controller, and removes the run's workers if that cluster
+    does not know it. A killed driver's workers end with its job anyway. The callback for Ray Data starts a process that
+    hands out datasets, and trainings here have none: tasks read and decode for themselves.
     """
 
     def _create_default_callbacks(self) -> list:
-        callbacks = super()._create_default_callbacks()
-        return [callback for callback in callbacks if type(callback).__name__ != "PlacementGroupCleanerCallback"]
+        unwanted = ("PlacementGroupCleanerCallback", "DatasetsCallback")
+        return [item for item in super()._create_default_callbacks() if type(item).__name__ not in unwanted]
 
     def _initialize_and_run_controller(self, **options: Any) -> Any:
         options["failure_policy"] = TrainingPolicy(self.run_config.failure_config or FailureConfig())
