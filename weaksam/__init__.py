@@ -1,3 +1,3 @@
 """weaksam: from image-level labels to boxes, masks and detectors, as batch jobs on Ray."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
