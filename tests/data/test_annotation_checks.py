@@ -82,7 +82,8 @@ def test_an_area_that_float32_cannot_tell_from_none_is_none() -> None:
 
 def test_a_warning_a_kind_counts_and_names_the_first_ten(caplog: pytest.LogCaptureFixture) -> None:
     remarks = Remarks("f.json")
-    remarks.add_boxes(["entry 1", "entry 2"], np.array([False, True]), np.array([True, True]))
+    boxes = np.array([[0, 0, 0, 5], [0, 0, 5, 5]])
+    remarks.add_boxes(["entry 1", "entry 2"], boxes, np.array([False, True]), np.array([True, True]))
     for index in range(12):
         remarks.add(NO_BOX, f"entry {index}")
     remarks.log()

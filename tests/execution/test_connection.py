@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import errno
+import json
+import logging
 import os
+import shutil
 import socket
 import stat
+import subprocess
+import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from testing.places import ROOT
 from weaksam.core.cache import cache_folder
 from weaksam.errors import ClusterError, ConfigError
 from weaksam.execution import connection, lost_cluster, own_cluster, ray_env
@@ -133,6 +141,67 @@ def test_what_is_not_known_is_raised_as_it_is() -> None:
     assert own_cluster.explain(PermissionError(errno.EACCES, "Permission denied", "/other"), {}) is None
 
 
+def test_a_share_of_a_cpu_counts_as_one(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr(own_cluster, "check_memory", lambda available, limit: None)
+    monkeypatch.setattr(ray_env, "prepare_own_cluster", lambda: None)
+    monkeypatch.setattr("ray.init", lambda **options: asked.append(options))
+    for quota in (0.5, 1.5, None):
+        monkeypatch.setattr(own_cluster, "cpu_quota", lambda quota=quota: quota)
+        with caplog.at_level(logging.INFO, "weaksam"):
+            own_cluster.start({})
+    assert [options.get("num_cpus") for options in asked] == [1, None, None]
+    assert caplog.messages == ["this container has 0.5 CPU: it counts as one, the least that Ray works with"]
+
+
+_LISTENING = """
+import json, os
+from pathlib import Path
+from weaksam.execution import connection
+
+def inodes(pid):
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            yield os.readlink(link)
+        except OSError:
+            pass
+
+connection.connect()
+import ray
+ray.get(ray.remote(lambda: 1).remote())
+stats = {int(p.name): (p / "stat").read_text() for p in Path("/proc").glob("[0-9]*")}
+parents = {pid: int(text.rsplit(")", 1)[1].split()[1]) for pid, text in stats.items()}
+below = {os.getpid()}
+for _ in range(6):
+    below |= {pid for pid, parent in parents.items() if parent in below}
+own = {link for pid in below for link in inodes(pid)}
+found = []
+for family in ("tcp", "tcp6"):
+    for line in Path(f"/proc/net/{family}").read_text().splitlines()[1:]:
+        fields = line.split()
+        if fields[3] == "0A" and f"socket:[{fields[9]}]" in own:
+            found.append(fields[1].split(":")[0])
+connection.disconnect()
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_cluster_of_this_machine_listens_on_loopback_alone() -> None:
+    folder = tempfile.mkdtemp(prefix="ws", dir="/tmp")  # short: sockets live there
+    own = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    command = [sys.executable, "-c", _LISTENING]
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=ROOT, env=own | {"RAY_TMPDIR": folder}, timeout=200
+    )
+    shutil.rmtree(folder, ignore_errors=True)
+    assert done.returncode == 0, done.stderr
+    addresses = json.loads(done.stdout.splitlines()[-1])
+    assert len(addresses) > 3  # the head, the raylet and workers
+    assert {address[-8:] for address in addresses} == {"0100007F"}  # 127.0.0.1, also as an address of IPv6
+
+
 def watched(tmp_path: Path) -> tuple[socket.socket, socket.socket, threading.Thread, list[str]]:
     """A head, a raylet, and a thread that watches both."""
     head, raylet = socket.socket(), socket.socket(socket.AF_UNIX)
@@ -166,6 +235,16 @@ def test_a_head_that_falls_silent_is_noticed(tmp_path: Path) -> None:
     raylet.close()
     assert len(told) == 1
     assert "the head of the cluster (GCS at 127.0.0.1:" in told[0]
+
+
+@pytest.mark.parametrize(("is_joined", "code"), [(True, ClusterError.exit_code), (False, 0)])
+def test_a_lost_cluster_ends_the_process_with_a_sentence(is_joined: bool, code: int) -> None:
+    lines = f"import ray; ray.is_initialized = lambda: {is_joined}; lost_cluster._end('the raylet ended')"
+    command = [sys.executable, "-c", f"from weaksam.execution import lost_cluster; {lines}"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=200)
+    assert done.returncode == code
+    assert ("error: the raylet ended: ended from outside, out of memory" in done.stderr) is is_joined
+    assert done.stderr.endswith("the same command goes on\n") is is_joined
 
 
 def test_a_cluster_that_is_left_may_end(tmp_path: Path) -> None:

@@ -193,10 +193,10 @@ def test_what_another_program_spoils_is_noticed(
 ) -> None:
     step = make_step(tmp_path, inputs, format="yolo")
     right = yolo.to_lines
-    monkeypatch.setattr(yolo, "to_lines", lambda classes, shapes: right(classes, [s * 0.9 for s in shapes]))
+    monkeypatch.setattr(yolo, "to_lines", lambda classes, shapes, **_: right(classes, [s * 0.9 for s in shapes]))
     with pytest.raises(DataError, match="image a: read back, its boxes are"):
         export.run(step)
-    monkeypatch.setattr(yolo, "to_lines", lambda classes, shapes: b"red 1 2 3 4\n")
+    monkeypatch.setattr(yolo, "to_lines", lambda classes, shapes, **_: b"red 1 2 3 4\n")
     with pytest.raises(DataError, match=r"what was written for images a to c cannot be read back \(ValueError"):
         export.run(step)
     monkeypatch.undo()

@@ -162,3 +162,20 @@ def test_boxes_without_a_finite_score_are_counted(
         row = read(step, pgt.run(step).parts)["a"]
     assert (row["boxes"], row["scores"]) == ([PART], [0.5])
     assert caplog.messages == ["steps.pgt: 2 boxes have a score that is not finite and are left out: image a, image a"]
+
+
+def test_boxes_whose_score_is_not_above_zero_are_counted(
+    tmp_path: Path, inputs: dict[str, Step], caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "results.json"
+    scores = [("a", -2.5), ("a", 0.0), ("b", -0.5), ("c", 0.5)]  # class 0 is no label of b
+    found = [{"image_id": i, "category_id": 1, "bbox": [0, 0, 40, 40], "score": score} for i, score in scores]
+    path.write_text(json.dumps(found))
+    step = make_step(tmp_path, {"images": inputs["images"], "detections": imported(inputs["images"], path)})
+    with caplog.at_level("WARNING"):
+        rows = read(step, pgt.run(step).parts)
+    assert {key: len(row["boxes"]) for key, row in rows.items()} == {"a": 0, "b": 0, "c": 1, "d": 0}
+    assert caplog.messages == [
+        "steps.pgt: 2 boxes of labels of their image have a score of 0 or less and are left out (are they logits?): "
+        "image a, image a"
+    ]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -33,6 +34,7 @@ _READ_THREADS = 32  # reads from object storage mostly wait
 _CONTROL = r"\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufffe\uffff"
 _UNSEEN = r"\xad\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufeff"
 _UNWRITABLE = re.compile(f"[{_CONTROL}{_UNSEEN}]")
+_SURROGATE = re.compile(r"[\ud800-\udfff]")  # JSON can hold half of a character, tables cannot
 
 
 @dataclass(frozen=True)
@@ -122,14 +124,16 @@ def make_dataset(images: Sequence[ImageRecord], class_names: Sequence[str]) -> D
     """Converts `images` to tables.
 
     Raises:
-        DataError: no image, a repeated image id, a class that is not in `class_names`, a name that `class_list`
-            rejects, or the name of a split that no export can write.
+        DataError: no image, an image id that is repeated or not UTF-8, a class that is not in `class_names`, a name
+            that `class_list` rejects, or the name of a split that no export can write.
     """
     if not images:
         raise DataError("the dataset: lists no image")
     class_names = class_list(class_names)
     _check_splits(dict.fromkeys(image.split for image in images))
     check_unique([image.image_id for image in images], "the dataset", "image id")
+    if bad := [repr(image.image_id) for image in images if _SURROGATE.search(image.image_id)]:
+        raise DataError(f"the dataset: image ids that are not UTF-8: {first_ten(bad)}: give these images other ids")
     ids = {name: index for index, name in enumerate(class_names)}
     rows, truths = [], []
     for image in images:
@@ -157,10 +161,16 @@ def class_list(names: Iterable[str]) -> list[str]:
     """Strips class names and checks them, for all readers.
 
     Raises:
-        DataError: a name is empty, repeated, or has characters that XML or text files cannot contain.
+        DataError: a name is empty, repeated, looks like another, or has characters that XML or text cannot contain.
     """
     names = [name.strip() for name in names]
     check_unique(names, "the list of classes", "class")
+    forms = Counter(unicodedata.normalize("NFC", name) for name in names)
+    if alike := [ascii(name) for name in names if forms[unicodedata.normalize("NFC", name)] > 1]:
+        raise DataError(
+            f"the list of classes: {first_ten(alike)}: the same letters as different characters of Unicode: write them "
+            "in one way"
+        )
     if bad := [repr(name) for name in names if not name or _UNWRITABLE.search(name)]:
         raise DataError(
             f"the list of classes: {first_ten(bad)}: a name needs letters, and no control characters or unseen ones"

@@ -11,6 +11,7 @@ from weaksam.data.datasets import warn_of
 
 NO_AREA = "boxes have no area inside their image and are left out"
 OUTSIDE = "boxes reach beyond their image and are cut at its border (is its size right?)"
+BELOW_A_PIXEL = "boxes are smaller than a pixel (are they shares of width and height? pixels are read)"
 BOX_OF_SEGMENTATION = "objects have no box: the box around their segmentation is taken"
 NO_BOX = "objects have no box and no segmentation: only their label counts"
 FEW_CORNERS = "polygons have fewer than 3 corners and are left out"
@@ -33,9 +34,14 @@ class Remarks:
         """Adds an entry, such as `annotation 7`."""
         self.entries.setdefault(kind, []).append(entry)
 
-    def add_boxes(self, entries: Sequence[str], has_area: np.ndarray, is_outside: np.ndarray) -> None:
+    def add_boxes(
+        self, entries: Sequence[str], boxes: np.ndarray, has_area: np.ndarray, is_outside: np.ndarray
+    ) -> None:
         """Adds the results of `fit_boxes` for the boxes of N entries."""
-        for kind, flags in ((NO_AREA, ~has_area), (OUTSIDE, is_outside & has_area)):
+        sides = boxes[:, 2:] - boxes[:, :2]
+        is_tiny = np.all((sides > 0) & (sides < 1), axis=1) & has_area
+        kinds = ((NO_AREA, ~has_area), (OUTSIDE, is_outside & has_area), (BELOW_A_PIXEL, is_tiny))
+        for kind, flags in kinds:
             for index in np.flatnonzero(flags).tolist():
                 self.add(kind, entries[index])
 

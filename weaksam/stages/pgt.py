@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 
 _ROWS_PER_PART = 4096
 _NO_SCORE = "boxes have a score that is not finite and are left out"
+_NOT_POSITIVE = "boxes of labels of their image have a score of 0 or less and are left out (are they logits?)"
 _COLUMNS = ["status", "message", "height", "width", "boxes", "classes", "scores"]
 
 
@@ -171,7 +172,7 @@ def trust(image_id: str, review: Review) -> dict[str, Any]:
 def choose(row: dict[str, Any], labels: np.ndarray, rules: Any, remarks: Remarks | None = None) -> dict[str, Any]:
     """Returns a row of pseudo ground truth from a row of detections; scores are unchanged, a failed row stays failed.
 
-    Boxes whose score is not finite are left out, and `remarks` counts them.
+    Boxes whose score is not finite or not above 0 are left out, and `remarks` counts them.
     """
     from weaksam.ops.pgt import select_pgt
 
@@ -181,8 +182,10 @@ def choose(row: dict[str, Any], labels: np.ndarray, rules: Any, remarks: Remarks
     classes, scores = np.array(row["classes"], np.int32), np.array(row["scores"], np.float32)
     usable = np.isfinite(scores)
     if remarks is not None:
-        for _ in range(np.count_nonzero(~usable)):
-            remarks.add(_NO_SCORE, f"image {row['image_id']}")
+        not_positive = usable & (scores <= 0) & np.isin(classes, labels)
+        for kind, flags in ((_NO_SCORE, ~usable), (_NOT_POSITIVE, not_positive)):
+            for _ in range(np.count_nonzero(flags)):
+                remarks.add(kind, f"image {row['image_id']}")
     boxes, classes, scores = boxes[usable], classes[usable], scores[usable]
     kept = select_pgt(boxes, classes, scores, labels.tolist(), rules)
     return row | {"boxes": boxes[kept], "classes": classes[kept], "scores": scores[kept], "trusted": False}

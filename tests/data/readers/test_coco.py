@@ -17,6 +17,7 @@ from weaksam.core import storage
 from weaksam.data.categories import COCO_IDS, COCO_NAMES
 from weaksam.data.datasets import sample_dataset
 from weaksam.data.readers.coco import read_coco
+from weaksam.data.remarks import BELOW_A_PIXEL
 from weaksam.errors import DataError
 
 CATEGORIES = [{"id": 90, "name": "toothbrush"}, {"id": 1, "name": "person"}, {"id": 13, "name": "stop sign"}]
@@ -389,3 +390,15 @@ def test_an_area_that_float32_cannot_hold_is_an_error(tmp_path: Path) -> None:
     root = write(tmp_path, [image(1)], [note(4, area=1e300)])
     with pytest.raises(DataError, match=r"annotation 4: its area must be a number from 0, got 1e\+300"):
         read_coco(root, ["train"])
+
+
+def test_an_image_id_that_is_no_text_is_an_error(tmp_path: Path) -> None:
+    root = write(tmp_path, [image("\ud800", "1.jpg"), image("b")], [])
+    with pytest.raises(DataError, match=r"image ids that are not UTF-8: '\\ud800': give these images other ids"):
+        read_coco(root, ["train"])
+
+
+def test_boxes_below_a_pixel_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    root = write(tmp_path, [image(1)], [note(4, box=(0.1, 0.2, 0.5, 0.25)), note(5, box=(0, 0, 1, 1)), note(6)])
+    assert len(rows(read_coco(root, ["train"]))["1"]["boxes"]) == 3
+    assert f"json: 1 {BELOW_A_PIXEL}: annotation 4" in caplog.text

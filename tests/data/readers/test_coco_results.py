@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from weaksam.data.readers.coco_results import read_results
-from weaksam.data.remarks import NO_AREA, OUTSIDE
+from weaksam.data.remarks import BELOW_A_PIXEL, NO_AREA, OUTSIDE
 from weaksam.errors import DataError
 from weaksam.ops.rle import decode_rle
 
@@ -163,3 +163,9 @@ def test_of_no_image_there_are_no_rows(tmp_path: Path) -> None:
     path = tmp_path / "results.json"
     path.write_text(json.dumps([entry()]))
     assert read_results(str(path), [], ["head"], category_ids=None).num_rows == 0
+
+
+def test_shares_of_width_and_height_are_noticed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    row = read(tmp_path, [entry(box=(0.25, 0.25, 0.5, 0.5)), entry(score=0.5)])["a"]
+    assert row["boxes"] == [[0.25, 0.25, 0.75, 0.75], [4, 4, 24, 24]]
+    assert f"json: 1 {BELOW_A_PIXEL}: entry 0" in caplog.text

@@ -160,6 +160,7 @@ def test_class_names_lose_blanks_at_their_ends(tmp_path: Path) -> None:
     for classes, message in (
         (["dog", "dog "], r"1 class\(s\) occur more than once: dog"),
         (["dog", " "], "the list of classes: '': a name needs letters"),
+        (["caf\u00e9", "cafe\u0301"], r"'caf.xe9', 'cafe.u0301': the same letters as different characters of Unicode"),
         (["dog", "a\tb"], r"'a\\tb': a name needs letters, and no control characters"),
     ):
         with pytest.raises(DataError, match=message):

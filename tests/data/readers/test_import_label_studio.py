@@ -191,6 +191,20 @@ def test_points_of_a_polygon_are_pairs(tmp_path: Path, points: object) -> None:
         read(tmp_path, [task("a", annotation([around, part]))])
 
 
+def test_polygons_need_one_box_of_their_id(tmp_path: Path) -> None:
+    square = polygon([[10, 20], [20, 20], [20, 40]], parentID="drawn")
+    twins = [box(0, 0, 50, 50, NAMES[0]), box(50, 50, 50, 50, NAMES[0])]
+    assert len(read(tmp_path, [task("a", annotation(twins))])["a"].boxes) == 2
+    with pytest.raises(DataError, match=r"task 1 \(image a\): region p is under 2 boxes, all with the id drawn"):
+        read(tmp_path, [task("a", annotation([*twins, square]))])
+
+
+def test_a_polygon_far_from_its_image_is_named(tmp_path: Path) -> None:
+    far = polygon([[10, 20], [1e7, 20], [20, 40]], parentID="drawn")
+    with pytest.raises(DataError, match=r"task 1 region p: its polygon has the coordinate 20000000, its image is 50 x"):
+        read(tmp_path, [task("a", annotation([box(0, 0, 50, 50, NAMES[0]), far]))])
+
+
 BRUSH = {"id": "r", "type": "brushlabels", "value": {"format": "rle", "rle": [1], "brushlabels": [NAMES[0]]}}
 OF_TASK = r"task 1 \(image a\): "
 TIMELESS = {"updated_at": "yesterday"}
@@ -228,6 +242,16 @@ def test_what_is_wrong_with_a_task_is_told(tmp_path: Path, regions: list[dict], 
 def test_a_reduced_copy_of_an_image_may_have_been_shown(tmp_path: Path) -> None:
     small = box(50, 50, 50, 50, NAMES[0], original_width=67, original_height=17)
     assert read(tmp_path, [task("a", annotation([small]))])["a"].boxes.tolist() == [[100, 25, 200, 50]]
+
+
+def test_sizes_of_regions_may_be_text(tmp_path: Path) -> None:
+    region = box(50, 50, 50, 50, NAMES[0], original_width="200", original_height=50.0)
+    for image_id in ("a", "b"):
+        review = read(tmp_path, [task(image_id, annotation([region]))])[image_id]
+        assert (review.boxes.tolist(), review.size) == ([[100, 25, 200, 50]], (50, 200))
+    for wrong in (float("nan"), "wide", [200]):
+        with pytest.raises(DataError, match="task 1 region drawn: its width must be a whole number of pixels up to"):
+            read(tmp_path, [task("a", annotation([region | {"original_width": wrong}]))])
 
 
 def test_the_size_must_be_known_to_somebody(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from weaksam.data.annotation_checks import fit_boxes
 from weaksam.data.datasets import fill_sizes
 from weaksam.data.readers import voc
 from weaksam.data.readers.voc import parse_voc_xml, read_voc
+from weaksam.data.remarks import BELOW_A_PIXEL
 from weaksam.errors import DataError
 
 
@@ -204,6 +207,29 @@ def test_a_bad_mask_file_is_named(data: bytes, message: str) -> None:
         voc.with_masks(annotation, data, "a.png")
 
 
+def png_header(height: int, width: int) -> bytes:
+    """An index PNG without pixels."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 3, 0, 0, 0)
+    data = b"\x89PNG\r\n\x1a\n"
+    for chunk in (header, b"IDAT"):
+        data += struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    return data
+
+
+def test_a_mask_file_of_another_size_is_not_decoded() -> None:
+    for stated, message in (((5, 6), r"a\.png: is 60000 x 70000, a\.xml says 5 x 6"), ((0, 0), "more than 100000000")):
+        annotation = parse_voc_xml(xml(height=stated[0], width=stated[1]), "a.xml")
+        with pytest.raises(DataError, match=message):
+            voc.with_masks(annotation, png_header(60_000, 70_000), "a.png")
+
+
+def test_boxes_in_shares_of_the_image_are_noticed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    annotation = xml(thing("dog", 1, 1, 9, 9), thing("dog", 0.1, 0.2, 0.6, 0.9))
+    write_devkit(str(tmp_path), {"train": ["1"]}, {"1": annotation})
+    read_voc(str(tmp_path), ["train"])
+    assert f"1 {BELOW_A_PIXEL}: {tmp_path}/Annotations/1.xml object 2" in caplog.text
+
+
 # --- whole devkits
 
 
@@ -272,6 +298,7 @@ def test_an_object_without_bndbox_is_a_label_with_a_warning(tmp_path: Path, capl
     assert "1 files with objects without <bndbox>; their labels count" in caplog.text
     assert "1 files with several <bndbox> in an object" in caplog.text
     assert "no area" not in caplog.text
+    assert "smaller than a pixel" not in caplog.text
 
 
 def test_names_with_blanks_are_ids_unless_a_flag_of_a_class_follows(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -278,6 +279,15 @@ def test_yolo_boxes(images: list[ExportImage]) -> None:
     assert exporter.lost == Counter(scores=9, masks=6)
 
 
+def test_yolo_boxes_of_a_panorama() -> None:
+    rng = np.random.default_rng(0)
+    corners = np.sort(rng.uniform(0, 1, (200, 2, 2)), axis=1) * [30_000, 9_000]
+    boxes = corners.reshape(-1, 4).astype("f4")
+    image = make_image("a", rng, num=200, masks=False)
+    image = replace(image, height=9_000, width=30_000, boxes=boxes)
+    round_trip(YoloLabels("memory://yolo-wide", NAMES, polygons=None), [image])
+
+
 def test_yolo_polygons(images: list[ExportImage]) -> None:
     exporter = YoloLabels("memory://yolo-segment", NAMES, polygons=0.0)
     tally = round_trip(exporter, images)
@@ -420,6 +430,14 @@ def test_names_of_images() -> None:
     assert max(len(place.picture.encode()) for place in places.values()) <= 250
     assert all(name.startswith("\u732b" * 70) for name in names)
     assert place_images(rows("a.jpg"), {"i0"})[1] == ""
+
+
+def test_characters_that_xml_and_lists_cannot_hold_are_replaced() -> None:
+    uris = ["/d/a\x01b.jpg", "/d/c\nd.jpg", "/d/e\x85.jpg", "/d/\ufffe.jpg", "/d/..f.g.jpg"]
+    for keep_spaces in (True, False):
+        places, _ = place_images(rows(*uris), {f"i{n}" for n in range(5)}, keep_spaces=keep_spaces)
+        assert [place.picture for place in places.values()] == ["a_b.jpg", "c_d.jpg", "e_.jpg", "_.jpg", "_f.g.jpg"]
+        assert [place.file_name for place in places.values()] == [uri[3:] for uri in uris]
 
 
 def test_ids_are_written_as_the_dataset_has_them() -> None:

@@ -13,7 +13,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.models.detectors import test_faster_rcnn, test_mask2former, test_mask_rcnn, test_rt_detr_v2
+from tests.models.detectors import (
+    test_faster_rcnn,
+    test_mask2former,
+    test_mask_rcnn,
+    test_rt_detr_v2,
+    test_small_mask_rcnn,
+    test_small_rcnn,
+)
 from tests.models.detectors.test_dino import make_dino, make_image
 from tests.models.pictures import total
 from weaksam.models.detectors.base import Detector, Targets
@@ -28,6 +35,8 @@ DETECTORS: dict[str, tuple[Callable[[], Detector], int]] = {
     "dino": (make_dino, 3),
     "rt_detr_v2": (test_rt_detr_v2.make_net, 3),
     "mask2former": (test_mask2former.tiny, 2),
+    "small_rcnn": (test_small_rcnn.make, 2),
+    "small_mask_rcnn": (test_small_mask_rcnn.make, 2),
 }
 
 

@@ -242,7 +242,7 @@ def read_objects(
             corners.append(around)
             drawn.append(mask if masks else None)
     boxes, has_area, is_outside = fit_boxes(np.array(corners, np.float64).reshape(-1, 4), size)
-    remarks.add_boxes([f"annotation {_id_of(a)}" for a in kept], has_area, is_outside)
+    remarks.add_boxes([f"annotation {_id_of(a)}" for a in kept], boxes, has_area, is_outside)
     indices = np.flatnonzero(has_area).tolist()
     kept = [kept[i] for i in indices]
     return Objects(

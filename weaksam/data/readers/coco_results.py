@@ -160,7 +160,7 @@ def _row(image_id: str, entries: Sequence[_Entry], size: Size | None, remarks: R
                 f"image {image_id} of {list(size or ())}"
             )
     boxes, has_area, is_outside = fit_boxes(np.array([e.corners for e in entries], np.float64).reshape(-1, 4), size)
-    remarks.add_boxes([entry.name for entry in entries], has_area, is_outside)
+    remarks.add_boxes([entry.name for entry in entries], boxes, has_area, is_outside)
     kept = [entries[i] for i in np.flatnonzero(has_area).tolist()]
     height, width = size or (None, None)
     row = {"image_id": image_id, "status": schemas.OK, "message": "", "height": height, "width": width}

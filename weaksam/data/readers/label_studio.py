@@ -9,6 +9,7 @@ Boxes are xyxy, absolute pixels, float32, right and bottom exclusive. Masks are 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -167,12 +168,14 @@ def _review(
         return Review(np.zeros((0, 4), np.float32), np.zeros(0, np.int32), [], size)
     classes = [_class_of(region, class_names) for region in boxes]
     cut, has_area, is_outside = fit_boxes(np.stack([_to_box(region, size) for region in boxes]), size)
-    remarks.add_boxes([_entry(task, region) for region in boxes], has_area, is_outside)
-    known = {region["id"] for region in boxes}
+    remarks.add_boxes([_entry(task, region) for region in boxes], cut, has_area, is_outside)
+    known = Counter(region["id"] for region in boxes)
     under: dict[str | None, list[np.ndarray]] = {}
     for region in polygons:
         parent, points = region.get("parentID"), _to_points(region, size)
         check_polygon(points, size, f"{remarks.where}: {_entry(task, region)}")
+        if known[parent] > 1:
+            raise _TaskError(f"region {region.get('id')} is under {known[parent]} boxes, all with the id {parent}")
         if parent not in known or len(points) < 3:
             remarks.add(FEW_CORNERS if parent in known else _UNDER_NO_BOX, _entry(task, region))
             continue
@@ -194,15 +197,15 @@ def _check_size(region: dict[str, Any], size: Size | None, where: str) -> Size:
     """Returns the size of the image, checked against the size in the region."""
     if region.get("image_rotation"):
         raise _TaskError(f"region {region.get('id')} was drawn on a turned image: turn it back in Label Studio")
-    height, width = region.get("original_height"), region.get("original_width")
+    stated = read_size(region.get("original_height"), region.get("original_width"), where)
     if size is None:
-        if (stated := read_size(height, width, where)) is None:
+        if stated is None:
             raise _TaskError("nobody knows the size of its image: original_height and original_width are missing")
         return stated
-    if height and width and abs(height * size[1] / (width * size[0]) - 1) > _SAME_SHAPE:
+    if stated is not None and abs(stated[0] * size[1] / (stated[1] * size[0]) - 1) > _SAME_SHAPE:
         raise _TaskError(
-            f"region {region.get('id')} was drawn on an image of {height} x {width} pixels, in the dataset it has "
-            f"{size[0]} x {size[1]}: let the URLs of the tasks lead to the images of the dataset"
+            f"region {region.get('id')} was drawn on an image of {stated[0]} x {stated[1]} pixels, in the dataset it "
+            f"has {size[0]} x {size[1]}: let the URLs of the tasks lead to the images of the dataset"
         )
     return size
 

@@ -37,7 +37,7 @@ from weaksam.data.datasets import (
     map_in_threads,
     warn_of,
 )
-from weaksam.data.images import EXTENSIONS
+from weaksam.data.images import EXTENSIONS, MAX_PIXELS
 from weaksam.data.readers.voc_xml import number, outline, read_difficult
 from weaksam.data.remarks import Remarks
 from weaksam.errors import DataError
@@ -232,7 +232,7 @@ def warn_of_objects(where: str, annotations: Sequence[VocAnnotation]) -> None:
     remarks = Remarks(where)
     for a in annotations:
         entries = [f"{a.uri} object {place}" for place in a.places]
-        remarks.add_boxes(entries, a.has_area | a.no_bndbox, a.is_outside)
+        remarks.add_boxes(entries, a.boxes, a.has_area | a.no_bndbox, a.is_outside)
     remarks.log()
     without = [a.uri for a in annotations if a.no_bndbox.any()]
     several = [a.uri for a in annotations if len(set(a.places)) < len(a.places)]
@@ -292,15 +292,7 @@ def with_masks(annotation: VocAnnotation, data: bytes, uri: str) -> VocAnnotatio
     Raises:
         DataError: the file is not an index PNG, or has another size than the annotation.
     """
-    try:
-        values = np.asarray(PngImagePlugin.PngImageFile(io.BytesIO(data)))
-    except Exception as error:  # Pillow raises many types for damaged files
-        raise DataError(f"{uri}: not a readable PNG ({error})") from error
-    if values.ndim != 2 or values.dtype != np.uint8:
-        raise DataError(f"{uri}: one 8-bit value per pixel was expected, got {values.dtype} of shape {values.shape}")
-    size = annotation.height, annotation.width
-    if None not in size and values.shape != size:
-        raise DataError(f"{uri}: is {values.shape[0]} x {values.shape[1]}, {annotation.uri} says {size[0]} x {size[1]}")
+    values = _read_values(annotation, data, uri)
     once = {place for place, count in Counter(annotation.places).items() if count == 1 and place < _VOID}
     drawn = once.intersection(np.unique(values).tolist())
     values = np.asfortranarray(values)
@@ -316,3 +308,22 @@ def with_masks(annotation: VocAnnotation, data: bytes, uri: str) -> VocAnnotatio
         left, top, width, height = coco_mask.toBbox(rles[i])
         boxes[i], has_area[i] = (left, top, left + width, top + height), True
     return replace(annotation, masks=masks, has_more_masks=has_more, boxes=boxes, has_area=has_area)
+
+
+def _read_values(annotation: VocAnnotation, data: bytes, uri: str) -> np.ndarray:
+    """Returns the values of an index PNG, (H, W) uint8; its size is checked before it is decoded."""
+    size = annotation.height, annotation.width
+    try:
+        image = PngImagePlugin.PngImageFile(io.BytesIO(data))
+        height, width = image.height, image.width
+        is_of_size = (height, width) == size if None not in size else height * width <= MAX_PIXELS
+        values = np.asarray(image) if is_of_size else None
+    except Exception as error:  # Pillow raises many types for damaged files
+        raise DataError(f"{uri}: not a readable PNG ({error})") from error
+    if values is None:
+        stated = f"{annotation.uri} says {size[0]} x {size[1]}"
+        limit = f"more than {MAX_PIXELS} pixels"
+        raise DataError(f"{uri}: is {height} x {width}, {limit if None in size else stated}")
+    if values.ndim != 2 or values.dtype != np.uint8:
+        raise DataError(f"{uri}: one 8-bit value per pixel was expected, got {values.dtype} of shape {values.shape}")
+    return values

@@ -14,6 +14,7 @@ from typing import Any
 _LONGEST_NAME = 235  # bytes; with an extension and a number it must fit into the 255 bytes of file systems
 _NO_SPLIT = "all"
 _NUMBER = re.compile(r"0|-?[1-9][0-9]*")
+_UNWRITABLE = re.compile(r"^\.+|[/\x00-\x1f\x7f-\x9f\ufffe\uffff]")  # hidden, or no character of a file name or of XML
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def _common_start(first: Sequence[str], last: Sequence[str]) -> list[str]:
 
 def _split_names(splits: Collection[str]) -> dict[str, str]:
     """Returns a name for the files and folders of each split, unique and inside the folder of the export."""
-    cleaned = {split: re.sub(r"^\.+|[/\x00-\x1f\x7f-\x9f]", "_", split) for split in sorted(splits)}
+    cleaned = {split: _UNWRITABLE.sub("_", split) for split in sorted(splits)}
     # splits with unchanged names come first, so that no other split takes them
     return _unique(dict(sorted(cleaned.items(), key=lambda item: item[0] != item[1])))
 
@@ -114,7 +115,7 @@ def _names(paths: Mapping[str, str], *, keep_spaces: bool) -> dict[str, str]:
     """
 
     def clean(path: str) -> str:
-        path = path.replace("/", "_")
+        path = _UNWRITABLE.sub("_", path)
         return path if keep_spaces else re.sub(r"\s", "_", path)
 
     stems = {i: re.sub(r"(?<=[^/])\.[^./]*$", "", path) for i, path in paths.items()}

@@ -1,8 +1,9 @@
 """Writes YOLO labels: one text file per image, one line per object, and data.yaml.
 
-Detection: `class cx cy w h`; segmentation: `class x1 y1 x2 y2 ...`; in shares of width and height, six decimals. A line
-has a single polygon: parts of a mask are joined by lines traversed in both directions, holes are filled. Boxes of
-segmentation labels are those of the polygons; the polygon of an object without a mask is its box.
+Detection: `class cx cy w h`; segmentation: `class x1 y1 x2 y2 ...`; in shares of width and height with six decimals,
+or more where a side has 10,000 pixels. A line has a single polygon: parts of a mask are joined by lines
+traversed in both directions, holes are filled. Boxes of segmentation labels are those of the polygons; the polygon of
+an object without a mask is its box.
 Trainers expect labels/x/name.txt for images/x/name.jpg: images.csv lists the path of each image file.
 """
 
@@ -21,10 +22,10 @@ from weaksam.data.writers.places import picture_list
 from weaksam.data.writers.polygons import draw_polygons, join_polygons, to_polygons
 
 
-def to_lines(classes: np.ndarray, shapes: Sequence[np.ndarray]) -> bytes:
+def to_lines(classes: np.ndarray, shapes: Sequence[np.ndarray], *, decimals: int = 6) -> bytes:
     """Returns the label file of an image: one line per object, its class and numbers."""
     lines = [
-        " ".join([str(label), *(f"{value:.6f}" for value in shape)])
+        " ".join([str(label), *(f"{value:.{decimals}f}" for value in shape)])
         for label, shape in zip(classes.tolist(), shapes, strict=True)
     ]
     return "".join(f"{line}\n" for line in lines).encode()
@@ -105,7 +106,8 @@ class YoloLabels:
                     polygon = join_polygons(parts)
                     lost += Counter(holes_filled=holes, further_parts_joined=len(parts) - 1)
                 shapes.append((polygon / [image.width, image.height]).reshape(-1))
-        storage.write_bytes(self._uri(image), to_lines(image.classes, shapes))
+        decimals = max(6, len(str(max(image.height, image.width))) + 2)  # so that rounding stays below a pixel / 100
+        storage.write_bytes(self._uri(image), to_lines(image.classes, shapes, decimals=decimals))
         return lost
 
     def finish(self) -> None:
