@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from weaksam.ops.pgt import PgtRules, containment, normalise_scores, select_pgt
+from weaksam.ops.box_areas import containment
+from weaksam.ops.pgt import PgtRules, normalise_scores, select_pgt
 
 Detection = tuple[list[float], int, float]
 

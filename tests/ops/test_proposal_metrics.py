@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from weaksam.ops.box_areas import pairwise_iou
 from weaksam.ops.proposal_metrics import (
     AR_THRESHOLDS,
     REFERENCE_RULES,
@@ -17,7 +18,6 @@ from weaksam.ops.proposal_metrics import (
     concat_records,
     match_proposals,
     match_row,
-    pairwise_iou,
     proposal_metrics,
     recall_by_class,
     recall_of,

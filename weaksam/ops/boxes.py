@@ -1,4 +1,4 @@
-"""Operations on boxes as tensors: areas, overlaps, clipping.
+"""Operations on boxes as tensors that torchvision.ops lacks.
 
 Axis legend: N, M boxes.
 Boxes are xyxy, absolute pixels, float32, right and bottom exclusive unless a function says otherwise.
@@ -7,66 +7,28 @@ Boxes are xyxy, absolute pixels, float32, right and bottom exclusive unless a fu
 from __future__ import annotations
 
 import torch
+import torchvision
 from torch import Tensor
 
 
-def box_areas(boxes: Tensor) -> Tensor:
-    """Returns the areas of boxes in square pixels; 0 for a box with right < left or bottom < top.
-
-    Args:
-        boxes: (N, 4) float, xyxy.
-
-    Returns:
-        (N,) of the same dtype and device.
-    """
-    sides = (boxes[:, 2:] - boxes[:, :2]).clamp(min=0)
-    return sides[:, 0] * sides[:, 1]
-
-
-def box_intersections(boxes: Tensor, others: Tensor) -> Tensor:
-    """Returns the intersection of every pair of boxes, in square pixels.
-
-    Args:
-        boxes: (N, 4) float, xyxy.
-        others: (M, 4) float, xyxy.
-
-    Returns:
-        (N, M) of the same dtype and device.
-    """
-    top_left = torch.maximum(boxes[:, None, :2], others[None, :, :2])
-    bottom_right = torch.minimum(boxes[:, None, 2:], others[None, :, 2:])
-    sides = (bottom_right - top_left).clamp(min=0)
-    return sides[..., 0] * sides[..., 1]
-
-
 def box_iou(boxes: Tensor, others: Tensor) -> Tensor:
-    """Returns the intersection over union of every pair of boxes.
+    """Returns the intersection over union of every pair of boxes: torchvision's, with areas from 0 on.
 
-    A pair of empty boxes has IoU 0, not NaN.
+    A box with right < left or bottom < top, as `to_inclusive` makes of a box narrower than a pixel, has no area; a pair
+    of boxes without area has IoU 0. torchvision's function has negative areas and NaN for them.
 
     Args:
         boxes: (N, 4) float, xyxy.
         others: (M, 4) float, xyxy.
 
     Returns:
-        (N, M) in [0, 1], same dtype and device.
+        (N, M) in [0, 1], on the same device.
     """
-    shared = box_intersections(boxes, others)
-    union = box_areas(boxes)[:, None] + box_areas(others)[None, :] - shared
-    return torch.where(union > 0, shared / union, torch.zeros_like(shared))
+    return torchvision.ops.box_iou(_not_inverted(boxes), _not_inverted(others)).nan_to_num(0.0)
 
 
-def clip_boxes(boxes: Tensor, height: int, width: int) -> Tensor:
-    """Clips boxes to an image of (height, width) pixels. A box outside the image gets area 0.
-
-    Args:
-        boxes: (N, 4) float, xyxy.
-
-    Returns:
-        (N, 4), a copy.
-    """
-    limits = boxes.new_tensor([width, height, width, height])
-    return torch.minimum(boxes.clamp(min=0), limits)
+def _not_inverted(boxes: Tensor) -> Tensor:
+    return torch.cat([boxes[:, :2], torch.maximum(boxes[:, :2], boxes[:, 2:])], 1)
 
 
 def enlarge_boxes(boxes: Tensor, margin: float) -> Tensor:

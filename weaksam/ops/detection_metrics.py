@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from weaksam.core.schemas import OK
+from weaksam.ops.box_areas import pairwise_iou
 from weaksam.ops.checks import check_objects
-from weaksam.ops.proposal_metrics import pairwise_iou
 
 HIT, MISS, IGNORED = 1, 0, -1
 # The levels of the published Python evaluators: three are one rounding step above 0.3, 0.6 and 0.7, so a recall of

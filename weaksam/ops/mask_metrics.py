@@ -19,10 +19,10 @@ from pycocotools import mask as coco_mask
 
 from weaksam.core.schemas import OK
 from weaksam.ops import detection_metrics
+from weaksam.ops.box_areas import pairwise_iou
 from weaksam.ops.checks import check_objects
 from weaksam.ops.detection_metrics import IGNORED, DetectionRecords, DetectionRules, match_image
 from weaksam.ops.pgt_metrics import pgt_metrics, pgt_table
-from weaksam.ops.proposal_metrics import pairwise_iou
 from weaksam.ops.rle import rle_area, rle_to_runs
 
 

@@ -9,6 +9,8 @@ from torch import Tensor
 def masks_to_boxes(masks: Tensor) -> Tensor:
     """Returns the tight boxes around masks.
 
+    torchvision's function of this name leaves out the last row and column, and fails for an empty mask.
+
     Args:
         masks: (N, H, W) bool.
 

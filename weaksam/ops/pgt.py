@@ -19,6 +19,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from weaksam.ops.box_areas import containment
 from weaksam.ops.checks import check_number, check_whole
 from weaksam.ops.choices import check_choices
 
@@ -132,16 +133,6 @@ def normalise_scores(scores: np.ndarray, norm: Norm) -> np.ndarray:
     if low == high:
         return np.full(len(scores), np.inf if norm == "range" else 1.0)
     return (scores - low if norm == "minmax" else scores) / (high - low)
-
-
-def containment(boxes: np.ndarray) -> np.ndarray:
-    """Returns (N, N) float64: the share of box i's area (row) inside box j (column); 0 for a box without area."""
-    boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
-    low = np.maximum(boxes[:, None, :2], boxes[None, :, :2])
-    high = np.minimum(boxes[:, None, 2:], boxes[None, :, 2:])
-    shared = np.clip(high - low, 0, None).prod(2)
-    areas = np.clip(boxes[:, 2:] - boxes[:, :2], 0, None).prod(1)[:, None]
-    return np.divide(shared, areas, out=np.zeros_like(shared), where=areas > 0)
 
 
 def _without_parts(covered: np.ndarray) -> list[int]:

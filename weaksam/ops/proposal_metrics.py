@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from weaksam.core.schemas import OK, SOURCES
+from weaksam.ops.box_areas import as_boxes, pairwise_iou
 from weaksam.ops.checks import check_objects
 
 THRESHOLDS = (0.5, 0.75, 0.9)
@@ -101,11 +102,11 @@ def match_row(truth: Mapping[str, Any], proposals: Mapping[str, Any] | None, rul
         keep &= ~np.asarray(truth["difficult"], bool)
     if not rules.include_crowd:
         keep &= ~np.asarray(truth["crowd"], bool)
-    boxes = _boxes(truth["boxes"])
+    boxes = as_boxes(truth["boxes"])
     areas = truth.get("areas")
     areas = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1) if areas is None else np.asarray(areas, np.float64)
     usable = proposals if proposals is not None and proposals["status"] == OK else _NO_PROPOSALS
-    proposal_boxes = _boxes(usable["boxes"])
+    proposal_boxes = as_boxes(usable["boxes"])
     sources, scores = np.asarray(usable["source"], np.int64), np.asarray(usable["predicted_iou"], np.float64)
     if not len(proposal_boxes) and not rules.include_images_without_proposals:
         keep[:] = False
@@ -153,27 +154,6 @@ def match_proposals(
     return np.stack(columns, axis=1)
 
 
-def pairwise_iou(boxes: np.ndarray, others: np.ndarray, *, plus_one: bool = False) -> np.ndarray:
-    """Returns the intersection over union of every pair; 0 if both are empty.
-
-    Args:
-        boxes: (G, 4) float, xyxy.
-        others: (N, 4) float, xyxy.
-        plus_one: whether right and bottom are inclusive.
-
-    Returns:
-        (G, N) float64.
-    """
-    boxes, others = _boxes(boxes), _boxes(others)
-    extra = 1.0 if plus_one else 0.0
-    low = np.maximum(boxes[:, None, :2], others[None, :, :2])
-    high = np.minimum(boxes[:, None, 2:], others[None, :, 2:])
-    shared = np.clip(high - low + extra, 0, None).prod(axis=2)
-    first, second = (np.clip(b[:, 2:] - b[:, :2] + extra, 0, None).prod(axis=1) for b in (boxes, others))
-    union = first[:, None] + second[None] - shared
-    return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
-
-
 def _assigned_iou(iou: np.ndarray) -> np.ndarray:
     """Returns (G,) IoU of each object with its proposal, assigned greedily by descending IoU, each member once."""
     left = iou.copy()
@@ -183,10 +163,6 @@ def _assigned_iou(iou: np.ndarray) -> np.ndarray:
         assigned[row] = max(left[row, column], 0.0)
         left[row], left[:, column] = -1.0, -1.0
     return assigned
-
-
-def _boxes(boxes: Any) -> np.ndarray:
-    return np.asarray(boxes, np.float64).reshape(-1, 4)
 
 
 def concat_records(records: Iterable[RecallRecords]) -> RecallRecords:

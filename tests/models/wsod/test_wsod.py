@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from torchvision.models import resnet50, vgg16
-from torchvision.ops import roi_align, roi_pool
+from torchvision.ops import clip_boxes_to_image, roi_align, roi_pool
 
 from weaksam.data.proposal_boxes import ProposalBoxes
 from weaksam.models.backbones.pyramids import SamPyramid
@@ -24,7 +24,7 @@ from weaksam.models.wsod.dropblock import ConcreteDropBlock
 from weaksam.models.wsod.network import METHODS, WsodNet, forward_losses, wsod_losses
 from weaksam.ops import mil
 from weaksam.ops.box_coding import decode_boxes
-from weaksam.ops.boxes import box_iou, clip_boxes
+from weaksam.ops.boxes import box_iou
 from weaksam.training.wsod_task import WsodRecipe, WsodTask
 
 POOL = ThreadPoolExecutor(2)
@@ -241,7 +241,7 @@ def test_one_box_layer_for_all_classes_learns_from_the_last_pseudo_boxes() -> No
     assert torch.equal(moved[:, 0], moved[:, 2])
     with torch.no_grad():
         (again,) = net.heads(net.pool([make_image()], [BOXES]), [5])
-    wanted = clip_boxes(decode_boxes(again.shared, BOXES), 48, 64)
+    wanted = clip_boxes_to_image(decode_boxes(again.shared, BOXES), (48, 64))
     torch.testing.assert_close(moved[:, 1], wanted)
     assert not torch.allclose(wanted, BOXES)
 

@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torch import Tensor
-from torchvision.ops import box_convert
+from torchvision.ops import box_convert, clip_boxes_to_image
 
 from weaksam.models.detectors.base import Detections, Targets
-from weaksam.ops.boxes import clip_boxes
 
 
 def to_relative(targets: Targets, size: tuple[int, int]) -> Targets:
@@ -36,7 +35,7 @@ def best_detections(logits: Tensor, boxes: Tensor, sizes: Sequence[tuple[int, in
     detections = []
     for i, (height, width) in enumerate(sizes):
         pixels = corners[i, order[i] // num_classes] * corners.new_tensor([width, height, width, height])
-        detections.append(Detections(clip_boxes(pixels, height, width), order[i] % num_classes, scores[i]))
+        detections.append(Detections(clip_boxes_to_image(pixels, (height, width)), order[i] % num_classes, scores[i]))
     return detections
 
 

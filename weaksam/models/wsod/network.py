@@ -15,13 +15,14 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torchvision.ops import clip_boxes_to_image
 
 from weaksam.models.backbones.roi_backbones import RoiNet
 from weaksam.models.noise import SampleNoise
 from weaksam.models.wsod.dropblock import ConcreteDropBlock
 from weaksam.ops import mil
 from weaksam.ops.box_coding import decode_boxes
-from weaksam.ops.boxes import box_iou, clip_boxes, to_inclusive
+from weaksam.ops.boxes import box_iou, to_inclusive
 from weaksam.ops.choices import check_choices
 
 Mining = Literal["top", "near_top", "mist"]
@@ -146,11 +147,11 @@ class WsodNet(nn.Module):
         height, width = image.shape[1:]
         if not output.offsets:
             if output.shared is not None:
-                boxes = clip_boxes(decode_boxes(output.shared.float(), boxes), height, width)
+                boxes = clip_boxes_to_image(decode_boxes(output.shared.float(), boxes), (height, width))
             return scores, boxes[:, None].expand(-1, self.num_classes, 4)
         offsets = torch.stack(output.offsets).float().mean(0)[:, 1:]
         moved = decode_boxes(offsets, boxes[:, None])
-        return scores, clip_boxes(moved.flatten(0, 1), height, width).view_as(moved)
+        return scores, clip_boxes_to_image(moved, (height, width))
 
 
 def wsod_losses(
