@@ -18,12 +18,13 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from testing.local_ray import disconnect
 from weaksam import pipeline
 from weaksam.cli.terminal import set_up_logging
 from weaksam.core import storage
 from weaksam.data.images import decode_image
 from weaksam.demo.scenes import write_scenes
-from weaksam.execution.connection import connect, disconnect
+from weaksam.execution.connection import connect
 from weaksam.stages.proposal_settings import GridSettings
 
 CONFIG = """

@@ -9,6 +9,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
+def disconnect() -> None:
+    """Leaves the cluster that `weaksam.execution.connection.connect` joined; ends it when `connect` started it."""
+    import ray
+
+    from weaksam.execution.lost_cluster import stop_watching
+
+    stop_watching()
+    ray.shutdown()
+
+
 @contextmanager
 def local_ray(*, store_bytes: int, parent: str = "/tmp") -> Iterator[None]:
     """Runs Ray inside the context, with four logical CPUs: on two, a pipeline of read, actor and write can starve."""

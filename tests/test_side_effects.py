@@ -155,7 +155,8 @@ def test_connect_leaves_the_programs_handler_of_signals() -> None:
     code = """
 import json, os, signal, time
 from weaksam.cli.terminal import end_on_sigterm
-from weaksam.execution.connection import connect, disconnect
+from testing.local_ray import disconnect
+from weaksam.execution.connection import connect
 end_on_sigterm()
 connect()
 ended = ""

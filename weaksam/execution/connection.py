@@ -23,7 +23,7 @@ from typing import Any
 from weaksam.core.object_stores import VARIABLES
 from weaksam.errors import ClusterError, ConfigError
 from weaksam.execution import ray_env
-from weaksam.execution.lost_cluster import end_when_lost, host_and_port, stop_watching
+from weaksam.execution.lost_cluster import end_when_lost, host_and_port
 
 log = logging.getLogger(__name__)
 
@@ -79,14 +79,6 @@ def check_cluster() -> None:
     """
     if not _has_joined() and (address := cluster_address(os.environ)) != _LOCAL:
         check_reachable(address)
-
-
-def disconnect() -> None:
-    """Leaves the cluster; ends it when `connect` started it."""
-    import ray
-
-    stop_watching()
-    ray.shutdown()
 
 
 def _has_joined() -> bool:
