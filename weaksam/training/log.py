@@ -138,7 +138,11 @@ def _as_json(means: dict[str, float]) -> dict[str, float | None]:
 
 
 def _record(event: Event) -> bytes:
-    """Encodes an event as a TensorBoard record: length, its checksum, the event, its checksum."""
+    """Encodes an event as a TensorBoard record: length, its checksum, the event, its checksum.
+
+    tensorboardX's writers of records take the path of a file that they begin anew; this log is kept in memory, restored
+    from its rows after an interruption, and written to object storage.
+    """
     content = event.SerializeToString()
     length = struct.pack("<Q", len(content))
     return length + struct.pack("<I", masked_crc32c(length)) + content + struct.pack("<I", masked_crc32c(content))

@@ -23,7 +23,7 @@ _LIKE_ADAMW = 0.2  # root mean square of an update of AdamW, arXiv 2502.16982
 def orthogonalise(matrix: Tensor) -> Tensor:
     """Approximates the nearest orthogonal matrix of a matrix (A, B) by Newton-Schulz iteration.
 
-    In bf16, as is usual, but in fp32 on CPUs that emulate bf16; torch's Muon uses bf16 on those, too.
+    In bf16, as is usual, but in fp32 on CPUs that emulate bf16.
     """
     x = matrix.to(torch.bfloat16 if computes_bf16(matrix.device) else torch.float32)
     x = x.T if matrix.shape[0] > matrix.shape[1] else x
@@ -36,7 +36,11 @@ def orthogonalise(matrix: Tensor) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon for matrices; updates have the size of AdamW's, so that both can share a learning rate."""
+    """Muon for matrices; updates have the size of AdamW's, so that both can share a learning rate.
+
+    The same steps as `torch.optim.Muon` with `adjust_lr_fn="match_rms_adamw"`, which has no choice of precision: it
+    iterates in bf16 on every device.
+    """
 
     def __init__(self, matrices: list[Any], *, lr: float, weight_decay: float) -> None:
         super().__init__(matrices, {"lr": lr, "weight_decay": weight_decay})
