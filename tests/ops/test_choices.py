@@ -1,4 +1,4 @@
-"""A name that is none of those known is refused wherever one is chosen by name, and the message lists them."""
+"""A name that is none of those known, or a number outside its limits, is refused; the message says what is allowed."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from weaksam.models.classifiers.peak_prompts import PeakRule
 from weaksam.models.detectors.build import build_untrained
 from weaksam.models.detectors.catalogue.kind import DetectorSpec
 from weaksam.models.detectors.faster_rcnn import FasterRcnn
+from weaksam.models.detectors.rules import InferenceRules
 from weaksam.models.wsod.build import WsodSpec
 from weaksam.models.wsod.network import METHODS, WsodRules
 from weaksam.ops.pgt import PgtRules, normalise_scores
@@ -52,6 +53,25 @@ UNKNOWN: list[tuple[Callable[[Any], Any], str]] = [
     (lambda name: MaskRules(empty=name), "empty must be one of 'box', 'drop'"),
     (lambda name: PeakRule(3, cluster=name), "cluster must be one of 'per_class', 'pooled', 'off'"),
 ]
+
+
+OUTSIDE: list[tuple[Callable[[], Any], str]] = [
+    (lambda: PgtRules(threshold=-0.1), "threshold must be a finite number from 0 on, got -0.1"),
+    (lambda: PgtRules(containment=0.0), "containment must be a finite number above 0 and at most 1, got 0.0"),
+    (lambda: PgtRules(containment=1.1), "containment must be a finite number above 0 and at most 1, got 1.1"),
+    (lambda: PgtRules(top_k=0), "top_k must be None or a whole number from 1 on, got 0"),
+    (lambda: MaskRules(max_outside=2.0), "max_outside must be a finite number from 0 on and at most 1, got 2.0"),
+    (lambda: RoiDropRules(cls_threshold=-1.0), "cls_threshold must be a finite number from 0 on, got -1.0"),
+    (lambda: RoiDropRules(start=None), "start must be a whole number from 0 on, got None"),  # type: ignore[arg-type]
+    (lambda: InferenceRules(nms_threshold=0.0), "nms_threshold must be a finite number above 0 and at most 1, got 0.0"),
+    (lambda: InferenceRules(max_side=31), "max_side must be a whole number from 32 on, got 31"),
+]
+
+
+@pytest.mark.parametrize(("make", "fault"), OUTSIDE)
+def test_a_number_outside_its_limits_is_refused(make: Callable[[], Any], fault: str) -> None:
+    with pytest.raises(ValueError, match=f"^{fault}$"):
+        make()
 
 
 @pytest.mark.parametrize(("choose", "fault"), UNKNOWN)

@@ -158,7 +158,7 @@ def test_the_rule_of_sos_wsod() -> None:
         ({"top_k": -1}, "top_k must be .* got -1"),
         ({"max_per_class": 0}, "max_per_class must be .* got 0"),
         ({"max_per_image": 2.0}, "max_per_image must be .* got 2.0"),
-        ({"threshold": math.nan}, "threshold must be a finite number, got nan"),
+        ({"threshold": math.nan}, "threshold must be a finite number from 0 on, got nan"),
     ],
 )
 def test_rules_that_cannot_be_meant_are_refused(wrong: dict, message: str) -> None:

@@ -18,13 +18,33 @@ def check_whole(name: str, value: Any, *, least: int, or_none: bool = True) -> N
         raise ValueError(f"{name} must be {none}a whole number from {least} on, got {value!r}")
 
 
-def check_number(name: str, value: Any, *, least: float = -math.inf, or_none: bool = False) -> None:
-    """Raises ValueError unless a value is a finite number of at least `least`, or None if that is allowed."""
+def check_number(
+    name: str,
+    value: Any,
+    *,
+    least: float = -math.inf,
+    above: float = -math.inf,
+    most: float = math.inf,
+    or_none: bool = False,
+) -> None:
+    """Raises ValueError unless a value is a finite number within the limits, or None if that is allowed.
+
+    Args:
+        name: name of the value, for the message.
+        value: the value.
+        least: the value is at least this.
+        above: the value is above this.
+        most: the value is at most this.
+        or_none: whether None is allowed.
+    """
     if value is None and or_none:
         return
-    if not isinstance(value, (int, float, np.number)) or not math.isfinite(value) or value < least:
-        limit = f" from {least:g} on" if math.isfinite(least) else ""
-        raise ValueError(f"{name} must be a finite number{limit}{' or None' if or_none else ''}, got {value!r}")
+    is_number = isinstance(value, (int, float, np.number)) and math.isfinite(value)
+    if not (is_number and least <= float(value) <= most and float(value) > above):
+        words = {"from {:g} on": least, "above {:g}": above, "at most {:g}": most}
+        limits = " and ".join(text.format(limit) for text, limit in words.items() if math.isfinite(limit))
+        allowed = f"a finite number {limits}".rstrip() + (" or None" if or_none else "")
+        raise ValueError(f"{name} must be {allowed}, got {value!r}")
 
 
 def check_objects(row: Mapping[str, Any], what: str, num_classes: int | None = None) -> None:

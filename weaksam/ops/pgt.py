@@ -15,13 +15,13 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 import numpy as np
+from annotated_types import Ge, Gt, Le
 
 from weaksam.ops.box_areas import containment
-from weaksam.ops.checks import check_number, check_whole
-from weaksam.ops.choices import check_choices
+from weaksam.ops.choices import check_rules
 
 Norm = Literal["range", "minmax", "max", "raw"]
 ContainmentRule = Literal["greedy", "all_pairs", "off"]
@@ -32,35 +32,33 @@ class PgtRules:
     """Rules of selecting detections. The defaults are the paper's except `norm`.
 
     Attributes:
-        norm: scores s of a class in an image, from m to M, become (s - m) / (M - m) with `minmax` (the paper's figure),
-            s / (M - m) with `range` (its code), s / M with `max`, and s with `raw` (SoS-WSOD). With a hundred
-            detections and scores down to 0 the first three are almost equal; with few, `minmax` removes the
-            lowest-scored one, e.g. the second of two, however good it is.
-        threshold: minimum normalised score of a kept detection; the best of each class is always kept.
-        containment: minimum share of a box's area inside another box of its class that makes it a part of that box.
-        containment_rule: `greedy`: by descending score, removes parts of kept boxes. `all_pairs`: removes parts of any
-            box above the threshold, even the best of a class. `off`: removes nothing.
-        containment_except: classes whose parts are kept; in SoS-WSOD those that occur in groups.
-        top_k: keep the best k of each class instead; None = adaptive.
-        max_per_class: maximum number of detections of a class in an image; None = no limit.
-        max_per_image: maximum number in an image, the best of each class first; None = no limit.
+        norm: normalisation of the scores s of a class in an image, which range from m to M: `range` is s / (M - m), as
+            in the published code, `minmax` is (s - m) / (M - m), as in the paper's figure, `max` is s / M, and `raw`
+            leaves them as they are, as SoS-WSOD does. With a hundred detections and scores down to 0 the first three
+            are almost equal; with few, `minmax` removes the lowest-scored, e.g. the second of two, however good it is.
+        threshold: lowest normalised score of the detections that are kept; the best of each class is always kept.
+        containment: a box with at least this share of its area inside another box of its class is a part of it, and is
+            dropped.
+        containment_rule: `greedy`: parts of kept boxes with a higher score are dropped. `all_pairs`, as published:
+            parts of any box above the threshold are dropped, both of two equal boxes, even the best of a class.
+            `off`: no part is dropped.
+        containment_except: indices of the classes whose parts are kept; in SoS-WSOD those that occur in groups.
+        top_k: number of best detections of each class to keep instead of all these rules, for comparison.
+        max_per_class: most boxes of a class in an image; None = no limit.
+        max_per_image: most boxes of an image, the best of each class first; None = no limit.
     """
 
     norm: Norm = "max"
-    threshold: float = 0.3
-    containment: float = 0.85
+    threshold: Annotated[float, Ge(0)] = 0.3
+    containment: Annotated[float, Gt(0), Le(1)] = 0.85
     containment_rule: ContainmentRule = "greedy"
     containment_except: tuple[int, ...] = ()
-    top_k: int | None = None
-    max_per_class: int | None = None
-    max_per_image: int | None = None
+    top_k: Annotated[int | None, Ge(1)] = None
+    max_per_class: Annotated[int | None, Ge(1)] = None
+    max_per_image: Annotated[int | None, Ge(1)] = None
 
     def __post_init__(self) -> None:
-        check_choices(self)
-        check_number("threshold", self.threshold)
-        check_number("containment", self.containment)
-        for name in ("top_k", "max_per_class", "max_per_image"):
-            check_whole(name, getattr(self, name), least=1)
+        check_rules(self)
 
 
 def select_pgt(

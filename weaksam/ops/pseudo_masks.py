@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from annotated_types import Ge, Le
 from pycocotools import mask as coco_mask
 
-from weaksam.ops.choices import check_choices
+from weaksam.ops.choices import check_rules
 from weaksam.ops.rle import decode_rle, encode_rle
 
 STATES = ("fits", "empty", "exploding")  # of a predicted mask; a value of `mask_state` is an index into them
@@ -25,17 +26,17 @@ class MaskRules:
     """Rules for masks that do not fit their box.
 
     Attributes:
-        max_outside: a mask with a larger share of its pixels outside the box is exploding.
-        empty: replaces an empty mask by the box (`box`) or drops the object (`drop`).
-        exploding: does the same with an exploding mask, or keeps it (`keep`).
+        max_outside: a mask with a larger share of its pixels outside its box is exploding.
+        empty: replacement of a mask without pixels: the filled box, or the object is left out (`drop`).
+        exploding: replacement of an exploding mask: as with `empty`, or the mask is kept and only counted (`keep`).
     """
 
-    max_outside: float = 0.5
+    max_outside: Annotated[float, Ge(0), Le(1)] = 0.5
     empty: Literal["box", "drop"] = "box"
     exploding: Literal["keep", "box", "drop"] = "keep"
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        check_rules(self)
 
 
 @dataclass(frozen=True)

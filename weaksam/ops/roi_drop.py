@@ -12,10 +12,11 @@ Axis legend: R regions: RoIs of a detector with proposals, matched queries of a 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from weaksam.ops.checks import check_number, check_whole
-from weaksam.ops.choices import STRICT, check_choices
+from annotated_types import Ge
+
+from weaksam.ops.choices import STRICT, check_rules
 
 Gate = Literal["off", "and", "independent", "independent_all", "cls", "reg"]
 Array = TypeVar("Array", bound=Any)  # an array of numpy, torch or jax, with >, & and |
@@ -38,15 +39,12 @@ class RoiDropRules:
     __pydantic_config__ = STRICT
 
     gate: Gate = "off"
-    cls_threshold: float = 4.0
-    reg_threshold: float = 4.0
-    start: int = 2000
+    cls_threshold: Annotated[float, Ge(0)] = 4.0
+    reg_threshold: Annotated[float, Ge(0)] = 4.0
+    start: Annotated[int, Ge(0)] = 2000
 
     def __post_init__(self) -> None:
-        check_choices(self)
-        check_number("cls_threshold", self.cls_threshold, least=0.0)
-        check_number("reg_threshold", self.reg_threshold, least=0.0)
-        check_whole("start", self.start, least=0, or_none=False)
+        check_rules(self)
 
 
 NO_DROP = RoiDropRules()

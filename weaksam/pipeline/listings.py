@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any, get_type_hints
@@ -12,6 +11,7 @@ from rich.table import Table
 
 from weaksam.core import storage
 from weaksam.core.config import Choice
+from weaksam.core.rules import sentences_of
 from weaksam.errors import ConfigError, DamagedError
 from weaksam.execution.progress import duration, words_of
 
@@ -170,30 +170,18 @@ def _as_keys(values: Mapping[str, Any]) -> str:
 
 
 def _own_first(config: Any) -> list[tuple[str, Any]]:
-    """Returns the fields of a stage; fields that it shares with other stages come last."""
-    own = vars(config).get("__annotations__", {})
-    return sorted(config.model_fields.items(), key=lambda field: field[0] not in own)
+    """Returns the fields of a stage in the order of its class; fields of its bases come last."""
+    own = list(vars(config).get("__annotations__", {}))
+    return sorted(config.model_fields.items(), key=lambda field: own.index(field[0]) if field[0] in own else len(own))
 
 
 def _rule_rows(rules: Any, prefix: str) -> list[tuple[str, str, str, str]]:
     """Returns the rows for a dataclass of rules, whose docstring describes its attributes."""
-    sentences = _attribute_sentences(inspect.cleandoc(rules.__doc__ or ""))
-    hints = get_type_hints(rules)
+    hints, sentences = get_type_hints(rules), sentences_of(rules)
     return [
         (prefix + field.name, _type_name(hints[field.name]), _shortly(field.default), sentences[field.name])
         for field in fields(rules)
     ]
-
-
-def _attribute_sentences(docstring: str) -> dict[str, str]:
-    """Returns the description of each attribute in the section `Attributes` of a docstring."""
-    section = docstring.partition("Attributes:\n")[2]
-    entries = re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", section, re.MULTILINE)
-    return {name: _sentence(" ".join(text.split())) for name, text in entries}
-
-
-def _sentence(text: str) -> str:
-    return text if text.startswith("`") else text[:1].upper() + text[1:]
 
 
 def _type_name(kind: Any) -> str:

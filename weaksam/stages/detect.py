@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +15,7 @@ from pydantic import Field
 
 from weaksam.core import schemas, storage, tables
 from weaksam.core.config import Reads, StageConfig
+from weaksam.core.rules import values_of, with_rules
 from weaksam.core.step import Outcome, Stage, Step
 from weaksam.errors import ConfigError, ImageError
 from weaksam.execution import telemetry
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-class DetectConfig(StageConfig):
+class DetectConfig(with_rules(StageConfig, InferenceRules, optional=True)):
     """Finds objects with a trained detector, weakly supervised or retrained.
 
     An image can be viewed at several sizes, and mirrored. For a weakly supervised detector, the scores of the proposals
@@ -51,19 +52,6 @@ class DetectConfig(StageConfig):
     """The step that trained the detector, of stage `train_wsod` or `train_detector`."""
     split: str | None = None
     """Only images of this split; all when left out."""
-    scales: list[int] | None = Field(default=None, min_length=1)
-    """Lengths of the shorter side of the views, pixels."""
-    max_side: int | None = Field(default=None, ge=32)
-    """Maximum length of the longer side of a view, pixels."""
-    flip: bool | None = None
-    """Whether to add the mirror image of each view."""
-    score_threshold: float | None = Field(default=None, ge=0, le=1)
-    """Detections with a score at or below this are dropped."""
-    nms_threshold: float | None = Field(default=None, gt=0, le=1)
-    """Of two boxes of a class that overlap by more than this IoU, the box with the lower score is dropped; not applied
-    to DETR-style detectors on a single view."""
-    max_detections: int | None = Field(default=None, ge=1)
-    """Most detections of an image."""
     max_pixels: int = Field(default=100_000_000, ge=1)
     """Larger images are refused with status `too_large`."""
     resources: PoolResources = PoolResources()
@@ -71,8 +59,8 @@ class DetectConfig(StageConfig):
 
     def rules(self, published: InferenceRules) -> InferenceRules:
         """Returns `published`, the published test settings of the detector, with the step's own settings."""
-        own = {field.name: value for field in fields(published) if (value := getattr(self, field.name)) is not None}
-        return replace(published, **own | ({"scales": tuple(own["scales"])} if "scales" in own else {}))
+        own = {name: value for name, value in values_of(self, InferenceRules).items() if value is not None}
+        return replace(published, **own)
 
 
 # From an image (3, H, W) uint8 and proposals on it (N, 4).

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,8 +16,10 @@ from pydantic import Field
 
 from weaksam.core import schemas, storage, tables
 from weaksam.core.config import Added, OutsideFile, Reads, StageConfig
+from weaksam.core.rules import rules_of, with_rules
 from weaksam.core.step import Outcome, Stage, Step
 from weaksam.errors import ConfigError
+from weaksam.ops.pgt import PgtRules, select_pgt
 from weaksam.stages.checks import check_rows, check_same_images, keep_areas
 from weaksam.stages.labels import labelled_images
 
@@ -33,7 +35,7 @@ _NOT_POSITIVE = "boxes of labels of their image have a score of 0 or less and ar
 _COLUMNS = ["status", "message", "height", "width", "boxes", "classes", "scores"]
 
 
-class PgtConfig(StageConfig):
+class PgtConfig(with_rules(StageConfig, PgtRules)):
     """Selects the pseudo ground truth: per image and class the best detection, and detections with similar scores.
 
     Detections of classes that are not among an image's labels are left out. Reviewed images have the objects that
@@ -50,30 +52,13 @@ class PgtConfig(StageConfig):
     file. Boxes that people drew reach training only through this setting."""
     split: str
     """Split to train on."""
-    norm: Literal["range", "minmax", "max", "raw"] = "max"
-    """Normalisation of the scores s of a class in an image, which range from m to M: `range` is s / (M - m), as
-    published, `minmax` is (s - m) / (M - m), `max` is s / M, and `raw` leaves them as they are, as SoS-WSOD does."""
-    threshold: float = Field(default=0.3, ge=0)
-    """Lowest normalised score of the detections that are kept; the best of each class is always kept."""
-    containment: float = Field(default=0.85, gt=0, le=1)
-    """A box with at least this share of its area inside another box of its class is a part of it, and is dropped."""
-    containment_rule: Literal["greedy", "all_pairs", "off"] = "greedy"
-    """`greedy`: parts of boxes with a higher score are dropped. `all_pairs`, as published: parts of any box are
-    dropped, both of two equal boxes."""
     containment_except: Annotated[list[str], Added()] = Field(default_factory=list)
     """Classes whose parts are kept. SoS-WSOD names bottle, bus, car, chair, cow, pottedplant and sheep of VOC."""
-    top_k: int | None = Field(default=None, ge=1)
-    """Number of best detections of each class to keep instead of all these rules, for comparison."""
-    max_per_class: int | None = Field(default=None, ge=1)
-    """Most boxes of a class in an image; unset = no limit."""
-    max_per_image: int | None = Field(default=None, ge=1)
-    """Most boxes of an image, the best of each class first; unset = no limit."""
 
 
 def run(step: Step) -> Outcome:
     """Selects the detections of every labelled or reviewed image of the split, in this process."""
     from weaksam.data.remarks import Remarks
-    from weaksam.ops.pgt import PgtRules
 
     config: PgtConfig = step.config
     reviews = _read_reviews(step)
@@ -82,9 +67,7 @@ def run(step: Step) -> Outcome:
     ids = images.column("image_id").to_pylist()
     reviews = _of_images(step, reviews, ids)
     detections = _read_detections(step, ids, reviews)
-    settings: dict[str, Any] = {key: getattr(config, key) for key in PgtRules.__dataclass_fields__}
-    settings["containment_except"] = _indices(step, names)
-    rules = PgtRules(**settings)
+    rules = rules_of(config, PgtRules, containment_except=_indices(step, names))
     schema = schemas.with_metadata(schemas.PGT, fingerprint=step.fingerprint, class_names=names)
     parts, counts, failures, remarks = [], [], [], Remarks(f"steps.{step.name}")
     for start in range(0, len(ids), _ROWS_PER_PART):
@@ -169,13 +152,11 @@ def trust(image_id: str, review: Review) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def choose(row: dict[str, Any], labels: np.ndarray, rules: Any, remarks: Remarks | None = None) -> dict[str, Any]:
+def choose(row: dict[str, Any], labels: np.ndarray, rules: PgtRules, remarks: Remarks | None = None) -> dict[str, Any]:
     """Returns a row of pseudo ground truth from a row of detections; scores are unchanged, a failed row stays failed.
 
     Boxes whose score is not finite or not above 0 are left out, and `remarks` counts them.
     """
-    from weaksam.ops.pgt import select_pgt
-
     if row["status"] != schemas.OK:
         return {key: row[key] for key in ("image_id", "status", "message")} | {"trusted": False}
     boxes = np.array(row["boxes"], np.float32).reshape(-1, 4)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -15,24 +15,24 @@ from pydantic import Field, model_validator
 
 from weaksam.core import schemas, storage, tables
 from weaksam.core.config import Reads, StageConfig, one_of
+from weaksam.core.rules import rules_of, with_rules
 from weaksam.core.step import Outcome, Stage, Step
 from weaksam.errors import DataError, ImageError
 from weaksam.execution import telemetry
 from weaksam.execution.mapping import ImageMapper, Row
+from weaksam.ops.pseudo_masks import FITS, STATES, MaskRules, choose_masks, tight_boxes
+from weaksam.ops.rle import rle_to_runs
 from weaksam.stages.checks import check_same_images, with_states
 from weaksam.stages.proposal_settings import ProposalResources, SamSettings
 from weaksam.stages.sam_actor import SamWatch, Watched, identify_shipped, load_engine
 from weaksam.stages.step_images import read_images
-
-if TYPE_CHECKING:
-    from weaksam.ops.pseudo_masks import MaskRules
 
 _OBJECTS = ["boxes", "classes", "scores"]
 _REVIEWED = ["masks", "trusted"]  # columns that some tables lack
 _STATE = ["status", "message"]
 
 
-class PseudoMasksConfig(StageConfig):
+class PseudoMasksConfig(with_rules(StageConfig, MaskRules)):
     """Draws a mask for each box of pseudo ground truth or detections: the box prompts SAM.
 
     Writes the rows of `pgt` with masks, SAM's own rating of each mask (`predicted_iou`) and the state of each mask as
@@ -56,12 +56,6 @@ class PseudoMasksConfig(StageConfig):
     ambiguous prompts."""
     boxes: Literal["mask", "prompt"] = "mask"
     """Boxes of the rows: tight around the masks (`mask`), or unchanged (`prompt`)."""
-    max_outside: float = Field(default=0.5, ge=0, le=1)
-    """A mask with a larger share of its pixels outside its box is exploding."""
-    empty: Literal["box", "drop"] = "box"
-    """Replacement of a mask without pixels: the filled box, or the object is left out (`drop`)."""
-    exploding: Literal["keep", "box", "drop"] = "keep"
-    """Replacement of an exploding mask: as with `empty`, or the mask is kept and only counted (`keep`)."""
     max_pixels: int = Field(default=100_000_000, ge=1)
     """Larger images are refused with status `too_large`."""
     resources: ProposalResources = ProposalResources()
@@ -72,19 +66,13 @@ class PseudoMasksConfig(StageConfig):
         one_of(self, "pgt", "detections")
         return self
 
-    def rules(self) -> MaskRules:
-        """Returns the rules for masks that do not fit their box."""
-        from weaksam.ops.pseudo_masks import MaskRules
-
-        return MaskRules(self.max_outside, self.empty, self.exploding)
-
 
 class DrawMasks(ImageMapper):
     """Makes rows of `schemas.PSEUDO_MASKS` from rows with `boxes`, `classes` and `scores`; holds SAM."""
 
     def __init__(self, config: PseudoMasksConfig) -> None:
         self.engine = load_engine(config.sam, config.resources)
-        self.config, self.rules = config, config.rules()
+        self.config, self.rules = config, rules_of(config, MaskRules)
         self.watch = SamWatch(self.engine)
 
     def prepare(self, image: np.ndarray, row: Row) -> Watched | None:
@@ -94,8 +82,6 @@ class DrawMasks(ImageMapper):
 
     def make(self, image: np.ndarray, row: Row, prepared: Watched | None) -> Row:
         """Returns the objects of an image with their masks."""
-        from weaksam.ops.pseudo_masks import choose_masks, tight_boxes
-
         if row.get("trusted"):
             return self._complete(image, row, prepared)
         boxes, hw = np.array(row["boxes"] or [], np.float32).reshape(-1, 4), image.shape[:2]
@@ -117,9 +103,6 @@ class DrawMasks(ImageMapper):
 
     def _complete(self, image: np.ndarray, row: Row, watched: Watched | None) -> Row:
         """Returns a reviewed row with its missing masks; raises ImageError when its masks have another size."""
-        from weaksam.ops.pseudo_masks import FITS, choose_masks
-        from weaksam.ops.rle import rle_to_runs
-
         boxes, hw = np.array(row["boxes"], np.float32).reshape(-1, 4), image.shape[:2]
         masks: list[bytes | None] = list(row["masks"] or [None] * len(boxes))
         missing = _missing(row)
@@ -205,8 +188,6 @@ def statistics(rows: pa.Table) -> dict[str, Any]:
     Args:
         rows: `predicted_iou`, `mask_state` and `dropped` of all images.
     """
-    from weaksam.ops.pseudo_masks import STATES
-
     kept, dropped = (
         np.bincount(np.concatenate([np.zeros(0, np.int64), *map(_numbers, rows.column(key).to_pylist())]), minlength=3)
         for key in ("mask_state", "dropped")
