@@ -14,7 +14,8 @@ from typing import Any
 
 from jobs.demo import PROMPTS, STUDENTS, TEACHERS, detector_table, pgt_table, prepare, read_report
 from weaksam import pipeline
-from weaksam.cli.main import metrics, run_pipeline
+from weaksam.cli.main import metrics
+from weaksam.cli.run_command import run_pipeline
 from weaksam.cli.terminal import end_on_sigterm, set_up_logging
 from weaksam.core.step import Step
 from weaksam.stages.evaluate import mean_and_std

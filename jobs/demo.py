@@ -10,7 +10,7 @@ import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from weaksam.cli.main import run_pipeline
+from weaksam.cli.run_command import run_pipeline
 from weaksam.cli.terminal import end_on_sigterm, set_up_logging
 from weaksam.core import schemas, storage
 from weaksam.core.step import Step

@@ -11,6 +11,7 @@ import pytest
 from testing.s3.small import small_s3
 from weaksam.cli.terminal import set_up_logging
 from weaksam.core import storage
+from weaksam.core.cache import fetch
 from weaksam.errors import ConfigError, ImageError, StorageError
 from weaksam.masking import has_credentials, is_secret, masked, masked_url, masked_values, without_secrets
 
@@ -85,9 +86,9 @@ def test_signed_urls_of_one_file_are_one_file(tmp_path: Path, monkeypatch: pytes
     with small_s3() as server:
         server.objects["models/sam.safetensors"] = b"weights"
         uri = f"{server.endpoint}/models/sam.safetensors"
-        path = storage.fetch(f"{uri}?X-Amz-Signature=hidden", sha256=hashlib.sha256(b"weights").hexdigest())
+        path = fetch(f"{uri}?X-Amz-Signature=hidden", sha256=hashlib.sha256(b"weights").hexdigest())
         assert (path.name, path.suffix) == ("sam.safetensors", ".safetensors")
-        assert storage.fetch(f"{uri}?X-Amz-Signature=other") == path
+        assert fetch(f"{uri}?X-Amz-Signature=other") == path
         assert storage.identity(f"{uri}?X-Amz-Signature=hidden") == storage.identity(f"{uri}?X-Amz-Signature=other")
     assert "hidden" not in "".join(map(str, tmp_path.rglob("*")))
     assert without_secrets("https://u:p@host/a?b=c") == "https://host/a"

@@ -16,7 +16,7 @@ from testing.places import ROOT
 from tests.test_layers import MODULES
 from weaksam import pipeline
 from weaksam.cli.main import app
-from weaksam.cluster import submit
+from weaksam.cluster import jobs, submit
 from weaksam.core.object_stores import use_server
 from weaksam.execution import ray_env
 
@@ -96,7 +96,7 @@ def test_a_run_file_without_a_server_leaves_that_of_the_environment(
     assert os.environ["AWS_S3_ADDRESSING_STYLE"] == "virtual"
 
 
-class NoCluster(submit.Cluster):
+class NoCluster(jobs.Cluster):
     """Takes every job and runs none."""
 
     def __init__(self, address: str) -> None:
@@ -118,7 +118,7 @@ def test_a_command_reads_its_run_file_once(command: list[str], config: str, monk
         return read_text(path, *args, **kwargs)
 
     monkeypatch.setattr(Path, "read_text", count)
-    monkeypatch.setattr(submit, "Cluster", NoCluster)
+    monkeypatch.setattr(jobs, "Cluster", NoCluster)
     done = CliRunner().invoke(app, [command[0], config, "steps.images.classes=[cat]", *command[1:]])
     assert done.exit_code == 0, done.output
     assert reads.count(config) == 1

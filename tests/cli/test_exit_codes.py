@@ -59,7 +59,7 @@ def test_the_cause_decides_the_exit_code(
 ) -> None:
     stage = Stage("nothing", 1, NothingConfig, run, writes="nothing")
     monkeypatch.setattr(run_file, "STAGES", {"nothing": stage})
-    monkeypatch.setattr("weaksam.cli.main.set_up_logging", lambda: None)
+    monkeypatch.setattr("weaksam.cli.run_command.set_up_logging", lambda: None)
     config = tmp_path / "run.yaml"
     config.write_text(f"run: {tmp_path}/run\nsteps: {{net: {{stage: nothing}}}}\n")
     assert CliRunner().invoke(app, ["run", str(config)]).exit_code == code
@@ -81,6 +81,7 @@ def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
     (tmp_path / "data/a.jpg").write_bytes(b"")
     (tmp_path / "run.yaml").write_text(FOLDER.format(base=tmp_path))
     monkeypatch.setattr("weaksam.cli.main.set_up_logging", lambda: None)
+    monkeypatch.setattr("weaksam.cli.run_command.set_up_logging", lambda: None)
     for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "NO_PROXY", "no_proxy", "HTTPS_PROXY", "https_proxy"):
         monkeypatch.delenv(name, raising=False)
 

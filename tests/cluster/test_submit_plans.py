@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from weaksam import pipeline
-from weaksam.cluster import submit
+from weaksam.cluster import jobs, submit
 from weaksam.cluster.settings import ClusterSettings
 from weaksam.errors import ClusterError, ConfigError
 
@@ -50,7 +50,7 @@ def test_absolute_places_are_sent_as_they_are(
     assert caplog.text == ""
 
 
-class LostJob(submit.Cluster):
+class LostJob(jobs.Cluster):
     """A cluster whose head is replaced after some answers."""
 
     def __init__(self, answers: int) -> None:
@@ -59,7 +59,7 @@ class LostJob(submit.Cluster):
     def job(self, job_id: str) -> dict[str, Any]:
         self.answers -= 1
         if self.answers < 0:
-            raise submit.NoJobError(f"{self.address}: there is no job {job_id!r}: `weaksam jobs` lists them")
+            raise jobs.NoJobError(f"{self.address}: there is no job {job_id!r}: `weaksam jobs` lists them")
         return {"state": "RUNNING"}
 
     def log(self, job_id: str) -> str:
@@ -70,7 +70,7 @@ class LostJob(submit.Cluster):
 def test_a_job_that_the_cluster_has_lost_can_be_submitted_again(
     answers: int, is_known: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(submit, "_POLL_SECONDS", 0.0)
+    monkeypatch.setattr(jobs, "_POLL_SECONDS", 0.0)
     with pytest.raises(ClusterError, match=r"knows job a no more: its head was replaced.*submit the same again"):
         LostJob(answers).follow("a", lambda text: None, is_known=is_known)
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from weaksam.core import schemas, storage, tables
+from weaksam.core import schemas, step_files, storage, tables
 from weaksam.core.parquet_files import read_parquet, write_parquet
 from weaksam.errors import DamagedError, DataError
 
@@ -102,17 +102,19 @@ def test_files_that_a_finished_step_has_lost_are_found_by_a_listing(tmp_path: Pa
     tables.write_part(f"{folder}/ground_truth", make_table())
     storage.write_bytes(f"{folder}/checkpoint/model.safetensors", b"weights")
     storage.write_bytes(f"{folder}/checkpoint/checkpoint_1/state.pt", b"...")
-    manifest = {"parts": [first, second], "files": tables.lasting_files(folder)}
+    manifest = {"parts": [first, second], "files": step_files.lasting_files(folder)}
     assert len(manifest["files"]) == 4
-    assert tables.lost_files(folder, manifest) == {}
+    assert step_files.lost_files(folder, manifest) == {}
     truth = next(path for path in manifest["files"] if path.startswith("ground_truth/"))
     (tmp_path / truth).unlink()
     (tmp_path / "checkpoint" / "model.safetensors").write_bytes(b"wei")
     (tmp_path / first).write_bytes((tmp_path / first).read_bytes()[:-9])
     pq.write_table(make_table().slice(2, 2), tmp_path / second)  # another size, whole
-    lost = tables.lost_files(folder, manifest)
+    lost = step_files.lost_files(folder, manifest)
     assert set(lost) == {truth, "checkpoint/model.safetensors", first}
     assert (lost[truth], lost["checkpoint/model.safetensors"]) == ("is gone", "has 3 bytes, 7 were written")
     outside = {"../part-0-1.parquet": 1, "/etc/part-0-1.parquet": 1, "../../etc/passwd": 1}
-    assert tables.lost_files(folder, {"files": outside}) == {"/etc/part-0-1.parquet": "is gone"}  # that is, below it
-    assert tables.lost_files(folder, {"parts": [first, "part-0-1.parquet"]}) == {"part-0-1.parquet": "is gone"}
+    assert step_files.lost_files(folder, {"files": outside}) == {
+        "/etc/part-0-1.parquet": "is gone"
+    }  # that is, below it
+    assert step_files.lost_files(folder, {"parts": [first, "part-0-1.parquet"]}) == {"part-0-1.parquet": "is gone"}

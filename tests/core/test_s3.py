@@ -13,6 +13,7 @@ import pytest
 
 from testing.s3.server import CephServer
 from weaksam.core import object_stores, parquet_files, storage
+from weaksam.core.cache import fetch
 from weaksam.errors import MissingFileError, StorageError
 
 
@@ -68,10 +69,10 @@ def test_identity_and_fetch_follow_the_content(bucket: str, tmp_path: Path, monk
     with pytest.raises(MissingFileError, match="no such file"):
         storage.identity(uri)
     storage.write_bytes(uri, b"one")
-    path = storage.fetch(uri)
+    path = fetch(uri)
     assert path.read_bytes() == b"one"
     storage.write_bytes(uri, b"two")
-    assert storage.fetch(uri).read_bytes() == b"two"
+    assert fetch(uri).read_bytes() == b"two"
 
 
 def test_a_table_is_read_by_columns(bucket: str) -> None:

@@ -19,6 +19,7 @@ import pytest
 from testing.s3.proxy import Faults, FaultyProxy
 from testing.s3.server import CephServer
 from weaksam.core import object_stores, parquet_files, storage, tables
+from weaksam.core.cache import fetch
 from weaksam.errors import StorageError
 
 pytestmark = pytest.mark.timeout(120)
@@ -78,7 +79,7 @@ def test_large_objects_of_many_requests_come_back_as_they_were(
         uri, data = storage.join(bucket, f"large-{turn}"), random.Random(turn).randbytes(24 * 2**20)
         storage.write_bytes(uri, data)
         assert storage.read_bytes(uri) == data
-        assert storage.fetch(uri).read_bytes() == data
+        assert fetch(uri).read_bytes() == data
 
 
 def test_a_proxy_that_is_paused_or_killed_in_the_middle_is_waited_for(bucket: str, proxy: FaultyProxy) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from weaksam.core import storage, storage_faults
+from weaksam.core import filesystems, storage, storage_faults
+from weaksam.core.cache import fetch
 from weaksam.errors import ConfigError, MissingFileError, StorageError, WeightsError
 
 
@@ -124,13 +125,13 @@ def test_fetch_checks_the_hash_and_keeps_one_copy(tmp_path: Path, monkeypatch: p
     uri = "memory://fetch-test/weights.pth"
     storage.write_bytes(uri, b"weights")
     good = hashlib.sha256(b"weights").hexdigest()
-    path = storage.fetch(uri, sha256=good)
+    path = fetch(uri, sha256=good)
     assert (path.name, path.read_bytes()) == ("weights.pth", b"weights")
-    assert storage.fetch(uri) == path
+    assert fetch(uri) == path
     with pytest.raises(WeightsError, match="download the file again"):
-        storage.fetch(uri, sha256="0" * 64)
+        fetch(uri, sha256="0" * 64)
     storage.write_bytes(uri, b"other")
-    assert storage.fetch(uri) != path
+    assert fetch(uri) != path
 
 
 def test_a_fault_of_the_network_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,7 +144,7 @@ def test_a_fault_of_the_network_is_tried_again(monkeypatch: pytest.MonkeyPatch) 
             raise OSError("connection reset")
         return "done"
 
-    assert storage._retrying(flaky, "s3://bucket/key", "read") == "done"
+    assert filesystems.request(flaky, "s3://bucket/key", "read") == "done"
 
 
 def test_a_missing_right_fails_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,5 +155,5 @@ def test_a_missing_right_fails_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError("When reading: AWS Error ACCESS_DENIED during GetObject")
 
     with pytest.raises(StorageError, match=r"s3://bucket/key: not allowed to read .*check the credentials"):
-        storage._retrying(denied, "s3://bucket/key", "read")
+        filesystems.request(denied, "s3://bucket/key", "read")
     assert len(tries) == 1

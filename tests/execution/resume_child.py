@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from testing.local_ray import local_ray
-from weaksam.cli import main as cli
+from weaksam.cli.run_command import run_job
 from weaksam.core.config import Reads, StageConfig
 from weaksam.core.step import Outcome, Stage, Step
 from weaksam.execution import runtime
@@ -65,7 +65,7 @@ def main() -> None:
     """Runs every step."""
     run_file.STAGES = {**STAGES, "measure": MEASURE}
     with local_ray(store_bytes=100_000_000, parent=os.environ["TMPDIR"]):
-        cli.run_job()
+        run_job()
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from rich.table import Table
 from weaksam.cli.terminal import AsJson, ConfigPath, Overrides, console, guarded, set_up_logging
 
 if TYPE_CHECKING:
-    from weaksam.cluster.submit import Cluster
+    from weaksam.cluster.jobs import Cluster
 
 log = logging.getLogger(__name__)
 
@@ -50,17 +50,18 @@ def submit(
 ) -> None:
     """Run CONFIG as a job of a cluster. The same command again resumes an earlier job."""
     from weaksam import pipeline
-    from weaksam.cluster import submit as submitting
+    from weaksam.cluster.jobs import Cluster
     from weaksam.cluster.settings import load_cluster
+    from weaksam.cluster.submit import plan_job, staged
 
     set_up_logging()
     settings = load_cluster(cluster, address)
     run_file = pipeline.parse(config, overrides or [])
-    with submitting.staged() as folder:
-        job = submitting.plan_job(run_file, settings, folder, name=name)
+    with staged() as folder:
+        job = plan_job(run_file, settings, folder, name=name)
         if look:
             pipeline.resolve_steps(run_file)
-        client = submitting.Cluster(job.address)
+        client = Cluster(job.address)
         log.info("%s: sending %s", job.address, job.sent)
         client.submit(job)
     if as_json:
@@ -137,9 +138,10 @@ def doctor(
 ) -> None:
     """Examine every node of a cluster for what CONFIG needs: versions, storage, weights, memory. It runs as a job."""
     from weaksam import pipeline
-    from weaksam.cluster import submit as submitting
     from weaksam.cluster.doctor import run_doctor
+    from weaksam.cluster.jobs import Cluster
     from weaksam.cluster.settings import load_cluster
+    from weaksam.cluster.submit import plan_job, staged
 
     set_up_logging()
     if is_local:
@@ -147,8 +149,8 @@ def doctor(
         return
     settings = load_cluster(cluster, address)
     run_file = pipeline.parse(config, overrides or [])
-    with submitting.staged() as folder:
-        job = submitting.plan_job(
+    with staged() as folder:
+        job = plan_job(
             run_file,
             settings,
             folder,
@@ -156,26 +158,26 @@ def doctor(
             name="weaksam-doctor",
             flags=["--json"] if as_json else [],
         )
-        client = submitting.Cluster(job.address)
+        client = Cluster(job.address)
         client.submit(job)
     _follow(client, job.id, is_known=True)
 
 
 def _reach(cluster: str | None, address: str | None) -> Cluster:
-    from weaksam.cluster import submit as submitting
+    from weaksam.cluster.jobs import Cluster
     from weaksam.cluster.settings import load_cluster
 
-    return submitting.Cluster(load_cluster(cluster, address).address)
+    return Cluster(load_cluster(cluster, address).address)
 
 
 def _follow(client: Cluster, job_id: str, *, is_known: bool = False) -> None:
-    from weaksam.cluster import submit as submitting
+    from weaksam.cluster.jobs import exit_code
 
     def show(text: str) -> None:
         print(text, end="", flush=True)
 
     state = client.follow(job_id, show, is_known=is_known)
-    code = submitting.exit_code(state)
+    code = exit_code(state)
     if code:
         print(f"{job_id}: {state['state']}, exit code {code}: {state['message']}", file=sys.stderr)
         raise typer.Exit(code)

@@ -15,6 +15,7 @@ from typing import Any
 
 from weaksam import pipeline
 from weaksam.core import storage
+from weaksam.core.cache import fetch
 from weaksam.core.config import OutsideFile
 from weaksam.core.object_stores import use_server
 from weaksam.errors import ClusterError, WeakSamError
@@ -173,7 +174,7 @@ def check_weights(node: str, weights: Mapping[str, Any]) -> Finding:
     if uri is None:
         return Finding("weights", node, True, f"{model}: in the package")
     try:
-        path = storage.fetch(uri, sha256=weights["sha256"])
+        path = fetch(uri, sha256=weights["sha256"])
         if model is not None:
             from weaksam.sam.checkpoints import check_file
 

@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 
 import pyarrow as pa
 
-from weaksam.core import storage, tables
+from weaksam.core import step_files, storage, tables
 from weaksam.core.config import Reads, StageConfig
 from weaksam.errors import DamagedError, StageError
 
@@ -149,7 +149,7 @@ class AnyStep(Generic[ConfigT]):
     @property
     def weights_uri(self) -> str:
         """URI of the weights of a training."""
-        return tables.weights_uri(self.folder)
+        return step_files.weights_uri(self.folder)
 
     def manifest(self) -> dict | None:
         """Returns the manifest, or None if the step is unfinished or its outside files have moved since.

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from weaksam.core import storage, tables
+from weaksam.core import step_files, storage, tables
 from weaksam.core.fingerprints import describe
 from weaksam.core.step import Step
 from weaksam.errors import DamagedError
@@ -36,7 +36,7 @@ def whole_manifest(step: Step) -> dict[str, Any] | None:
         )
         storage.delete(step.manifest_uri)
         return None
-    lost = tables.lost_files(step.folder, manifest)
+    lost = step_files.lost_files(step.folder, manifest)
     if not lost:
         return manifest
     log.warning("%s: %s in %s: making the missing rows or weights again", step.name, name_lost(lost), step.folder)

@@ -12,28 +12,20 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 from pyarrow import fs as pafs
 
-from weaksam.core.cache import cache_folder
-
-# first: it sets variables that clients read when they are imported
-from weaksam.core.object_stores import list_entries, object_store
-from weaksam.core.storage_faults import retrying
+from weaksam.core.filesystems import filesystem, request
+from weaksam.core.object_stores import list_entries
 from weaksam.core.uris import absolute as absolute
-from weaksam.core.uris import fault_of, fault_of_text, is_local, join, local_path
+from weaksam.core.uris import is_local, join, local_path
 from weaksam.core.uris import is_uri as is_uri
-from weaksam.errors import ConfigError, DamagedError, MissingFileError, StorageError, WeightsError
-from weaksam.masking import has_credentials, without_secrets
+from weaksam.errors import ConfigError, DamagedError, MissingFileError
 
 SIZES_ALONE = "(sizes alone)"
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -59,45 +51,6 @@ def relative_to(folder: str, uri: str) -> str | None:
     return uri[len(folder) :].rstrip("/") if uri.startswith(folder) else None
 
 
-def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
-    """Returns the pyarrow filesystem of `uri` and the path inside it.
-
-    Raises:
-        ConfigError: the URI cannot be used, contains credentials, or has an unknown scheme.
-        StorageError: the store cannot be reached.
-    """
-    if (fault := fault_of_text(uri)) is not None:
-        raise ConfigError(fault)
-    if is_local(uri):
-        return pafs.LocalFileSystem(), str(local_path(uri))
-    if has_credentials(uri):
-        raise ConfigError(str(fault_of(uri)))
-    scheme, _, rest = uri.partition("://")
-    try:
-        inside = uri if scheme in ("http", "https") else rest.rstrip("/")  # fsspec needs the full URL
-        return object_store(scheme, rest.split("/")[0]), inside
-    except (ImportError, ValueError) as error:  # no request was made: the same command would fail again
-        raise ConfigError(f"{uri}: cannot be used ({error}): check the URI and its scheme") from error
-    except OSError as error:
-        raise StorageError(f"{uri}: cannot be reached ({error})") from error
-
-
-def _retrying(action: Callable[[], T], uri: str, doing: str) -> T:
-    return retrying(action, uri, doing, ask=lambda: _reason(uri))
-
-
-def _reason(uri: str) -> str:
-    """Returns why a store denies access, from a request whose error has a text; empty if that request succeeds."""
-    if not uri.startswith("s3://"):
-        return ""
-    files, path = filesystem(uri)
-    try:
-        files.get_file_info(pafs.FileSelector(f"{path.split('/')[0]}/.weaksam-no-such-folder", allow_not_found=True))
-    except OSError as error:
-        return str(error)
-    return ""
-
-
 def read_bytes(uri: str, *, offset: int = 0, length: int | None = None) -> bytes:
     """Reads an object, or `length` bytes of it from `offset`.
 
@@ -115,7 +68,7 @@ def read_bytes(uri: str, *, offset: int = 0, length: int | None = None) -> bytes
             handle.seek(offset)
             return handle.read(length) if length is not None else handle.read()
 
-    return _retrying(read, uri, "read")
+    return request(read, uri, "read")
 
 
 def read_replaceable(uri: str) -> bytes:
@@ -139,7 +92,7 @@ def read_replaceable(uri: str) -> bytes:
             return data
         raise OSError("it was replaced while it was read")
 
-    return read_bytes(uri) if is_local(uri) else _retrying(read, uri, "read")
+    return read_bytes(uri) if is_local(uri) else request(read, uri, "read")
 
 
 def write_bytes(uri: str, data: bytes) -> None:
@@ -153,12 +106,12 @@ def write_bytes(uri: str, data: bytes) -> None:
             with files.open_output_stream(path) as stream:
                 stream.write(data)
 
-    _retrying(write, uri, "write")
+    request(write, uri, "write")
 
 
 def _write_local(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _temporary_beside(path)
+    temporary = temporary_beside(path)
     try:
         with open(temporary, "wb") as handle:
             handle.write(data)
@@ -169,7 +122,7 @@ def _write_local(path: Path, data: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _temporary_beside(path: Path) -> Path:
+def temporary_beside(path: Path) -> Path:
     """Returns a new, short name in the folder of `path`: the name of `path` may have the maximum length already.
 
     The leading dot keeps files of killed processes out of listings.
@@ -194,7 +147,7 @@ def delete(uri: str) -> None:
     """Deletes an object if it exists."""
     files, path = filesystem(uri)
     with suppress(FileNotFoundError):
-        _retrying(lambda: files.delete_file(path), uri, "delete")
+        request(lambda: files.delete_file(path), uri, "delete")
 
 
 def exists(uri: str) -> bool:
@@ -205,7 +158,7 @@ def exists(uri: str) -> bool:
         return files.get_file_info(path).type != pafs.FileType.NotFound
 
     try:
-        return _retrying(look, uri, "look up")
+        return request(look, uri, "look up")
     except FileNotFoundError:  # not a valid name of a file
         return False
 
@@ -218,7 +171,7 @@ def size(uri: str) -> int:
         return files.get_file_info(path).size or 0
 
     try:
-        return _retrying(look, uri, "look up")
+        return request(look, uri, "look up")
     except FileNotFoundError:
         return 0
 
@@ -234,7 +187,7 @@ def list_files(uri: str, *, recursive: bool = True) -> list[FileInfo]:
     """
     base = filesystem(uri)[1].rstrip("/") + "/"
     try:
-        entries = _retrying(lambda: list_entries(*filesystem(uri), recursive=recursive), uri, "list")
+        entries = request(lambda: list_entries(*filesystem(uri), recursive=recursive), uri, "list")
     except FileNotFoundError:  # not a valid name of a folder
         return []
     except NotADirectoryError as error:
@@ -258,7 +211,7 @@ def list_folders(uri: str) -> list[str]:
         ConfigError: `uri` is a file.
     """
     try:
-        entries = _retrying(lambda: list_entries(*filesystem(uri), recursive=False), uri, "list")
+        entries = request(lambda: list_entries(*filesystem(uri), recursive=False), uri, "list")
     except FileNotFoundError:
         return []
     except NotADirectoryError as error:
@@ -275,12 +228,12 @@ def identity(uri: str) -> str:
     """
     files, path = filesystem(uri)
     try:
-        info = _retrying(lambda: files.get_file_info(path), uri, "look up")
+        info = request(lambda: files.get_file_info(path), uri, "look up")
         if info.type != pafs.FileType.File:
             raise FileNotFoundError(uri)
         if is_local(uri):
-            return f"{info.size}-{_retrying(lambda: _sha256(path, info.size, info.mtime_ns), uri, 'read')}"
-        etag = _retrying(lambda: _etag(files, path), uri, "read")
+            return f"{info.size}-{request(lambda: sha256_of(path, info.size, info.mtime_ns), uri, 'read')}"
+        etag = request(lambda: _etag(files, path), uri, "read")
     except FileNotFoundError as error:
         raise MissingFileError(f"{uri}: no such file: check the path") from error
     if etag is None:  # a store without ETags: hash the content
@@ -312,54 +265,11 @@ def listing_identity(files: list[FileInfo]) -> str:
 
 
 @functools.lru_cache(maxsize=64)
-def _sha256(path: str, size: int, modified_ns: int) -> str:
-    del size, modified_ns  # part of the cache key: a file rewritten in place is hashed again
+def sha256_of(path: str, size: int, modified_ns: int) -> str:
+    """Returns the SHA-256 of a local file; a file rewritten in place is hashed again."""
+    del size, modified_ns  # part of the cache key
     digest = hashlib.sha256()
     with open(path, "rb") as handle:
         while block := handle.read(1 << 22):
             digest.update(block)
     return digest.hexdigest()
-
-
-def fetch(uri: str, *, sha256: str | None = None) -> Path:
-    """Returns a local path with the content of `uri`: its own path if local, else a copy in the node's cache.
-
-    The cache is `cache_folder`; a copy is made once per content.
-
-    Raises:
-        WeightsError: the SHA-256 is not `sha256`.
-        MissingFileError: there is no such file.
-        StorageError: the file cannot be read.
-    """
-    path = local_path(uri) if is_local(uri) else _cached(uri)
-    if not path.is_file():
-        raise MissingFileError(f"{uri}: no such file: check the path")
-    if sha256 is not None:
-        stat = path.stat()
-        digest = _sha256(str(path), stat.st_size, stat.st_mtime_ns)
-        if digest != sha256.lower():
-            raise WeightsError(f"{uri}: SHA-256 is {digest}, {sha256.lower()} was asked for: download the file again")
-    return path
-
-
-def _cached(uri: str) -> Path:
-    cache = cache_folder()
-    named = without_secrets(uri)  # a new signature of a URL does not cause another copy
-    key = hashlib.sha256(f"{named}\0{identity(uri)}".encode()).hexdigest()[:16]
-    path = cache / key / named.rstrip("/").rsplit("/", 1)[-1]
-    if not path.is_file():
-        _retrying(lambda: _copy(uri, path), uri, "read")
-    return path
-
-
-def _copy(uri: str, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    files, remote = filesystem(uri)
-    temporary = _temporary_beside(path)
-    try:
-        with files.open_input_stream(remote, compression=None) as stream, open(temporary, "wb") as copy:
-            while block := stream.read(1 << 22):
-                copy.write(block)
-        os.replace(temporary, path)  # each concurrent process writes a whole file; the last one remains
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -27,13 +27,17 @@ GROUND_TRUTH = "ground_truth"  # subfolder of an index step
 _THREADS = 16
 _AGAIN = "remove manifest.json beside it if there is one, and run the step again"
 _PART = re.compile(r"part-[0-9a-f]+-\d+\.parquet")
-_WEIGHTS = "checkpoint/model.safetensors"  # in the folder of a training
 
 
 def part_name(image_ids: Sequence[str]) -> str:
     """Returns `part-<hash of the sorted ids>-<number of ids>.parquet`."""
     digest = hashlib.sha256(json.dumps(sorted(image_ids)).encode()).hexdigest()
     return f"part-{digest[:16]}-{len(image_ids)}.parquet"
+
+
+def is_part(name: str) -> bool:
+    """Whether a file name is that of a part."""
+    return _PART.fullmatch(name) is not None
 
 
 def rows_in(part: str) -> int:
@@ -54,52 +58,7 @@ def write_part(folder: str, table: pa.Table) -> str:
 def list_parts(folder: str) -> list[str]:
     """Returns the file names of the parts in a folder, sorted."""
     files = storage.list_files(folder, recursive=False)
-    return [file.path for file in files if _PART.fullmatch(file.path)]
-
-
-def lasting_files(folder: str) -> dict[str, int]:
-    """Returns the sizes in bytes of a step's essential files, by path in its folder: parts and trained weights."""
-    return {file.path: file.size for file in storage.list_files(folder) if is_lasting(file.path)}
-
-
-def weights_uri(folder: str) -> str:
-    """Returns the URI of a step's trained weights, which are written once, when the training ends."""
-    return storage.join(folder, _WEIGHTS)
-
-
-def is_lasting(path: str) -> bool:
-    """Whether a path in a step's folder is a part or the trained weights."""
-    return path == _WEIGHTS or (_PART.fullmatch(path.rpartition("/")[2]) is not None and ".." not in path.split("/"))
-
-
-def lost_files(folder: str, manifest: Mapping[str, Any], existing: Mapping[str, int] | None = None) -> dict[str, str]:
-    """Returns the missing or truncated files of a finished step, each with its fault; empty if all are complete.
-
-    Args:
-        folder: the step's folder.
-        manifest: its manifest; manifests of older versions have no sizes.
-        existing: result of `lasting_files`; None: list the folder. A part of another size is read to check it.
-    """
-    listed = manifest.get("files") or dict.fromkeys(manifest.get("parts", []))
-    expected = {path: size for path, size in listed.items() if is_lasting(path)}  # an edited manifest may list others
-    if not expected:
-        return {}
-    existing = lasting_files(folder) if existing is None else existing
-    lost = {path: "is gone" for path in expected if path not in existing}
-    for path, size in expected.items():
-        if path in existing and size is not None and existing[path] != size:
-            if path != _WEIGHTS and _is_whole(storage.join(folder, path)):
-                continue  # the same rows, rewritten by a task that was presumed dead
-            lost[path] = f"has {existing[path]} bytes, {size} were written"
-    return lost
-
-
-def _is_whole(uri: str) -> bool:
-    try:
-        read_parquet(uri)
-    except DamagedError:
-        return False
-    return True
+    return [file.path for file in files if is_part(file.path)]
 
 
 def read_parts(folder: str, parts: Sequence[str], *, columns: Sequence[str] | None = None) -> list[pa.Table]:
@@ -125,7 +84,7 @@ def read_parts(folder: str, parts: Sequence[str], *, columns: Sequence[str] | No
 
 
 def _check_names(folder: str, parts: Sequence[str]) -> None:
-    if foreign := [part for part in parts if not isinstance(part, str) or not _PART.fullmatch(part)]:
+    if foreign := [part for part in parts if not isinstance(part, str) or not is_part(part)]:
         raise DamagedError(f"{folder}: the manifest lists {foreign[0]!r}, which is no part of a table: {_AGAIN}")
 
 

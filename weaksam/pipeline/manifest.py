@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from weaksam.core import tables
+from weaksam.core import step_files, tables
 from weaksam.core.step import Outcome, Step
 
 _VERSIONED = ("weaksam", "ray", "torch", "torchvision", "segment-anything", "pyarrow", "numpy", "pillow")
@@ -37,7 +37,7 @@ def manifest_of(step: Step, outcome: Outcome, seconds: float) -> dict[str, Any]:
         **_class_names(step, outcome),
         "parts": outcome.parts,
         "excluded": outcome.excluded,
-        "files": tables.lasting_files(step.folder),
+        "files": step_files.lasting_files(step.folder),
         **({"places": dict(step.places)} if step.places else {}),
     }
 

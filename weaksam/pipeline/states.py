@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from weaksam.core import storage, tables
+from weaksam.core import step_files, storage, tables
 from weaksam.core.step import Step, read_manifest
 from weaksam.core.step_folders import name_lost
 from weaksam.errors import ConfigError, DamagedError
@@ -32,7 +32,7 @@ def read_states(run: str) -> list[dict[str, Any]]:
         # a folder without config.json is recognised by its name; others may hold whole runs, which are not listed
         if _STEP_FOLDER.fullmatch(name) or storage.exists(storage.join(folder, "config.json")):
             files = {file.path: file.size for file in storage.list_files(folder)}
-            if "config.json" in files or "manifest.json" in files or any(map(tables.is_lasting, files)):
+            if "config.json" in files or "manifest.json" in files or any(map(step_files.is_lasting, files)):
                 states.append(_read_state(name.rsplit("-", 1)[0], folder, files))
     if not states:
         raise ConfigError(f"{run}: no step has been started there: check the folder, or run a config first")
@@ -66,7 +66,7 @@ def _read_state(step: str, folder: str, files: Mapping[str, int]) -> dict[str, A
         if done is None:
             return state | _unfinished_state(folder, files) | {"stage": config.get("stage")}
         state |= {"stage": done.get("stage"), **{key: done.get(key) for key in counts}}
-        if lost := tables.lost_files(folder, done, files):
+        if lost := step_files.lost_files(folder, done, files):
             return state | {"damage": f"{name_lost(lost)}: the same command makes the missing again"}
     except (DamagedError, FileNotFoundError) as error:  # missing: removed since it was listed
         return state | {"damage": str(error)}
@@ -75,7 +75,7 @@ def _read_state(step: str, folder: str, files: Mapping[str, int]) -> dict[str, A
 
 def _unfinished_state(folder: str, files: Mapping[str, int]) -> dict[str, Any]:
     progress = read_progress(folder)
-    rows = sum(tables.rows_in(path) for path in files if "/" not in path and tables.is_lasting(path))
+    rows = sum(tables.rows_in(path) for path in files if "/" not in path and step_files.is_lasting(path))
     state: dict[str, Any] = {"state": "unfinished", "rows": rows}
     if progress is not None:
         state |= {"state": state_of(progress), "failed": progress["failed"], "progress": progress}
@@ -99,5 +99,5 @@ def describe_state(step: Step) -> tuple[str, DamagedError | None]:
         return "damaged", error
     if manifest is None:
         return "to do", None
-    lost = tables.lost_files(step.folder, manifest)
+    lost = step_files.lost_files(step.folder, manifest)
     return (f"to do: {name_lost(lost)}" if lost else "finished"), None

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from weaksam.core import storage
+from weaksam.core.cache import fetch
 from weaksam.core.config import parse_settings
 from weaksam.errors import WeakSamError
 from weaksam.report.panels import Panel, heatmap_panel
@@ -51,7 +51,7 @@ def make_renderer(proposals: RunStep, names: Sequence[str]) -> HeatmapRenderer |
         log.warning("no heatmaps: %s", "; ".join(faults))
         return None
     try:
-        weights = storage.fetch(classifier.weights_uri)
+        weights = fetch(classifier.weights_uri)
         options = {"gated": trained.get("gated", False), "fine_of": trained.get("fine_of", "both")}
         model = load_trained(weights, trained["backbone"], len(names), **options)
     except (WeakSamError, FileNotFoundError) as error:

@@ -13,7 +13,8 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from weaksam.core import schemas, storage, tables
+from weaksam.core import schemas, tables
+from weaksam.core.cache import fetch
 from weaksam.core.config import Reads, StageConfig
 from weaksam.core.rules import values_of, with_rules
 from weaksam.core.step import Outcome, Stage, Step
@@ -83,7 +84,7 @@ class WsodFinder:
         from weaksam.data.proposal_boxes import clean_boxes
         from weaksam.models.detectors.inference import detect_objects
 
-        net = self.trained.spec(self.num_classes).trained(storage.fetch(self.uri)).to(device)
+        net = self.trained.spec(self.num_classes).trained(fetch(self.uri)).to(device)
 
         def find(image: Tensor, proposals: np.ndarray) -> Detections:
             boxes, _ = clean_boxes(proposals, image.shape[1], image.shape[2], min_side=self.trained.min_side)
@@ -106,7 +107,7 @@ class DetectorFinder:
         from weaksam.models.detectors.build import build_trained
         from weaksam.models.detectors.inference import detect_in_views
 
-        net = build_trained(self.trained.spec(self.num_classes), storage.fetch(self.uri), self.rules).to(device)
+        net = build_trained(self.trained.spec(self.num_classes), fetch(self.uri), self.rules).to(device)
         return lambda image, _: detect_in_views(net, image, self.rules)
 
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 
-from weaksam.core import schemas, storage, tables
+from weaksam.core import schemas, tables
+from weaksam.core.cache import fetch
 from weaksam.core.step import Outcome, Stage, Step
 from weaksam.errors import ConfigError, ImageError
 from weaksam.execution import telemetry
@@ -115,7 +116,7 @@ def _make_prompt_finder(config: ProposalsConfig, classifier: TrainedClassifier, 
     from weaksam.models.classifiers.peak_prompts import find_peak_prompts
 
     model = load_trained(
-        storage.fetch(classifier.uri),
+        fetch(classifier.uri),
         classifier.backbone,
         classifier.num_classes,
         gated=classifier.gated,

@@ -12,6 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from weaksam.core import storage
+from weaksam.core.cache import fetch
 from weaksam.execution import telemetry
 from weaksam.sam.shipped import SHIPPED
 from weaksam.stages.proposal_settings import ProposalResources, SamSettings
@@ -36,7 +37,7 @@ def load_engine(sam: SamSettings, resources: ProposalResources, **settings: Any)
     if device == "cpu" and sam.precision == "fp16":
         log.warning("precision fp16 is slower than fp32 on a CPU: use bf16 where it has AMX, else leave it out")
     torch.set_num_threads(math.ceil(resources.actor_cpus))  # actors beside a GPU share its node's CPUs, too
-    checkpoint = storage.fetch(sam.checkpoint, sha256=sam.sha256) if sam.checkpoint else None
+    checkpoint = fetch(sam.checkpoint, sha256=sam.sha256) if sam.checkpoint else None
     model = load_sam(sam.model, checkpoint, device=device)
     if sam.precision is not None:
         settings["precision"] = sam.precision

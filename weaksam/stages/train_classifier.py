@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from weaksam.core import storage, tables
+from weaksam.core import step_files, storage
 from weaksam.core.config import Added, NotInFingerprint, OutsideFile, Reads, Recipe, changed, with_defaults
 from weaksam.core.step import Outcome, Stage, Step
 from weaksam.errors import DataError
@@ -215,7 +215,7 @@ def _keep_weights(task: ClassifierTask, folder: str) -> str:
     if task.weights is None and not task.pretrained:
         raise DataError("epochs is 0 and there are no weights to take: set weights, or pretrained, or epochs")
     model = task.build_model().eval()
-    storage.write_bytes(tables.weights_uri(folder), save(model.state_dict()))
+    storage.write_bytes(step_files.weights_uri(folder), save(model.state_dict()))
     with ThreadPoolExecutor() as pool:
         return _describe(task.validate(model, pool))
 

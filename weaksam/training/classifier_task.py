@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from weaksam.core import storage
+from weaksam.core.cache import fetch
 from weaksam.data.augment import augment_for_classification, resize_for_classification
 from weaksam.data.images import left_out_codes, read_for_training
 from weaksam.errors import ImageError, StageError
@@ -104,7 +104,7 @@ class ClassifierTask:
         """Returns the network with its starting weights."""
         model = build_classifier(self.backbone, self.train.labels.shape[1], gated=self.gated, fine_of=self.fine_of)
         if self.weights is not None and isinstance(model, WeakTr):
-            weaktr_weights.load_file(model, storage.fetch(self.weights), class_rows=self.class_rows)
+            weaktr_weights.load_file(model, fetch(self.weights), class_rows=self.class_rows)
         elif self.pretrained:
             load_pretrained(model, self.backbone)
         return model.train()

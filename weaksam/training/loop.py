@@ -35,7 +35,7 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from safetensors.torch import save
 from torch import Tensor
 
-from weaksam.core import storage, tables
+from weaksam.core import step_files, storage
 from weaksam.errors import ConfigError, StageError
 from weaksam.execution.nodes import alive_nodes
 from weaksam.execution.turns import turn
@@ -88,7 +88,7 @@ def train(task: TrainTask[Any], settings: TrainSettings, folder: str) -> str:
         TrainingFailedError: the code of the task raised, a bug.
     """
     folder = storage.absolute(folder)
-    final = tables.weights_uri(folder)
+    final = step_files.weights_uri(folder)
     if storage.exists(final):
         return final
     nodes = alive_nodes()
@@ -282,5 +282,5 @@ def _train_worker(config: dict) -> None:
             _report(train_state, is_writer=training_log is not None)
     train_state.check()
     if training_log:
-        storage.write_bytes(tables.weights_uri(folder), save(train_state.weights()))
+        storage.write_bytes(step_files.weights_uri(folder), save(train_state.weights()))
     ray.train.report({"step": train_state.step})

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchvision.models import ResNet50_Weights, resnet50
 from torchvision.ops import FrozenBatchNorm2d
 
-from weaksam.core import storage
+from weaksam.core.cache import fetch
 from weaksam.errors import WeightsError
 from weaksam.models.backbones.frozen_sam import FrozenSam
 from weaksam.models.backbones.lite0 import CHANNELS, MEAN, STD, STRIDES, Lite0
@@ -169,7 +169,7 @@ def load_from(pyramid: Pyramid, weights: str | None) -> None:
     if weights is None:
         pyramid.load_pretrained()
     elif isinstance(pyramid, ResNet50):
-        state = read_state(storage.fetch(weights), wrappers=("model", "state_dict"))
+        state = read_state(fetch(weights), wrappers=("model", "state_dict"))
         pyramid.load_imagenet(state, where=weights)
     else:
         raise WeightsError(f"{weights}: this backbone has weights of its own: leave `weights` out")

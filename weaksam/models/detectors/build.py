@@ -8,7 +8,7 @@ from pathlib import Path
 from safetensors.torch import load_file
 from torch import Tensor
 
-from weaksam.core import storage
+from weaksam.core.cache import fetch
 from weaksam.errors import WeightsError
 from weaksam.models.detectors.base import Detector
 from weaksam.models.detectors.catalogue import kind_of
@@ -37,7 +37,7 @@ def build_to_train(spec: DetectorSpec) -> Detector:
     """
     network = build_untrained(spec)
     if spec.start is not None:
-        load_detector(network, load_file(storage.fetch(spec.start)), where=spec.start)
+        load_detector(network, load_file(fetch(spec.start)), where=spec.start)
     elif spec.pretrained or spec.weights is not None:
         network.load_pretrained(spec.weights)
     return network

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torchvision.models import ResNet50_Weights, VGG16_Weights
 
-from weaksam.core import storage
+from weaksam.core.cache import fetch
 from weaksam.errors import WeightsError
 from weaksam.models.backbones.roi_backbones import CropNet, DilatedVgg16, Pixels, ResNet50C5, RoiNet, load_imagenet
 from weaksam.models.wsod.backbones import BACKBONES
@@ -74,7 +74,7 @@ class WsodSpec:
         """
         network = self.untrained()
         if self.weights is not None:
-            state = read_state(storage.fetch(self.weights), wrappers=("model", "state_dict"))
+            state = read_state(fetch(self.weights), wrappers=("model", "state_dict"))
             _load(network.roi_net, state, self.weights)
         elif self.pretrained and isinstance(network.roi_net, CropNet):
             network.roi_net.load_shipped()
