@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 import typer
 from typer.testing import CliRunner
 
-import weaksam
-from testing.places import ROOT
+from tests.cli.commands import WEAKSAM, call
 from weaksam import pipeline
 from weaksam.cli import main as cli
 from weaksam.core import storage
 from weaksam.demo.scenes import write_scenes
 from weaksam.errors import ClusterError, ConfigError, DataError, FailedRowsError, StageError, StorageError
-from weaksam.pipeline import listings
-from weaksam.stages import STAGES
-
-WEAKSAM = str(Path(sys.executable).parent / "weaksam")
 
 GOOD = """
 run: {base}/run
@@ -55,12 +48,6 @@ def config(tmp_path: Path) -> str:
     path = tmp_path / "run.yaml"
     path.write_text(GOOD.format(base=tmp_path))
     return str(path)
-
-
-def call(*args: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    told = subprocess.run(args, capture_output=True, text=True, cwd=cwd, timeout=120)
-    assert "Traceback" not in told.stderr, told.stderr
-    return told
 
 
 def files_below(folder: Path) -> list[str]:
@@ -169,52 +156,6 @@ def test_check_names_all_faults_of_a_table_and_runs_nothing(config: str, tmp_pat
     assert not (tmp_path / "run").exists()
 
 
-def write_progress(folder: Path, *, state: str, seconds_ago: float, **others: object) -> None:
-    updated = datetime.now(UTC) - timedelta(seconds=seconds_ago)
-    told = {"step": "x", "stage": "proposals", "state": state, "done": 120, "total": 400, "unit": "images", "failed": 2,
-            "rate": 3.11, "eta_seconds": 80.0, "started": "", "updated": updated.isoformat(), **others}  # fmt: skip
-    storage.write_json(str(folder / "config.json"), {"stage": "proposals"})
-    storage.write_json(str(folder / "progress.json"), told)
-
-
-def test_the_state_of_a_run_tells_what_runs_and_what_stopped(tmp_path: Path) -> None:
-    write_progress(tmp_path / "a-00000000", state="running", seconds_ago=30)
-    write_progress(tmp_path / "b-00000000", state="running", seconds_ago=3 * 3600)
-    write_progress(tmp_path / "c-00000000", state="stopped", seconds_ago=20)
-    training = {"stage": "train_wsod", "unit": "steps", "failed": 0, "loss": 0.5}
-    write_progress(tmp_path / "d-00000000", state="running", seconds_ago=5, **training)
-    write_progress(tmp_path / "e-00000000", state="finished", seconds_ago=9999)
-    done = {"stage": "proposals", "rows": 400, "failed": 1, "seconds": 200.0, "rows_per_second": 2.0}
-    storage.write_json(str(tmp_path / "e-00000000" / "manifest.json"), done)
-    write_progress(tmp_path / "f-00000000", state="running", seconds_ago=5)
-    (tmp_path / "f-00000000" / "progress.json").write_text("{half")
-    told = call(WEAKSAM, "status", str(tmp_path)).stdout
-    lines = {line.split()[0]: " ".join(line.split()[1:]) for line in told.splitlines()[1:]}
-    assert lines["a"].startswith("running 120/400 images 3.11/s eta 80 s 2 failed 0 2 /")
-    assert lines["b"].startswith("stopped at 120/400 (last sign 3.0 h ago): the same command goes on 0 2 /")
-    assert lines["c"].startswith("stopped at 120/400 (last sign 2")
-    assert lines["d"].startswith("running 120/400 steps 3.11/s eta 80 s loss 0.5 ")
-    assert lines["e"].startswith("finished 400 1 200 2 /")
-    assert lines["f"].startswith("unfinished 0 /")
-
-    states = {state["step"]: state for state in json.loads(call(WEAKSAM, "status", str(tmp_path), "--json").stdout)}
-    assert [states[step]["state"] for step in "abcdef"] == [
-        *("running", "stopped", "stopped", "running", "finished", "unfinished")
-    ]
-    keys = ["step", "stage", "state", "rows", "failed", "seconds", "rows_per_second", "folder", "progress", "damage"]
-    keys.append("reads")
-    assert all(list(state) == keys for state in states.values())
-    assert states["e"] == {
-        **{"step": "e", "state": "finished", "folder": str(tmp_path / "e-00000000"), "progress": None},
-        "damage": None,
-        "reads": [],
-        **done,
-    }
-    assert states["d"]["progress"]["loss"] == 0.5
-    assert 10799 < states["b"]["progress"]["seconds_ago"] < 10900
-    assert states["f"]["stage"] == "proposals"
-
-
 WARNING = (
     "warning: steps.masks.sam.model: vit_xs was trained on drawn scenes, which {root} does not hold: on photographs "
     "its masks fit worse than filled boxes do (mean IoU 0.454 and 0.549 on COCO). Take an official SAM: "
@@ -269,13 +210,6 @@ def test_a_relative_run_lies_below_the_working_folder(config: str, tmp_path: Pat
     assert told.returncode == 0, told.stderr
     assert len(list((tmp_path / "here").glob("images-*/manifest.json"))) == 1
     assert "finished" in call(WEAKSAM, "status", "here", cwd=tmp_path).stdout
-
-
-def test_the_state_of_a_folder_without_steps_is_a_fault(tmp_path: Path) -> None:
-    for folder in (tmp_path, tmp_path / "gone"):
-        told = call(WEAKSAM, "status", str(folder))
-        assert told.returncode == 2
-        assert f"error: {folder}: no step has been started there" in told.stderr
 
 
 def test_a_dataset_that_contradicts_itself_ends_with_two(config: str, tmp_path: Path) -> None:
@@ -338,46 +272,6 @@ def test_a_program_that_imported_ray_first_keeps_the_settings_ray_was_loaded_wit
     assert told.stdout == "[]\n"
 
 
-def test_the_help_of_each_command_says_what_it_does() -> None:
-    told = call(WEAKSAM, "--help").stdout
-    commands = {command.callback.__name__: command.callback for command in cli.app.registered_commands}  # type: ignore
-    for name, function in commands.items():
-        assert f"│ {name} " in told
-        assert (function.__doc__ or "").strip().endswith(".")
-    told = call(WEAKSAM, "run", "--help").stdout
-    assert "Run the steps of CONFIG." in told
-    assert "KEY=VALUE" in told
-    assert "--only" in told
-
-
-def test_every_stage_and_every_setting_is_explained() -> None:
-    told = call(WEAKSAM, "stages").stdout
-    for name, stage in STAGES.items():
-        assert name in told
-        assert stage.summary in told
-        assert stage.summary.endswith(".")
-        for key, kind, default, sentence in listings.settings_rows(stage.config):
-            assert sentence.endswith("."), f"{name}: {key} has no sentence"
-            assert kind
-            assert default
-
-
-@pytest.mark.parametrize("name", list(STAGES))
-def test_a_stage_shows_every_key_with_its_type_default_and_sentence(name: str) -> None:
-    told = call(WEAKSAM, "stages", name).stdout
-    lines = {line.split()[0]: line for line in told.splitlines() if line.startswith(" ") and line.split()}
-    for key, kind, default, sentence in listings.settings_rows(STAGES[name].config):
-        assert kind in lines[key]
-        assert default in lines[key]
-        assert sentence[:60] in lines[key]
-
-
-def test_an_unknown_stage_is_told_with_the_known_ones() -> None:
-    told = call(WEAKSAM, "stages", "proposal")
-    assert told.returncode == 2
-    assert "there is no stage 'proposal': stages are index, train_classifier, proposals" in told.stderr
-
-
 def test_a_job_without_arguments_or_without_steps_tells_so(config: str) -> None:
     for given in ([], ["index"]):
         shown = call(sys.executable, "-m", "jobs.stage", *given)
@@ -416,43 +310,6 @@ def test_one_damaged_step_does_not_hide_the_others(config: str, tmp_path: Path) 
     assert os.listdir(broken) == ["config.json"]
 
 
-def test_metrics_shows_the_headlines_of_every_finished_evaluation(tmp_path: Path) -> None:
-    figures = {"boxes_per_image": 31.66, "recall@0.5": 0.8514, "recall@0.75": 0.5, "AR": 0.4}
-    report = {"task": "proposals", "split": None, "num_images": 80, "metrics": figures}
-    storage.write_json(str(tmp_path / "recall-0123abcd" / "metrics.json"), report)
-    others = {**figures, "recall@0.9": 0.25, "peaks_inside": 0.625}
-    storage.write_json(
-        str(tmp_path / "recall_other-0123abcd" / "metrics.json"), {**report, "split": "test", "metrics": others}
-    )
-    (tmp_path / "images-00000000").mkdir()
-    done = call(WEAKSAM, "metrics", str(tmp_path))
-    assert done.returncode == 0
-    head, one, other = done.stdout.strip().splitlines()
-    # headlines that neither has, such as the peaks of each kind, are no columns
-    names = ["boxes_per_image", "recall@0.5", "recall@0.75", "recall@0.9", "AR", "peaks_inside"]
-    assert head.split() == ["step", "split", "images", *names]
-    assert one.split() == ["recall-0123abcd", "all", "80", "31.7", "85.1%", "50.0%", "40.0%"]  # no recall@0.9 in it
-    assert other.split() == ["recall_other-0123abcd", "test", "80", "31.7", "85.1%", "50.0%", "25.0%", "40.0%", "62.5%"]
-
-
-@pytest.mark.parametrize(
-    "content", ["[]", "{}", "null", '{"task":"x"}', '{"task":"detection","metrics":{}}', '{"task":["x"]}']
-)
-def test_a_file_that_is_not_the_metrics_of_a_step_is_named(content: str, tmp_path: Path) -> None:
-    folder = tmp_path / "recall-0123abcd"
-    folder.mkdir()
-    (folder / "metrics.json").write_text(content)
-    done = CliRunner().invoke(cli.app, ["metrics", str(tmp_path)])
-    assert done.exit_code == 2
-    assert f"{folder}/metrics.json: not the metrics of a step: remove the step's manifest {folder}/mani" in done.output
-
-
-def test_metrics_of_a_run_without_any_is_a_fault(tmp_path: Path) -> None:
-    done = call(WEAKSAM, "metrics", str(tmp_path))
-    assert done.returncode == 2
-    assert "no evaluate step is finished there" in done.stderr
-
-
 def test_a_working_folder_that_is_gone_is_told(config: str, tmp_path: Path) -> None:
     gone = tmp_path / "gone"
     gone.mkdir()
@@ -461,8 +318,3 @@ def test_a_working_folder_that_is_gone_is_told(config: str, tmp_path: Path) -> N
     )
     assert told.returncode == 2
     assert told.stderr == "error: the current folder is gone: change to one that is there\n"
-
-
-def test_the_version_is_that_of_the_package() -> None:
-    shown = call(WEAKSAM, "--version")
-    assert (shown.returncode, shown.stdout) == (0, f"weaksam {weaksam.__version__}\n")

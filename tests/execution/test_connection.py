@@ -158,6 +158,7 @@ _LISTENING = """
 import json, os
 from pathlib import Path
 from weaksam.execution import connection
+from testing.local_ray import disconnect
 
 def inodes(pid):
     for link in Path(f"/proc/{pid}/fd").iterdir():
@@ -181,7 +182,7 @@ for family in ("tcp", "tcp6"):
         fields = line.split()
         if fields[3] == "0A" and f"socket:[{fields[9]}]" in own:
             found.append(fields[1].split(":")[0])
-connection.disconnect()
+disconnect()
 print(json.dumps(found))
 """
 

@@ -17,6 +17,7 @@ import pytest
 from testing.places import ROOT
 from tests.execution.test_runtime import CountBytes, a_step, images, run
 from weaksam.core import schemas, storage, tables
+from weaksam.errors import StorageError
 from weaksam.execution import progress
 from weaksam.execution.progress import (
     Progress,
@@ -106,7 +107,7 @@ def test_work_that_ends_well_is_finished_and_work_that_does_not_has_stopped(tmp_
     assert json.loads((tmp_path / "count-f" / "progress.json").read_text())["state"] == "stopped"
 
 
-@pytest.mark.parametrize("error", [storage.StorageError("down"), OSError("disk full"), ZeroDivisionError("a bug")])
+@pytest.mark.parametrize("error", [StorageError("down"), OSError("disk full"), ZeroDivisionError("a bug")])
 def test_what_goes_wrong_in_telling_stays_there(tmp_path: Path, error: Exception, monkeypatch) -> None:
     def fail(*_: object) -> Progress:
         raise error

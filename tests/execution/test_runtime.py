@@ -22,7 +22,7 @@ from tests.execution.pixel import PIXEL
 from weaksam.core import schemas, storage, tables
 from weaksam.core.config import StageConfig
 from weaksam.core.step import Outcome, Stage, Step
-from weaksam.errors import ClusterError, ConfigError, StageError, WeightsError
+from weaksam.errors import ClusterError, ConfigError, StageError, StorageError, WeightsError
 from weaksam.execution.mapping import ImageMapper, Row
 from weaksam.execution.nodes import has_pool_started
 from weaksam.execution.pools import PoolResources, fit_pool
@@ -325,13 +325,13 @@ def test_an_actor_must_fit_on_one_node() -> None:
 def test_fetch_leaves_rows_out_whose_storage_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def read(uri: str) -> bytes:
         if uri == "down":
-            raise storage.StorageError("down: network")
+            raise StorageError("down: network")
         return b"ok"
 
     monkeypatch.setattr(storage, "read_bytes", read)
     batch = pa.table({"image_id": ["a", "b"], "uri": ["up", "down"]})
     assert Fetch()(batch).column("image_id").to_pylist() == ["a"]
-    with pytest.raises(storage.StorageError):
+    with pytest.raises(StorageError):
         Fetch(strict=True)(batch)
 
 

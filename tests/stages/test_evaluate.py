@@ -2,33 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import re
 from pathlib import Path
 
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 from testing.places import SHARED_DATA
+from tests.stages.evaluations import DETECTED, MASKED, SEGMENTED, SIZE, TRUTH, mask_of, steps
 from weaksam import pipeline
-from weaksam.core import schemas, storage, tables
-from weaksam.core.config import StageConfig
-from weaksam.core.step import Outcome, Stage, Step
+from weaksam.core import storage
 from weaksam.data.readers.coco_results import read_results
 from weaksam.errors import DataError
 from weaksam.ops.coco_metrics import NAMES
-from weaksam.ops.rle import encode_rle
 from weaksam.stages import evaluate
-from weaksam.stages.index import IndexConfig
 
-TRUTH = [
-    {"image_id": "a", "boxes": [[0, 0, 10, 10], [20, 20, 30, 30]], "classes": [0, 1], "difficult": [False, False]},
-    {"image_id": "b", "boxes": [[0, 0, 10, 10]], "classes": [0], "difficult": [True]},
-    {"image_id": "c", "boxes": [], "classes": [], "difficult": []},
-]
 FOUND = [
     {
         "image_id": "a",
@@ -40,90 +30,6 @@ FOUND = [
     {"image_id": "b", "status": "unreadable"},
     {"image_id": "c", "status": "ok", "boxes": [], "predicted_iou": [], "source": []},
 ]
-
-
-DETECTED = [
-    {
-        "image_id": "a",
-        "status": "ok",
-        "boxes": [[0, 0, 10, 10], [1, 0, 11, 10]],
-        "classes": [0, 0],
-        "scores": [0.9, 0.8],
-    },
-    {"image_id": "b", "status": "unreadable"},
-    {"image_id": "c", "status": "ok", "boxes": [], "classes": [], "scores": []},
-]
-
-
-SIZE = (40, 50)
-
-
-def mask_of(left: int, top: int, right: int, bottom: int) -> bytes:
-    pixels = np.zeros(SIZE, bool)
-    pixels[top:bottom, left:right] = True
-    return encode_rle(pixels)
-
-
-# What TRUTH is of, where people drew masks too: an object more in image a, difficult, that VOC paints void.
-SEGMENTED = [
-    {
-        "image_id": "a",
-        "boxes": [[0, 0, 10, 10], [20, 20, 30, 30], [40, 0, 50, 10]],
-        "classes": [0, 1, 0],
-        "difficult": [False, False, True],
-        "masks": [mask_of(0, 0, 10, 10), mask_of(20, 20, 30, 30), None],
-    },
-    {**TRUTH[1], "masks": [mask_of(0, 0, 10, 10)]},
-    TRUTH[2],
-]
-MASKED = [
-    {
-        "image_id": "a",
-        "status": "ok",
-        "height": SIZE[0],
-        "width": SIZE[1],
-        "boxes": [[0, 0, 10, 10], [20, 20, 30, 26], [40, 0, 50, 9]],
-        "classes": [0, 1, 0],
-        "scores": [0.9, 0.8, 0.7],
-        "masks": [mask_of(0, 0, 10, 10), mask_of(20, 20, 30, 26), mask_of(40, 0, 50, 9)],
-    },
-    {"image_id": "b", "status": "unreadable"},
-    {"image_id": "c", "status": "ok", "height": SIZE[0], "width": SIZE[1], "boxes": [], "classes": [], "scores": []},
-]
-
-
-def steps(
-    folder: Path,
-    found: list[dict],
-    *,
-    others: tuple[list[dict], ...] = (),
-    noun: str = "detections",
-    annotated: list[dict] = TRUTH,
-    **settings: object,
-) -> Step:
-    """A step that judges `found`, as proposals, or as detections or pgt of one or several seeds."""
-
-    def finished(name: str, rows: list[dict], schema: object, config: StageConfig) -> Step:
-        stage = Stage(name, 1, type(config), lambda step: Outcome(0), writes=name)
-        step = Step(name, stage, config, {}, {}, "f", str(folder / name))
-        table = schemas.to_table(rows, schemas.with_metadata(schema, fingerprint="f", class_names=["cat", "dog"]))
-        manifest = {"parts": [tables.write_part(step.folder, table)], "excluded": {}}
-        storage.write_json(step.manifest_uri, manifest)
-        return step
-
-    listed = [{"image_id": row["image_id"], "split": "test"} for row in annotated]
-    images = finished("images", listed, schemas.IMAGES, IndexConfig(format="folder", root="somewhere"))
-    truth = [{"crowd": [False] * len(row["boxes"]), "masks": [None] * len(row["boxes"]), **row} for row in annotated]
-    metadata = schemas.with_metadata(schemas.GROUND_TRUTH, fingerprint="f", class_names=["cat", "dog"])
-    tables.write_ground_truth(images.folder, schemas.to_table(truth, metadata))
-    inputs = {"images": images}
-    key, schema = (noun, schemas.DETECTIONS) if "source" not in found[0] else ("proposals", schemas.PROPOSALS)
-    for number, rows in enumerate((found, *others)):
-        made = finished(f"{key}{number or ''}", rows, schema, StageConfig())
-        inputs[f"{key}.{number}" if others else key] = dataclasses.replace(made, inputs={"images": images})
-    named = [step.name for step in inputs.values()][1:]
-    config = evaluate.EvaluateConfig(images="images", **{key: named if others else named[0]}, **settings)
-    return Step("recall", evaluate.STAGE, config, inputs, {}, "f", str(folder / "recall"))
 
 
 def test_recall_counts_every_image_also_the_failed_one(tmp_path: Path) -> None:
@@ -303,82 +209,6 @@ def test_results_of_other_images_or_classes_are_refused(tmp_path: Path) -> None:
     assert read_results(str(path), ["7"], ["cat"], default_score=0.25, category_ids=None).column(
         "scores"
     ).to_pylist() == [[0.25]]
-
-
-@pytest.mark.parametrize("protocol", ["voc", "coco"])
-def test_masks_are_compared_only_where_there_are_some(tmp_path: Path, protocol: str) -> None:
-    # image b holds a difficult object alone, image c none
-    with pytest.raises(
-        DataError, match=r"kind segm: the dataset has no masks in 1 of 2 images with objects, e\.g\. a: "
-    ):
-        evaluate.run(steps(tmp_path, DETECTED, protocol=protocol, kind="segm"))
-    with pytest.raises(DataError, match="step detections has no masks: judge a detector that makes some, or use kind"):
-        evaluate.run(steps(tmp_path / "b", DETECTED, annotated=SEGMENTED, protocol=protocol, kind="segm"))
-
-
-def test_pseudo_masks_are_compared_only_where_there_are_some(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"kind segm: the dataset has no masks in 1 of 2 images"):
-        evaluate.run(steps(tmp_path, MASKED, noun="pgt", kind="segm"))
-    with pytest.raises(DataError, match="step pgt has no masks: judge a pseudo_masks step, or use kind bbox"):
-        evaluate.run(steps(tmp_path / "b", DETECTED, annotated=SEGMENTED, noun="pgt", kind="segm"))
-
-
-def test_masks_of_another_size_than_the_ground_truths_are_refused(tmp_path: Path) -> None:
-    smaller = [{**MASKED[0], "height": SIZE[0] // 2}, *MASKED[1:]]
-    with pytest.raises(DataError, match="masks of image a do not all have the 20 x 50 pixels that step detections sta"):
-        evaluate.run(steps(tmp_path, smaller, annotated=SEGMENTED, kind="segm"))
-
-
-def test_masks_of_detections_are_judged_as_voc12_is(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    step = steps(tmp_path, MASKED, annotated=SEGMENTED, kind="segm")
-    outcome = evaluate.run(step)
-    report = storage.read_json(storage.join(step.folder, "metrics.json"))
-    # image b failed: one of two cats is found, difficult or not; of the void cat of image a nothing is told
-    assert (report["task"], report["num_images"], report["num_objects"]) == ("segmentation", 3, 3)
-    assert report["metrics"] == pytest.approx(
-        {"AP25": (51 / 101 + 1) / 2, "AP50": (51 / 101 + 1) / 2, "AP70": 51 / 101 / 2, "AP75": 51 / 101 / 2}
-    )
-    assert outcome.summary == "AP25 75.2 %, AP50 75.2 %, AP70 25.2 %, AP75 25.2 %"
-    rows = pq.read_table(storage.join(step.folder, "per_class.parquet")).to_pylist()
-    assert [(row["class"], row["AP50"], row["AP75"]) for row in rows] == [
-        ("cat", pytest.approx(51 / 101), pytest.approx(51 / 101)),
-        ("dog", pytest.approx(1.0), 0.0),
-    ]
-    assert "steps.recall: kind segm: 1 objects without a mask do not count" in caplog.text
-
-
-def test_no_mask_found_is_a_figure_too(tmp_path: Path) -> None:
-    nothing = [{"image_id": row["image_id"], "status": "ok", "height": 40, "width": 50, "boxes": []} for row in TRUTH]
-    step = steps(tmp_path, nothing, others=(MASKED,), annotated=SEGMENTED, kind="segm")
-    evaluate.run(step)
-    found = storage.read_json(storage.join(step.folder, "metrics.json"))["metrics"]
-    assert found["AP75"] == pytest.approx(51 / 101 / 4)
-    assert found["AP75_std"] == pytest.approx(51 / 101 / 2 / 2**0.5)
-    rows = pq.read_table(storage.join(step.folder, "per_class.parquet")).to_pylist()
-    assert [row["AP25"] for row in rows] == [0.0, 0.0]
-
-
-def test_pseudo_masks_are_told_by_their_iou(tmp_path: Path) -> None:
-    step = steps(tmp_path, MASKED, annotated=SEGMENTED, noun="pgt", kind="segm")
-    outcome = evaluate.run(step)
-    report = storage.read_json(storage.join(step.folder, "metrics.json"))
-    # the void cat of image a and the difficult one of image b count neither way
-    assert (report["task"], report["num_objects"]) == ("pgt", 2)
-    assert report["metrics"] == pytest.approx(
-        {
-            "mask_iou": (1 + 0.6) / 2,
-            "mask_iou_of_objects": (1 + 0.6) / 2,
-            "precision@0.5": 1.0,
-            "recall@0.5": 1.0,
-            "precision@0.75": 0.5,
-            "recall@0.75": 0.5,
-            "boxes_per_image": 1.0,
-        }
-    )
-    assert outcome.summary.startswith("mask_iou 80.0 %, precision@0.5 100.0 %")
-    rows = {row["class"]: row for row in pq.read_table(storage.join(step.folder, "per_class.parquet")).to_pylist()}
-    assert (rows["dog"]["mask_iou"], rows["dog"]["precision@0.75"]) == (pytest.approx(0.6), 0.0)
-    assert (rows["cat"]["num_boxes"], rows["cat"]["num_objects"], rows["cat"]["mask_iou_of_objects"]) == (2, 1, 1.0)
 
 
 def test_a_figure_that_one_seed_lacks_has_no_mean(tmp_path: Path) -> None:

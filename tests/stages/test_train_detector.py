@@ -1,74 +1,38 @@
-"""Training and using a detector on pseudo ground truth as stages: what is learnt from, faults, resume of the loop."""
+"""Training a detector on pseudo ground truth as a stage: what is learnt from, recipes, faults, resume of the loop."""
 
 from __future__ import annotations
 
 import json
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file, save_file
 from torchvision.models import resnet50
 
-from tests.models.pictures import masked_pictures
+from tests.stages.detector_steps import MODELS, POOL, make_inputs, make_step
 from tests.stages.test_train_wsod import finished
-from weaksam import pipeline
 from weaksam.core import schemas
-from weaksam.core.schemas import FAILED_STATUSES
 from weaksam.core.step import Step
 from weaksam.errors import ConfigError, DataError, WeightsError
-from weaksam.execution.mapping import map_batch
-from weaksam.models.detectors.base import Detections, Detector
 from weaksam.models.detectors.build import build_to_train, build_untrained, load_detector
 from weaksam.models.detectors.catalogue import kind_of
 from weaksam.models.detectors.catalogue.kind import DetectorSpec
-from weaksam.models.detectors.inference import detect_in_views
-from weaksam.models.detectors.rules import InferenceRules
-from weaksam.ops.masks import masks_to_boxes
-from weaksam.ops.rle import decode_rle, encode_rle
 from weaksam.ops.roi_drop import RoiDropRules
 from weaksam.stages import detect, train_detector
-from weaksam.stages.detect import DetectConfig, DetectObjects, DetectorFinder
+from weaksam.stages.detect import DetectConfig
 from weaksam.stages.train_detector import TrainDetectorConfig, make_task, read_objects
 from weaksam.stages.training_run import loop_settings
 from weaksam.training.loop import TrainResources
 from weaksam.training.state import TrainState, draw_batch
 
-POOL = ThreadPoolExecutor(2)
-MODELS = ("faster_rcnn", "dino", "rt_detr_v2", "mask_rcnn", "mask2former")
-
 
 @pytest.fixture
 def inputs(tmp_path: Path) -> dict[str, Step]:
-    """Six pictures with two boxes and masks each; of one no box was found, one could not be read."""
-    pixels, targets = masked_pictures(6, side=64)
-    images, boxes = [], []
-    for i, (image, target) in enumerate(zip(pixels, targets, strict=True)):
-        path = tmp_path / f"{i}.png"
-        Image.fromarray(image.numpy().transpose(1, 2, 0)).save(path)
-        images.append({"image_id": str(i), "uri": str(path), "split": "train", "labels": [0, 1]})
-        row = {"image_id": str(i), "status": "ok", "boxes": target.boxes.numpy(), "classes": target.classes.numpy()}
-        assert target.masks is not None
-        row |= {"height": 64, "width": 64, "masks": [encode_rle(mask) for mask in target.masks.numpy()]}
-        boxes.append(row | {"scores": np.array([0.9, 0.8], np.float32)})
-    boxes[2] |= {"boxes": np.zeros((0, 4), np.float32), "classes": [], "scores": [], "masks": []}
-    boxes[4] = {"image_id": "4", "status": "oom", "message": ""}
-    index = finished(tmp_path, "images", images, schemas.IMAGES, {})
-    return {"images": index, "pgt": finished(tmp_path, "pgt", boxes, schemas.DETECTIONS, {"images": index})}
-
-
-def make_step(folder: Path, inputs: dict[str, Step], **changes: Any) -> Step:
-    settings = {"images": "images", "pgt": "pgt", "backbone": "frozen_sam", "scales": [64, 80], "steps": 4}
-    settings |= {"batch_size": 2}
-    settings |= {"lr": 1e-3, "warmup": 1, "milestones": None, "log_every": 2, "clip": 1.0, "square": None}
-    config = TrainDetectorConfig.model_validate(settings | changes)
-    return Step("net", train_detector.STAGE, config, inputs, {}, "n", str(folder / "net-n"))
+    return make_inputs(tmp_path)
 
 
 def test_images_with_boxes_are_learnt_from(tmp_path: Path, inputs: dict[str, Step]) -> None:
@@ -102,21 +66,6 @@ def test_boxes_without_area_and_unknown_classes_are_not_learnt_from(
     spoilt = finished(tmp_path, "other", rows, schemas.DETECTIONS, {"images": inputs["images"]})
     with pytest.raises(DataError, match=r"steps.net.pgt: step other has boxes of classes that .* 1 images, e\.g\. 3"):
         read_objects(make_step(tmp_path, {**inputs, "pgt": spoilt}))
-
-
-def test_an_object_too_thin_for_a_view_is_left_out_of_it_and_counted(tmp_path: Path, inputs: dict[str, Step]) -> None:
-    thin = np.zeros((64, 64), bool)
-    thin[5:60, 7] = True  # at a quarter of the size no pixel is covered by half
-    rows = inputs["pgt"].read().to_pylist()
-    rows[0] |= {"boxes": [[7, 5, 8, 60], rows[0]["boxes"][1]], "masks": [encode_rle(thin), rows[0]["masks"][1]]}
-    pgt = finished(tmp_path, "thin", rows[:1], schemas.DETECTIONS, {"images": inputs["images"]})
-    task = make_task(make_step(tmp_path, {**inputs, "pgt": pgt}, model="mask_rcnn", scales=[16]))
-    batch = task.load_batch(np.array([0]), np.array([[0, 0, 0]]), POOL) | {"step": torch.tensor(0)}
-    assert batch["classes/0"].tolist() == [1]
-    assert batch["masks/0"].shape == (1, 16, 16)
-    assert len(batch["boxes/0"]) == 1
-    _, told = task.loss(task.build_model(), batch)
-    assert told["vanished"] == 1
 
 
 def test_a_target_that_cannot_be_learnt_from_names_its_image(tmp_path: Path, inputs: dict[str, Step]) -> None:
@@ -153,48 +102,6 @@ def test_a_small_faster_rcnn_learns_its_first_stage_first_and_at_a_rate_of_its_o
     assert not learnt
 
 
-def test_a_batch_holds_views_with_their_boxes(tmp_path: Path, inputs: dict[str, Step]) -> None:
-    task = make_task(make_step(tmp_path, inputs, scales=[128], crop_chance=0.0))
-    batch = task.load_batch(*draw_batch(0, 0, batch_size=4, num_samples=4), POOL)
-    for i, index in enumerate(draw_batch(0, 0, batch_size=4, num_samples=4)[0]):
-        image, boxes = batch[f"image/{i}"], batch[f"boxes/{i}"]
-        assert image.shape == (3, 128, 128)
-        square = boxes[0].int().tolist()
-        inside = image[:, square[1] + 2 : square[3] - 2, square[0] + 2 : square[2] - 2].float().mean()
-        assert inside > 190  # the bright square is still what the box is around
-        sides = 2 * (task.objects.boxes[index][:, 2:] - task.objects.boxes[index][:, :2])
-        assert np.allclose((boxes[:, 2:] - boxes[:, :2]).numpy(), sides)
-    again = task.load_batch(*draw_batch(0, 0, batch_size=4, num_samples=4), POOL)
-    assert all(torch.equal(value, again[key]) for key, value in batch.items())
-
-
-def test_masks_go_with_their_boxes_into_every_view(tmp_path: Path, inputs: dict[str, Step]) -> None:
-    task = make_task(make_step(tmp_path, inputs, model="mask_rcnn", scales=[96]))
-    batch = task.load_batch(*draw_batch(0, 0, batch_size=4, num_samples=4), POOL)
-    for i in range(4):
-        masks, boxes = batch[f"masks/{i}"], batch[f"boxes/{i}"]
-        assert masks.shape == (2, 96, 96)
-        assert torch.allclose(masks_to_boxes(masks), boxes, atol=1.5)  # a pixel in each corner is half a pixel's share
-    assert "masks/0" not in make_task(make_step(tmp_path, inputs)).load_batch(
-        *draw_batch(0, 0, batch_size=4, num_samples=4), POOL
-    )
-
-
-def test_large_scale_jitter_makes_squares_of_objects_large_and_small(tmp_path: Path, inputs: dict[str, Step]) -> None:
-    task = make_task(make_step(tmp_path, inputs, model="mask2former", square=96, jitter=[0.3, 2.5]))
-    shares = []
-    for step in range(6):
-        batch = task.load_batch(*draw_batch(0, step, batch_size=4, num_samples=4), POOL)
-        for i in range(4):
-            image, masks = batch[f"image/{i}"], batch[f"masks/{i}"]
-            assert image.shape[1:] == masks.shape[1:] == (96, 96)
-            assert len(masks) == len(batch[f"classes/{i}"]) == len(batch[f"boxes/{i}"])
-            assert masks.flatten(1).any(1).all()
-            shares += masks.float().mean((1, 2)).tolist()
-    assert min(shares) < 0.02
-    assert max(shares) > 0.2
-
-
 def test_masks_are_learnt_from_steps_that_have_some(tmp_path: Path, inputs: dict[str, Step]) -> None:
     rows = [{"image_id": "0", "status": "ok", "boxes": [[1, 1, 9, 9]], "classes": [0], "scores": [1.0]}]
     bare = finished(tmp_path, "bare", rows, schemas.DETECTIONS, {"images": inputs["images"]})
@@ -204,39 +111,6 @@ def test_masks_are_learnt_from_steps_that_have_some(tmp_path: Path, inputs: dict
     reviewed = finished(tmp_path, "reviewed", [rows[0] | mask], schemas.PGT, {"images": inputs["images"]})
     with pytest.raises(DataError, match=r"step reviewed has no masks, which mask_rcnn learns from"):
         read_objects(make_step(tmp_path, inputs | {"pgt": reviewed}, model="mask_rcnn"))
-
-
-def test_detrs_crops_lose_no_class_of_a_box(tmp_path: Path, inputs: dict[str, Step]) -> None:
-    task = make_task(make_step(tmp_path, inputs, scales=[96], crop_chance=1.0))
-    sizes = set()
-    for step in range(6):
-        batch = task.load_batch(*draw_batch(0, step, batch_size=4, num_samples=4), POOL)
-        for i in range(4):
-            assert len(batch[f"boxes/{i}"]) == len(batch[f"classes/{i}"])
-            height, width = batch[f"image/{i}"].shape[1:]
-            sizes.add((height, width))
-            assert (batch[f"boxes/{i}"] <= torch.tensor([width, height] * 2) + 1e-3).all()
-    assert len(sizes) > 3
-
-
-@pytest.mark.parametrize("model", MODELS)
-def test_a_batch_of_unreadable_images_moves_nothing_but_holds_every_weight(
-    tmp_path: Path, inputs: dict[str, Step], model: str
-) -> None:
-    task = make_task(make_step(tmp_path, inputs, model=model))
-    for uri in task.uris:
-        Path(uri).write_bytes(b"junk")
-    net = task.build_model()
-    batch = task.load_batch(*draw_batch(0, 0, batch_size=2, num_samples=4), POOL) | {"step": torch.tensor(0)}
-    assert batch["weight"].tolist() == [0, 0]
-    assert [FAILED_STATUSES[code - 1] for code in batch["left_out"]] == ["unreadable"] * 2
-    loss, _ = task.loss(net, batch)
-    loss.backward()
-    assert loss.item() == 0
-    for name, parameter in net.named_parameters():
-        if parameter.requires_grad:
-            assert parameter.grad is not None, name
-            assert parameter.grad.abs().max() == 0, name
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -335,60 +209,6 @@ def test_settings_that_would_be_ignored_are_refused(settings: dict, fault: str) 
         TrainDetectorConfig.model_validate({"images": "i", "pgt": "p"} | settings)
 
 
-@pytest.mark.parametrize(
-    ("given", "fault"),
-    [
-        ("", "steps.found.detector: required: set it in the file or on the command line as steps.found.detector=..."),
-        (
-            ", detector: mist",
-            "steps.found.proposals: required: step 'mist' trained a weakly supervised detector, which rates proposals: "
-            "name the step with those of these images",
-        ),
-        (
-            ", detector: net, proposals: proposals",
-            "steps.found.proposals: the detector of step 'net' finds objects without proposals: remove the key",
-        ),
-        (
-            ", detector: proposals",
-            "steps.found.detector: needs a step that writes wsod or detector, 'proposals' writes proposals",
-        ),
-        (", detector: mist, proposals: proposals", None),
-        (", detector: net", None),
-    ],
-)
-def test_a_detector_has_proposals_if_it_needs_them(tmp_path: Path, given: str, fault: str | None) -> None:
-    path = tmp_path / "run.yaml"
-    path.write_text(
-        f"run: {tmp_path}/run\n"
-        "steps:\n"
-        "  images: {stage: index, format: folder, root: data}\n"
-        "  proposals: {stage: proposals, images: images, sam: {model: vit_xs}}\n"
-        "  mist: {stage: train_wsod, images: images, proposals: proposals, split: train}\n"
-        "  pgt: {stage: pgt, images: images, detections: found, split: train}\n"
-        "  net: {stage: train_detector, images: images, pgt: other}\n"
-        "  other: {stage: pgt, images: images, detections: first, split: train}\n"
-        "  first: {stage: detect, images: images, proposals: proposals, detector: mist}\n"
-        f"  found: {{stage: detect, images: images{given}}}\n"
-    )
-    if fault is None:
-        assert "found" in pipeline.parse(str(path)).steps
-        return
-    with pytest.raises(ConfigError) as caught:
-        pipeline.parse(str(path))
-    assert caught.value.faults == [fault]
-
-
-def test_an_old_key_of_detect_is_answered_with_the_new_one(tmp_path: Path) -> None:
-    path = tmp_path / "run.yaml"
-    path.write_text(
-        f"run: {tmp_path}\n"
-        "steps: {found: {stage: detect, images: images, proposals: proposals, checkpoint: mist}}\n"
-    )
-    with pytest.raises(ConfigError) as caught:
-        pipeline.parse(str(path))
-    assert "steps.found.checkpoint: unknown key: it is now `detector`" in caught.value.faults
-
-
 def test_weights_of_imagenet_are_taken_by_uri(tmp_path: Path) -> None:
     path, theirs = tmp_path / "resnet.pth", resnet50(weights=None).state_dict()
     torch.save(theirs, path)
@@ -444,68 +264,6 @@ def test_the_published_mask_rcnn_holds_all_of_faster_rcnn() -> None:
     network = build_untrained(DetectorSpec("mask_rcnn", "resnet50", 2))
     load_detector(network, given, where="here")
     assert all(torch.equal(network.state_dict()[key], value) for key, value in given.items())
-
-
-@pytest.mark.parametrize("model", MODELS)
-def test_detections_come_from_every_readable_image(tmp_path: Path, inputs: dict[str, Step], model: str) -> None:
-    trained = make_step(tmp_path, inputs, model=model).config
-    weights = tmp_path / "model.safetensors"
-    save_file({k: v.contiguous() for k, v in build_to_train(trained.spec(2)).state_dict().items()}, weights)
-    wanted = {"max_detections": 5, "score_threshold": 0.0, "nms_threshold": 1.0}
-    config = DetectConfig(images="i", detector="d", scales=[64, 80], flip=True, **wanted)
-    schema = schemas.with_metadata(schemas.DETECTIONS, fingerprint="d", class_names=["red", "blue"])
-    mapper = DetectObjects(config, DetectorFinder(trained, 2, str(weights), config.rules(kind_of(model).inference)))
-    good = (tmp_path / "0.png").read_bytes()
-    batch = pa.table(
-        {
-            "image_id": ["0", "1", "2"],
-            "data": pa.array([good, b"junk", None], pa.binary()),
-            "status": ["ok", "ok", "not_found"],
-            "message": ["", "", "gone"],
-        }
-    )
-    table = map_batch(mapper, batch, schema=schema, max_pixels=config.max_pixels)
-    assert table.schema.equals(schema)
-    rows = table.to_pylist()
-    assert [row["status"] for row in rows] == ["ok", "unreadable", "not_found"]
-    assert len(rows[0]["boxes"]) == 5
-    assert rows[0]["scores"] == sorted(rows[0]["scores"], reverse=True)
-    boxes = np.array(rows[0]["boxes"])
-    assert boxes.min() >= 0
-    assert boxes.max() <= 64 + 1e-3
-    masks = rows[0]["masks"]
-    assert (masks is not None) == (kind_of(model).learns_masks)
-    for mask in masks or []:
-        assert decode_rle(mask, 64, 64).any() or model == "mask_rcnn"  # untrained masks may be empty
-
-
-class Corner(Detector):
-    """Finds the bright corner of a picture, wherever it is: a detector whose answer is known."""
-
-    def detect(self, images: Any, mask_sizes: Any = None) -> list[Detections]:
-        found = []
-        for image, hw in zip(images, mask_sizes, strict=True):
-            rows, columns = (image[0] > 200).nonzero(as_tuple=True)
-            box = torch.stack([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]).float()
-            mask = torch.nn.functional.interpolate(image[None, :1].float(), hw)[0] > 100
-            found.append(Detections(box[None], torch.tensor([1]), torch.tensor([image.shape[1] / 1000]), mask))
-        return found
-
-
-def test_what_several_views_show_is_one_object_in_the_images_own_pixels() -> None:
-    image = torch.zeros(3, 40, 80, dtype=torch.uint8)
-    image[:, :10, :20] = 255
-    rules = InferenceRules(scales=(40, 80, 120), max_side=1000, nms_threshold=0.5)
-    found = detect_in_views(Corner(), image, rules)
-    assert (len(found.boxes), found.classes.tolist(), found.scores.tolist()) == (1, [1], [pytest.approx(0.12)])
-    assert torch.allclose(found.boxes[0], torch.tensor([0.0, 0, 20, 10]), atol=1)
-    assert found.masks is not None
-    assert torch.equal(found.masks[0], image[0] > 0)
-    every = detect_in_views(Corner(), image, InferenceRules(scales=(40, 80), max_side=1000, nms_threshold=1.0))
-    assert len(every.boxes) == 4
-    assert every.masks is not None
-    assert all((mask != (image[0] > 0)).sum() <= 40 for mask in every.masks)  # those of mirrored views are mirrored
-    assert every.scores.tolist() == sorted(every.scores.tolist(), reverse=True)
 
 
 def test_the_stages_read_what_the_others_write() -> None:

@@ -6,7 +6,6 @@ And what does not: a damaged checkpoint.
 from __future__ import annotations
 
 import json
-import logging
 import math
 import pickle
 from dataclasses import dataclass
@@ -22,15 +21,14 @@ from ray.train.v2._internal.execution.failure_handling import FailureDecision
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from tests.training.lines import CPU, left_out
 from tests.training.test_training import LineTask, _run_alone, _settings
 from weaksam.core.step import Step
-from weaksam.data.images import left_out_codes
 from weaksam.errors import (
     ConfigError,
     DataError,
     DivergedError,
     FailedRowsError,
-    ImageError,
     StageError,
     StorageError,
     TaskError,
@@ -38,24 +36,13 @@ from weaksam.errors import (
 )
 from weaksam.ops.classification import mean_average_precision
 from weaksam.stages import STAGES, training_run
-from weaksam.stages.training_run import outcome_of, progress_of
 from weaksam.training import loop, written
-from weaksam.training.checkpoints import (
-    BrokenCheckpointError,
-    check_same_step,
-    drop_broken_list,
-    list_checkpoints,
-    load_state,
-)
 from weaksam.training.failures import TrainingPolicy, explain, is_lasting
 from weaksam.training.log import TrainingLog, follow, progress_line
 from weaksam.training.loop import TrainResources, train
-from weaksam.training.reading import LeftOut
 from weaksam.training.state import TrainState
 from weaksam.training.watch import Watch, check_finite
 from weaksam.training.written import read_left_out
-
-CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -205,71 +192,6 @@ def test_an_ended_controller_is_the_clusters_fault() -> None:
     assert not is_lasting(OSError("disk full"))
 
 
-def left_out(folder: Path, *, max_failed: float = 0.1, in_batch: int = 4, samples: int = 100, step: int = 0) -> LeftOut:
-    return LeftOut(
-        str(folder), num_samples=samples, max_failed=max_failed, in_batch=in_batch, name_of="{}.png".format, step=step
-    )
-
-
-MISSING, DAMAGED = ImageError("not_found", ""), ImageError("unreadable", "")
-
-
-def test_images_that_cannot_be_read_are_counted_named_and_written_down(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    counted = left_out(tmp_path)
-    counted.add(0, np.arange(4), left_out_codes([None, DAMAGED, None, MISSING]))
-    counted.add(1, np.array([1, 5]), left_out_codes([DAMAGED, None]))
-    assert len(counted) == 2
-    with caplog.at_level(logging.WARNING):
-        counted.share(is_writer=True)
-        counted.share(is_writer=True)
-    assert caplog.messages == [
-        "2 of 100 images cannot be read and are left out of training, e.g. 1.png (unreadable), 3.png (not_found)"
-    ]
-    assert [(row["name"], row["step"], row["status"]) for row in read_left_out(str(tmp_path))] == [
-        ("1.png", 0, "unreadable"), ("3.png", 0, "not_found"),
-    ]  # fmt: skip
-    assert len(left_out(tmp_path, step=1)) == 2
-    assert len(left_out(tmp_path)) == 0  # from the start everything is read again
-
-
-def test_what_a_training_left_out_counts_as_failed_rows(tmp_path: Path) -> None:
-    step = Step("net", STAGES["train_detector"], None, {}, {}, "f", str(tmp_path))
-    assert outcome_of(step, 100, "").failed == 0
-    counted = left_out(tmp_path)
-    counted.add(0, np.arange(4), left_out_codes([None, DAMAGED, None, MISSING]))
-    counted.share(is_writer=True)
-    outcome = outcome_of(step, 100, "loss 1")
-    assert (outcome.rows, outcome.failed, outcome.summary) == (100, 2, "loss 1")
-    assert outcome.failures[0] == "1.png: unreadable: left out of training"
-    row = {"step": 4, "loss": None, "images_per_second": 10.0, "lr": 0.1, "left_out": 2}
-    assert progress_of(row, _settings()).failed == 2
-    assert "left_out 2" in progress_line(row, _settings())
-
-
-def test_a_dataset_that_is_gone_stops_the_training_for_another_try(tmp_path: Path) -> None:
-    counted = left_out(tmp_path, max_failed=1.0)
-    counted.add(0, np.arange(4), left_out_codes([None] * 4))
-    counted.add(1, np.arange(4, 8), left_out_codes([MISSING] * 4))
-    with pytest.raises(
-        StageError, match=r"8 of 100 images are missing, e\.g\. 11.png: make the dataset readable"
-    ) as caught:
-        counted.add(2, np.arange(8, 12), left_out_codes([MISSING] * 4))
-    assert caught.value.exit_code == 4
-
-
-def test_too_many_damaged_images_stop_the_training_but_a_few_do_not(tmp_path: Path) -> None:
-    counted = left_out(tmp_path)  # 10 of 100 may be
-    counted.add(0, np.arange(10), left_out_codes([DAMAGED] * 10))
-    counted.add(1, np.arange(10), left_out_codes([DAMAGED] * 10))  # the same once more
-    with pytest.raises(
-        FailedRowsError, match=r"11 of 100 images cannot be read .*; 10 may be: raise max_failed"
-    ) as caught:
-        counted.add(2, np.array([20]), left_out_codes([DAMAGED]))
-    assert caught.value.exit_code == 3
-
-
 def test_metrics_are_json_without_nan(tmp_path: Path) -> None:
     journal = TrainingLog(str(tmp_path), _settings(), 0)
     journal.write(4, {"loss": 1.0, "held_out_mAP": math.nan, "peak": math.inf}, lr=0.1)
@@ -311,114 +233,12 @@ def test_lines_that_cannot_be_read_do_not_end_a_training(tmp_path: Path, caplog:
     assert len(left_out(tmp_path, step=1)) == 1
 
 
-@pytest.mark.parametrize(("steps", "is_refused"), [([4, 4], False), ([4, 2], True), ([4, 0], True)])
-def test_workers_go_on_from_the_same_checkpoint(
-    steps: list[int], is_refused: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def gather(into: list[int], own: int) -> None:
-        assert own == steps[0]
-        into[:] = steps
-
-    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
-    monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
-    if not is_refused:
-        check_same_step(steps[0])
-        return
-    with pytest.raises(StageError, match=rf"worker 0 from step 4, worker 1 from step {steps[1]}\)") as found:
-        check_same_step(steps[0])
-    assert not is_lasting(found.value)  # the workers are started again
-
-
 def test_the_map_of_scores_that_are_nan_is_no_number() -> None:
     labels = np.array([[True, False], [False, True]])
     assert math.isnan(mean_average_precision(np.full((2, 2), np.nan), labels))
     assert math.isnan(mean_average_precision(np.array([[0.9, np.nan], [0.1, 0.2]]), labels))
     assert mean_average_precision(np.array([[0.9, 0.1], [0.1, 0.2]]), labels) == 1
     assert math.isnan(mean_average_precision(np.zeros((2, 2)), np.zeros((2, 2), bool)))
-
-
-def checkpoints(folder: Path, *, newest: str) -> list[str]:
-    """Two checkpoints of LineTask, after 2 and 4 steps, listed as Ray Train does; the newest is spoilt."""
-    below = folder / "checkpoint"
-    names = ["checkpoint_2026-01-01_00-00-00.000001", "checkpoint_2026-01-01_00-00-00.000002"]
-    for name, steps in zip(names, (2, 4), strict=True):
-        (below / name).mkdir(parents=True)
-        _run_alone(LineTask(), _settings(), steps).save(str(below / name))
-    results = [{"checkpoint_dir_name": name} for name in names]
-    listed = {"ray_version": "2.60.0", "checkpoint_results": results, "latest_checkpoint_result": results[-1]}
-    content = json.dumps(listed)
-    (below / "checkpoint_manager_snapshot.json").write_text(content)
-    state = below / names[1] / "state.pt"
-    if newest == "missing":
-        state.unlink()
-        state.parent.rmdir()
-    elif newest == "cut":
-        state.write_bytes(state.read_bytes()[:-200])
-    elif newest == "empty":
-        state.write_bytes(b"")
-    elif newest == "altered":
-        data = bytearray(state.read_bytes())
-        place = data.index(np.float32(_run_alone(LineTask(), _settings(), 4).model.bias.item()).tobytes())
-        data[place] ^= 1
-        state.write_bytes(bytes(data))
-    return names
-
-
-@pytest.mark.parametrize("newest", ["whole", "missing", "cut", "empty", "altered"])
-def test_a_training_goes_on_from_the_newest_checkpoint_that_is_whole(
-    tmp_path: Path, newest: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    names = checkpoints(tmp_path, newest=newest)
-    trainee = TrainState(LineTask(), _settings(), CPU)
-    snapshot = tmp_path / "checkpoint" / "checkpoint_manager_snapshot.json"
-    with caplog.at_level(logging.INFO):
-        drop_broken_list(str(tmp_path), version="2.60.0")
-        loop._restore(trainee, str(tmp_path), None)
-    assert trainee.step == (4 if newest == "whole" else 2)
-    assert snapshot.exists() == (newest != "missing")
-    assert torch.equal(trainee.model.weight, _run_alone(LineTask(), _settings(), trainee.step).model.weight)
-    text = " ".join(caplog.messages)
-    if newest == "missing":
-        assert f"lists {names[1]}, which is gone: made anew" in text
-    elif newest != "whole":
-        assert f"{names[1]}: not whole (" in text
-    assert f"goes on from step {trainee.step}" in text
-
-
-@pytest.mark.parametrize("content", ["", '{"checkpoint_res', "[]", "{}", "\0\0"])
-def test_a_damaged_list_of_checkpoints_is_made_anew(
-    tmp_path: Path, content: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    checkpoints(tmp_path, newest="whole")
-    snapshot = tmp_path / "checkpoint" / "checkpoint_manager_snapshot.json"
-    snapshot.write_text(content)
-    drop_broken_list(str(tmp_path), version="2.60.0")
-    assert not snapshot.exists()
-    assert "cannot be read" in caplog.text
-    assert len(list_checkpoints(str(tmp_path))) == 2
-
-
-def test_a_list_of_another_ray_is_made_anew_and_the_latest_checkpoint_of_a_good_one_comes_first(tmp_path: Path) -> None:
-    names = checkpoints(tmp_path, newest="whole")
-    snapshot = tmp_path / "checkpoint" / "checkpoint_manager_snapshot.json"
-    drop_broken_list(str(tmp_path), version="2.60.0")
-    assert snapshot.exists()
-    drop_broken_list(str(tmp_path), version="2.61.0")
-    assert not snapshot.exists()
-    trainee = TrainState(LineTask(), _settings(), CPU)
-    older = tmp_path / "checkpoint" / names[0]  # the clock was put back in between, say
-    loop._restore(trainee, str(tmp_path), ray.train.Checkpoint.from_directory(older))
-    assert trainee.step == 2
-
-
-def test_without_a_whole_checkpoint_a_training_starts_anew(tmp_path: Path) -> None:
-    trainee = TrainState(LineTask(), _settings(), CPU)
-    loop._restore(trainee, str(tmp_path), None)
-    assert trainee.step == 0
-    (tmp_path / "state.pt").write_bytes(b"junk")
-    with pytest.raises(BrokenCheckpointError):
-        load_state(tmp_path / "state.pt", CPU)
 
 
 @pytest.mark.slow

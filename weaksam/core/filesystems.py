@@ -41,7 +41,7 @@ def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
 
 
 def request(action: Callable[[], T], uri: str, doing: str) -> T:
-    """Returns the result of a request to a store, retried as `retrying` says; `doing` is the verb of messages."""
+    """Returns the result of a request to a store, retried as `retrying` says; messages say what it was `doing`."""
     return retrying(action, uri, doing, ask=lambda: _reason(uri))
 
 

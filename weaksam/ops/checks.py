@@ -39,8 +39,8 @@ def check_number(
     """
     if value is None and or_none:
         return
-    is_number = isinstance(value, (int, float, np.number)) and math.isfinite(value)
-    if not (is_number and least <= float(value) <= most and float(value) > above):
+    number = float(value) if isinstance(value, (int, float, np.integer, np.floating)) else math.nan
+    if not (math.isfinite(number) and least <= number <= most and number > above):
         words = {"from {:g} on": least, "above {:g}": above, "at most {:g}": most}
         limits = " and ".join(text.format(limit) for text, limit in words.items() if math.isfinite(limit))
         allowed = f"a finite number {limits}".rstrip() + (" or None" if or_none else "")

@@ -3,162 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
 
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from torchvision.ops import box_convert
+from torch import nn
 
+from tests.models.detectors.tiny_dino import (
+    CPU,
+    NOTHING,
+    ONE,
+    SIZE,
+    TWO,
+    TinyPyramid,
+    check_learnt,
+    draw_rectangles,
+    make_dino,
+    make_image,
+)
 from tests.models.pictures import learn, total
-from weaksam.models.backbones.pyramids import Pyramid, ResNet50
-from weaksam.models.detectors.base import Detector, Targets
-from weaksam.models.detectors.dino import Dino, DinoSize
-from weaksam.models.detectors.dino_denoising import FILLER, Noised, noise_objects
+from weaksam.models.backbones.pyramids import ResNet50
+from weaksam.models.detectors.base import Targets
+from weaksam.models.detectors.dino import Dino
 from weaksam.models.detectors.dino_layers import InsideNorm
-from weaksam.models.detectors.dino_loss import box_losses, focal_losses, match, matched_losses
-from weaksam.models.detectors.normalized_boxes import inverse_sigmoid, to_relative
+from weaksam.models.detectors.normalized_boxes import inverse_sigmoid
 from weaksam.models.noise import make_generators
-from weaksam.ops.boxes import box_iou
-from weaksam.ops.roi_drop import RoiDropRules
-
-CPU = torch.device("cpu")
-SIZE = DinoSize(
-    dim=32, heads=4, points=2, encoder_layers=1, decoder_layers=3, ffn=48, levels=4, queries=12, num_denoising=6,
-    detections=20,
-)  # fmt: skip
-NOTHING = Targets(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
-TWO = Targets(torch.tensor([[4.0, 4, 30, 30], [20, 20, 60, 50]]), torch.tensor([0, 2]))
-ONE = Targets(torch.tensor([[30.0, 20, 46, 40]]), torch.tensor([1]))
-COLOURS = torch.tensor([[230, 40, 40], [40, 220, 60], [60, 80, 240]])
-
-
-class TinyPyramid(Pyramid):
-    """Strides 4 to 16. Without biases padding stays zero, as it is beyond the edge."""
-
-    channels, strides = (16, 24, 32), (4, 8, 16)
-
-    def __init__(self, *, maps: int = 3) -> None:
-        super().__init__()
-        self.channels, self.strides = self.channels[:maps], self.strides[:maps]
-        steps = [(3, 16, 4), (16, 24, 2), (24, 32, 2)][:maps]
-        self.convs = nn.ModuleList(nn.Conv2d(i, o, step + 1, step, step // 2, bias=False) for i, o, step in steps)
-
-    def forward(self, pixels: Tensor) -> list[Tensor]:
-        return list(itertools.accumulate(self.convs, lambda x, conv: F.relu(conv(x)), initial=pixels))[1:]
-
-
-def make_image(height: int = 64, width: int = 64, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, 256, (3, height, width), generator=generator, dtype=torch.uint8)
-
-
-def make_dino(size: DinoSize = SIZE, **options) -> Dino:
-    """A small one in which everything matters: no weight is zero any more."""
-    torch.manual_seed(0)
-    net = Dino(TinyPyramid(), 3, size, **options)
-    with torch.no_grad():
-        for p in net.parameters():
-            p += 0.05 * torch.randn_like(p)
-    return net
-
-
-def draw_rectangles(num: int = 4, side: int = 64) -> tuple[list[Tensor], list[Targets]]:
-    """Images with two or three coloured rectangles each that do not overlap; the colour is the class."""
-    generator = torch.Generator().manual_seed(3)
-    images, targets = [], []
-    for _ in range(num):
-        image = torch.randint(90, 130, (3, side, side), generator=generator, dtype=torch.uint8)
-        boxes: list[list[int]] = []
-        while len(boxes) < 2 + len(images) % 2:
-            w, h = (int(torch.randint(12, 30, (), generator=generator)) for _ in range(2))
-            x, y = (int(torch.randint(0, side - n, (), generator=generator)) for n in (w, h))
-            box = torch.tensor([[x, y, x + w, y + h]]).float()
-            if not boxes or box_iou(box, torch.tensor(boxes).float()).max() == 0:
-                boxes.append([x, y, x + w, y + h])
-        classes = torch.randint(3, (len(boxes),), generator=generator)
-        for (x, y, right, bottom), label in zip(boxes, classes, strict=True):
-            image[:, y:bottom, x:right] = COLOURS[label][:, None, None]
-        images.append(image)
-        targets.append(Targets(torch.tensor(boxes).float(), classes))
-    return images, targets
-
-
-def check_learnt(net: Detector, images: list[Tensor], targets: list[Targets]) -> None:
-    """Every object is among the best detections, with its class."""
-    for found, wanted in zip(net.detect(images), targets, strict=True):
-        best = slice(len(wanted.classes))
-        overlap = box_iou(wanted.boxes, found.boxes[best]) * (wanted.classes[:, None] == found.classes[best])
-        assert overlap.amax(1).min() > 0.7
-        assert found.scores[best].min() > 0.3
-
-
-def make_noised(targets: list[Targets], size: int = 64, queries: int = 6) -> Noised:
-    known = [to_relative(one, (size, size)) for one in targets]
-    generators = make_generators(range(len(targets)), CPU)
-    noised = noise_objects(known, generators, 3, queries=queries, label_noise=0.5, box_noise=1.0)
-    assert noised is not None
-    return noised
-
-
-def test_noisy_queries_come_in_groups_of_near_and_far_copies() -> None:
-    noised = make_noised([TWO, NOTHING, ONE], queries=300)
-    assert noised.objects.shape == (3, 600)
-    assert noised.num_groups.tolist() == [150, 1, 300]
-    assert noised.objects[0, :8].tolist() == [0, 1, -1, -1, 0, 1, -1, -1]
-    assert noised.groups[0, :8].tolist() == [0] * 4 + [1] * 4
-    assert (noised.groups[1] == FILLER).all()
-    assert (noised.objects[1] == -1).all()
-    box = to_relative(ONE, (64, 64)).boxes[0]
-    wanted = box_convert(box, "cxcywh", "xyxy")
-    moved = box_convert(noised.references[2].sigmoid(), "cxcywh", "xyxy") - wanted
-    shift = (moved / (box[2:].repeat(2) / 2)).abs()
-    near = noised.objects[2] == 0
-    assert shift[near].max() < 1
-    assert shift[near].mean() == pytest.approx(0.5, abs=0.05)
-    is_whole = noised.references[2].sigmoid()[:, 2] > 0.002  # sides that moved past each other leave next to nothing
-    assert shift[~near & is_whole, 0].min() > 0.99
-    redrawn = (noised.classes[2] != 1).float().mean()
-    assert redrawn == pytest.approx(0.25 * 2 / 3, abs=0.05)
-
-
-def test_more_objects_than_noisy_queries_make_one_group() -> None:
-    many = Targets(ONE.boxes.repeat(9, 1), ONE.classes.repeat(9))
-    noised = make_noised([many, NOTHING])
-    assert noised.objects.shape == (2, 18)
-    assert noised.num_groups.tolist() == [1, 1]
-    generators = make_generators([0, 1], CPU)
-    assert noise_objects([NOTHING, NOTHING], generators, 3, queries=6, label_noise=0.5, box_noise=1.0) is None
-
-
-def test_a_noisy_query_is_seen_by_its_group_alone() -> None:
-    net = make_dino()
-    batch = net.normaliser([make_image(), make_image(seed=1)])
-    noised, num = make_noised([TWO, ONE]), SIZE.queries
-    plain, before = net(batch), net(batch, noised)
-    references, classes = noised.references.clone(), noised.classes.clone()
-    changed = noised.groups == 1
-    references[changed] += 1.0
-    classes[changed] = (classes[changed] + 1) % 3
-    after = net(batch, noised._replace(references=references, classes=classes))
-    for values, news, olds in zip(before.logits, after.logits, plain.logits, strict=True):
-        torch.testing.assert_close(news[:, :num], values[:, :num], rtol=0, atol=1e-6)
-        torch.testing.assert_close(olds, values[:, :num], rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(news[:, num:][~changed], values[:, num:][~changed], rtol=0, atol=1e-6)
-        assert (news[:, num:][changed] - values[:, num:][changed]).abs().amax(1).min() > 1e-3
-    assert not noised.visible(num)[0, 0, :num, num:].any()
-    assert noised.visible(num)[:, 0, :, :num].all()
-
-
-def test_noisy_queries_see_the_others() -> None:
-    net = make_dino()
-    batch, noised = net.normaliser([make_image()]), make_noised([TWO])
-    before = net(batch, noised).logits[-1][:, SIZE.queries :]
-    with torch.no_grad():
-        net.content.weight += torch.randn_like(net.content.weight)
-    assert (net(batch, noised).logits[-1][:, SIZE.queries :] - before).abs().amax(2).min() > 1e-4
 
 
 def test_a_layer_learns_from_its_boxes_and_the_next_ones_alone() -> None:
@@ -314,87 +183,6 @@ def test_answers_and_references_are_moved_as_published() -> None:
 def test_detections_are_ordinary_tensors() -> None:
     (found,) = make_dino().eval().detect([make_image()])
     assert not any(part.is_inference() for part in found[:3])
-
-
-def test_focal_loss_is_the_plain_formula() -> None:
-    logits, labels = torch.randn(5, 3), torch.tensor([0, -1, 2, -1, 1])
-    losses = focal_losses(logits, labels)
-    for row, label, loss in zip(logits, labels, losses, strict=True):
-        told = 0.0
-        for c, p in enumerate(row.sigmoid().tolist()):
-            p_right, alpha = (p, 0.25) if c == label else (1 - p, 0.75)
-            told -= alpha * (1 - p_right) ** 2 * torch.tensor(p_right).log().item()
-        assert loss.item() == pytest.approx(told, rel=1e-4)
-
-
-def test_box_losses_are_the_plain_formulas() -> None:
-    boxes, wanted = torch.tensor([[0.5, 0.5, 0.4, 0.2]]), torch.tensor([[0.6, 0.6, 0.2, 0.4]])
-    l1, giou = box_losses(boxes, wanted)
-    assert l1.item() == pytest.approx(0.6)
-    shared, union, around = 0.2 * 0.2, 0.08 + 0.08 - 0.04, 0.4 * 0.4  # x 0.3..0.7, y 0.4..0.8
-    assert giou.item() == pytest.approx(1 - (shared / union - (around - union) / around), rel=1e-4)
-
-
-def test_matching_is_the_cheapest_of_all() -> None:
-    torch.manual_seed(0)
-    logits, boxes = torch.randn(2, 5, 3), torch.rand(2, 5, 4) * 0.4 + 0.2
-    targets = [to_relative(TWO, (64, 64)), to_relative(ONE, (64, 64))]
-    pairs = match(logits, boxes, targets)
-    assert pairs.image.tolist() == [0, 0, 1]
-    for i, one in enumerate(targets):
-        costs = {}
-        for queries in itertools.permutations(range(5), len(one.classes)):
-            cost = 0.0
-            for query, label, box in zip(queries, one.classes.tolist(), one.boxes, strict=True):
-                p = logits[i, query, label].sigmoid().item()
-                l1, giou = box_losses(boxes[i, query][None], box[None])
-                focal = -0.25 * (1 - p) ** 2 * torch.tensor(p).log() + 0.75 * p**2 * torch.tensor(1 - p).log()
-                cost += 2 * focal.item() + 5 * l1.item() + 2 * giou.item()
-            costs[queries] = cost
-        mine = pairs.image == i
-        best = dict(zip(pairs.query[mine].tolist(), pairs.boxes[mine].tolist(), strict=True))
-        for query, box in zip(min(costs, key=costs.__getitem__), one.boxes, strict=True):
-            assert best[query] == pytest.approx(box.tolist())
-
-
-def test_a_dropped_query_counts_nothing_and_what_is_left_weighs_as_before() -> None:
-    torch.manual_seed(0)
-    logits, boxes, known = torch.randn(1, 6, 3), torch.rand(1, 6, 4) * 0.4 + 0.2, [to_relative(TWO, (64, 64))]
-    plain = matched_losses(logits, boxes, known, RoiDropRules(), 0)
-    pairs = match(logits, boxes, known)
-    labels = torch.full((1, 6), -1)
-    labels[0, pairs.query] = pairs.classes
-    focal, (l1, giou) = focal_losses(logits, labels), box_losses(boxes[0, pairs.query], pairs.boxes)
-    matched = focal[0, pairs.query]
-    assert plain.classes.item() == pytest.approx(focal.sum().item())
-    worst = float(matched.max())
-    rules = RoiDropRules("cls", cls_threshold=float(matched.mean()), start=3)
-    early, late = (matched_losses(logits, boxes, known, rules, step) for step in (2, 3))
-    assert early == plain
-    assert late.classes.item() == pytest.approx(focal.sum().item() - worst, rel=1e-4)
-    assert (late.boxes, late.giou) == (plain.boxes, plain.giou)
-    assert (int(late.dropped_classes), int(late.dropped_boxes)) == (1, 0)
-    late = matched_losses(logits, boxes, known, RoiDropRules("reg", reg_threshold=float(l1.mean()), start=0), 0)
-    kept = int(l1.argmin())
-    assert late.classes == plain.classes
-    assert late.boxes.item() == pytest.approx(5 * l1[kept].item(), rel=1e-4)
-    assert late.giou.item() == pytest.approx(2 * giou[kept].item(), rel=1e-4)
-    assert int(late.dropped_boxes) == 1
-
-
-def test_drops_are_told_and_touch_matched_queries_of_the_decoder_alone() -> None:
-    net = make_dino(drop=RoiDropRules("independent", cls_threshold=0.0, reg_threshold=0.0, start=0))
-    images = [make_image()]
-    torch.manual_seed(5)
-    told = net.losses(images, [TWO], 0)
-    assert int(told["dropped_class"]) == int(told["dropped_box"]) == 2 * SIZE.decoder_layers
-    assert told["loss_box"] == told["loss_giou"] == 0
-    net.drop = RoiDropRules()
-    torch.manual_seed(5)
-    plain = net.losses(images, [TWO], 0)
-    assert "dropped_class" not in plain
-    assert (plain["loss_encoder"], plain["loss_denoising"]) == (told["loss_encoder"], told["loss_denoising"])
-    assert plain["loss_class"] > told["loss_class"] > 0
 
 
 def test_weights_go_there_and_back() -> None:

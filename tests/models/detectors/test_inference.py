@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.models.wsod.test_wsod import BOXES, make_image, make_net
+from tests.models.wsod.nets import BOXES, make_image, make_net
 from weaksam.models.detectors.inference import detect_objects, select_detections
 from weaksam.models.detectors.rules import InferenceRules
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.models.detectors.test_dino import NOTHING, ONE, TWO, TinyPyramid, check_learnt, draw_rectangles, make_image
+from tests.models.detectors.tiny_dino import NOTHING, ONE, TWO, TinyPyramid, check_learnt, draw_rectangles, make_image
 from tests.models.pictures import learn, total
 from weaksam.models.backbones.pyramids import ResNet50
 from weaksam.models.detectors.base import Targets

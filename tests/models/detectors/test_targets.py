@@ -21,7 +21,7 @@ from tests.models.detectors import (
     test_small_mask_rcnn,
     test_small_rcnn,
 )
-from tests.models.detectors.test_dino import make_dino, make_image
+from tests.models.detectors.tiny_dino import make_dino, make_image
 from tests.models.pictures import total
 from weaksam.models.detectors.base import Detector, Targets
 from weaksam.models.detectors.targets import TargetError, check_targets
