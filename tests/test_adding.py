@@ -96,6 +96,111 @@ net = build_to_train(config.spec(3))
 found = detect_in_views(net.eval(), torch.zeros(3, 32, 48, dtype=torch.uint8), config.kind.inference)
 print(config.steps, found.boxes[0].tolist(), float(found.scores[0]))
 """
+READER = '''"""A folder of images whose names begin with their label: cat_1.png."""
+
+from weaksam.core import storage
+from weaksam.data.datasets import ImageRecord, make_dataset
+from weaksam.data.readers.format import DatasetFormat, look_by_reading
+
+
+def _read(source):
+    files = [file for file in storage.list_files(source.root) if file.path.endswith(".png")]
+    labels = [file.path.split("_")[0] for file in files]
+    records = [
+        ImageRecord(file.path, file.uri, "train", file.size, [label], file.uri)
+        for file, label in zip(files, labels, strict=True)
+    ]
+    return make_dataset(records, source.classes or sorted(set(labels)))
+
+
+def _look(source):
+    return look_by_reading(_read, source, "the names")
+
+
+FORMAT = DatasetFormat("named", "images whose names begin with their label", _read, _look)
+'''
+READER_PROGRAM = """
+from PIL import Image
+from weaksam import pipeline
+from weaksam.core import schemas
+from weaksam.pipeline.looking import look_at
+from weaksam.stages import STAGES
+for name in ("cat_1", "dog_1", "cat_2"):
+    Image.new("RGB", (8, 8)).save(f"data/{name}.png")
+open("run.yaml", "w").write("run: out\\nsteps:\\n  images: {stage: index, format: named, root: data}\\n")
+steps = pipeline.load("run.yaml")
+print(look_at(steps)[0][0])
+pipeline.run_steps(steps)
+table = steps[0].read()
+print(schemas.class_names_of(table.schema), table.column("labels").to_pylist())
+print(STAGES["index"].config.model_fields["format"].description.rpartition(", ")[2])
+"""
+WRITER = '''"""A text file of scores and corners, one line for each box."""
+
+from collections import Counter
+
+import numpy as np
+
+from weaksam.core import storage
+from weaksam.data.writers.common import ReadBack
+from weaksam.data.writers.format import ExportFormat
+
+
+class Lines:
+    targets = ("boxes.txt",)
+    box_tolerance = 0.0
+    verified = "everything but masks, line by line"
+
+    def __init__(self, request):
+        self.uri = storage.join(request.to, "boxes.txt")
+        self.files, self.lost, self.lines = 0, Counter(), []
+
+    def write(self, images):
+        for image in images:
+            columns = (image.classes.tolist(), image.scores.tolist(), image.boxes.tolist())
+            for label, score, box in zip(*columns, strict=True):
+                self.lines.append(f"{label} {score} {' '.join(map(str, box))}\\n")
+
+    def finish(self):
+        storage.write_bytes(self.uri, "".join(self.lines).encode())
+        self.files = 1
+        self.rest = storage.read_bytes(self.uri).decode().splitlines()
+
+    def read(self, images):
+        for image in images:
+            count = len(image.boxes)
+            rows = np.array([line.split() for line in self.rest[:count]], float).reshape(-1, 6)
+            self.rest = self.rest[count:]
+            yield ReadBack(rows[:, 2:], rows[:, 0].astype(int).tolist(), rows[:, 1])
+
+    def expected_masks(self, image):
+        return image.masks
+
+    def check_rest(self):
+        if self.rest:
+            raise ValueError(f"{self.uri} has more lines")
+
+
+FORMAT = ExportFormat("lines", "a text file of boxes", Lines)
+'''
+WRITER_PROGRAM = """
+import json
+from PIL import Image
+from weaksam import pipeline
+from weaksam.cli.export_command import find_format
+Image.new("RGB", (80, 40)).save("data/a.png")
+open("data/labels.csv", "w").write("file,labels\\na.png,cat;dog\\n")
+entry = {"image_id": "a.png", "category_id": 2, "bbox": [2, 4, 10, 20], "score": 0.5}
+json.dump([entry], open("results.json", "w"))
+open("run.yaml", "w").write(
+    "run: out\\nsteps:\\n  images: {stage: index, format: folder, root: data}\\n"
+    "  boxes: {stage: import_detections, images: images, results: results.json}\\n"
+    "  files: {stage: export, images: images, detections: boxes, format: lines, to: written}\\n"
+)
+pipeline.run_steps(pipeline.load("run.yaml"))
+print(open("written/boxes.txt").read(), end="")
+print(find_format("lines"))
+"""
 SAM_PROGRAM = """
 import numpy as np
 from safetensors.torch import save_file
@@ -140,6 +245,22 @@ def test_a_detector(copied: Path) -> None:
     (copied / "weaksam/models/detectors/catalogue/whole_image.py").write_text(DETECTOR)
     add_line(copied / "weaksam/models/detectors/catalogue/__init__.py", '    "mask2former",\n', '    "whole_image",\n')
     assert output_of(DETECTOR_PROGRAM, copied) == "7 [0.0, 0.0, 48.0, 32.0] 0.5\n"
+
+
+def test_a_dataset_format(copied: Path) -> None:
+    (copied / "weaksam/data/readers/named.py").write_text(READER)
+    add_line(copied / "weaksam/data/readers/__init__.py", '    "voc_folder",\n', '    "named",\n')
+    assert output_of(READER_PROGRAM, copied).splitlines() == [
+        "images: looked at the names and the names of 3 images; not at the images themselves",
+        "['cat', 'dog'] [[0], [0], [1]]",
+        "`named` (images whose names begin with their label).",
+    ]
+
+
+def test_an_export_format(copied: Path) -> None:
+    (copied / "weaksam/data/writers/lines.py").write_text(WRITER)
+    add_line(copied / "weaksam/data/writers/__init__.py", '    "label_studio",\n', '    "lines",\n')
+    assert output_of(WRITER_PROGRAM, copied) == "1 0.5 2.0 4.0 12.0 24.0\nlines\n"
 
 
 def test_a_size_of_sam(copied: Path) -> None:

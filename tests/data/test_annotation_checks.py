@@ -21,7 +21,7 @@ from weaksam.data.annotation_checks import (
     read_size,
     read_xywh,
 )
-from weaksam.data.readers.coco import read_objects
+from weaksam.data.readers.coco_annotations import read_objects
 from weaksam.data.remarks import FEW_CORNERS, NO_AREA, NO_BOX, OUTSIDE, Remarks
 from weaksam.errors import DataError
 from weaksam.ops.rle import encode_rle, rle_to_runs

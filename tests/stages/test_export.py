@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,8 @@ from weaksam.core import schemas, storage, tables
 from weaksam.core.step import Step
 from weaksam.data.readers.coco import read_coco
 from weaksam.data.readers.coco_results import read_results
-from weaksam.data.writers import yolo
+from weaksam.data.writers import EXPORT_FORMATS, yolo
+from weaksam.data.writers.format import ExportOptions
 from weaksam.errors import ConfigError, DataError
 from weaksam.stages import export, export_rows
 from weaksam.stages.export_config import ExportConfig
@@ -298,3 +300,14 @@ def test_results_fit_the_json_of_the_dataset(tmp_path: Path) -> None:
     export.run(step)
     content = storage.read_json(f"{step.folder}/export/annotations/instances_t.json")
     assert [entry["id"] for entry in content["images"]] == [-1, 12345678901234567, 7]
+
+
+def test_an_unknown_format_is_a_fault_that_lists_the_known_formats() -> None:
+    with pytest.raises(ValueError, match=f"must be one of {', '.join(FORMATS)}, got 'yolos': did you mean 'yolo'"):
+        ExportConfig.model_validate({"images": "images", "pgt": "pgt", "format": "yolos"})
+
+
+def test_what_formats_write_by_are_settings_of_the_stage() -> None:
+    assert [kind.name for kind in EXPORT_FORMATS] == FORMATS
+    options = {field.name for field in fields(ExportOptions)}
+    assert options <= {name for kind in EXPORT_FORMATS for name in kind.settings} <= {*ExportConfig.model_fields}

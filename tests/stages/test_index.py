@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ from testing.places import SHARED_DATA
 from weaksam import pipeline
 from weaksam.core import schemas, storage, tables
 from weaksam.core.step import Step
+from weaksam.data.readers import DATASET_FORMATS, coco
+from weaksam.data.readers.format import DatasetSource
 from weaksam.errors import ConfigError
 from weaksam.pipeline.looking import look_at
-from weaksam.stages import index_look
+from weaksam.stages.index_config import IndexConfig
 
 
 @pytest.fixture
@@ -357,7 +360,7 @@ def test_check_reads_a_small_json_whole_and_of_a_large_one_the_beginning(
     (tmp_path / "data" / "train").mkdir()
     step = resolved(tmp_path, format="coco", root=str(tmp_path / "data"), splits=["train"])
     assert look_at([step])[1] == [f"steps.images: {uri}: not in COCO's form: it has no list under the key 'images'"]
-    monkeypatch.setattr(index_look, "_MOST_BYTES", 3)
+    monkeypatch.setattr(coco, "_MOST_BYTES", 3)
     [line], [fault] = look_at([step])
     assert "not in COCO's form: it begins with" in fault
     assert line.endswith("not at the rest of what is larger than 32 MB, and the images")
@@ -379,3 +382,14 @@ def test_check_looks_at_the_lists_of_a_devkit(tmp_path: Path) -> None:
     (root / "ImageSets" / "Main" / "train.txt").write_text("a\nb\n")
     _, [fault] = look_at([step])
     assert "1 of 2 ids of split 'train' have no file in JPEGImages: b" in fault
+
+
+def test_an_unknown_format_is_a_fault_that_lists_the_known_formats(tmp_path: Path) -> None:
+    fault = r"^steps\.images\.format: must be one of voc, coco, folder, voc_folder, got 'vocs': did you mean 'voc'\?$"
+    with pytest.raises(ConfigError, match=fault):
+        resolved(tmp_path, format="vocs", root=str(tmp_path))
+
+
+def test_what_formats_read_are_settings_of_the_stage() -> None:
+    for kind in DATASET_FORMATS:
+        assert {*kind.settings} <= {field.name for field in fields(DatasetSource)} <= {*IndexConfig.model_fields}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, get_args
+from typing import Any
 
 import yaml
 
@@ -17,12 +17,13 @@ from weaksam.core.config import parse_settings
 from weaksam.core.fingerprints import check_outside, resolve
 from weaksam.core.step import Step
 from weaksam.core.yaml_files import read_value
+from weaksam.data.writers import EXPORT_FORMATS
 from weaksam.errors import ConfigError, DamagedError
 from weaksam.stages.export import STAGE, folder_of, marker_uri
 from weaksam.stages.export_config import ExportConfig
 from weaksam.stages.started_steps import Started, read_started
 
-FORMATS: tuple[str, ...] = get_args(ExportConfig.model_fields["format"].annotation)
+FORMATS = tuple(kind.name for kind in EXPORT_FORMATS)
 # table kind -> the export's key for a step that writes it
 KEYS = {kind: key for key, kinds in STAGE.reads.items() for kind in kinds if key != "images"}
 

@@ -188,7 +188,7 @@ def export(
         str, typer.Option(metavar="STEP", help="A finished step of pgt or detections, or <step>-<fingerprint>.")
     ],
     format: Annotated[
-        str, typer.Option(metavar="FORMAT", help="coco, coco_results, voc, yolo, yolo_segment or labelstudio.")
+        str, typer.Option(metavar="FORMAT", help="A format that `weaksam stages export` lists, e.g. coco.")
     ],
     to: Annotated[
         str | None, typer.Option(metavar="URI", help="Folder to write to; one inside RUN when left out.")

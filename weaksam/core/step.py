@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from weaksam.core import step_files, storage, tables
 from weaksam.core.config import Reads, StageConfig
+from weaksam.core.look import Look
 from weaksam.errors import DamagedError, StageError
 
 ConfigT = TypeVar("ConfigT")
@@ -34,21 +35,6 @@ class Outcome:
     parts: list[str] = field(default_factory=list)
     excluded: dict[str, list[str]] = field(default_factory=dict)
     summary: str = ""
-
-
-@dataclass(frozen=True)
-class Look:
-    """The result of checking outside files before a run.
-
-    Attributes:
-        checked: description of the files that were read.
-        unchecked: description of the files that were not read.
-        faults: faults with which the step would fail.
-    """
-
-    checked: str
-    unchecked: str
-    faults: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -157,6 +157,23 @@ def make_dataset(images: Sequence[ImageRecord], class_names: Sequence[str]) -> D
     return Dataset(list(class_names), schemas.to_table(rows, schemas.IMAGES), table)
 
 
+def keep_splits(records: Sequence[ImageRecord], splits: Sequence[str] | None, root: str) -> list[ImageRecord]:
+    """Returns the records of `splits` in their order; None: of all splits, sorted.
+
+    Raises:
+        DataError: no record is of a requested split; names `root` and the splits that there are.
+    """
+    available = sorted({record.split for record in records})
+    check_split_names(splits, available, root)
+    return [record for split in splits or available for record in records if record.split == split]
+
+
+def check_split_names(splits: Sequence[str] | None, available: Collection[str], root: str) -> None:
+    """Raises DataError that lists the `available` splits if one of `splits` is not among them."""
+    if unknown := [split for split in splits or () if split not in available]:
+        raise DataError(f"{root}: no split {', '.join(unknown)}; there are: {first_ten(sorted(available))}")
+
+
 def class_list(names: Iterable[str]) -> list[str]:
     """Strips class names and checks them, for all readers.
 

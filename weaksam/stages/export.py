@@ -1,4 +1,4 @@
-"""pgt or detections -> files that other programs read: COCO, VOC, YOLO, Label Studio.
+"""pgt or detections -> files that other programs read.
 
 Before the step is finished, another reader reads the files back and they are compared with the tables. For that the
 tables are read twice, part by part: memory does not grow with the dataset, except for the text of the json formats and
@@ -10,18 +10,18 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from weaksam.core import storage
 from weaksam.core.step import Outcome, Stage, Step
+from weaksam.data.datasets import first_ten
+from weaksam.data.writers.common import Exporter, ExportImage, ExportTotals, compare
+from weaksam.data.writers.format import ExportRequest
 from weaksam.errors import ConfigError, DataError, StageError
 from weaksam.execution.progress import repeatedly
 from weaksam.stages.export_config import ExportConfig
 from weaksam.stages.export_rows import Source
 from weaksam.stages.export_source import read_source
-
-if TYPE_CHECKING:
-    from weaksam.data.writers.common import Exporter, ExportImage, ExportTotals
 
 log = logging.getLogger(__name__)
 
@@ -30,15 +30,13 @@ _REPORT_EVERY = 5.0  # seconds
 
 def run(step: Step) -> Outcome:
     """Writes all images, then reads them back."""
-    from weaksam.data.datasets import first_ten
-    from weaksam.data.writers.common import ExportTotals, compare
-
     config: ExportConfig = step.config
     source = read_source(step)
     to = folder_of(step)
-    if config.format == "yolo_segment" and not source.has_masks():
-        raise DataError(f"steps.{step.name}: step {source.step.name} has no masks: use format yolo")
-    exporter = make_exporter(step, source, to)
+    if config.kind.needs_masks and not source.has_masks():
+        hint = f": use format {config.kind.box_format}" if config.kind.box_format else ""
+        raise DataError(f"steps.{step.name}: step {source.step.name} has no masks{hint}")
+    exporter = make_exporter(source, to)
     _claim(step, to, exporter)
     renamed = _renamed(step, source)
     if renamed:
@@ -69,27 +67,17 @@ def folder_of(step: Step) -> str:
     return storage.join(step.folder, "export") if to is None else storage.absolute(to)
 
 
-def make_exporter(step: Step, source: Source, to: str) -> Exporter:
+def make_exporter(source: Source, to: str) -> Exporter:
     """Returns the exporter that writes the format into the folder `to`."""
-    from weaksam.data.writers.coco import CocoDataset, CocoResults
-    from weaksam.data.writers.label_studio import LabelStudioTasks
-    from weaksam.data.writers.voc import VocDevkit
-    from weaksam.data.writers.yolo import YoloLabels
-
-    config, names, ids = source.config, source.class_names, source.category_ids
-    tolerance = config.polygon_tolerance or 0.0
-    if config.format == "coco":
-        polygons = tolerance if config.polygons else None
-        return CocoDataset(to, names, polygons=polygons, image_root=source.image_root, category_ids=ids)
-    if config.format == "coco_results":
-        return CocoResults(to, names, number_images=config.number_images, category_ids=ids)
-    if config.format == "voc":
-        return VocDevkit(to, names)
-    if config.format != "label_studio":
-        return YoloLabels(to, names, polygons=tolerance if config.format == "yolo_segment" else None)
-    tolerance = 1.0 if config.polygon_tolerance is None else config.polygon_tolerance
-    version = f"{source.step.name}-{source.step.fingerprint}"
-    return LabelStudioTasks(to, names, tolerance=tolerance, model_version=version, image_prefix=config.image_prefix)
+    request = ExportRequest(
+        to,
+        source.class_names,
+        category_ids=source.category_ids,
+        image_root=source.image_root,
+        model_version=f"{source.step.name}-{source.step.fingerprint}",
+        options=source.config.options,
+    )
+    return source.config.kind.make(request)
 
 
 def marker_uri(to: str, format: str) -> str:
@@ -161,8 +149,8 @@ def _check_rest(step: Step, exporter: Exporter) -> None:
 
 
 def _renamed(step: Step, source: Source) -> list[str]:
-    """Returns images with another file name in the export, as `a.png -> a_png.png`; json formats keep all names."""
-    if step.config.format not in ("voc", "yolo", "yolo_segment"):
+    """Returns images with another file name in the export, as `a.png -> a_png.png`."""
+    if step.config.kind.keeps_file_names:
         return []
     named = [(place.file_name.rpartition("/")[2], place.picture) for place in source.places.values()]
     return [f"{old} -> {new}" for old, new in named if old != new]
@@ -174,7 +162,7 @@ def make_report(
     """Returns the content of export.json."""
     lost = exporter.lost
     lost["boxes_cut_at_border"] = left_out.pop("boxes_cut_at_border", 0)
-    if step.config.format == "voc":
+    if not step.config.kind.masks_overlap:
         lost["mask_pixels_covered"] = totals.mask_pixels - totals.mask_pixels_written
     lost["images_renamed"] = len(_renamed(step, source))
     report: dict[str, Any] = {

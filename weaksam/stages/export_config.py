@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from dataclasses import fields
+from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from weaksam.core.config import OutsideFolder, Place, Reads, StageConfig, one_of
+from weaksam.core.config import Choice, OutsideFolder, Place, Reads, StageConfig, one_of
+from weaksam.data.writers import EXPORT_FORMATS, export_format
+from weaksam.data.writers.format import ExportFormat, ExportOptions
 
-# Settings of single formats.
-_ONLY_FOR = {
-    "polygons": ("coco",),
-    "polygon_tolerance": ("coco", "yolo_segment", "label_studio"),
-    "number_images": ("coco_results",),
-    "image_prefix": ("label_studio",),
-    "most_uncertain": ("label_studio",),
-}
+_NAMES = tuple(kind.name for kind in EXPORT_FORMATS)
 
 
 class ExportConfig(StageConfig):
     """Writes pseudo ground truth or detections in a format that other programs read, and checks the files.
 
-    Formats: `coco` (a dataset json per split), `coco_results` (a list of detections), `voc` (a devkit: XML files,
-    lists, index images of masks), `yolo` (text files of boxes), `yolo_segment` (text files of polygons) and
-    `label_studio` (tasks with predictions, for people to correct). Images are not copied; voc and yolo come with
-    images.csv, which lists the path that each image belongs at. Images with a failed row are left out. Also writes
-    export.json: the written files, the checks, and the data that the format cannot hold.
+    Images are not copied; voc and yolo come with images.csv, which lists the path that each image belongs at. Images
+    with a failed row are left out. Also writes export.json: the written files, the checks, and the data that the format
+    cannot hold.
     """
 
     images: Annotated[str, Reads("images")]
@@ -34,8 +28,9 @@ class ExportConfig(StageConfig):
     """The step whose pseudo ground truth is exported."""
     detections: Annotated[str | None, Reads("detections")] = None
     """The step whose detections are exported instead."""
-    format: Literal["coco", "coco_results", "voc", "yolo", "yolo_segment", "label_studio"]
-    """The format of the files."""
+    format: Annotated[str, Choice(_NAMES)] = Field(
+        description=f"The format of the files: {', '.join(f'`{k.name}` ({k.description})' for k in EXPORT_FORMATS)}."
+    )
     to: Annotated[str | None, OutsideFolder(), Place(is_written=True)] = None
     """URI of the folder to write to; the folder `export` of the step when left out. The files of an earlier export in
     it are never overwritten."""
@@ -66,11 +61,23 @@ class ExportConfig(StageConfig):
     @model_validator(mode="after")
     def _fits_together(self) -> ExportConfig:
         one_of(self, "pgt", "detections")
-        for key, formats in _ONLY_FOR.items():
-            if getattr(self, key) not in (None, False) and self.format not in formats:
+        for key in type(self).model_fields:
+            formats = [kind.name for kind in EXPORT_FORMATS if key in kind.settings]
+            if formats and self.format not in formats and getattr(self, key) not in (None, False):
                 raise ValueError(f"{key} is for format {' and '.join(formats)}, not {self.format}")
-        if self.format == "coco" and self.polygon_tolerance is not None and not self.polygons:
-            raise ValueError("polygon_tolerance goes with polygons: true")
-        if self.format == "yolo_segment" and not self.masks:
-            raise ValueError("format yolo_segment is made of masks: use yolo for boxes")
+        if (fault := self.kind.fault(self.options)) is not None:
+            raise ValueError(fault)
+        if self.kind.needs_masks and not self.masks:
+            hint = f": use {self.kind.box_format} for boxes" if self.kind.box_format else ""
+            raise ValueError(f"format {self.format} is made of masks{hint}")
         return self
+
+    @property
+    def kind(self) -> ExportFormat:
+        """The format of the files."""
+        return export_format(self.format)
+
+    @property
+    def options(self) -> ExportOptions:
+        """The settings of single formats."""
+        return ExportOptions(**{field.name: getattr(self, field.name) for field in fields(ExportOptions)})

@@ -5,20 +5,19 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from weaksam.core import tables
 from weaksam.core.step import AnyStep
+from weaksam.data.annotation_checks import fit_boxes
 from weaksam.data.images import read_sizes
+from weaksam.data.writers.common import ExportImage
+from weaksam.data.writers.places import Place
 from weaksam.errors import DataError
 from weaksam.stages.export_config import ExportConfig
-
-if TYPE_CHECKING:
-    from weaksam.data.writers.common import ExportImage
-    from weaksam.data.writers.places import Place
 
 BATCH = 1024  # images
 _COLUMNS = ["status", "height", "width", "boxes", "classes", "scores", "masks"]
@@ -84,12 +83,9 @@ def to_image(row: Mapping[str, Any], place: Place, config: ExportConfig, left_ou
     Raises:
         DataError: the image's size is unknown, or a mask has another size.
     """
-    from weaksam.data.annotation_checks import fit_boxes
-    from weaksam.data.writers.common import ExportImage
-
     boxes, scores = np.array(row["boxes"], np.float32).reshape(-1, 4), np.array(row["scores"], np.float32)
     masks = row["masks"] if config.masks and row["masks"] else [None] * len(boxes)
-    is_needed = config.format != "coco_results" or any(mask is not None for mask in masks)
+    is_needed = config.kind.needs_sizes or any(mask is not None for mask in masks)
     height, width = _size(row, place, is_needed=is_needed)
     kept = np.isfinite(scores)
     left_out["boxes_without_finite_score"] += int((~kept).sum())

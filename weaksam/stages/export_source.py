@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from weaksam.core import schemas, tables
 from weaksam.core.step import AnyStep, Step
+from weaksam.data.writers.places import place_images
 from weaksam.errors import DataError
 from weaksam.stages import export_rows
 from weaksam.stages.export_config import ExportConfig
@@ -21,8 +22,6 @@ def read_source(step: Step) -> Source:
     Raises:
         DataError: an image has no row, or is of another dataset; there is nothing to export.
     """
-    from weaksam.data.writers.places import place_images
-
     config: ExportConfig = step.config
     images = step.inputs["images"].read(["uri", "height", "width", "split", "labels"])
     source = step.inputs["pgt" if config.pgt is not None else "detections"]
@@ -41,7 +40,7 @@ def read_source(step: Step) -> Source:
     places, root = place_images(
         images.to_pylist(),
         chosen,
-        keep_spaces=config.format != "voc",
+        keep_spaces=config.kind.keeps_spaces,
         ids_are_numbers=schemas.ids_are_numbers(images.schema),
     )
     # Parts are named by hashes: by their first ids, the order of the export is nearly that of the ids.

@@ -10,25 +10,23 @@ import numpy as np
 import pyarrow as pa
 
 from weaksam.core import schemas, storage, tables
+from weaksam.core.look import Look
 from weaksam.core.step import Outcome, Stage, Step
 from weaksam.data.datasets import sample_dataset
 from weaksam.data.images import read_sizes
 from weaksam.data.orientation import turn_dataset
-from weaksam.data.readers.voc import find_devkit
 from weaksam.data.stated_sizes import warn_of_sizes
-from weaksam.errors import ConfigError
-from weaksam.stages.index_config import IndexConfig, below, coco_split, read_dataset
-from weaksam.stages.index_look import look
+from weaksam.errors import ConfigError, DataError
+from weaksam.stages.index_config import IndexConfig
 
 _ROWS_PER_PART = 20_000
 _HEADERS = 256  # headers that are read, about a second on object storage; later steps compare all images they decode
-_VOC_FOLDERS = ("ImageSets", "Annotations", "JPEGImages", "SegmentationObject")
 
 
 def run(step: Step) -> Outcome:
     """Reads the annotations and writes both tables."""
     config: IndexConfig = step.config
-    dataset = read_dataset(config)
+    dataset = config.kind.read(config.source)
     if config.sample is not None:
         dataset = sample_dataset(dataset, config.sample)
     if config.orientation == "stored":
@@ -69,49 +67,26 @@ def _compare_sizes(step: Step, images: pa.Table) -> None:
 
 
 def _identify(config: IndexConfig) -> dict[str, str]:
-    """Returns identities of the listings of everything that is read, by paths below the root.
+    """Returns identities of the listings and files of everything that is read, by paths below the root.
 
     A file that is added, removed or rewritten makes another dataset; a dataset that moved is the same.
     """
-    root = storage.absolute(config.root)
-    if not storage.exists(root):
-        raise ConfigError(f"root: there is no folder {root}")
-    identities = {}
-    if config.format == "coco":
-        for split in config.splits or []:
-            annotations, folder = coco_split(config, split)
-            identities[f"annotations.{split}"] = storage.identity(annotations)
-            identities[f"images.{split}"] = _list_identity(folder)
-    elif config.format == "voc":
-        devkit = find_devkit(root)
-        identities |= {folder: _list_identity(storage.join(devkit, folder)) for folder in _VOC_FOLDERS}
-    else:
-        identities["listing"] = _list_identity(root)
-    if config.format == "folder":
-        identities["labels"] = storage.identity(below(root, config.labels_file))
-    return identities
+    source = config.source
+    if not storage.exists(source.root):
+        raise ConfigError(f"root: there is no folder {source.root}")
+    return {name: content.identity() for name, content in config.kind.contents(source).items()}
 
 
-def _list_identity(folder: str) -> str:
-    return storage.listing_identity(storage.list_files(folder))
+def _look(step: Step) -> Look:
+    """Checks the dataset; reads no image file.
 
-
-def _places(config: IndexConfig) -> dict[str, str]:
-    """Returns the folders of the images, because rows hold their URIs."""
-    if config.format != "coco":
-        return {"root": storage.absolute(config.root)}
-    return {f"images.{split}": coco_split(config, split)[1] for split in config.splits or []}
-
-
-def _listed(config: IndexConfig) -> list[str]:
-    """Returns the folders that `_identify` lists; in a devkit they may be one folder down, in the folder of a year."""
-    if config.format == "coco":
-        return [coco_split(config, split)[1] for split in config.splits or []]
-    if config.format == "voc":
-        root = storage.absolute(config.root)
-        years = [root, *(storage.join(root, name) for name in storage.list_folders(root) if name.startswith("VOC"))]
-        return [storage.join(year, name) for year in years for name in _VOC_FOLDERS]
-    return [storage.absolute(config.root)]
+    Raises:
+        StorageError: the storage is at fault.
+    """
+    try:
+        return step.config.kind.look(step.config.source)
+    except DataError as error:
+        return Look("its lists", "what they name", error.faults)
 
 
 STAGE = Stage(
@@ -121,7 +96,7 @@ STAGE = Stage(
     run,
     writes="images",
     outside=_identify,
-    places=_places,
-    listed=_listed,
-    look=lambda step: look(step.config),
+    places=lambda config: dict(config.kind.places(config.source)),
+    listed=lambda config: config.kind.listed_folders(config.source),
+    look=_look,
 )

@@ -1,41 +1,31 @@
-"""Settings of the stage `index`, and the dataset and the paths that they name."""
+"""Settings of the stage `index`, and the dataset that they name."""
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from weaksam.core import storage
-from weaksam.core.config import OutsideFolder, Place, StageConfig
-from weaksam.data.datasets import Dataset
-from weaksam.data.readers.coco import read_coco
-from weaksam.data.readers.folder import read_folder, read_voc_xml_folder
-from weaksam.data.readers.voc import read_voc
+from weaksam.core.config import Choice, OutsideFolder, Place, StageConfig
+from weaksam.data.readers import DATASET_FORMATS, dataset_format
+from weaksam.data.readers.format import DatasetFormat, DatasetSource
 
-# Settings of single formats.
-_ONLY_FOR = {
-    "labels_file": ("folder",),
-    "annotations": ("coco",),
-    "image_folders": ("coco",),
-    "difficult_makes_label": ("voc", "voc_folder"),
-    "crowd_makes_label": ("coco",),
-}
+_NAMES = tuple(kind.name for kind in DATASET_FORMATS)
 
 
 class IndexConfig(StageConfig):
-    """Lists a dataset: one row per image with its image-level labels, and its ground truth in a folder beside it.
+    """Lists a dataset: one row per image with its image-level labels, and its ground truth in a folder beside it."""
 
-    Formats: `voc` (a devkit: ImageSets, Annotations, JPEGImages), `coco` (instances json and image folders),
-    `folder` (images and a labels.csv) and `voc_folder` (images with VOC XML files beside them).
-    """
-
-    format: Literal["voc", "coco", "folder", "voc_folder"]
-    """The layout of the dataset."""
+    format: Annotated[str, Choice(_NAMES)] = Field(
+        description=f"The layout of the dataset: {', '.join(f'`{k.name}` ({k.description})' for k in DATASET_FORMATS)}."
+    )
     root: Annotated[str, OutsideFolder(), Place()]
     """URI of the dataset's folder. It may move: only the files count, by paths below it, sizes and times."""
     splits: list[str] | None = Field(default=None, min_length=1)
-    """Splits to list; required for voc and coco, all splits of a folder when left out."""
+    """Splits to list; required for formats that have a file for each split, such as voc and coco; all splits of a
+    folder when left out."""
     labels_file: Annotated[str, Place()] = "labels.csv"
     """Format folder: the CSV file with the columns file and labels, below root or a URI."""
     annotations: Annotated[dict[str, str], Place()] = Field(default_factory=dict)
@@ -67,43 +57,29 @@ class IndexConfig(StageConfig):
 
     @model_validator(mode="after")
     def _fits_the_format(self) -> IndexConfig:
-        for key, formats in _ONLY_FOR.items():
-            default = type(self).model_fields[key].get_default(call_default_factory=True)
-            if self.format not in formats and getattr(self, key) != default:
+        for key, info in type(self).model_fields.items():
+            formats = [kind.name for kind in DATASET_FORMATS if key in kind.settings]
+            default = info.get_default(call_default_factory=True)
+            if formats and self.format not in formats and getattr(self, key) != default:
                 raise ValueError(f"{key} is for format {' and '.join(formats)}, not {self.format}")
         return self
 
     @model_validator(mode="after")
     def _splits_are_named(self) -> IndexConfig:
-        if self.format in ("voc", "coco") and self.splits is None:
+        if self.kind.needs_splits and self.splits is None:
             raise ValueError(
                 f"splits is required for format {self.format}, e.g. [trainval, test] or [train2017, val2017]"
             )
         return self
 
+    @property
+    def kind(self) -> DatasetFormat:
+        """The format of the dataset."""
+        return dataset_format(self.format)
 
-def read_dataset(config: IndexConfig) -> Dataset:
-    """Reads the dataset from its files."""
-    root, splits, classes, difficult = config.root, config.splits, config.classes, config.difficult_makes_label
-    if config.format == "voc":
-        return read_voc(root, splits or [], classes=classes, difficult_makes_label=difficult, masks=config.masks)
-    if config.format == "coco":
-        places = {split: coco_split(config, split) for split in splits or []}
-        crowd = config.crowd_makes_label
-        return read_coco(root, places, classes=classes, crowd_makes_label=crowd, masks=config.masks)
-    if config.format == "folder":
-        return read_folder(root, splits, table=below(root, config.labels_file), classes=classes)
-    return read_voc_xml_folder(root, splits, classes=classes, difficult_makes_label=difficult)
-
-
-def coco_split(config: IndexConfig, split: str) -> tuple[str, str]:
-    """Returns the URIs of a split's annotations and of its image folder."""
-    annotations = config.annotations.get(split, f"annotations/instances_{split}.json")
-    return below(config.root, annotations), below(config.root, config.image_folders.get(split, split))
-
-
-def below(root: str, path: str) -> str:
-    """Returns `path` below `root`, or `path` itself if it is a URI or absolute."""
-    return storage.absolute(
-        path if storage.is_uri(path) or path.startswith("/") else storage.join(storage.absolute(root), path)
-    )
+    @property
+    def source(self) -> DatasetSource:
+        """The dataset to read."""
+        values = {field.name: getattr(self, field.name) for field in fields(DatasetSource)}
+        values["root"] = storage.absolute(self.root)
+        return DatasetSource(**values)

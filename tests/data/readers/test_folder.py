@@ -9,7 +9,8 @@ import pytest
 from testing.places import SHARED_DATA
 from weaksam.core import schemas, storage
 from weaksam.data.datasets import Dataset, fill_sizes, make_dataset
-from weaksam.data.readers.folder import read_folder, read_voc_xml_folder
+from weaksam.data.readers.folder import read_folder
+from weaksam.data.readers.voc_folder import read_voc_xml_folder
 from weaksam.errors import DataError
 
 

@@ -20,8 +20,9 @@ from weaksam.core import storage
 from weaksam.data import datasets
 from weaksam.data.annotation_checks import fit_boxes
 from weaksam.data.datasets import fill_sizes
-from weaksam.data.readers import voc
-from weaksam.data.readers.voc import parse_voc_xml, read_voc
+from weaksam.data.readers.voc import CLASSES, read_voc
+from weaksam.data.readers.voc_annotations import VocFiles, with_masks
+from weaksam.data.readers.voc_xml import VocAnnotation, parse_voc_xml
 from weaksam.data.remarks import BELOW_A_PIXEL
 from weaksam.errors import DataError
 
@@ -146,7 +147,7 @@ def test_each_bndbox_of_an_object_is_an_object() -> None:
     assert annotation.places == [1, 2, 2]
     values = np.zeros((80, 100))
     values[0, 0], values[10, 20] = 1, 2
-    read = voc.with_masks(annotation, index_png(values), "a.png")
+    read = with_masks(annotation, index_png(values), "a.png")
     assert [mask is None for mask in read.masks] == [False, True, True]  # a mask is of all boxes of its object
     assert not read.has_more_masks
 
@@ -161,7 +162,7 @@ def test_the_box_of_an_object_without_bndbox_is_that_around_its_outline() -> Non
     assert annotation.has_area.tolist() == [True] * 3 + [False] * 2
     values = np.zeros((80, 100))
     values[10:20, 30:45] = 5
-    read = voc.with_masks(annotation, index_png(values), "a.png")
+    read = with_masks(annotation, index_png(values), "a.png")
     assert read.boxes[4].tolist() == [30, 10, 45, 20]
     assert read.has_area.tolist() == [True] * 3 + [False, True]
 
@@ -181,15 +182,15 @@ def test_masks_belong_to_objects_by_index() -> None:
     annotation = parse_voc_xml(xml(*[thing("dog", 1, 1, 4, 4)] * 3, width=6, height=5), "a.xml")
     values = np.zeros((5, 6))
     values[1:3, 1:4], values[4, 5], values[0, 0], values[3, 0] = 1, 3, 255, 9  # 255 void; object 9 does not exist
-    read = voc.with_masks(annotation, index_png(values), "a.png")
+    read = with_masks(annotation, index_png(values), "a.png")
     assert read.has_more_masks
-    assert not voc.with_masks(annotation, index_png(values * (values != 9)), "a.png").has_more_masks
+    assert not with_masks(annotation, index_png(values * (values != 9)), "a.png").has_more_masks
     masks = read.masks
     assert masks[1] is None
     for number in (1, 3):
         decoded = coco_mask.decode({"size": [5, 6], "counts": masks[number - 1]})
         np.testing.assert_array_equal(decoded, values == number)
-    nothing = voc.with_masks(parse_voc_xml(xml(width=6, height=5), "a.xml"), index_png(values), "a.png")
+    nothing = with_masks(parse_voc_xml(xml(width=6, height=5), "a.xml"), index_png(values), "a.png")
     assert (nothing.masks, nothing.has_more_masks) == ([], True)
 
 
@@ -204,7 +205,7 @@ def test_masks_belong_to_objects_by_index() -> None:
 def test_a_bad_mask_file_is_named(data: bytes, message: str) -> None:
     annotation = parse_voc_xml(xml(width=6, height=5), "a.xml")
     with pytest.raises(DataError, match=message):
-        voc.with_masks(annotation, data, "a.png")
+        with_masks(annotation, data, "a.png")
 
 
 def png_header(height: int, width: int) -> bytes:
@@ -220,7 +221,7 @@ def test_a_mask_file_of_another_size_is_not_decoded() -> None:
     for stated, message in (((5, 6), r"a\.png: is 60000 x 70000, a\.xml says 5 x 6"), ((0, 0), "more than 100000000")):
         annotation = parse_voc_xml(xml(height=stated[0], width=stated[1]), "a.xml")
         with pytest.raises(DataError, match=message):
-            voc.with_masks(annotation, png_header(60_000, 70_000), "a.png")
+            with_masks(annotation, png_header(60_000, 70_000), "a.png")
 
 
 def test_boxes_in_shares_of_the_image_are_noticed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -241,7 +242,7 @@ def test_labels_leave_difficult_objects_out_unless_asked_for(tmp_path: Path) -> 
     }
     root = write_devkit(str(tmp_path / "VOC2007"), {"train": ["1", "2"], "val": ["3"]}, annotations)
     dataset = read_voc(root, ["val", "train"])
-    assert dataset.class_names == list(voc.CLASSES)
+    assert dataset.class_names == list(CLASSES)
     assert dataset.images["image_id"].to_pylist() == ["3", "1", "2"]  # split after split, as asked
     found = rows(dataset)
     assert {i: row["labels"] for i, row in found.items()} == {"1": [11], "2": [], "3": []}
@@ -387,9 +388,9 @@ def test_faults_of_a_devkit_are_named(tmp_path: Path) -> None:
 def test_any_map_and_any_storage_will_do() -> None:
     annotations = {str(i): xml(thing("dog", i, i, i + 1, i + 1)) for i in range(1, 30)}
     root = write_devkit("memory://test-voc/VOC2007", {"train": list(annotations)}, annotations)
-    calls: list[Sequence[voc.VocFiles]] = []
+    calls: list[Sequence[VocFiles]] = []
 
-    def plain_map(function, items: Sequence[voc.VocFiles]) -> Iterable[voc.VocAnnotation]:
+    def plain_map(function, items: Sequence[VocFiles]) -> Iterable[VocAnnotation]:
         calls.append(items)
         return map(function, items)
 
@@ -425,7 +426,7 @@ def test_real_devkits() -> None:
         assert sizes["height"].null_count == 0
     found = rows(read_voc(str(root / "VOC2007"), ["test"]))
     assert found["000001"]["boxes"] == [[47, 239, 195, 371], [7, 11, 352, 498]]
-    assert found["000001"]["labels"] == [voc.CLASSES.index("dog"), voc.CLASSES.index("person")]
+    assert found["000001"]["labels"] == [CLASSES.index("dog"), CLASSES.index("person")]
 
 
 @pytest.mark.parametrize(("folder", "num_difficult"), [("Annotations", 38), ("Annotations_cvat_export", 0)])
@@ -437,7 +438,7 @@ def test_real_annotations_and_their_reexport(tmp_path: Path, folder: str, num_di
     storage.write_bytes(str(tmp_path / "ImageSets" / "Main" / "all.txt"), "\n".join(ids).encode())
     dataset = read_voc(str(tmp_path), ["all"])
     found = rows(dataset)
-    assert dataset.class_names == list(voc.CLASSES)
+    assert dataset.class_names == list(CLASSES)
     assert len(found) == 100
     boxes = np.concatenate([row["boxes"] for row in found.values()])
     assert boxes.shape == (273, 4)
@@ -460,7 +461,7 @@ def test_only_the_first_254_objects_have_masks(tmp_path: Path) -> None:
     values[0, :3], values[5, :7] = 254, 255
     stream = io.BytesIO()
     Image.fromarray(values).save(stream, "PNG")
-    found = voc.with_masks(parse_voc_xml(xml(*objects), "a.xml"), stream.getvalue(), "a.png")
+    found = with_masks(parse_voc_xml(xml(*objects), "a.xml"), stream.getvalue(), "a.png")
     assert [place for place, mask in zip(found.places, found.masks, strict=True) if mask is not None] == [254]
     rle: object = {"size": [80, 100], "counts": found.masks[253]}
     assert coco_mask.area(rle) == 3  # type: ignore[arg-type]

@@ -20,8 +20,10 @@ from scipy import ndimage
 from weaksam.core import storage
 from weaksam.data.categories import COCO_NAMES, complete_category_ids, default_category_ids
 from weaksam.data.readers.voc import read_voc
-from weaksam.data.writers.coco import CocoDataset, CocoResults, elements
+from weaksam.data.writers.coco import CocoDataset
+from weaksam.data.writers.coco_results import CocoResults
 from weaksam.data.writers.common import ExportImage, ExportTotals, ReadBack, compare
+from weaksam.data.writers.json_arrays import elements
 from weaksam.data.writers.label_studio import LabelStudioTasks
 from weaksam.data.writers.places import Place, place_images
 from weaksam.data.writers.polygons import draw_polygons, join_polygons, outlines, signed_area, simplify, to_polygons

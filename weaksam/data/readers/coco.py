@@ -17,17 +17,20 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
 from weaksam.core import storage
-from weaksam.data.annotation_checks import Size, as_number, excerpt, fit_boxes, read_segmentation, read_size, read_xywh
+from weaksam.core.look import Look
+from weaksam.data.annotation_checks import excerpt, read_size
 from weaksam.data.categories import complete_category_ids
-from weaksam.data.datasets import Dataset, ImageRecord, Objects, check_unique, first_ten, make_dataset, warn_of
-from weaksam.data.remarks import BOX_OF_SEGMENTATION, NO_BOX, Remarks
+from weaksam.data.datasets import Dataset, ImageRecord, check_unique, first_ten, make_dataset, warn_of
+from weaksam.data.readers.coco_annotations import field_of, id_of, is_crowd, name_of, read_objects
+from weaksam.data.readers.format import DatasetFormat, DatasetSource, Listed, Whole, look_by_reading
+from weaksam.data.remarks import Remarks
 from weaksam.errors import DataError
 
 _TWICE = "annotations are there twice, all the same, and count once"
 _SAME_ID = "annotations have the id of another that differs, and count too (were files joined?)"
+_MOST_BYTES = 32 * 1024**2  # limit for json files that `weaksam check` reads whole: a second or two
+_HEAD = 4096
 
 
 def read_coco(
@@ -110,7 +113,7 @@ def _load(uri: str) -> dict[str, Any]:
 
 def _categories(content: dict[str, Any], uri: str) -> dict[int, str]:
     categories = [
-        (_field(c, "id", (int,), f"{uri}: categories"), _field(c, "name", (str,), uri).strip())
+        (field_of(c, "id", (int,), f"{uri}: categories"), field_of(c, "name", (str,), uri).strip())
         for c in content["categories"]
     ]
     categories = [(number, name.strip()) for number, name in categories]
@@ -142,28 +145,12 @@ def _ids_by_name(names: Mapping[int, str], used: Collection[int], root: str) -> 
     return dict(sorted(ids.items(), key=lambda item: item[1]))
 
 
-def _field(entry: Any, key: str, kinds: tuple[type, ...], where: str) -> Any:
-    value = entry.get(key) if isinstance(entry, dict) else None
-    if not isinstance(value, kinds) or isinstance(value, bool):  # JSON's true is Python's 1
-        expected = " or ".join(kind.__name__ for kind in kinds)
-        raise DataError(f"{where}: {key!r} must be {expected}, got {value!r} in {str(entry)[:120]}")
-    return value
-
-
-def _name_of(annotation: Any, uri: str) -> str:
-    return f"{uri}: annotation {_id_of(annotation)}"
-
-
-def _id_of(annotation: Any) -> str:
-    return str(annotation.get("id")) if isinstance(annotation, dict) else repr(annotation)[:120]
-
-
 def _read_split(
     content: dict[str, Any], uri: str, folder: str, split: str, masks: bool, crowd_makes_label: bool
 ) -> list[ImageRecord]:
-    images = {_field(image, "id", (int, str), f"{uri}: images"): image for image in content["images"]}
+    images = {field_of(image, "id", (int, str), f"{uri}: images"): image for image in content["images"]}
     check_unique([str(image["id"]) for image in content["images"]], f"{uri}: images", "id")
-    paths = {number: _field(image, "file_name", (str,), f"{uri}: image {number}") for number, image in images.items()}
+    paths = {number: field_of(image, "file_name", (str,), f"{uri}: image {number}") for number, image in images.items()}
     listing = storage.list_files(folder, recursive=any("/" in path for path in paths.values()))
     files = {file.path: file for file in listing}
     if missing := [path for path in paths.values() if path not in files]:
@@ -180,7 +167,7 @@ def _read_split(
         if grouped is not None:
             annotations = grouped.get(number, [])
             objects = read_objects(annotations, names, size, uri, masks, remarks)
-            labels = {names[a["category_id"]] for a in annotations if crowd_makes_label or not _is_crowd(a, uri)}
+            labels = {names[a["category_id"]] for a in annotations if crowd_makes_label or not is_crowd(a, uri)}
         records.append(
             ImageRecord(str(number), file.uri, split, file.size, labels, source, *(size or (None, None)), objects)
         )
@@ -199,78 +186,70 @@ def _by_image(
     grouped: dict[int | str, list[dict]] = {}
     firsts: dict[int | str, dict] = {}
     for annotation in content["annotations"]:
-        number = _field(annotation, "image_id", (int, str), _name_of(annotation, uri))
+        number = field_of(annotation, "image_id", (int, str), name_of(annotation, uri))
         if number not in images:
-            raise DataError(f"{_name_of(annotation, uri)}: its image_id {number!r} is not among the images")
+            raise DataError(f"{name_of(annotation, uri)}: its image_id {number!r} is not among the images")
         own = annotation.get("id")
         first = firsts.setdefault(own, annotation) if isinstance(own, int | str) else annotation
         if first is not annotation:
-            remarks.add(_SAME_ID if first != annotation else _TWICE, f"annotation {_id_of(annotation)}")
+            remarks.add(_SAME_ID if first != annotation else _TWICE, f"annotation {id_of(annotation)}")
             if first == annotation:
                 continue
         grouped.setdefault(number, []).append(annotation)
     return grouped
 
 
-def read_objects(
-    annotations: Sequence[dict],
-    names: Mapping[int, str],
-    size: Size | None,
-    uri: str,
-    masks: bool,
-    remarks: Remarks,
-) -> Objects:
-    """Returns the objects of an image whose box has area; `remarks` collects clipped and dropped ones."""
-    kept, corners, drawn = [], [], []
-    for annotation in annotations:
-        where, entry = _name_of(annotation, uri), f"annotation {_id_of(annotation)}"
-        if _field(annotation, "category_id", (int,), where) not in names:
-            raise DataError(f"{where}: its category_id {annotation['category_id']} is not among the categories")
-        box, segmentation = annotation.get("bbox"), annotation.get("segmentation")
-        has_box = box is not None and box != []
-        around = mask = None
-        if segmentation and (masks or not has_box):
-            if masks and size is None:
-                raise DataError(f"{where}: has a segmentation, but its image has no height and width")
-            around, mask, _ = read_segmentation(segmentation, size, where, remarks, entry)
-        if has_box:
-            around = read_xywh(box, where)
-        else:
-            remarks.add(NO_BOX if around is None else BOX_OF_SEGMENTATION, entry)
-        if around is not None:
-            kept.append(annotation)
-            corners.append(around)
-            drawn.append(mask if masks else None)
-    boxes, has_area, is_outside = fit_boxes(np.array(corners, np.float64).reshape(-1, 4), size)
-    remarks.add_boxes([f"annotation {_id_of(a)}" for a in kept], boxes, has_area, is_outside)
-    indices = np.flatnonzero(has_area).tolist()
-    kept = [kept[i] for i in indices]
-    return Objects(
-        names=[names[a["category_id"]] for a in kept],
-        boxes=boxes[has_area],
-        difficult=[False] * len(kept),
-        crowd=[_is_crowd(a, uri) for a in kept],
-        masks=[drawn[i] for i in indices],
-        areas=_areas(kept, uri),
+# --- the format
+
+
+def _read(source: DatasetSource) -> Dataset:
+    return read_coco(
+        source.root,
+        {split: _uris_of(source, split) for split in source.splits or []},
+        classes=source.classes,
+        crowd_makes_label=source.crowd_makes_label,
+        masks=source.masks,
     )
 
 
-def _areas(annotations: Sequence[dict], uri: str) -> list[float] | None:
-    """Returns the areas in the dataset; None if an annotation has none."""
-    areas = []
-    for annotation in annotations:
-        value = annotation.get("area")
-        area = None if value is None else as_number(value)
-        if value is not None and (area is None or area < 0):
-            raise DataError(f"{_name_of(annotation, uri)}: its area must be a number from 0, got {excerpt(value)}")
-        areas.append(area)
-    return None if None in areas else areas  # type: ignore[return-value]
+def _look(source: DatasetSource) -> Look:
+    """Reads small files whole, and the beginning of large ones."""
+    uris = [_uris_of(source, split)[0] for split in source.splits or []]
+    if sum(storage.size(uri) for uri in uris) <= _MOST_BYTES:
+        return look_by_reading(_read, source, ", ".join(uris))
+    faults = []
+    for uri in uris:
+        head = storage.read_bytes(uri, length=_HEAD).removeprefix(b"\xef\xbb\xbf").lstrip()
+        if not head.startswith(b"{"):
+            faults.append(f"{uri}: not in COCO's form: it begins with {head[:20]!r}, not with an object")
+    return Look(f"the beginning of {', '.join(uris)}", "the rest of what is larger than 32 MB, and the images", faults)
 
 
-def _is_crowd(annotation: dict, uri: str) -> bool:
-    value = annotation.get("iscrowd")
-    if value in (None, 0, "0"):
-        return False
-    if value in (1, "1"):
-        return True
-    raise DataError(f"{_name_of(annotation, uri)}: its iscrowd must be 0 or 1, got {excerpt(value)}")
+def _uris_of(source: DatasetSource, split: str) -> tuple[str, str]:
+    """Returns the URIs of a split's annotations and of its image folder."""
+    annotations = source.annotations.get(split, f"annotations/instances_{split}.json")
+    return source.uri_of(annotations), source.uri_of(source.image_folders.get(split, split))
+
+
+def _contents(source: DatasetSource) -> dict[str, Listed | Whole]:
+    contents: dict[str, Listed | Whole] = {}
+    for split in source.splits or []:
+        annotations, folder = _uris_of(source, split)
+        contents |= {f"annotations.{split}": Whole(annotations), f"images.{split}": Listed(folder)}
+    return contents
+
+
+def _places(source: DatasetSource) -> dict[str, str]:
+    return {f"images.{split}": _uris_of(source, split)[1] for split in source.splits or []}
+
+
+FORMAT = DatasetFormat(
+    "coco",
+    "instances json and image folders",
+    _read,
+    _look,
+    contents=_contents,
+    places=_places,
+    settings=("annotations", "image_folders", "crowd_makes_label"),
+    needs_splits=True,
+)

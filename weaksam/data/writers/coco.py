@@ -1,8 +1,8 @@
-"""Writes COCO dataset json and COCO results json.
+"""Writes COCO dataset json.
 
-Dataset: one instances_<split>.json per split, in COCO's format: every annotation has area and iscrowd, ids start at 1
-(id 0 means "unmatched" to pycocotools), masks are compressed RLE or polygons. Results: one list.
-Categories have the dataset's own ids, or those of `default_category_ids`, like in `coco_results`.
+One instances_<split>.json per split, in COCO's format: every annotation has area and iscrowd, ids start at 1 (id 0
+means "unmatched" to pycocotools), masks are compressed RLE or polygons. Categories have the dataset's own ids, or those
+of `default_category_ids`, like in `coco_results`.
 A file is built in memory as text, about 150 bytes per box; it is read back a few images at a time.
 """
 
@@ -12,11 +12,8 @@ import contextlib
 import io
 import itertools
 import json
-import re
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,65 +22,10 @@ from pycocotools.coco import COCO
 
 from weaksam.core import storage
 from weaksam.data.categories import default_category_ids
-from weaksam.data.readers.coco_results import read_results
 from weaksam.data.writers.common import ExportImage, ReadBack
+from weaksam.data.writers.format import ExportFormat, ExportOptions, ExportRequest
+from weaksam.data.writers.json_arrays import append_json, elements, expect_end, to_numbers, to_xywh
 from weaksam.data.writers.polygons import draw_polygons, to_polygons
-
-_SPACE = re.compile(r"\s*")
-
-
-def to_xywh(boxes: np.ndarray) -> list[list[float]]:
-    """Converts (N, 4) xyxy to COCO's xywh, rounded to four decimals."""
-    boxes = boxes.astype(np.float64)
-    return np.round(np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1), 4).tolist()
-
-
-def to_numbers(scores: np.ndarray) -> list[float]:
-    """Converts float32 scores to the shortest decimals that restore them; not fixed decimals: some are tiny."""
-    return [float(str(score)) for score in scores.astype(np.float32)]
-
-
-def append_json(stream: io.BytesIO, value: Any) -> None:
-    """Appends an element to the content of a JSON array."""
-    if stream.tell():
-        stream.write(b",\n")
-    stream.write(json.dumps(value, allow_nan=False).encode())
-
-
-def elements(text: str, key: str | None = None) -> Iterator[Any]:
-    """Yields the elements of a JSON array, decoded one at a time.
-
-    Args:
-        text: an array, or an object that contains it.
-        key: key of the array in the object.
-    """
-    decoder = json.JSONDecoder()
-
-    def skip(at: int) -> int:
-        return _SPACE.match(text, at).end()  # type: ignore[union-attr]  (matches an empty string too)
-
-    at = skip(0)
-    while key is not None:
-        name, at = decoder.raw_decode(text, skip(at + 1))  # after { or ,
-        at = skip(skip(at) + 1)  # after :
-        if name == key:
-            break
-        at = skip(decoder.raw_decode(text, at)[1])
-    if text[at] != "[":
-        raise ValueError(f"an array was expected, got {text[at : at + 20]!r}")
-    at = skip(at + 1)
-    while text[at] != "]":
-        value, at = decoder.raw_decode(text, at)
-        yield value
-        at = skip(at)
-        if text[at] == ",":
-            at = skip(at + 1)
-
-
-def expect_end(rest: Iterator[Any], where: str) -> None:
-    """Raises ValueError if there is another element."""
-    if (more := next(rest, None)) is not None:
-        raise ValueError(f"{where} holds more than was written: {str(more)[:120]}")
 
 
 class CocoDataset:
@@ -220,70 +162,22 @@ def image_entry(image: ExportImage) -> dict[str, Any]:
     return entry if str(place.number) == image.image_id else entry | {"original_id": image.image_id}
 
 
-class CocoResults:
-    """Writes results.json, a list of detections.
+def _make(request: ExportRequest) -> CocoDataset:
+    tolerance = request.options.polygon_tolerance or 0.0
+    return CocoDataset(
+        request.to,
+        request.class_names,
+        polygons=tolerance if request.options.polygons else None,
+        image_root=request.image_root,
+        category_ids=request.category_ids,
+    )
 
-    Args:
-        to: URI of the folder.
-        class_names: by 0-based class.
-        number_images: whether images have the numbers of `CocoDataset`; else their own ids.
-        category_ids: the dataset's own ids, by class; None: `default_category_ids`.
-    """
 
-    targets = ("results.json",)
-    box_tolerance = 0.01
-    verified = "boxes, classes, scores and masks, read by weaksam.data.readers.coco_results"
+def _fault(options: ExportOptions) -> str | None:
+    is_ignored = options.polygon_tolerance is not None and not options.polygons
+    return "polygon_tolerance goes with polygons: true" if is_ignored else None
 
-    def __init__(
-        self, to: str, class_names: Sequence[str], *, number_images: bool, category_ids: Sequence[int] | None
-    ) -> None:
-        self.uri, self.class_names, self.number_images = storage.join(to, "results.json"), class_names, number_images
-        self.lost: Counter[str] = Counter()
-        self.files = 0
-        self._categories = list(category_ids or default_category_ids(class_names))
-        self._entries = io.BytesIO()
-        self._rest: Iterator[Any] | None = None
 
-    def _id(self, image: ExportImage) -> int | str:
-        return image.place.number if self.number_images else image.place.own_id
-
-    def write(self, images: Sequence[ExportImage]) -> None:
-        """Adds the images to the file in memory."""
-        for image in images:
-            self.lost["images_without_boxes"] += not len(image.boxes)
-            columns = (to_xywh(image.boxes), image.classes.tolist(), to_numbers(image.scores), image.masks)
-            for box, label, score, mask in zip(*columns, strict=True):
-                entry = {"image_id": self._id(image), "category_id": self._categories[label]}
-                entry |= {"bbox": box, "score": score}
-                if mask is not None:
-                    entry["segmentation"] = {"size": [image.height, image.width], "counts": mask.decode()}
-                append_json(self._entries, entry)
-
-    def finish(self) -> None:
-        """Writes the file."""
-        content, self._entries = self._entries.getvalue(), io.BytesIO()
-        storage.write_bytes(self.uri, b"[" + content + b"]\n")
-        self.files = 1
-
-    def read(self, images: Sequence[ExportImage]) -> Iterable[ReadBack]:
-        """Reads the next entries of the file, written to a temporary file, with `read_results`."""
-        if self._rest is None:
-            self._rest = elements(storage.read_bytes(self.uri).decode())
-        entries = list(itertools.islice(self._rest, sum(len(image.boxes) for image in images)))
-        with tempfile.TemporaryDirectory() as scratch:
-            path = Path(scratch, "results.json")
-            path.write_text(json.dumps(entries))
-            ids = [str(self._id(image)) for image in images]
-            rows = read_results(str(path), ids, self.class_names, category_ids=self._categories)
-        for row in rows.to_pylist():
-            boxes = np.array(row["boxes"], np.float64).reshape(-1, 4)
-            masks: list[bytes | None] = row["masks"] or [None] * len(boxes)
-            yield ReadBack(boxes, row["classes"], np.array(row["scores"]), masks)
-
-    def expected_masks(self, image: ExportImage) -> list[bytes | None]:
-        """Returns the masks."""
-        return image.masks
-
-    def check_rest(self) -> None:
-        """Raises ValueError if the file has more entries."""
-        expect_end(self._rest if self._rest is not None else iter(()), self.uri)
+FORMAT = ExportFormat(
+    "coco", "a dataset json per split", _make, settings=("polygons", "polygon_tolerance"), fault=_fault
+)

@@ -16,8 +16,9 @@ from urllib.parse import quote
 import numpy as np
 
 from weaksam.core import storage
-from weaksam.data.writers.coco import append_json, elements, expect_end, to_numbers
 from weaksam.data.writers.common import ExportImage, ReadBack
+from weaksam.data.writers.format import ExportFormat, ExportRequest
+from weaksam.data.writers.json_arrays import append_json, elements, expect_end, to_numbers
 from weaksam.data.writers.polygons import draw_polygons, to_polygons
 
 
@@ -151,3 +152,22 @@ class LabelStudioTasks:
         for control in config:
             if control.tag != "Image" and [label.get("value") for label in control] != self.class_names:
                 raise ValueError(f"{self.to}/label_config.xml has other labels than were written")
+
+
+def _make(request: ExportRequest) -> LabelStudioTasks:
+    tolerance = request.options.polygon_tolerance
+    return LabelStudioTasks(
+        request.to,
+        request.class_names,
+        tolerance=1.0 if tolerance is None else tolerance,
+        model_version=request.model_version,
+        image_prefix=request.options.image_prefix,
+    )
+
+
+FORMAT = ExportFormat(
+    "label_studio",
+    "tasks with predictions, for people to correct",
+    _make,
+    settings=("polygon_tolerance", "image_prefix", "most_uncertain"),
+)

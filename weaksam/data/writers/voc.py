@@ -20,8 +20,9 @@ from pycocotools import mask as coco_mask
 
 from weaksam.core import storage
 from weaksam.data.datasets import map_in_threads
-from weaksam.data.readers.voc import VocFiles, read_annotation
+from weaksam.data.readers.voc_annotations import VocFiles, read_annotation
 from weaksam.data.writers.common import ExportImage, ReadBack
+from weaksam.data.writers.format import ExportFormat
 from weaksam.data.writers.places import picture_list
 from weaksam.errors import DataError
 
@@ -114,7 +115,7 @@ class VocDevkit:
 
     targets = ("Annotations", "ImageSets", "SegmentationObject", "SegmentationClass", "images.csv")
     box_tolerance = 1.0  # for boxes thinner than a pixel; half of it for others
-    verified = "boxes to the pixel, classes and masks, read by weaksam.data.readers.voc"
+    verified = "boxes to the pixel, classes and masks, read by weaksam.data.readers.voc_annotations"
 
     def __init__(self, to: str, class_names: Sequence[str]) -> None:
         if len(class_names) > _MOST:
@@ -190,3 +191,13 @@ class VocDevkit:
         files = storage.list_files(storage.join(self.to, "Annotations"))
         if len(files) != len(self._pictures):
             raise ValueError(f"{self.to}/Annotations has {len(files)} files, {len(self._pictures)} were written")
+
+
+FORMAT = ExportFormat(
+    "voc",
+    "a devkit: XML files, lists, index images of masks",
+    lambda request: VocDevkit(request.to, request.class_names),
+    keeps_file_names=False,
+    keeps_spaces=False,
+    masks_overlap=False,
+)

@@ -18,6 +18,7 @@ import yaml
 from weaksam.core import storage
 from weaksam.data.datasets import map_in_threads
 from weaksam.data.writers.common import ExportImage, ReadBack
+from weaksam.data.writers.format import ExportFormat
 from weaksam.data.writers.places import picture_list
 from weaksam.data.writers.polygons import draw_polygons, join_polygons, to_polygons
 
@@ -160,3 +161,11 @@ class YoloLabels:
         files = storage.list_files(storage.join(self.to, "labels"))
         if len(files) != len(self._pictures):
             raise ValueError(f"{self.to}/labels has {len(files)} files, {len(self._pictures)} were written")
+
+
+FORMAT = ExportFormat(
+    "yolo",
+    "text files of boxes",
+    lambda request: YoloLabels(request.to, request.class_names, polygons=None),
+    keeps_file_names=False,
+)
