@@ -18,17 +18,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.faster_rcnn import TwoMLPHead
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import RoIHeads
-from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
+from torchvision.models.detection.rpn import RegionProposalNetwork
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from weaksam.models.backbones.pyramids import Pyramid
 from weaksam.models.detectors.base import Detections, Detector, Normaliser, Targets
 from weaksam.models.detectors.catalogue.kind import BoxLoss
-from weaksam.models.detectors.rcnn_parts import ImageSampler, RoiAlign
+from weaksam.models.detectors.rcnn_parts import BoxPredictor, ImageSampler, RoiAlign, RpnHead
 from weaksam.models.detectors.rules import DetectionFilter
 from weaksam.ops.roi_drop import NO_DROP, RoiDropRules, select_drops
 
@@ -99,7 +99,7 @@ class FasterRcnn(Detector):
         generator = AnchorGenerator(tuple((side,) for side in size.anchors), ratios)
         self.rpn = _Rpn(
             generator,
-            RPNHead(size.dim, generator.num_anchors_per_location()[0]),
+            RpnHead(size.dim, generator.num_anchors_per_location()[0]),
             fg_iou_thresh=0.7,
             bg_iou_thresh=0.3,
             batch_size_per_image=size.rpn_samples,
@@ -111,7 +111,7 @@ class FasterRcnn(Detector):
         self.roi_heads = _RoiHeads(
             RoiAlign(pyramid.strides, size.pooled),
             TwoMLPHead(size.dim * size.pooled**2, size.hidden),
-            FastRCNNPredictor(size.hidden, num_classes + 1),
+            BoxPredictor(size.hidden, num_classes + 1),
             fg_iou_thresh=0.5,
             bg_iou_thresh=0.5,
             batch_size_per_image=size.roi_samples,

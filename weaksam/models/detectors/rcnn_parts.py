@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
+from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.poolers import initLevelMapper
 
@@ -44,6 +46,25 @@ class ImageSampler(BalancedPositiveNegativeSampler):
             positive.append(own_positive)
             negative.append(own_negative)
         return positive, negative
+
+
+class RpnHead(RPNHead):
+    """torchvision's, with float32 results under autocast: boxes are decoded in the dtype of their deltas.
+
+    In bf16, the step between two coordinates over 512 pixels is 4 pixels.
+    """
+
+    def forward(self, x: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        logits, deltas = super().forward(x)
+        return [level.float() for level in logits], [level.float() for level in deltas]
+
+
+class BoxPredictor(FastRCNNPredictor):
+    """torchvision's, with float32 results under autocast, as `RpnHead`."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        logits, deltas = super().forward(x)
+        return logits.float(), deltas.float()
 
 
 class RoiAlign(MultiScaleRoIAlign):

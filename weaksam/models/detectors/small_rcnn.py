@@ -216,7 +216,8 @@ class SmallRcnn(FasterRcnn):
         if self.engine.sam.device != image.device:
             self.engine = SamEngine(self.engine.sam.to(image.device))
         pixels = image.round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).contiguous().cpu().numpy()
-        snapped = self.engine.snap_boxes(pixels, regions.cpu().numpy())
+        with torch.autocast(image.device.type, enabled=False):  # the engine has a precision of its own
+            snapped = self.engine.snap_boxes(pixels, regions.cpu().numpy())
         return torch.from_numpy(snapped).to(regions), maps, batch.image_sizes
 
     def _backbone_maps(self, images: Sequence[Tensor]) -> tuple[ImageList, dict[str, Tensor]]:
