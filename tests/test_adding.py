@@ -54,6 +54,59 @@ steps = pipeline.load("run.yaml")
 pipeline.run_steps(steps)
 print(storage.read_json(storage.join(steps[1].folder, "count.json")))
 """
+TEACHER = '''"""images -> detections: the whole image is each of its labels."""
+
+from typing import Annotated
+
+import pyarrow as pa
+
+from weaksam.core import schemas, tables
+from weaksam.core.config import Reads, StageConfig
+from weaksam.core.step import Outcome, Stage, Step
+from weaksam.data.datasets import fill_sizes
+
+
+class TeachWholeConfig(StageConfig):
+    """Finds every label of an image in the whole image."""
+
+    images: Annotated[str, Reads("images")]
+    """The `index` step with the images."""
+
+
+def run(step: Step) -> Outcome:
+    images = fill_sizes(step.inputs["images"].read(["uri", "labels", "height", "width"]).combine_chunks())
+    rows = [
+        {
+            "image_id": row["image_id"], "status": schemas.OK, "message": "",
+            "height": row["height"], "width": row["width"], "classes": row["labels"],
+            "boxes": [[0, 0, row["width"], row["height"]]] * len(row["labels"]), "scores": [0.5] * len(row["labels"]),
+        }
+        for row in images.to_pylist()
+    ]
+    names = schemas.class_names_of(images.schema)
+    schema = schemas.with_metadata(schemas.DETECTIONS, fingerprint=step.fingerprint, class_names=names)
+    parts = [tables.write_part(step.folder, pa.Table.from_pylist(rows, schema))]
+    return Outcome(rows=len(rows), parts=parts, summary=f"{len(rows)} images")
+
+
+STAGE = Stage("teach_whole", 1, TeachWholeConfig, run, writes="detections")
+'''
+TEACHER_PROGRAM = """
+from PIL import Image
+from weaksam import pipeline
+for name in "ab":
+    Image.new("RGB", (8, 6)).save(f"data/{name}.png")
+open("data/labels.csv", "w").write("file,labels\\na.png,cat;dog\\nb.png,cat\\n")
+open("run.yaml", "w").write(
+    "run: out\\nsteps:\\n  images: {stage: index, format: folder, root: data}\\n"
+    "  teacher: {stage: teach_whole, images: images}\\n"
+    "  pgt: {stage: pgt, images: images, detections: teacher, split: train}\\n"
+)
+steps = pipeline.load("run.yaml")
+pipeline.run_steps(steps)
+table = steps[-1].read()
+print(table["classes"].to_pylist(), table["boxes"].to_pylist())
+"""
 DETECTOR = '''"""A detector of one box: the whole image."""
 
 from weaksam.models.detectors.catalogue.kind import DetectorKind
@@ -239,6 +292,15 @@ def test_a_stage(copied: Path) -> None:
     (copied / "weaksam/stages/count_labels.py").write_text(STAGE)
     add_line(copied / "weaksam/stages/__init__.py", '    "hygiene",\n', '    "count_labels",\n')
     assert output_of(STAGE_PROGRAM, copied) == "{'labels': 3}\n"
+
+
+def test_a_teacher(copied: Path) -> None:
+    (copied / "weaksam/stages/teach_whole.py").write_text(TEACHER)
+    add_line(copied / "weaksam/stages/__init__.py", '    "hygiene",\n', '    "teach_whole",\n')
+    assert (
+        output_of(TEACHER_PROGRAM, copied)
+        == "[[0, 1], [0]] [[[0.0, 0.0, 8.0, 6.0], [0.0, 0.0, 8.0, 6.0]], [[0.0, 0.0, 8.0, 6.0]]]\n"
+    )
 
 
 def test_a_detector(copied: Path) -> None:
