@@ -18,12 +18,14 @@ ablation: $(INSTALLED)  ## after `make demo`: the tables of detectors as means o
 ablation-proposals: $(INSTALLED)  ## after `make demo`: what each choice of its proposals is worth
 	$(VENV)/bin/python -m jobs.ablation proposals demo
 
-test: $(INSTALLED)  ## every quick test that needs no GPU
-	$(VENV)/bin/python -m pytest -m "not slow"
+# Two processes share the tests: much of a test is waiting for processes to start. A module's tests stay together.
+PYTEST := $(VENV)/bin/python -m pytest -n 2 --dist loadscope
 
-# Two processes share them: most of such a test is waiting for processes to start. A module's tests stay together.
+test: $(INSTALLED)  ## every quick test that needs no GPU
+	$(PYTEST) -m "not slow"
+
 test-long: $(INSTALLED)  ## the tests of half a minute and more: whole runs, what is killed in them, faults of an object store
-	$(VENV)/bin/python -m pytest -m slow -n 2 --dist loadscope
+	$(PYTEST) -m slow
 
 test-all: test test-long  ## both
 

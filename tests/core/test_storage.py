@@ -147,6 +147,19 @@ def test_a_fault_of_the_network_is_tried_again(monkeypatch: pytest.MonkeyPatch) 
     assert filesystems.request(flaky, "s3://bucket/key", "read") == "done"
 
 
+def test_a_fault_that_the_client_does_not_try_again_is_tried_as_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage_faults.time, "sleep", lambda seconds: None)
+    tries = []
+
+    def cut_short() -> None:
+        tries.append(1)
+        raise OSError("AWS Error INTERNAL_FAILURE during GetObject operation: Failed to flush response stream (bad: 1)")
+
+    with pytest.raises(StorageError, match="could not read after 12 tries"):
+        filesystems.request(cut_short, "s3://bucket/key", "read")
+    assert len(tries) == 12
+
+
 def test_a_missing_right_fails_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     tries = []
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import random
 import re
 import time
@@ -13,6 +14,10 @@ from weaksam.core.uris import is_local
 from weaksam.errors import ConfigError, DeniedError, StorageError
 
 ATTEMPTS = 4
+# The AWS client reports this, and does not try again as it does after every other fault, when the text of the store's
+# error is longer than the bytes of a short read. Therefore it is tried as often as the client tries.
+_UNSEEN_ERROR = "failed to flush response stream"
+_ATTEMPTS_OF_UNSEEN = 12
 
 # Parts of error texts, lower case without underscores: clients write AccessDenied or ACCESS_DENIED.
 _DENIED = (
@@ -41,7 +46,7 @@ T = TypeVar("T")
 
 
 def retrying(action: Callable[[], T], uri: str, doing: str, *, ask: Callable[[], str] = lambda: "") -> T:
-    """Runs `action` up to ATTEMPTS times with jittered back-off; does not retry a missing object or permission.
+    """Runs `action` several times with jittered back-off; does not retry a missing object or permission.
 
     Args:
         action: one attempt.
@@ -55,7 +60,7 @@ def retrying(action: Callable[[], T], uri: str, doing: str, *, ask: Callable[[],
         StorageError: all attempts failed.
         ConfigError: the store needs another addressing style.
     """
-    for attempt in range(1, ATTEMPTS + 1):
+    for attempt in itertools.count(1):
         try:
             return action()
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
@@ -72,9 +77,10 @@ def retrying(action: Callable[[], T], uri: str, doing: str, *, ask: Callable[[],
                 text = cause
             if (fault := _fault_of(uri, doing, text, isinstance(error, PermissionError))) is not None:
                 raise fault from error
-            if attempt == ATTEMPTS or is_local(uri):
+            attempts = _ATTEMPTS_OF_UNSEEN if _UNSEEN_ERROR in text.lower() else ATTEMPTS
+            if attempt >= attempts or is_local(uri):
                 raise StorageError(f"{uri}: could not {doing} after {attempt} tries ({text})") from error
-            time.sleep(random.uniform(0.5, 1.0) * 0.4 * 2**attempt)
+            time.sleep(random.uniform(0.5, 1.0) * 0.4 * 2 ** min(attempt, ATTEMPTS))
     raise AssertionError("unreachable")
 
 

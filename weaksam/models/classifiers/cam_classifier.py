@@ -80,7 +80,7 @@ class CamClassifier(nn.Module):
             return self.lite0.crop_maps(images)
         rows = [self.view_cache.recall([image], lambda image=image: self._rounded(image)) for image in images]
         # one by one: autocast refuses to join tensors of half precision where its own type is bf16
-        return [torch.stack([one.float() for one in maps]) for maps in zip(*rows, strict=True)]
+        return [torch.stack([part.float() for part in maps]) for maps in zip(*rows, strict=True)]
 
     def _rounded(self, image: Tensor) -> list[Tensor]:
         """Returns the features of one image in half precision, for the cache."""

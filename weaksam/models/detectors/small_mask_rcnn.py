@@ -85,7 +85,7 @@ class SmallMaskRcnn(SmallRcnn):
         by_roi = self._roi_losses(cached, samples, step, generators)
         chosen = [row[2] for row in cached]
         # one by one: autocast refuses to join tensors of half precision where its own type is bf16
-        maps = [torch.cat([one.float() for one in level]) for level in zip(*(row[3:] for row in cached), strict=True)]
+        maps = [torch.cat([part.float() for part in level]) for level in zip(*(row[3:] for row in cached), strict=True)]
         logits = self.mask_head(maps)
         parts = [
             project_masks_on_boxes(
