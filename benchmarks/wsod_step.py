@@ -29,7 +29,7 @@ from torch import Tensor
 from torchvision.ops import roi_pool
 
 from weaksam.data.proposal_boxes import ProposalBoxes
-from weaksam.models.backbones.roi_backbones import DilatedVgg16
+from weaksam.models.backbones.roi_net import DilatedVgg16
 from weaksam.models.noise import SampleNoise, make_generators
 from weaksam.models.wsod.network import METHODS, WsodNet, wsod_losses
 from weaksam.ops import mil

@@ -149,6 +149,76 @@ net = build_to_train(config.spec(3))
 found = detect_in_views(net.eval(), torch.zeros(3, 32, 48, dtype=torch.uint8), config.kind.inference)
 print(config.steps, found.boxes[0].tolist(), float(found.scores[0]))
 """
+BACKBONE = '''"""Colours of cells of 8 and 16 pixels."""
+
+from weaksam.models.backbones.catalogue.kind import BackboneKind
+
+
+def _crops(side):
+    import torch
+    import torch.nn.functional as F
+
+    class Colours(torch.nn.Module):
+        mean = std = (127.5, 127.5, 127.5)
+        crop_channels, crop_strides = (3, 3), (8, 16)
+
+        def at_once(self, device):
+            return 64
+
+        def crop_maps(self, crops):
+            return [F.avg_pool2d(crops, stride) for stride in self.crop_strides]
+
+        def load_shipped(self):
+            pass
+
+    return Colours()
+
+
+def _pyramid(frozen_stages, finest):
+    import torch.nn.functional as F
+
+    from weaksam.models.backbones.pyramids import Pyramid
+
+    class Colours(Pyramid):
+        channels, strides = (3, 3), (8, 16)
+
+        def forward(self, pixels):
+            return [F.avg_pool2d(pixels, stride) for stride in self.strides]
+
+        def load_pretrained(self):
+            pass
+
+    return Colours()
+
+
+KIND = BackboneKind("colours", "mean colours", crops=_crops, crops_key="colours", pyramid=_pyramid)
+'''
+BACKBONE_PROGRAM = """
+from weaksam.core.config import parse_settings
+from weaksam.stages import STAGES
+names = {"images": "i", "split": "train", "proposals": "p", "pgt": "p"}
+def settings(stage, **own):
+    known = {key: value for key, value in names.items() if key in STAGES[stage].config.model_fields}
+    config, faults = parse_settings(STAGES[stage].config, known | own, where="steps.s")
+    assert not faults, faults
+    return config
+import sys
+wsod = settings("train_wsod", backbone="colours", dropblock="off")
+joined = settings("train_wsod", backbone="colours+frozen_sam", dropblock="off", crop=64)
+detector = settings("train_detector", backbone="colours")
+assert "torch" not in sys.modules
+import torch
+from weaksam.models.detectors.base import Targets
+from weaksam.models.detectors.build import build_to_train
+from weaksam.models.wsod.network import METHODS
+image, boxes = torch.zeros(3, 64, 64, dtype=torch.uint8), torch.tensor([[0.0, 0, 32, 48], [8, 8, 60, 60]])
+for config in (wsod, joined):
+    net = config.spec(3).with_starting_weights().eval()
+    print(net.pool([image], [boxes]).shape[1:], net.detect(image, boxes)[0].shape)
+net = build_to_train(detector.spec(3)).train()
+losses = net.losses([image], [Targets(boxes, torch.tensor([0, 2]))], 0)
+print(sorted(losses), all(value.isfinite() for value in losses.values()))
+"""
 READER = '''"""A folder of images whose names begin with their label: cat_1.png."""
 
 from weaksam.core import storage
@@ -307,6 +377,17 @@ def test_a_detector(copied: Path) -> None:
     (copied / "weaksam/models/detectors/catalogue/whole_image.py").write_text(DETECTOR)
     add_line(copied / "weaksam/models/detectors/catalogue/__init__.py", '    "mask2former",\n', '    "whole_image",\n')
     assert output_of(DETECTOR_PROGRAM, copied) == "7 [0.0, 0.0, 48.0, 32.0] 0.5\n"
+
+
+def test_a_backbone(copied: Path) -> None:
+    (copied / "weaksam/models/backbones/catalogue/colours.py").write_text(BACKBONE)
+    path = copied / "weaksam/models/backbones/catalogue/__init__.py"
+    add_line(path, '    "efficientnet_lite0",\n', '    "colours",\n')
+    assert output_of(BACKBONE_PROGRAM, copied).splitlines() == [
+        "torch.Size([6, 8, 8]) torch.Size([2, 3])",
+        "torch.Size([102, 8, 8]) torch.Size([2, 3])",
+        "['loss_box_reg', 'loss_classifier', 'loss_objectness', 'loss_rpn_box_reg'] True",
+    ]
 
 
 def test_a_dataset_format(copied: Path) -> None:

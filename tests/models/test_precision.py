@@ -12,7 +12,7 @@ from tests.models.detectors import tiny_dino
 from tests.models.detectors.test_targets import DETECTORS, one
 from tests.models.pictures import total
 from tests.models.wsod.nets import BOXES, make_image, make_noise
-from weaksam.models.backbones.roi_backbones import CropNet
+from weaksam.models.backbones.crop_net import CropNet
 from weaksam.models.classifiers.build import build_classifier
 from weaksam.models.wsod.network import METHODS, WsodNet, forward_losses
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchvision.ops import roi_align
 
 from weaksam.data.proposal_boxes import ProposalBoxes
-from weaksam.models.backbones.roi_backbones import RoiNet
+from weaksam.models.backbones.roi_net import RoiNet
 from weaksam.models.noise import SampleNoise, dropout
 from weaksam.models.wsod.build import WsodSpec
 from weaksam.models.wsod.network import METHODS, WsodNet

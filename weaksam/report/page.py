@@ -18,6 +18,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from weaksam import __version__
 from weaksam.core import storage
 from weaksam.execution.progress import duration
+from weaksam.models.backbones.catalogue import BACKBONES, backbone_kind
 from weaksam.report import choose, figures
 from weaksam.report.gallery import Gallery, make_gallery
 from weaksam.report.panels import SOURCE_COLOURS
@@ -27,8 +28,10 @@ from weaksam.report.selection import read_dataset
 log = logging.getLogger(__name__)
 
 NAME = "report.html"
-_SMALL_SAM = "the small SAM (drawn scenes)"
-_FEATURES = {"efficientnet_lite0": "EfficientNet-Lite0 (ImageNet)", "frozen_sam": _SMALL_SAM, "vit_xs": _SMALL_SAM}
+# Networks that ship with weaksam by the names of settings, with their training data.
+_FEATURES = {kind.name: kind.title for kind in BACKBONES if kind.shipped()} | {
+    "vit_xs": backbone_kind("frozen_sam").title
+}
 IMAGES = 6
 
 

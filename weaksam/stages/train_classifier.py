@@ -17,6 +17,7 @@ from weaksam.core import step_files, storage
 from weaksam.core.config import Added, NotInFingerprint, OutsideFile, Reads, Recipe, changed, with_defaults
 from weaksam.core.step import Outcome, Stage, Step
 from weaksam.errors import DataError
+from weaksam.models.backbones.catalogue import BACKBONES, find_backbone
 from weaksam.stages.labels import labelled_images
 from weaksam.stages.training_run import identify_shipped, loop_settings, make_course, outcome_of, train_task
 from weaksam.training.settings import Course, LoopSettings, TrainSettings, pilot_steps
@@ -31,44 +32,15 @@ _PILOT_HELD_OUT = 0.25
 _PUBLISHED = with_defaults(LoopSettings, batch_size=64, lr=7.5e-5, final_lr=0.13, weight_decay=0.03, precision="bf16")
 
 
-# The layers on a frozen encoder are initialised at random: Muon needs a fraction of the steps of AdamW.
-_FROZEN_SAM = {
-    "image_size": 192,
-    "epochs": 12,
-    "batch_size": 32,
-    "optimizer": "muon",
-    "lr": 6e-3,
-    "final_lr": 0.0,
-    "warmup_epochs": 1,
-    "drop_path": 0.0,
-    "min_scale": 0.6,
-    "rand_augment": 0.0,
-    "erase": 0.0,
-    "ema": 0.98,
-}
-# The only augmentation is the mirror image, so that the features of an image can be cached.
-_LITE0 = {
-    "image_size": 320,
-    "epochs": 15,
-    "batch_size": 8,
-    "lr": 3e-3,
-    "final_lr": 0.0,
-    "warmup_epochs": 1,
-    "weight_decay": 0.05,
-    "drop_path": 0.0,
-    "min_scale": 1.0,
-    "rand_augment": 0.0,
-    "erase": 0.0,
-}
-
-
 class TrainClassifierConfig(_PUBLISHED):
     """Trains a classifier from image-level labels: WeakTr, or class activation maps on `efficientnet_lite0`.
 
     Defaults are the published recipe for VOC (batch 64, learning rate 7.5e-5, 60 epochs, DeiT-S).
     """
 
-    recipes = (Recipe({"backbone": "frozen_sam"}, _FROZEN_SAM), Recipe({"backbone": "efficientnet_lite0"}, _LITE0))
+    recipes = tuple(
+        Recipe({"backbone": kind.name}, kind.classifier_recipe) for kind in BACKBONES if kind.classifier_recipe
+    )
 
     images: Annotated[str, Reads("images")]
     """The `index` step with the images and their labels."""
@@ -115,11 +87,16 @@ class TrainClassifierConfig(_PUBLISHED):
     def _fits_its_backbone(self) -> Self:
         if self.backbone == "vit_xs":
             raise ValueError("backbone 'vit_xs' is now 'frozen_sam'")
-        if self.backbone == "efficientnet_lite0" and (self.weights is not None or self.gated or self.fine_of != "both"):
+        if self._has_own_classifier and (self.weights is not None or self.gated or self.fine_of != "both"):
             raise ValueError(
-                "weights, gated and fine_of are for ViTs: efficientnet_lite0 has weights of its own, no attention"
+                f"weights, gated and fine_of are for ViTs: {self.backbone} has weights of its own, no attention"
             )
         return self
+
+    @property
+    def _has_own_classifier(self) -> bool:
+        kind = find_backbone(self.backbone)
+        return kind is not None and kind.classifier is not None
 
     def num_held_out(self, images: int) -> int:
         """Returns the number of images held out of training."""
@@ -129,7 +106,7 @@ class TrainClassifierConfig(_PUBLISHED):
         held_out = self.num_held_out(images)
         settings = train_settings(self, images - held_out)
         # frozen features are cached if the mirror image is the only augmentation
-        is_cached = self.backbone == "efficientnet_lite0" and self.min_scale == 1 and not self.rand_augment
+        is_cached = self._has_own_classifier and self.min_scale == 1 and not self.rand_augment
         views = 2 if is_cached and not self.erase else None
         return make_course(settings, images - held_out, views=views, held_out=held_out)
 

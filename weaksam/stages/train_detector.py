@@ -17,6 +17,7 @@ from weaksam.core import schemas
 from weaksam.core.config import Choice, OutsideFile, Reads, Recipe, changed, with_defaults
 from weaksam.core.step import Outcome, Stage, Step
 from weaksam.errors import ConfigError, DataError
+from weaksam.models.backbones.catalogue import backbone_kind, pyramid_backbones
 from weaksam.models.detectors.catalogue import KINDS, kind_of
 from weaksam.models.detectors.catalogue.kind import BoxLoss, DetectorKind, DetectorSpec
 from weaksam.ops.roi_drop import RoiDropRules
@@ -34,7 +35,7 @@ from weaksam.training.settings import Course, StepSettings, pilot_steps
 if TYPE_CHECKING:
     from weaksam.training.detector_task import DetectorTask, PseudoObjects
 
-BACKBONES = tuple(dict.fromkeys(name for kind in KINDS for name in kind.backbones))
+_BACKBONES = pyramid_backbones()
 
 
 _PUBLISHED = with_defaults(
@@ -73,7 +74,7 @@ class TrainDetectorConfig(_PUBLISHED):
     """The step with the boxes, and masks, to train on; its images are used."""
     model: Annotated[str, Choice(tuple(kind.name for kind in KINDS))] = "faster_rcnn"
     """The detector to train."""
-    backbone: Annotated[str, Choice(BACKBONES, {"small": "frozen_sam"})] = "resnet50"
+    backbone: Annotated[str, Choice(_BACKBONES, {"small": "frozen_sam"})] = "resnet50"
     """The last two are for few images and no GPU. Use `efficientnet_lite0`, which comes with ImageNet weights, for
     photographs (Faster and Mask R-CNN); `frozen_sam` is a smaller network on the features of the frozen small SAM."""
     pretrained: bool = True
@@ -116,17 +117,28 @@ class TrainDetectorConfig(_PUBLISHED):
         """The kind of detector to train."""
         return kind_of(self.model)
 
+    @property
+    def _is_frozen(self) -> bool:
+        """Whether the backbone is not trained at all, so that its maps of a view are cached."""
+        return backbone_kind(self.backbone).is_pyramid_frozen
+
+    @property
+    def _learns_in_turn(self) -> bool:
+        """Whether the network learns to locate objects before it learns to classify them."""
+        return self._is_frozen and self.kind.is_two_stage
+
     @model_validator(mode="after")
     def _fits(self) -> TrainDetectorConfig:
         if self.backbone != "resnet50" and self.weights is not None:
             raise ValueError(f"weights are for resnet50: {self.backbone} has weights of its own")
-        if self.backbone not in self.kind.backbones:
-            raise ValueError(f"backbone {self.backbone} is not for {self.model}: it has {_list(self.kind.backbones)}")
+        supported = self.kind.supported_backbones
+        if self.backbone not in supported:
+            raise ValueError(f"backbone {self.backbone} is not for {self.model}: it has {_list(supported)}")
         if self.start is not None and self.weights is not None:
             raise ValueError("weights would be ignored: the detector of start has its own")
-        if self.first_stage == 0 and self.backbone == "frozen_sam" and self.kind.is_two_stage and self.start is None:
+        if self.first_stage == 0 and self._learns_in_turn and self.start is None:
             raise ValueError("first_stage must be above 0 where no step to start from has learnt it")
-        if self.backbone != "frozen_sam" and self.optimizer == "muon":
+        if not self._is_frozen and self.optimizer == "muon":
             raise ValueError(f"optimizer muon is for backbone frozen_sam: {self.backbone} has sgd or adamw")
         if self.roi_drop.gate != "off" and not self.kind.has_roi_drop:
             dropping = [kind.name for kind in KINDS if kind.has_roi_drop]
@@ -141,8 +153,8 @@ class TrainDetectorConfig(_PUBLISHED):
         return round(self.first_stage * self.steps)
 
     def course(self, images: int) -> Course:
-        in_turn = self.backbone == "frozen_sam" and self.kind.is_two_stage and self.first_steps > 0
-        varied = self.backbone != "frozen_sam" or self.square is not None or self.crop_chance > 0
+        in_turn = self._learns_in_turn and self.first_steps > 0
+        varied = not self._is_frozen or self.square is not None or self.crop_chance > 0
         phases = (0, self.first_steps) if in_turn else (0,)
         return make_course(loop_settings(self), images, views=None if varied else 2 * len(self.scales), phases=phases)
 
@@ -268,7 +280,7 @@ def _exist(classes: np.ndarray, num_classes: int) -> bool:
 
 def _shipped_weights(config: TrainDetectorConfig) -> dict[str, str]:
     moves_boxes = config.kind.is_two_stage  # the shipped SAM moves boxes, with any weights of the backbone
-    is_used = config.pretrained or (moves_boxes and config.backbone == "frozen_sam")
+    is_used = config.pretrained or (moves_boxes and backbone_kind(config.backbone).is_pyramid_frozen)
     return identify_shipped(config.backbone) if is_used else {}
 
 

@@ -16,7 +16,7 @@ from weaksam.core import schemas, tables
 from weaksam.core.config import Added, Choice, OutsideFile, Reads, Recipe, with_defaults
 from weaksam.core.step import Outcome, Stage, Step
 from weaksam.errors import ConfigError
-from weaksam.models.wsod.backbones import BACKBONES
+from weaksam.models.backbones.catalogue import kinds_in, wsod_backbones
 from weaksam.stages.checks import check_rows
 from weaksam.stages.labels import count_labels, describe_everywhere, labelled_images, warn_of_classes_everywhere
 from weaksam.stages.training_run import (
@@ -53,18 +53,7 @@ _PUBLISHED = with_defaults(
 
 
 _RENAMED = {"small": "frozen_sam", "efficientnet_lite0+small": "efficientnet_lite0+frozen_sam"}
-# Two layers on frozen features learn from few images in minutes; a single size of view, so that features are cached.
-_FROZEN = {
-    "dropblock": "off",
-    "optimizer": "muon",
-    "weight_decay": 0.1,
-    "warmup": 40,
-    "milestones": None,
-    "clip": 5.0,
-    "ema": 0.98,
-}
-_SMALL = _FROZEN | {"scales": [256], "min_side": 8, "rating_power": 4, "steps": 600, "batch_size": 16, "lr": 5e-3}
-_LITE0 = _FROZEN | {"scales": [384], "min_side": 16, "rating_power": 8, "steps": 300, "crop": 96, "lr": 1e-3}
+_BACKBONES = wsod_backbones()
 
 
 class TrainWsodConfig(_PUBLISHED):
@@ -73,10 +62,10 @@ class TrainWsodConfig(_PUBLISHED):
     Defaults are the published recipe of MIST for VOC07 (Adam, batch 8, learning rate 1e-5, 30,000 steps).
     """
 
-    recipes = (
-        Recipe({"backbone": "frozen_sam"}, _SMALL),
-        Recipe({"backbone": "efficientnet_lite0"}, _LITE0),
-        Recipe({"backbone": "efficientnet_lite0+frozen_sam"}, _LITE0),
+    recipes = tuple(
+        Recipe({"backbone": name}, kinds_in(name)[0].wsod_recipe)
+        for name in _BACKBONES
+        if kinds_in(name)[0].wsod_recipe
     )
 
     images: Annotated[str, Reads("images")]
@@ -94,7 +83,7 @@ class TrainWsodConfig(_PUBLISHED):
     `top`)."""
     shared_boxes: Annotated[bool, Added()] = False
     """For OICR: add a class-agnostic box regression layer, as in `oicr_bbox_vgg16` of the published code."""
-    backbone: Annotated[str, Choice(BACKBONES, _RENAMED)] = "vgg16"
+    backbone: Annotated[str, Choice(_BACKBONES, _RENAMED)] = "vgg16"
     """The last three are for few images and no GPU: two layers on the frozen features of a crop of each box. Use
     `efficientnet_lite0`, which comes with ImageNet weights, for photographs; `frozen_sam`, the small SAM, was trained
     on drawn scenes; `+` concatenates the features of both."""
@@ -145,8 +134,9 @@ class TrainWsodConfig(_PUBLISHED):
             raise ValueError(f"weights are for vgg16 and resnet50: {self.backbone} has weights of its own")
         if not is_frozen(self.backbone) and self.optimizer == "muon":
             raise ValueError("optimizer muon is for frozen features: vgg16 and resnet50 have adam, adamw or sgd")
-        if "efficientnet_lite0" in self.backbone and self.crop % 32:
-            raise ValueError(f"crop must be a multiple of 32 for {self.backbone}, got {self.crop}")
+        multiple = max((kind.crop_multiple for kind in kinds_in(self.backbone)), default=1)
+        if is_frozen(self.backbone) and self.crop % multiple:
+            raise ValueError(f"crop must be a multiple of {multiple} for {self.backbone}, got {self.crop}")
         if self.optimizer == "muon" and (self.refine_lr, self.dropblock_lr) != (1.0, 1.0):
             raise ValueError("optimizer muon has one lr for all: leave refine_lr and dropblock_lr out, or use adamw")
         if self.pixels == "caffe" and self.weights is None:

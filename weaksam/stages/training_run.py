@@ -5,18 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from weaksam.core import storage
 from weaksam.core.step import Outcome, Step
 from weaksam.execution.connection import check_cluster, connect
 from weaksam.execution.progress import Progress, report_progress
-from weaksam.sam.shipped import SHIPPED
+from weaksam.models.backbones.catalogue import kinds_in
 from weaksam.training.settings import Course, LoopSettings, TrainSettings
 from weaksam.training.written import read_left_out, read_metrics
 
 if TYPE_CHECKING:
     from weaksam.training.state import TrainTask
-
-_FROZEN = {"frozen_sam", "efficientnet_lite0"}
 
 
 def loop_settings(config: LoopSettings, **others: Any) -> TrainSettings:
@@ -92,17 +89,11 @@ def progress_of(row: Mapping[str, float], settings: TrainSettings) -> Progress:
 
 
 def is_frozen(backbone: str) -> bool:
-    """Returns whether a backbone is not trained at all, so that its features of a view are cached."""
-    return set(backbone.split("+")) <= _FROZEN
+    """Returns whether OICR and MIST do not train a backbone at all, so that its features of a view are cached."""
+    kinds = kinds_in(backbone)
+    return bool(kinds) and all(kind.crops is not None for kind in kinds)
 
 
-def identify_shipped(*backbones: str) -> dict[str, str]:
+def identify_shipped(backbone: str) -> dict[str, str]:
     """Returns the identities of the shipped weights that the backbones use, as outside files."""
-    parts, identities = {part for backbone in backbones for part in backbone.split("+")}, {}
-    if "frozen_sam" in parts:
-        identities["sam.vit_xs"] = storage.identity(str(SHIPPED["vit_xs"]))
-    if "efficientnet_lite0" in parts:
-        from weaksam.models.backbones.lite0 import SHA256
-
-        identities["efficientnet_lite0"] = SHA256
-    return identities
+    return {name: identity for kind in kinds_in(backbone) for name, identity in kind.shipped().items()}

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from weaksam.errors import WeightsError
 from weaksam.models.backbones import lite0
+from weaksam.models.backbones.crop_net import CropNet
 from weaksam.models.backbones.lite0 import CHANNELS, STRIDES, Lite0, normalise, rename_by_order, shipped_state
 from weaksam.models.backbones.pyramids import Lite0Pyramid
-from weaksam.models.backbones.roi_backbones import CropNet
 from weaksam.models.classifiers.build import build_classifier, depth_of, load_trained
 from weaksam.models.classifiers.cam_classifier import CamClassifier
 from weaksam.models.classifiers.peak_prompts import PeakPromptRules, PeakRule, find_peak_prompts

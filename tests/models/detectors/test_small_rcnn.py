@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from tests.models.pictures import best_box_overlap, learn_in_stages, squares_and_discs, total
+from weaksam.models.backbones.crop_net import CropNet
 from weaksam.models.backbones.pyramids import SamPyramid
-from weaksam.models.backbones.roi_backbones import CropNet
 from weaksam.models.detectors.base import Targets
 from weaksam.models.detectors.small_rcnn import SmallRcnn, SmallRcnnSize
 from weaksam.ops.boxes import mirror_boxes

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from weaksam.models.backbones.roi_backbones import CropNet
+from weaksam.models.backbones.crop_net import CropNet
 from weaksam.models.noise import SampleNoise, make_generators
 from weaksam.models.wsod.network import METHODS, WsodNet
 

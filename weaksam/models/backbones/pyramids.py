@@ -144,26 +144,6 @@ class SamPyramid(Pyramid):
         self.sam.load_shipped()
 
 
-def make_pyramid(backbone: str, *, frozen_stages: int, finest: int) -> Pyramid:
-    """Returns a backbone by name, with random weights.
-
-    Args:
-        backbone: `resnet50`, `efficientnet_lite0`, or `frozen_sam`, the maps of the small SAM.
-        frozen_stages: number of frozen stages of resnet50 and efficientnet_lite0.
-        finest: stride of the finest map of `frozen_sam`.
-
-    Raises:
-        ValueError: no backbone has that name.
-    """
-    if backbone == "resnet50":
-        return ResNet50(frozen_stages)
-    if backbone == "efficientnet_lite0":
-        return Lite0Pyramid(frozen_stages)
-    if backbone == "frozen_sam":
-        return SamPyramid(finest=finest)
-    raise ValueError(f"backbone must be one of 'resnet50', 'efficientnet_lite0', 'frozen_sam', got {backbone!r}")
-
-
 def load_from(pyramid: Pyramid, weights: str | None) -> None:
     """Loads starting weights from a URI, or the published weights of the backbone."""
     if weights is None:

@@ -1,11 +1,11 @@
-"""Classifiers by the name of their backbone: WeakTr on a ViT or the small SAM, class activation maps on Lite0."""
+"""Classifiers by the name of their backbone: WeakTr on a ViT or the small SAM, class activation maps on others."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from weaksam.errors import WeightsError
-from weaksam.models.backbones import lite0
+from weaksam.models.backbones.catalogue import find_backbone
 from weaksam.models.classifiers import weaktr_weights
 from weaksam.models.classifiers.cam_classifier import CamClassifier
 from weaksam.models.classifiers.weaktr import FineOf, WeakTr
@@ -16,13 +16,20 @@ Classifier = WeakTr | CamClassifier
 
 def kind_of(backbone: str) -> type[Classifier]:
     """Returns the classifier class of a backbone."""
-    return CamClassifier if backbone == lite0.NAME else WeakTr
+    return CamClassifier if has_own_classifier(backbone) else WeakTr
+
+
+def has_own_classifier(backbone: str) -> bool:
+    """Returns whether the catalogue has a classifier of a backbone that is not WeakTr."""
+    kind = find_backbone(backbone)
+    return kind is not None and kind.classifier is not None
 
 
 def build_classifier(backbone: str, num_classes: int, *, gated: bool = False, fine_of: FineOf = "both") -> Classifier:
     """Returns a classifier with random weights, in train mode, on the CPU; `gated` and `fine_of` are WeakTr's."""
-    if backbone == lite0.NAME:
-        return CamClassifier(num_classes)
+    kind = find_backbone(backbone)
+    if kind is not None and kind.classifier is not None:
+        return kind.classifier(num_classes)
     return weaktr_weights.build_weaktr(backbone, num_classes, gated=gated, fine_of=fine_of)
 
 
@@ -42,9 +49,9 @@ def load_trained(
     Raises:
         WeightsError: the file cannot be read, or lacks weights.
     """
-    if backbone != lite0.NAME:
+    if not has_own_classifier(backbone):
         return weaktr_weights.load_trained(path, backbone, num_classes, gated=gated, fine_of=fine_of)
-    model, state = CamClassifier(num_classes), read_state(path)
+    model, state = build_classifier(backbone, num_classes), read_state(path)
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
@@ -56,4 +63,4 @@ def load_trained(
 
 def depth_of(backbone: str) -> int:
     """Returns the number of transformer layers; 0 for a backbone without a transformer."""
-    return CamClassifier.depth if backbone == lite0.NAME else weaktr_weights.size_of(backbone).depth
+    return CamClassifier.depth if has_own_classifier(backbone) else weaktr_weights.size_of(backbone).depth

@@ -15,14 +15,13 @@ import torch
 from torch import Tensor
 
 from weaksam.errors import ConfigError, WeightsError
+from weaksam.models.backbones.catalogue import find_backbone
 from weaksam.models.backbones.frozen_sam import SamStem
 from weaksam.models.classifiers.weaktr import FineOf, WeakTr, WeakTrSize
 from weaksam.sam.checkpoints import read_state
 
 log = logging.getLogger(__name__)
 
-FROZEN_SAM = "frozen_sam"  # a few layers on the frozen image encoder of the shipped SAM
-_FROZEN_SAM_SIZE = WeakTrSize(128, 4, 4, grid=16, sam="vit_xs")
 _NAMED = 5
 
 
@@ -35,8 +34,9 @@ def size_of(backbone: str) -> WeakTrSize:
     Raises:
         ConfigError: there is no such model, or WeakTr cannot be built on it.
     """
-    if backbone == FROZEN_SAM:
-        return _FROZEN_SAM_SIZE
+    kind = find_backbone(backbone)
+    if kind is not None and kind.weaktr_size is not None:
+        return kind.weaktr_size()
     vit = _build_timm(backbone)
     block = vit.blocks[0]
     size = WeakTrSize(

@@ -23,8 +23,8 @@ def build_untrained(spec: DetectorSpec, rules: DetectionFilter | None = None) ->
         ValueError: there is no such model, or it does not support the backbone.
     """
     kind = kind_of(spec.model)
-    if spec.backbone not in kind.backbones:
-        known = ", ".join(map(repr, kind.backbones))
+    if spec.backbone not in kind.supported_backbones:
+        known = ", ".join(map(repr, kind.supported_backbones))
         raise ValueError(f"{spec.model}: backbone must be one of {known}, got {spec.backbone!r}")
     return kind.build(spec, rules or DetectionFilter())
 

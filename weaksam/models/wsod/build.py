@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors.torch import load_file
 from torch import Tensor
-from torchvision.models import ResNet50_Weights, VGG16_Weights
 
 from weaksam.core.cache import fetch
 from weaksam.errors import WeightsError
-from weaksam.models.backbones.roi_backbones import CropNet, DilatedVgg16, Pixels, ResNet50C5, RoiNet, load_imagenet
-from weaksam.models.wsod.backbones import BACKBONES
+from weaksam.models.backbones.catalogue import kinds_in, wsod_backbones
+from weaksam.models.backbones.catalogue.kind import RoiOptions
+from weaksam.models.backbones.crop_net import CropNet
+from weaksam.models.backbones.roi_net import Pixels, RoiNet, load_imagenet
 from weaksam.models.wsod.network import WsodNet, WsodRules
 from weaksam.ops.choices import check_choices
 from weaksam.sam.checkpoints import read_state
-
-_OF_TORCHVISION = {"vgg16": VGG16_Weights.IMAGENET1K_V1, "resnet50": ResNet50_Weights.IMAGENET1K_V1}
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class WsodSpec:
     """Specifies a network; picklable, and cheap to send.
 
     Attributes:
-        backbone: one of `BACKBONES`: a torchvision network, or the frozen features of a `CropNet`, joined by +.
+        backbone: one of `wsod_backbones`: a trained network, or the frozen features of a `CropNet`, joined by +.
         num_classes: C.
         rules: OICR's or MIST's.
         dropblock: whether it has a dropblock.
@@ -51,8 +51,8 @@ class WsodSpec:
 
     def __post_init__(self) -> None:
         check_choices(self)
-        if self.backbone not in BACKBONES:
-            known = ", ".join(map(repr, BACKBONES))
+        if self.backbone not in wsod_backbones():
+            known = ", ".join(map(repr, wsod_backbones()))
             raise ValueError(f"WsodSpec: backbone must be one of {known}, got {self.backbone!r}")
 
     def untrained(self) -> WsodNet:
@@ -60,10 +60,9 @@ class WsodSpec:
         return WsodNet(self._roi_net(), self.num_classes, self.rules, dropblock=self.dropblock)
 
     def _roi_net(self) -> RoiNet:
-        if self.backbone == "vgg16":
-            return DilatedVgg16(self.pixels, last_relu=self.last_relu, frozen_stages=self.frozen_stages)
-        if self.backbone == "resnet50":
-            return ResNet50C5(self.pixels, frozen_stages=self.frozen_stages)
+        kind = kinds_in(self.backbone)[0]
+        if kind.roi_net is not None:
+            return kind.roi_net(RoiOptions(self.pixels, self.last_relu, self.frozen_stages))
         return CropNet(self.backbone.split("+"), crop=self.crop, margin=self.margin)
 
     def with_starting_weights(self) -> WsodNet:
@@ -78,9 +77,9 @@ class WsodSpec:
             _load(network.roi_net, state, self.weights)
         elif self.pretrained and isinstance(network.roi_net, CropNet):
             network.roi_net.load_shipped()
-        elif self.pretrained:
-            known = _OF_TORCHVISION[self.backbone]
-            _load(network.roi_net, dict(known.get_state_dict(check_hash=True)), known.url)
+        elif self.pretrained and (imagenet := kinds_in(self.backbone)[0].imagenet) is not None:
+            state, where = imagenet()
+            _load(network.roi_net, state, where)
         return network
 
     def trained(self, path: str | Path) -> WsodNet:
@@ -90,7 +89,7 @@ class WsodSpec:
         return network.eval()
 
 
-def _load(network: RoiNet, state: dict[str, Tensor], where: str) -> None:
+def _load(network: RoiNet, state: Mapping[str, Tensor], where: str) -> None:
     try:
         missing = load_imagenet(network, state)
     except ValueError as error:

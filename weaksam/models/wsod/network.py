@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import clip_boxes_to_image
 
-from weaksam.models.backbones.roi_backbones import RoiNet
+from weaksam.models.backbones.roi_net import RoiNet
 from weaksam.models.noise import SampleNoise
 from weaksam.models.wsod.dropblock import ConcreteDropBlock
 from weaksam.ops import mil

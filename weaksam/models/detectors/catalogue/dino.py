@@ -45,7 +45,7 @@ FROZEN_SAM = FROZEN_SAM_RECIPE | {
 
 
 def _build(spec: DetectorSpec, rules: DetectionFilter) -> Detector:
-    from weaksam.models.backbones.pyramids import make_pyramid
+    from weaksam.models.backbones.catalogue import make_pyramid
     from weaksam.models.detectors.dino import Dino, DinoSize
 
     pyramid = make_pyramid(spec.backbone, frozen_stages=spec.frozen_stages, finest=16)

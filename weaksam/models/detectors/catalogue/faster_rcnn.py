@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from weaksam.models.detectors.catalogue.kind import FROZEN_SAM_RECIPE, DetectorKind, DetectorSpec
@@ -46,8 +47,15 @@ _FROZEN_SAM_RECIPE = FROZEN_SAM_RECIPE | {
 RECIPES_BY_BACKBONE = {"efficientnet_lite0": _LITE0_RECIPE, "frozen_sam": _FROZEN_SAM_RECIPE}
 
 
+def size_for(backbone: str, strides: Sequence[int]) -> dict[str, Any]:
+    """Returns the sizes of the network that differ from those of ResNet-50: anchors are 8 cells of each level."""
+    if backbone == "efficientnet_lite0":
+        return LITE0_SIZE
+    return {"anchors": (*(8 * stride for stride in strides), 16 * strides[-1])}
+
+
 def _build(spec: DetectorSpec, rules: DetectionFilter) -> Detector:
-    from weaksam.models.backbones.pyramids import make_pyramid
+    from weaksam.models.backbones.catalogue import make_pyramid
     from weaksam.models.detectors.faster_rcnn import FasterRcnn, FasterRcnnSize
     from weaksam.models.detectors.small_rcnn import SmallRcnn, SmallRcnnSize
 
@@ -57,14 +65,14 @@ def _build(spec: DetectorSpec, rules: DetectionFilter) -> Detector:
         return SmallRcnn(
             pyramid, spec.num_classes, size, box_loss=spec.box_loss, drop=spec.drop, detection_filter=rules
         )
-    size = FasterRcnnSize(**(LITE0_SIZE if spec.backbone == "efficientnet_lite0" else {}))
+    size = FasterRcnnSize(**size_for(spec.backbone, pyramid.strides))
     return FasterRcnn(pyramid, spec.num_classes, size, box_loss=spec.box_loss, drop=spec.drop, detection_filter=rules)
 
 
 KIND = DetectorKind(
     "faster_rcnn",
     _build,
-    backbones=("resnet50", "efficientnet_lite0", "frozen_sam"),
+    backbones=None,
     recipes_by_backbone=RECIPES_BY_BACKBONE,
     inference=InferenceRules(
         score_threshold=0.05, nms_threshold=0.5, scales=(480, 576, 688, 864, 1000, 1200), max_side=2000, flip=True

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from weaksam.models.backbones.catalogue import pyramid_backbones
 from weaksam.models.detectors.rules import DetectionFilter, InferenceRules
 from weaksam.ops.choices import check_choices
 from weaksam.ops.roi_drop import NO_DROP, RoiDropRules
@@ -68,7 +69,7 @@ class DetectorKind:
     Attributes:
         name: value of `model` in a run file.
         build: builds the network with random weights; imports torch only when called.
-        backbones: supported values of `backbone`.
+        backbones: supported values of `backbone`; None: every backbone with maps for detectors.
         recipe: settings of `train_detector` that differ from that stage's defaults.
         recipes_by_backbone: per backbone, settings that differ from `recipe`.
         inference: published test settings.
@@ -80,7 +81,7 @@ class DetectorKind:
 
     name: str
     build: Callable[[DetectorSpec, DetectionFilter], Detector]
-    backbones: tuple[str, ...] = ("resnet50", "frozen_sam")
+    backbones: tuple[str, ...] | None = ("resnet50", "frozen_sam")
     recipe: Mapping[str, Any] = field(default_factory=dict)
     recipes_by_backbone: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     inference: InferenceRules = field(default_factory=InferenceRules)
@@ -88,3 +89,8 @@ class DetectorKind:
     has_roi_drop: bool = False
     is_two_stage: bool = False
     starts_from: tuple[str, ...] = ()
+
+    @property
+    def supported_backbones(self) -> tuple[str, ...]:
+        """Supported values of `backbone`."""
+        return pyramid_backbones() if self.backbones is None else self.backbones

@@ -24,7 +24,7 @@ _SMALL = {
 
 
 def _build(spec: DetectorSpec, rules: DetectionFilter) -> Detector:
-    from weaksam.models.backbones.pyramids import make_pyramid
+    from weaksam.models.backbones.catalogue import make_pyramid
     from weaksam.models.detectors.mask2former import Mask2Former, Mask2FormerSize
 
     pyramid = make_pyramid(spec.backbone, frozen_stages=spec.frozen_stages, finest=4)

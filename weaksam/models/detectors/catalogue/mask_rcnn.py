@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from weaksam.models.detectors.catalogue.faster_rcnn import LITE0_SIZE, RECIPES_BY_BACKBONE
+from weaksam.models.detectors.catalogue.faster_rcnn import RECIPES_BY_BACKBONE, size_for
 from weaksam.models.detectors.catalogue.kind import DetectorKind, DetectorSpec
 from weaksam.models.detectors.rules import DetectionFilter, InferenceRules
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def _build(spec: DetectorSpec, rules: DetectionFilter) -> Detector:
-    from weaksam.models.backbones.pyramids import make_pyramid
+    from weaksam.models.backbones.catalogue import make_pyramid
     from weaksam.models.detectors.mask_rcnn import MaskRcnn, MaskRcnnSize
     from weaksam.models.detectors.small_mask_rcnn import SmallMaskRcnn, SmallMaskRcnnSize
 
@@ -23,15 +23,15 @@ def _build(spec: DetectorSpec, rules: DetectionFilter) -> Detector:
         return SmallMaskRcnn(
             pyramid, spec.num_classes, size, box_loss=spec.box_loss, drop=spec.drop, detection_filter=rules
         )
-    lite0: dict[str, Any] = LITE0_SIZE | {"mask_dim": 64, "mask_layers": 2}
-    size = MaskRcnnSize(**(lite0 if spec.backbone == "efficientnet_lite0" else {}))
+    masks = {"mask_dim": 64, "mask_layers": 2} if spec.backbone == "efficientnet_lite0" else {}
+    size = MaskRcnnSize(**size_for(spec.backbone, pyramid.strides) | masks)
     return MaskRcnn(pyramid, spec.num_classes, size, box_loss=spec.box_loss, drop=spec.drop, detection_filter=rules)
 
 
 KIND = DetectorKind(
     "mask_rcnn",
     _build,
-    backbones=("resnet50", "efficientnet_lite0", "frozen_sam"),
+    backbones=None,
     recipe={"scales": list(range(640, 801, 32)), "max_side": 1333},
     recipes_by_backbone=RECIPES_BY_BACKBONE,
     inference=InferenceRules(score_threshold=0.05, nms_threshold=0.5, scales=(800,), max_side=1333, flip=False),

@@ -15,7 +15,7 @@ _SMALL = {"image": 256, "dim": 128, "decoder_layers": 3, "queries": 100, "num_de
 
 
 def _build(spec: DetectorSpec, rules: DetectionFilter) -> Detector:
-    from weaksam.models.backbones.pyramids import make_pyramid
+    from weaksam.models.backbones.catalogue import make_pyramid
     from weaksam.models.detectors.rt_detr_v2 import RtDetrV2, RtDetrV2Size
 
     pyramid = make_pyramid(spec.backbone, frozen_stages=spec.frozen_stages, finest=8)

@@ -8,8 +8,9 @@ from torchvision.models import resnet50, vgg16
 from torchvision.ops import roi_pool
 
 from tests.models.wsod.nets import BOXES, make_image
+from weaksam.models.backbones.crop_net import CropNet
 from weaksam.models.backbones.pyramids import SamPyramid
-from weaksam.models.backbones.roi_backbones import CropNet, DilatedVgg16, ResNet50C5, load_imagenet
+from weaksam.models.backbones.roi_net import DilatedVgg16, ResNet50C5, load_imagenet
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Networks that turn an image and boxes on it into one feature vector per box.
+"""Networks that turn an image and boxes on it into one feature vector per box, from maps of the whole image.
 
 Each network has two halves, between which a detector may drop blocks: `pool(image, boxes)` returns a small map per box,
 `neck(pooled, noise)` a vector. Images are uint8 RGB; the input format of a network (channel order, mean, standard
@@ -11,7 +11,7 @@ Boxes are xyxy, absolute pixels of the image, right and bottom exclusive.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -20,9 +20,6 @@ from torch import Tensor, nn
 from torchvision.models import resnet50, vgg16
 from torchvision.ops import FrozenBatchNorm2d, roi_pool
 
-from weaksam.models.backbones.frozen_sam import FrozenSam, cut_out
-from weaksam.models.backbones.lite0 import NAME, Lite0, normalise
-from weaksam.models.backbones.view_cache import ViewCache
 from weaksam.models.noise import SampleNoise, dropout
 from weaksam.ops.boxes import to_inclusive
 from weaksam.sam.build import PIXEL_MEAN, PIXEL_STD
@@ -136,97 +133,6 @@ class ResNet50C5(RoiNet):
 
     def neck(self, pooled: Tensor, noise: SampleNoise | None = None) -> Tensor:
         return self.layer4(pooled).mean((2, 3))
-
-
-class CropNet(RoiNet):
-    """Cuts every box out at one small size; two trained layers follow the frozen features of the crop.
-
-    For a few hundred images and no GPU: an object's appearance does not depend on its size, and frozen features already
-    separate objects, so little data suffices. While training, the features of a view are cached. D counts the channels
-    of all maps; maps of stride 32 are enlarged to the cells of stride 16.
-
-    Args:
-        features: frozen networks on the crops, side by side: `efficientnet_lite0`, trained on ImageNet's photographs,
-            and `frozen_sam`, the small SAM, trained on drawn scenes.
-        dim: width of the two layers.
-        crop: side of a crop, pixels; a multiple of the largest stride: 32 of `efficientnet_lite0`, 16 of `frozen_sam`.
-        margin: enlargement of a box on each side, as a share of its size.
-        drop: dropout rate after each trained layer.
-    """
-
-    def __init__(
-        self,
-        features: Sequence[str] = ("frozen_sam",),
-        dim: int = 256,
-        *,
-        crop: int = 64,
-        margin: float = 0.15,
-        drop: float = 0.2,
-    ) -> None:
-        super().__init__()
-        # Half precision fits a few hundred photographs in memory; the small SAM's features are small.
-        self._is_rounded = NAME in features
-        self._names = [name for name, key in (("lite0", NAME), ("sam", "frozen_sam")) if key in features]
-        if NAME in features:
-            self.lite0 = Lite0()
-        if "frozen_sam" in features:
-            self.sam = FrozenSam("vit_xs", crop)
-        strides = [stride for network in self.frozen for stride in network.crop_strides]
-        self._channels = [channels for network in self.frozen for channels in network.crop_channels]
-        self.stride, self.pooled_channels, self.pooled_size = 1, sum(self._channels), crop // min(strides)
-        self._shrink = [stride // min(strides) for stride in strides]
-        inputs = sum(c * (crop // stride) ** 2 for c, stride in zip(self._channels, strides, strict=True))
-        self.dim, self.crop, self.margin, self.drop = dim, crop, margin, drop
-        self.first = nn.Linear(inputs, dim)
-        self.norm, self.second = nn.LayerNorm(dim), nn.Linear(dim, dim)
-        self.view_cache = ViewCache()
-
-    @property
-    def frozen(self) -> list[Lite0 | FrozenSam]:
-        """The frozen networks on the crops."""
-        return [getattr(self, name) for name in self._names]
-
-    def load_shipped(self) -> None:
-        """Loads the published weights of the frozen networks."""
-        for network in self.frozen:
-            network.load_shipped()
-
-    @torch.no_grad()
-    def pool(self, image: Tensor, boxes: Tensor) -> Tensor:
-        if not self.training:
-            return self._join(self._crop_maps(image, boxes))
-        return self._join(self.view_cache.recall([image, boxes], lambda: self._rounded(self._crop_maps(image, boxes))))
-
-    def _crop_maps(self, image: Tensor, boxes: Tensor) -> list[Tensor]:
-        """Returns the maps of all frozen networks, fine and coarse."""
-        maps = []
-        for network in self.frozen:
-            crops = self.cut_out(image, boxes, network)
-            parts = [network.crop_maps(part) for part in crops.split(network.at_once(crops.device))]
-            maps += [torch.cat(levels) for levels in zip(*parts, strict=True)]
-        return maps
-
-    def _rounded(self, maps: list[Tensor]) -> list[Tensor]:
-        return [level.half() for level in maps] if self._is_rounded else maps
-
-    def _join(self, maps: list[Tensor]) -> Tensor:
-        """Joins maps of several strides to (N, D, S, S) float32."""
-        return torch.cat([_enlarge(level.float(), self.pooled_size) for level in maps], 1)
-
-    def cut_out(self, image: Tensor, boxes: Tensor, network: Lite0 | FrozenSam) -> Tensor:
-        """Cuts boxes (N, 4) out of an image (3, H, W) uint8: (N, 3, crop, crop), normalised, zeros beyond the image."""
-        pixels = normalise(image, network.mean, network.std)[None]
-        return cut_out(pixels, [boxes], self.crop, self.margin)
-
-    def neck(self, pooled: Tensor, noise: SampleNoise | None = None) -> Tensor:
-        parts = zip(pooled.split(self._channels, 1), self._shrink, strict=True)
-        cells = torch.cat([F.avg_pool2d(part, factor).flatten(1) for part, factor in parts], 1)
-        x = dropout(F.relu(self.norm(self.first(cells))), noise, rate=self.drop)
-        return dropout(F.relu(self.second(x)), noise, rate=self.drop)
-
-
-def _enlarge(maps: Tensor, side: int) -> Tensor:
-    return maps if maps.shape[-1] == side else F.interpolate(maps, size=(side, side), mode="nearest")
 
 
 def load_imagenet(network: RoiNet, state: Mapping[str, Tensor]) -> list[str]:

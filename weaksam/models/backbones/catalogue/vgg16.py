@@ -1,0 +1,29 @@
+"""VGG16 with a dilated last stage, for OICR and MIST as published."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from weaksam.models.backbones.catalogue.kind import BackboneKind, RoiOptions
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from weaksam.models.backbones.roi_net import RoiNet
+
+
+def _roi_net(options: RoiOptions) -> RoiNet:
+    from weaksam.models.backbones.roi_net import DilatedVgg16
+
+    return DilatedVgg16(options.pixels, last_relu=options.last_relu, frozen_stages=options.frozen_stages)
+
+
+def _imagenet() -> tuple[Mapping[str, Tensor], str]:
+    from torchvision.models import VGG16_Weights
+
+    known = VGG16_Weights.IMAGENET1K_V1
+    return known.get_state_dict(check_hash=True), known.url
+
+
+KIND = BackboneKind("vgg16", "VGG16 (ImageNet)", roi_net=_roi_net, imagenet=_imagenet)
