@@ -33,7 +33,7 @@ UNKNOWN: list[tuple[Callable[[Any], Any], str]] = [
     ),
     (
         lambda name: build_untrained(DetectorSpec("faster_rcnn", name, 2)),
-        "faster_rcnn: backbone must be one of 'resnet50', 'efficientnet_lite0', 'frozen_sam'",
+        "faster_rcnn: backbone must be one of 'resnet50', 'frozen_sam', 'efficientnet_lite0'",
     ),
     (lambda name: DetectorSpec("dino", "frozen_sam", 2, box_loss=name), "box_loss must be one of 'l1', 'smooth_l1'"),
     (lambda name: FasterRcnn(ResNet50(), 2, box_loss=name), "box_loss must be one of l1, smooth_l1"),

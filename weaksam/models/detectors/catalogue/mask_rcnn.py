@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from weaksam.models.detectors.catalogue.faster_rcnn import RECIPES_BY_BACKBONE, size_for
 from weaksam.models.detectors.catalogue.kind import DetectorKind, DetectorSpec
@@ -23,7 +23,7 @@ def _build(spec: DetectorSpec, rules: DetectionFilter) -> Detector:
         return SmallMaskRcnn(
             pyramid, spec.num_classes, size, box_loss=spec.box_loss, drop=spec.drop, detection_filter=rules
         )
-    masks = {"mask_dim": 64, "mask_layers": 2} if spec.backbone == "efficientnet_lite0" else {}
+    masks: dict[str, Any] = {"mask_dim": 64, "mask_layers": 2} if spec.backbone == "efficientnet_lite0" else {}
     size = MaskRcnnSize(**size_for(spec.backbone, pyramid.strides) | masks)
     return MaskRcnn(pyramid, spec.num_classes, size, box_loss=spec.box_loss, drop=spec.drop, detection_filter=rules)
 
