@@ -168,7 +168,7 @@ def _crops(side):
         def crop_maps(self, crops):
             return [F.avg_pool2d(crops, stride) for stride in self.crop_strides]
 
-        def load_shipped(self):
+        def load_pretrained(self):
             pass
 
     return Colours()

@@ -261,9 +261,15 @@ def test_the_progress_line_says_how_long() -> None:
     assert progress_line(row, settings()) == "step 6/12  loss 0.512  lr 0.001  4 images/s  eta 12 s"
 
 
-@pytest.mark.parametrize("settings", [{"weights": "a.pth"}, {"gated": True}])
-def test_what_efficientnet_cannot_take_is_refused(settings: dict) -> None:
-    with pytest.raises(ValueError, match="weights, gated and fine_of are for ViTs"):
+@pytest.mark.parametrize(
+    ("settings", "fault"),
+    [
+        ({"weights": "a.pth"}, "weights are for networks of timm: efficientnet_lite0 has weights of its own"),
+        ({"gated": True}, "gated and fine_of are for ViTs: efficientnet_lite0 has no attention"),
+    ],
+)
+def test_what_efficientnet_cannot_take_is_refused(settings: dict, fault: str) -> None:
+    with pytest.raises(ValueError, match=fault):
         TrainClassifierConfig.model_validate({"images": "i", "split": "s", "backbone": "efficientnet_lite0"} | settings)
 
 

@@ -190,7 +190,10 @@ def test_published_recipes_are_the_defaults_of_each_model() -> None:
         ({"backbone": "frozen_sam", "weights": "x"}, "weights are for resnet50"),
         ({"optimizer": "muon"}, "optimizer muon is for backbone frozen_sam: resnet50 has"),
         ({"backbone": "efficientnet_lite0", "optimizer": "muon"}, "backbone frozen_sam: efficientnet_lite0 has"),
-        ({"backbone": "efficientnet_lite0", "weights": "x"}, "weights are for resnet50: efficientnet_lite0 has"),
+        (
+            {"backbone": "efficientnet_lite0", "weights": "x"},
+            "resnet50 and networks of timm: efficientnet_lite0 has",
+        ),
         (
             {"backbone": "efficientnet_lite0", "model": "dino"},
             "backbone efficientnet_lite0 is not for dino: it has resnet50 and frozen_sam",

@@ -166,7 +166,7 @@ def test_starting_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:
     torch.save(theirs, path)
     network = spec.with_starting_weights()
     torch.testing.assert_close(network.roi_net.state_dict()["body.features.28.weight"], theirs["features.28.weight"])
-    with pytest.raises(ValueError, match="weights are for vgg16 and resnet50"):
+    with pytest.raises(ValueError, match="weights are for vgg16, resnet50 and networks of timm"):
         TrainWsodConfig(images="i", proposals="p", split="s", backbone="frozen_sam", weights="x")
 
 
@@ -210,7 +210,10 @@ def test_muon_is_refused_where_it_would_be_ignored(settings: dict, fault: str) -
     ("settings", "fault"),
     [
         ({"crop": 80}, "crop must be a multiple of 32 for efficientnet_lite0, got 80"),
-        ({"weights": "a.pth"}, "weights are for vgg16 and resnet50: efficientnet_lite0 has weights of its own"),
+        (
+            {"weights": "a.pth"},
+            "vgg16, resnet50 and networks of timm: efficientnet_lite0 has weights of its own",
+        ),
     ],
 )
 def test_what_efficientnet_cannot_take_is_refused(settings: dict, fault: str) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from copy import copy
 from dataclasses import dataclass, field, fields, is_dataclass
 from types import MappingProxyType
@@ -40,11 +40,29 @@ class Reads:
 
 
 @dataclass(frozen=True)
+class Matching:
+    """A condition on a text value, and its name in documents."""
+
+    text: str
+    holds: Callable[[str], bool]
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True)
 class Choice:
-    """Marks a text field whose value is a name of a catalogue; `renamed` maps older names to the current ones."""
+    """Marks a text field whose value is a name of a catalogue.
+
+    Attributes:
+        names: the names of the catalogue.
+        renamed: older name -> its current one.
+        others: a condition that other values may meet too, tested only for them; None: none may.
+    """
 
     names: tuple[str, ...]
     renamed: Mapping[str, str] = field(default_factory=dict)
+    others: Matching | None = None
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.no_info_after_validator_function(self.check, handler(source))
@@ -53,11 +71,15 @@ class Choice:
         """Returns the value; raises ValueError that lists the names if it is not among them."""
         if value in self.renamed:
             raise ValueError(f"{value!r} is now {self.renamed[value]!r}")
-        if value not in self.names:
+        if value not in self.names and not (self.others is not None and self.others.holds(value)):
             close = difflib.get_close_matches(value, self.names, n=1)
             guess = f": did you mean {close[0]!r}?" if close else ""
-            raise ValueError(f"must be one of {', '.join(self.names)}, got {value!r}{guess}")
+            others = f" or {self.others}" if self.others is not None else ""
+            raise ValueError(f"must be one of {', '.join(self.names)}{others}, got {value!r}{guess}")
         return value
+
+    def __str__(self) -> str:
+        return " | ".join([*self.names, *(["..."] if self.others is not None else [])])
 
 
 @dataclass(frozen=True)
@@ -111,12 +133,27 @@ class Recipe:
     """Defaults of a stage that apply when some of its settings have certain values.
 
     Attributes:
-        when: setting -> the value it must have, set in the file or by default.
+        when: setting -> the value it must have, or the condition it must meet, set in the file or by default.
         defaults: setting -> its default value.
     """
 
-    when: Mapping[str, str]
+    when: Mapping[str, str | Matching]
     defaults: Mapping[str, Any]
+
+    def applies(self, values: Mapping[str, Any]) -> bool:
+        """Returns whether the settings have these values."""
+        return all(
+            isinstance(values[key], str) and value.holds(values[key])
+            if isinstance(value, Matching)
+            else values[key] == value
+            for key, value in self.when.items()
+        )
+
+
+def _meets(value: Any, condition: str | Matching) -> bool:
+    if isinstance(condition, Matching):
+        return isinstance(value, str) and condition.holds(value)
+    return value == condition
 
 
 class StageConfig(Settings):
@@ -134,7 +171,7 @@ class StageConfig(Settings):
         if not isinstance(raw, dict):
             return raw
         values = {name: field.default for name, field in cls.model_fields.items()} | raw
-        used = [recipe for recipe in cls.recipes if all(values[key] == value for key, value in recipe.when.items())]
+        used = [recipe for recipe in cls.recipes if recipe.applies(values)]
         return {key: value for recipe in used for key, value in recipe.defaults.items()} | raw
 
 

@@ -10,7 +10,7 @@ from typing import Any, get_type_hints
 from rich.table import Table
 
 from weaksam.core import storage
-from weaksam.core.config import Choice
+from weaksam.core.config import Choice, Matching
 from weaksam.core.rules import sentences_of
 from weaksam.errors import ConfigError, DamagedError
 from weaksam.execution.progress import duration, words_of
@@ -131,7 +131,9 @@ def settings_of_stage(name: str) -> tuple[str, Table]:
     if name not in STAGES:
         raise ConfigError(f"there is no stage '{name}': stages are {', '.join(STAGES)}")
     stage = STAGES[name]
-    table = Table("key", "type", "default", "meaning", box=None)
+    table = Table(box=None)
+    for title in ("key", "type", "default", "meaning"):
+        table.add_column(title, no_wrap=title == "type")  # a type is searched for in one piece
     for row in settings_rows(stage.config):
         table.add_row(*row)
     about = [f"{name} -> {stage.writes}", inspect.cleandoc(stage.config.__doc__ or "")]
@@ -150,7 +152,7 @@ def settings_rows(config: Any, prefix: str = "") -> list[tuple[str, str, str, st
         if is_dataclass(inner):
             rows += _rule_rows(inner, f"{prefix}{name}.")
             continue
-        kind = next((" | ".join(mark.names) for mark in info.metadata if isinstance(mark, Choice)), _type_name(inner))
+        kind = next((str(mark) for mark in info.metadata if isinstance(mark, Choice)), _type_name(inner))
         default = "required" if info.is_required() else _shortly(info.get_default(call_default_factory=True))
         rows.append((prefix + name, kind, default, " ".join((info.description or "").split())))
     return rows
@@ -166,7 +168,11 @@ def recipe_lines(config: Any) -> list[str]:
 
 
 def _as_keys(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"`{key}: {'null' if value is None else _shortly(value)}`" for key, value in values.items())
+    return ", ".join(f"`{key}: {_as_value(value)}`" for key, value in values.items())
+
+
+def _as_value(value: Any) -> str:
+    return "null" if value is None else str(value) if isinstance(value, Matching) else _shortly(value)
 
 
 def _own_first(config: Any) -> list[tuple[str, Any]]:

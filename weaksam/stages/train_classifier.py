@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from weaksam.core import step_files, storage
-from weaksam.core.config import Added, NotInFingerprint, OutsideFile, Reads, Recipe, changed, with_defaults
+from weaksam.core.config import Added, Matching, NotInFingerprint, OutsideFile, Reads, Recipe, changed, with_defaults
 from weaksam.core.step import Outcome, Stage, Step
 from weaksam.errors import DataError
-from weaksam.models.backbones.catalogue import BACKBONES, find_backbone
+from weaksam.models.backbones.catalogue import BACKBONES, backbone_kind, find_backbone
+from weaksam.models.backbones.catalogue.kind import PHOTOGRAPHS_CLASSIFIER_RECIPE
 from weaksam.stages.labels import labelled_images
 from weaksam.stages.training_run import identify_shipped, loop_settings, make_course, outcome_of, train_task
 from weaksam.training.settings import Course, LoopSettings, TrainSettings, pilot_steps
@@ -27,9 +28,18 @@ if TYPE_CHECKING:
 
 
 _PILOT_HELD_OUT = 0.25
+_VITS = ("deit_", "vit_")  # how timm's names of plain ViTs begin
 
 
 _PUBLISHED = with_defaults(LoopSettings, batch_size=64, lr=7.5e-5, final_lr=0.13, weight_decay=0.03, precision="bf16")
+
+
+def _is_convolutional(backbone: str) -> bool:
+    """Returns whether a name is that of a network of timm that WeakTr is not for; plain ViTs do not import timm."""
+    if backbone in {kind.name for kind in BACKBONES} or backbone.startswith(_VITS):
+        return False
+    kind = find_backbone(backbone)
+    return kind is not None and kind.classifier is not None
 
 
 class TrainClassifierConfig(_PUBLISHED):
@@ -38,8 +48,11 @@ class TrainClassifierConfig(_PUBLISHED):
     Defaults are the published recipe for VOC (batch 64, learning rate 7.5e-5, 60 epochs, DeiT-S).
     """
 
-    recipes = tuple(
-        Recipe({"backbone": kind.name}, kind.classifier_recipe) for kind in BACKBONES if kind.classifier_recipe
+    recipes = (
+        *(Recipe({"backbone": kind.name}, kind.classifier_recipe) for kind in BACKBONES if kind.classifier_recipe),
+        Recipe(
+            {"backbone": Matching("a convolutional network of timm", _is_convolutional)}, PHOTOGRAPHS_CLASSIFIER_RECIPE
+        ),
     )
 
     images: Annotated[str, Reads("images")]
@@ -47,12 +60,13 @@ class TrainClassifierConfig(_PUBLISHED):
     split: str
     """Split to train on."""
     backbone: str = "deit_small_patch16_224"
-    """A plain ViT of timm; `efficientnet_lite0`, whose frozen features were trained on ImageNet's photographs and need
-    no download; or `frozen_sam`, the encoder of the shipped SAM, for drawn scenes."""
+    """A plain ViT of timm, for WeakTr, or a convolutional network of timm, for class maps of its frozen features;
+    `efficientnet_lite0`, whose features were trained on ImageNet's photographs and need no download; or `frozen_sam`,
+    the encoder of the shipped SAM, for drawn scenes."""
     pretrained: bool = True
     """Whether to start from the weights of the backbone: timm's, downloaded by name, or weights in the installation."""
     weights: Annotated[str | None, OutsideFile()] = None
-    """URI of weights to start from instead: a ViT's, or a published WeakTr checkpoint."""
+    """URI of weights to start from instead: those of the network of timm, or a published WeakTr checkpoint."""
     class_rows: list[int] | None = None
     """For each class of the dataset, its index among the classes of `weights`; the same order when left out."""
     gated: bool = False
@@ -87,10 +101,10 @@ class TrainClassifierConfig(_PUBLISHED):
     def _fits_its_backbone(self) -> Self:
         if self.backbone == "vit_xs":
             raise ValueError("backbone 'vit_xs' is now 'frozen_sam'")
-        if self._has_own_classifier and (self.weights is not None or self.gated or self.fine_of != "both"):
-            raise ValueError(
-                f"weights, gated and fine_of are for ViTs: {self.backbone} has weights of its own, no attention"
-            )
+        if (self.gated or self.fine_of != "both") and self._has_own_classifier:
+            raise ValueError(f"gated and fine_of are for ViTs: {self.backbone} has no attention")
+        if self.weights is not None and self._has_own_classifier and not backbone_kind(self.backbone).takes_weights:
+            raise ValueError(f"weights are for networks of timm: {self.backbone} has weights of its own")
         return self
 
     @property
@@ -106,7 +120,7 @@ class TrainClassifierConfig(_PUBLISHED):
         held_out = self.num_held_out(images)
         settings = train_settings(self, images - held_out)
         # frozen features are cached if the mirror image is the only augmentation
-        is_cached = self._has_own_classifier and self.min_scale == 1 and not self.rand_augment
+        is_cached = self.min_scale == 1 and not self.rand_augment and self._has_own_classifier
         views = 2 if is_cached and not self.erase else None
         return make_course(settings, images - held_out, views=views, held_out=held_out)
 

@@ -14,10 +14,11 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from weaksam.core import schemas
-from weaksam.core.config import Choice, OutsideFile, Reads, Recipe, changed, with_defaults
+from weaksam.core.config import Choice, Matching, OutsideFile, Reads, Recipe, changed, with_defaults
 from weaksam.core.step import Outcome, Stage, Step
 from weaksam.errors import ConfigError, DataError
 from weaksam.models.backbones.catalogue import backbone_kind, pyramid_backbones
+from weaksam.models.backbones.catalogue.of_timm import is_of_timm
 from weaksam.models.detectors.catalogue import KINDS, kind_of
 from weaksam.models.detectors.catalogue.kind import BoxLoss, DetectorKind, DetectorSpec
 from weaksam.ops.roi_drop import RoiDropRules
@@ -35,7 +36,7 @@ from weaksam.training.settings import Course, StepSettings, pilot_steps
 if TYPE_CHECKING:
     from weaksam.training.detector_task import DetectorTask, PseudoObjects
 
-_BACKBONES = pyramid_backbones()
+_BACKBONE = Choice(pyramid_backbones(), {"small": "frozen_sam"}, Matching("a network of timm", is_of_timm))
 
 
 _PUBLISHED = with_defaults(
@@ -74,19 +75,20 @@ class TrainDetectorConfig(_PUBLISHED):
     """The step with the boxes, and masks, to train on; its images are used."""
     model: Annotated[str, Choice(tuple(kind.name for kind in KINDS))] = "faster_rcnn"
     """The detector to train."""
-    backbone: Annotated[str, Choice(_BACKBONES, {"small": "frozen_sam"})] = "resnet50"
-    """The last two are for few images and no GPU. Use `efficientnet_lite0`, which comes with ImageNet weights, for
-    photographs (Faster and Mask R-CNN); `frozen_sam` is a smaller network on the features of the frozen small SAM."""
+    backbone: Annotated[str, _BACKBONE] = "resnet50"
+    """`frozen_sam` and `efficientnet_lite0` are for few images and no GPU. Use `efficientnet_lite0`, which comes with
+    ImageNet weights, for photographs, or a network of timm by name, e.g. `convnext_tiny` (both for Faster and Mask
+    R-CNN); `frozen_sam` is a smaller network on the features of the frozen small SAM."""
     pretrained: bool = True
     """Whether to start from pretrained weights of the backbone: torchvision's for ImageNet, or the weights that come
     with weaksam."""
     weights: Annotated[str | None, OutsideFile()] = None
-    """URI of ImageNet weights to start from instead (a state dict with torchvision's keys)."""
+    """URI of weights to start from instead: a state dict with torchvision's keys for resnet50, else with timm's."""
     start: Annotated[str | None, Reads("detector")] = None
     """The step whose detector to start from instead: the same model, or Faster R-CNN for Mask R-CNN."""
     frozen_stages: int = Field(default=1, ge=0, le=4)
-    """Number of first stages of the backbone that are not trained; for resnet50, or for efficientnet_lite0, which has
-    five stages (strides 2 to 32)."""
+    """Number of first stages of the backbone that are not trained; efficientnet_lite0 and most networks of timm have
+    five stages (strides 2 to 32), of a plain ViT all layers are frozen unless this is 0."""
     box_loss: BoxLoss = "l1"
     """Box loss of Faster and Mask R-CNN: `l1` as published; `smooth_l1` is torchvision's own."""
     first_stage: float = Field(default=0.4, ge=0, lt=1)
@@ -129,10 +131,10 @@ class TrainDetectorConfig(_PUBLISHED):
 
     @model_validator(mode="after")
     def _fits(self) -> TrainDetectorConfig:
-        if self.backbone != "resnet50" and self.weights is not None:
-            raise ValueError(f"weights are for resnet50: {self.backbone} has weights of its own")
-        supported = self.kind.supported_backbones
-        if self.backbone not in supported:
+        if self.weights is not None and not backbone_kind(self.backbone).takes_weights:
+            raise ValueError(f"weights are for resnet50 and networks of timm: {self.backbone} has weights of its own")
+        if not self.kind.supports(self.backbone):
+            supported = self.kind.supported_backbones
             raise ValueError(f"backbone {self.backbone} is not for {self.model}: it has {_list(supported)}")
         if self.start is not None and self.weights is not None:
             raise ValueError("weights would be ignored: the detector of start has its own")

@@ -7,16 +7,18 @@ compared.
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from weaksam.core import schemas, tables
-from weaksam.core.config import Added, Choice, OutsideFile, Reads, Recipe, with_defaults
+from weaksam.core.config import Added, Choice, Matching, OutsideFile, Reads, Recipe, with_defaults
 from weaksam.core.step import Outcome, Stage, Step
 from weaksam.errors import ConfigError
-from weaksam.models.backbones.catalogue import kinds_in, wsod_backbones
+from weaksam.models.backbones.catalogue import are_of_timm, kinds_in, wsod_backbones
+from weaksam.models.backbones.catalogue.kind import PHOTOGRAPHS_WSOD_RECIPE
 from weaksam.stages.checks import check_rows
 from weaksam.stages.labels import count_labels, describe_everywhere, labelled_images, warn_of_classes_everywhere
 from weaksam.stages.training_run import (
@@ -56,16 +58,23 @@ _RENAMED = {"small": "frozen_sam", "efficientnet_lite0+small": "efficientnet_lit
 _BACKBONES = wsod_backbones()
 
 
+def _is_of_timm(backbone: str) -> bool:
+    return backbone not in (*_BACKBONES, *_RENAMED) and are_of_timm(backbone)
+
+
 class TrainWsodConfig(_PUBLISHED):
     """Trains a weakly supervised detector, OICR or MIST, from image-level labels and proposals.
 
     Defaults are the published recipe of MIST for VOC07 (Adam, batch 8, learning rate 1e-5, 30,000 steps).
     """
 
-    recipes = tuple(
-        Recipe({"backbone": name}, kinds_in(name)[0].wsod_recipe)
-        for name in _BACKBONES
-        if kinds_in(name)[0].wsod_recipe
+    recipes = (
+        *(
+            Recipe({"backbone": name}, kinds_in(name)[0].wsod_recipe)
+            for name in _BACKBONES
+            if kinds_in(name)[0].wsod_recipe
+        ),
+        Recipe({"backbone": Matching("a network of timm", _is_of_timm)}, PHOTOGRAPHS_WSOD_RECIPE),
     )
 
     images: Annotated[str, Reads("images")]
@@ -83,10 +92,11 @@ class TrainWsodConfig(_PUBLISHED):
     `top`)."""
     shared_boxes: Annotated[bool, Added()] = False
     """For OICR: add a class-agnostic box regression layer, as in `oicr_bbox_vgg16` of the published code."""
-    backbone: Annotated[str, Choice(_BACKBONES, _RENAMED)] = "vgg16"
-    """The last three are for few images and no GPU: two layers on the frozen features of a crop of each box. Use
-    `efficientnet_lite0`, which comes with ImageNet weights, for photographs; `frozen_sam`, the small SAM, was trained
-    on drawn scenes; `+` concatenates the features of both."""
+    backbone: Annotated[str, Choice(_BACKBONES, _RENAMED, Matching("a network of timm", _is_of_timm))] = "vgg16"
+    """All but vgg16 and resnet50 are for few images: two layers on the frozen features of a crop of each box. Use
+    `efficientnet_lite0`, which comes with ImageNet weights, or a network of timm by name, e.g.
+    `vit_small_patch14_dinov2`, for photographs; `frozen_sam`, the small SAM, was trained on drawn scenes; `+`
+    concatenates the features of two."""
     pretrained: bool = True
     """Whether to start from pretrained weights of the backbone: torchvision's for ImageNet, or the weights of the
     frozen features."""
@@ -98,9 +108,9 @@ class TrainWsodConfig(_PUBLISHED):
     """Whether a ReLU follows vgg16's last convolution; the published MIST has none."""
     frozen_stages: int = Field(default=2, ge=0, le=4)
     """Number of first stages of the backbone that are not trained."""
-    crop: int = Field(default=64, ge=32, le=256, multiple_of=16)
-    """Side of the crop of each box for frozen features, pixels; time grows with its square. A multiple of 32 with
-    `efficientnet_lite0`."""
+    crop: int = Field(default=64, ge=28, le=256)
+    """Side of the crop of each box for frozen features, pixels; time grows with its square. A multiple of the
+    largest stride: 16 of `frozen_sam`, 32 of `efficientnet_lite0`, 14 of DINOv2."""
     margin: float = Field(default=0.15, ge=0, le=1)
     """Margin around a box in its crop for frozen features, as a share of the box's size, on each side."""
     dropblock: Literal["off", "one_pass", "two_pass"] = "two_pass"
@@ -130,11 +140,13 @@ class TrainWsodConfig(_PUBLISHED):
     def _weights_fit(self) -> TrainWsodConfig:
         if self.shared_boxes and self.method != "oicr":
             raise ValueError("shared_boxes is for method oicr: MIST has box layers of its own")
-        if is_frozen(self.backbone) and self.weights is not None:
-            raise ValueError(f"weights are for vgg16 and resnet50: {self.backbone} has weights of its own")
+        if self.weights is not None and not any(kind.takes_weights for kind in kinds_in(self.backbone)):
+            raise ValueError(
+                f"weights are for vgg16, resnet50 and networks of timm: {self.backbone} has weights of its own"
+            )
         if not is_frozen(self.backbone) and self.optimizer == "muon":
             raise ValueError("optimizer muon is for frozen features: vgg16 and resnet50 have adam, adamw or sgd")
-        multiple = max((kind.crop_multiple for kind in kinds_in(self.backbone)), default=1)
+        multiple = math.lcm(*(kind.crop_multiple for kind in kinds_in(self.backbone)))
         if is_frozen(self.backbone) and self.crop % multiple:
             raise ValueError(f"crop must be a multiple of {multiple} for {self.backbone}, got {self.crop}")
         if self.optimizer == "muon" and (self.refine_lr, self.dropblock_lr) != (1.0, 1.0):

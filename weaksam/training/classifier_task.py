@@ -7,7 +7,7 @@ Axis legend: B images, C classes, L layers, S side of a training picture.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,13 +18,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from weaksam.core.cache import fetch
 from weaksam.data.augment import augment_for_classification, resize_for_classification
 from weaksam.data.images import left_out_codes, read_for_training
 from weaksam.errors import ImageError, StageError
-from weaksam.models.classifiers import weaktr_weights
-from weaksam.models.classifiers.build import Classifier, build_classifier, depth_of, kind_of, load_pretrained
-from weaksam.models.classifiers.weaktr import FineOf, WeakTr
+from weaksam.models.classifiers.build import (
+    Classifier,
+    build_classifier,
+    depth_of,
+    load_pretrained,
+    load_weights,
+    pixels_of,
+)
+from weaksam.models.classifiers.weaktr import FineOf
 from weaksam.ops.choices import check_choices
 from weaksam.ops.classification import mean_average_precision
 from weaksam.training.optimizers import MuonAdamW
@@ -92,6 +97,10 @@ class ClassifierTask:
         return len(self.train.uris)
 
     @cached_property
+    def _pixels(self) -> tuple[Sequence[float], Sequence[float]]:
+        return pixels_of(self.backbone)
+
+    @cached_property
     def _drop_rates(self) -> np.ndarray:
         """(L,) probability that a residual branch is dropped, rising linearly with depth."""
         return np.linspace(0, self.recipe.drop_path, depth_of(self.backbone))
@@ -103,8 +112,8 @@ class ClassifierTask:
     def build_model(self) -> Classifier:
         """Returns the network with its starting weights."""
         model = build_classifier(self.backbone, self.train.labels.shape[1], gated=self.gated, fine_of=self.fine_of)
-        if self.weights is not None and isinstance(model, WeakTr):
-            weaktr_weights.load_file(model, fetch(self.weights), class_rows=self.class_rows)
+        if self.weights is not None:
+            load_weights(model, self.weights, class_rows=self.class_rows)
         elif self.pretrained:
             load_pretrained(model, self.backbone)
         return model.train()
@@ -151,8 +160,8 @@ class ClassifierTask:
             min_scale=recipe.min_scale,
             rand_augment=recipe.rand_augment,
             erase=recipe.erase,
-            mean=kind_of(self.backbone).mean,
-            std=kind_of(self.backbone).std,
+            mean=self._pixels[0],
+            std=self._pixels[1],
         )
         return picture, keep
 
@@ -188,13 +197,13 @@ class ClassifierTask:
 
     def _held_out_batches(self, pool: Executor, size: int = 32) -> Iterator[tuple[Tensor, list[int]]]:
         """Yields pictures (B, 3, S, S) and their rows among the held-out images, without unreadable images."""
-        side, kind = self.recipe.image_size, kind_of(self.backbone)
+        side, (mean, std) = self.recipe.image_size, self._pixels
         for start in range(0, len(self.held_out.uris), size):
             uris = self.held_out.uris[start : start + size]
             read = enumerate(pool.map(read_for_training, uris), start)
             pixels = {row: image for row, image in read if not isinstance(image, ImageError)}
             if pixels:
-                options = {"size": side, "mean": kind.mean, "std": kind.std}
+                options = {"size": side, "mean": mean, "std": std}
                 pictures = np.stack([resize_for_classification(image, **options) for image in pixels.values()])
                 yield torch.from_numpy(pictures), list(pixels)
 

@@ -14,8 +14,8 @@ from weaksam.ops.boxes import enlarge_boxes
 def test_windows_of_small_pictures_are_cut_and_not_filled_up() -> None:
     """Attention of a window is the SAM's own, less what it pays to the zeros beyond the picture."""
     whole, cut = FrozenSam("vit_xs"), FrozenSam("vit_xs", side=64)
-    whole.load_shipped()
-    cut.load_shipped()
+    whole.load_pretrained()
+    cut.load_pretrained()
     assert [block.window_size for block in cut.encoder.blocks] == [4, 0, 4, 0, 4, 0]
     old, new = whole.encoder.blocks[0].attn, cut.encoder.blocks[0].attn
     x = torch.randn(2, 4, 4, 160, generator=torch.Generator().manual_seed(0))

@@ -99,7 +99,7 @@ def test_stages_that_are_not_frozen_learn_and_keep_their_statistics() -> None:
 )
 def test_crops_have_the_features_of_two_stages_and_of_the_sam(features: list[str], channels: int) -> None:
     net = CropNet(features, dim=8, crop=96).train()
-    net.load_shipped()
+    net.load_pretrained()
     image = waves()
     pooled = net.pool(image, BOXES)
     assert pooled.shape == (3, channels, 6, 6)
@@ -144,7 +144,8 @@ def test_peaks_of_class_maps_lie_on_the_object() -> None:
     pictures, corners = square_pictures(12)
     empty = [np.full((160, 224, 3), value, np.uint8) for value in range(60, 180, 10)]
     torch.manual_seed(0)
-    model = CamClassifier(2).train()
+    model = build_classifier("efficientnet_lite0", 2).train()
+    assert isinstance(model, CamClassifier)
     model.load_pretrained()
     pixels = torch.stack([torch.from_numpy(one).permute(2, 0, 1) for one in pictures + empty]) / 127.5 - 1
     labels = torch.tensor([[1.0, 0.0]] * 12 + [[0.0, 1.0]] * 12)

@@ -30,7 +30,7 @@ def make(**changes: Any) -> SmallRcnn:
 def test_sees_a_region_as_the_weakly_supervised_detector_does() -> None:
     images, targets = squares_and_discs(2, side=64)
     net, other = make(depth=None), CropNet(dim=8, crop=32)
-    other.sam.load_shipped()
+    other.sam.load_pretrained()
     net._backbone_maps(images)
     seen = net.roi_heads.box_roi_pool({}, [one.boxes for one in targets], [(64, 64)] * 2)
     wanted = torch.cat([other.pool(image, one.boxes) for image, one in zip(images, targets, strict=True)])

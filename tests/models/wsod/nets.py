@@ -24,5 +24,5 @@ def make_noise(seeds: list[int], sizes: list[int]) -> SampleNoise:
 def make_net(method: str = "mist", *, dropblock: bool = False, classes: int = 3) -> WsodNet:
     torch.manual_seed(0)
     network = CropNet(dim=64)
-    network.sam.load_shipped()
+    network.sam.load_pretrained()
     return WsodNet(network, classes, METHODS[method], dropblock=dropblock)

@@ -6,17 +6,19 @@ Boxes are xyxy, absolute pixels of the image, right and bottom exclusive.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from weaksam.errors import WeightsError
 from weaksam.models.backbones.catalogue import backbone_kind
 from weaksam.models.backbones.catalogue.kind import CropFeatures
 from weaksam.models.backbones.frozen_sam import cut_out
 from weaksam.models.backbones.lite0 import normalise
 from weaksam.models.backbones.roi_net import RoiNet
+from weaksam.models.backbones.timm_net import TimmCrops
 from weaksam.models.backbones.view_cache import ViewCache
 from weaksam.models.noise import SampleNoise, dropout
 
@@ -70,10 +72,24 @@ class CropNet(RoiNet):
         """The frozen networks on the crops."""
         return [getattr(self, name) for name in self._names]
 
-    def load_shipped(self) -> None:
+    def load_pretrained(self) -> None:
         """Loads the published weights of the frozen networks."""
         for network in self.frozen:
-            network.load_shipped()
+            network.load_pretrained()
+
+    def load_weights(self, state: Mapping[str, Tensor], *, where: str) -> None:
+        """Loads a file of the whole network into the only frozen network that takes one.
+
+        Raises:
+            WeightsError: it does not fit, or it is not clear for which network it is; `where` names it.
+        """
+        networks = [network for network in self.frozen if isinstance(network, TimmCrops)]
+        if len(networks) != 1:
+            raise WeightsError(f"{where}: {len(networks)} of the backbones take weights of a file: leave `weights` out")
+        for network in self.frozen:
+            if network is not networks[0]:
+                network.load_pretrained()
+        networks[0].load_state(state, where=where)
 
     @torch.no_grad()
     def pool(self, image: Tensor, boxes: Tensor) -> Tensor:

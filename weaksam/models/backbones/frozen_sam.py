@@ -43,7 +43,7 @@ class FrozenSam(nn.Module):
         self.patch, self.channels = size.patch_size, size.prompt_dim if depth is None else size.encoder_dim
         self.encoder: Any = self._fitted(build_sam(variant).image_encoder).requires_grad_(False)
 
-    def load_shipped(self) -> None:
+    def load_pretrained(self) -> None:
         """Loads the shipped weights of this variant."""
         self.encoder.load_state_dict(self._fitted(load_sam(self.variant).image_encoder).state_dict())
 

@@ -18,11 +18,10 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from weaksam.errors import WeightsError
-from weaksam.models.backbones.lite0_package import PACKAGE, SHA256, shipped_path
+from weaksam.models.backbones.lite0_package import MEAN, PACKAGE, SHA256, STD, shipped_path
 from weaksam.sam.checkpoints import file_sha256, read_state
 
 CHANNELS, STRIDES = (16, 24, 40, 112, 320), (2, 4, 8, 16, 32)  # of the five stages
-MEAN = STD = (127.5, 127.5, 127.5)  # of pixels in 0..255
 
 _CROP_SCALES = (1 / 8, 1 / 4)  # by the standard deviations on photographs
 _LAST_BLOCKS = (0, 1, 2, 4, 6)  # of the seven groups of blocks, the last one of each stage
@@ -59,7 +58,7 @@ class Lite0(nn.Module):
             else:
                 freeze_batch_norm_2d(stage)
 
-    def load_shipped(self) -> None:
+    def load_pretrained(self) -> None:
         """Loads the ImageNet weights of the package."""
         self.load_state_dict(Lite0(self.frozen_stages, shipped_state()).state_dict())
 

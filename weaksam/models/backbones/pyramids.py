@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import ResNet50_Weights, resnet50
 from torchvision.ops import FrozenBatchNorm2d
@@ -18,6 +19,7 @@ from weaksam.core.cache import fetch
 from weaksam.errors import WeightsError
 from weaksam.models.backbones.frozen_sam import FrozenSam
 from weaksam.models.backbones.lite0 import CHANNELS, MEAN, STD, STRIDES, Lite0
+from weaksam.models.backbones.timm_net import TimmNet, timm_info
 from weaksam.models.backbones.view_cache import ViewCache
 from weaksam.sam.build import PIXEL_MEAN, PIXEL_STD
 from weaksam.sam.checkpoints import read_state
@@ -46,6 +48,15 @@ class Pyramid(nn.Module):
     def load_pretrained(self) -> None:
         """Loads the published weights of the backbone."""
         raise NotImplementedError
+
+    def load_weights(self, state: Mapping[str, Tensor], *, where: str) -> None:
+        """Loads weights from a file of the whole network.
+
+        Raises:
+            WeightsError: a weight is missing or of another shape, or the backbone has weights of its own; `where` names
+                the file.
+        """
+        raise WeightsError(f"{where}: this backbone has weights of its own: leave `weights` out")
 
 
 class ResNet50(Pyramid):
@@ -76,9 +87,9 @@ class ResNet50(Pyramid):
 
     def load_pretrained(self) -> None:
         known = ResNet50_Weights.IMAGENET1K_V1
-        self.load_imagenet(known.get_state_dict(check_hash=True), where=known.url)
+        self.load_weights(known.get_state_dict(check_hash=True), where=known.url)
 
-    def load_imagenet(self, state: Mapping[str, Tensor], *, where: str) -> None:
+    def load_weights(self, state: Mapping[str, Tensor], *, where: str) -> None:
         """Loads the weights of an ImageNet classifier with torchvision's keys, without its last layer.
 
         Raises:
@@ -110,7 +121,7 @@ class Lite0Pyramid(Pyramid):
         return self.lite0(pixels)[2:]
 
     def load_pretrained(self) -> None:
-        self.lite0.load_shipped()
+        self.lite0.load_pretrained()
 
 
 class SamPyramid(Pyramid):
@@ -141,15 +152,50 @@ class SamPyramid(Pyramid):
         return self.sam.pyramid(pixels)[-len(self.channels) :]
 
     def load_pretrained(self) -> None:
-        self.sam.load_shipped()
+        self.sam.load_pretrained()
+
+
+class TimmPyramid(Pyramid):
+    """Maps of a network of timm at strides 8 to 32, or those that it has; of a plain ViT three maps are made.
+
+    The map of a plain ViT, of its patches, is enlarged by a trained transposed convolution and shrunk by pooling, as in
+    ViTDet (arXiv 2203.16527).
+
+    Args:
+        name: timm's name of the network.
+        frozen_stages: number of leading maps of the network whose layers are not trained; of a plain ViT, all layers
+            or, with 0, none.
+    """
+
+    def __init__(self, name: str, frozen_stages: int = 1) -> None:
+        super().__init__()
+        info = timm_info(name)
+        strides = [stride for stride in info.strides if stride >= 8]
+        self.network = TimmNet(name, strides=strides, frozen_maps=frozen_stages)
+        self.mean, self.std = info.mean, info.std
+        self.channels, self.strides = self.network.channels, self.network.strides
+        if info.is_plain_vit:
+            (channels,), (stride,) = self.channels, self.strides
+            self.finer = nn.ConvTranspose2d(channels, channels // 2, 2, stride=2)
+            self.channels, self.strides = (channels // 2, channels, channels), (stride // 2, stride, 2 * stride)
+
+    def forward(self, pixels: Tensor) -> list[Tensor]:
+        maps = self.network(pixels)
+        if not self.network.is_plain_vit:
+            return maps
+        return [self.finer(maps[0]), maps[0], F.max_pool2d(maps[0], 2, ceil_mode=True)]
+
+    def load_pretrained(self) -> None:
+        self.network.load_pretrained()
+
+    def load_weights(self, state: Mapping[str, Tensor], *, where: str) -> None:
+        """See `Pyramid.load_weights`; the file has timm's keys."""
+        self.network.load_state(state, where=where)
 
 
 def load_from(pyramid: Pyramid, weights: str | None) -> None:
     """Loads starting weights from a URI, or the published weights of the backbone."""
     if weights is None:
         pyramid.load_pretrained()
-    elif isinstance(pyramid, ResNet50):
-        state = read_state(fetch(weights), wrappers=("model", "state_dict"))
-        pyramid.load_imagenet(state, where=weights)
     else:
-        raise WeightsError(f"{weights}: this backbone has weights of its own: leave `weights` out")
+        pyramid.load_weights(read_state(fetch(weights), wrappers=("model", "state_dict")), where=weights)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
+from weaksam.core.cache import fetch
 from weaksam.errors import WeightsError
 from weaksam.models.backbones.catalogue import find_backbone
 from weaksam.models.classifiers import weaktr_weights
@@ -14,9 +16,12 @@ from weaksam.sam.checkpoints import read_state
 Classifier = WeakTr | CamClassifier
 
 
-def kind_of(backbone: str) -> type[Classifier]:
-    """Returns the classifier class of a backbone."""
-    return CamClassifier if has_own_classifier(backbone) else WeakTr
+def pixels_of(backbone: str) -> tuple[Sequence[float], Sequence[float]]:
+    """Returns mean and standard deviation, of pixels in [0, 1], that the classifier of a backbone expects."""
+    kind = find_backbone(backbone)
+    if kind is None or kind.classifier is None:
+        return WeakTr.mean, WeakTr.std
+    return [value / 255 for value in kind.mean], [value / 255 for value in kind.std]
 
 
 def has_own_classifier(backbone: str) -> bool:
@@ -39,6 +44,19 @@ def load_pretrained(model: Classifier, backbone: str) -> None:
         model.load_pretrained()
     else:
         weaktr_weights.load_pretrained(model, backbone)
+
+
+def load_weights(model: Classifier, uri: str, *, class_rows: Sequence[int] | None = None) -> None:
+    """Loads a file: weights of timm's network, or for WeakTr also a published checkpoint, with `class_rows` of it.
+
+    Raises:
+        WeightsError: it cannot be read, or does not fit.
+    """
+    path = fetch(uri)
+    if isinstance(model, CamClassifier):
+        model.network.load_state(read_state(path, wrappers=("model", "state_dict")), where=uri)
+    else:
+        weaktr_weights.load_file(model, path, class_rows=class_rows)
 
 
 def load_trained(

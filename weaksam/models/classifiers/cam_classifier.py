@@ -1,4 +1,4 @@
-"""A classifier on the frozen features of EfficientNet-Lite0: class activation maps of its last two stages.
+"""A classifier on the frozen features of a convolutional network: class activation maps of its last two stages.
 
 For photographs and no GPU: only two small heads are trained, and the features of a picture are cached.
 The image-level logit of a class is a soft maximum over its map, so a map need not be high everywhere on an image that
@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from weaksam.models.backbones.lite0 import CHANNELS, MEAN, STD, Lite0
 from weaksam.models.backbones.view_cache import ViewCache
 from weaksam.models.classifiers.weaktr import Logits, Maps
 
@@ -26,22 +26,37 @@ _SHARPNESS = 2.0  # of the soft maximum: 0 would be the mean
 
 
 class CamClassifier(nn.Module):
-    """Classifies an image and locates its classes: `coarse` maps have stride 32, `fine` maps use both stages at 16.
+    """Classifies an image and locates its classes by the last two maps of a frozen network.
+
+    `coarse` maps use the last one, of stride 32 in most networks, `fine` maps use both at the stride of the first.
 
     Args:
         num_classes: C.
+        network: the frozen network.
+        key: its name in checkpoints.
+
+    Attributes:
+        mean, std: normalisation of pixels in [0, 1].
+        patch: sides of views are a multiple of this.
+        depth: number of layers with attention: there are none, and no cross maps.
     """
 
-    mean, std = ([value / 255 for value in values] for values in (MEAN, STD))  # of pixels in [0, 1]
-    patch = 32  # sides of views are a multiple of this
-    depth = 0  # layers with attention: there are no cross maps
+    depth = 0
 
-    def __init__(self, num_classes: int) -> None:
+    def __init__(self, num_classes: int, network: Any, *, key: str) -> None:
         super().__init__()
-        self.lite0 = Lite0()
-        _, _, _, fine, coarse = CHANNELS
+        self.add_module(key, network)
+        self._key = key
+        self.mean, self.std = ([value / 255 for value in values] for values in (network.mean, network.std))
+        self.patch = max(network.crop_strides)
+        fine, coarse = network.crop_channels
         self.coarse, self.fine = _Head(coarse, num_classes), _Head(fine + coarse, num_classes)
         self.view_cache = ViewCache()
+
+    @property
+    def network(self) -> Any:
+        """The frozen network."""
+        return self.get_submodule(self._key)
 
     @property
     def device(self) -> torch.device:
@@ -50,7 +65,7 @@ class CamClassifier(nn.Module):
 
     def load_pretrained(self) -> None:
         """Loads the published weights of the frozen network."""
-        self.lite0.load_shipped()
+        self.network.load_pretrained()
 
     def forward(self, images: Tensor, keep: Tensor | None = None) -> Logits:
         """Returns image-level logits of the coarse maps (`cls`) and of the fine maps (`patch`).
@@ -65,26 +80,26 @@ class CamClassifier(nn.Module):
     @torch.no_grad()
     def find_maps(self, images: Tensor, *, cross_layers: Sequence[int]) -> Maps:
         """Returns maps of every class, and no cross maps: `cross_layers` is ignored."""
-        coarse, fine = self._class_maps(self.lite0.crop_maps(images))
+        coarse, fine = self._class_maps(self.network.crop_maps(images))
         cross = fine.new_zeros(len(fine), 0, *fine.shape[1:])
         return Maps(soft_maximum(coarse), coarse, fine, cross)
 
     def _class_maps(self, features: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Returns coarse and fine class maps of the features of strides 16 and 32."""
+        """Returns coarse and fine class maps of the features, fine and coarse."""
         fine, coarse = features
         enlarged = F.interpolate(coarse, size=fine.shape[2:], mode="bilinear", align_corners=False)
         return self.coarse(coarse), self.fine(torch.cat([fine, enlarged], 1))
 
     def _features(self, images: Tensor) -> list[Tensor]:
         if not self.training:
-            return self.lite0.crop_maps(images)
+            return self.network.crop_maps(images)
         rows = [self.view_cache.recall([image], lambda image=image: self._rounded(image)) for image in images]
         # one by one: autocast refuses to join tensors of half precision where its own type is bf16
         return [torch.stack([part.float() for part in maps]) for maps in zip(*rows, strict=True)]
 
     def _rounded(self, image: Tensor) -> list[Tensor]:
         """Returns the features of one image in half precision, for the cache."""
-        return [maps[0].half() for maps in self.lite0.crop_maps(image[None])]
+        return [maps[0].half() for maps in self.network.crop_maps(image[None])]
 
 
 class _Head(nn.Module):

@@ -80,7 +80,7 @@ def load_trained(
 def load_pretrained(model: WeakTr, backbone: str) -> None:
     """Loads the weights of the backbone into `model`: timm's, or for `frozen_sam` the shipped SAM's."""
     if isinstance(model.patch_embed, SamStem):
-        model.patch_embed.load_shipped()
+        model.patch_embed.load_pretrained()
     else:
         load_state(model, _build_timm(backbone, pretrained=True).state_dict(), where=backbone)
 

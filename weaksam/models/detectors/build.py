@@ -23,7 +23,7 @@ def build_untrained(spec: DetectorSpec, rules: DetectionFilter | None = None) ->
         ValueError: there is no such model, or it does not support the backbone.
     """
     kind = kind_of(spec.model)
-    if spec.backbone not in kind.supported_backbones:
+    if not kind.supports(spec.backbone):
         known = ", ".join(map(repr, kind.supported_backbones))
         raise ValueError(f"{spec.model}: backbone must be one of {known}, got {spec.backbone!r}")
     return kind.build(spec, rules or DetectionFilter())

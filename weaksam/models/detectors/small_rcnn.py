@@ -118,7 +118,7 @@ class SmallRcnn(FasterRcnn):
 
     def load_pretrained(self, weights: str | None) -> None:
         super().load_pretrained(weights)
-        self.cut_outs.sam.load_shipped()
+        self.cut_outs.sam.load_pretrained()
 
     def early_parameters(self) -> tuple[list[nn.Parameter], int]:
         """Returns the first stage's parameters and its steps."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from weaksam.core.cache import fetch
 from weaksam.errors import WeightsError
-from weaksam.models.backbones.catalogue import kinds_in, wsod_backbones
+from weaksam.models.backbones.catalogue import are_of_timm, kinds_in, wsod_backbones
 from weaksam.models.backbones.catalogue.kind import RoiOptions
 from weaksam.models.backbones.crop_net import CropNet
 from weaksam.models.backbones.roi_net import Pixels, RoiNet, load_imagenet
@@ -25,7 +25,8 @@ class WsodSpec:
     """Specifies a network; picklable, and cheap to send.
 
     Attributes:
-        backbone: one of `wsod_backbones`: a trained network, or the frozen features of a `CropNet`, joined by +.
+        backbone: one of `wsod_backbones` or a network of timm: a trained network, or the frozen features of a
+            `CropNet`, joined by +.
         num_classes: C.
         rules: OICR's or MIST's.
         dropblock: whether it has a dropblock.
@@ -51,8 +52,8 @@ class WsodSpec:
 
     def __post_init__(self) -> None:
         check_choices(self)
-        if self.backbone not in wsod_backbones():
-            known = ", ".join(map(repr, wsod_backbones()))
+        if self.backbone not in wsod_backbones() and not are_of_timm(self.backbone):
+            known = ", ".join(map(repr, wsod_backbones())) + ", or a network of timm"
             raise ValueError(f"WsodSpec: backbone must be one of {known}, got {self.backbone!r}")
 
     def untrained(self) -> WsodNet:
@@ -74,9 +75,12 @@ class WsodSpec:
         network = self.untrained()
         if self.weights is not None:
             state = read_state(fetch(self.weights), wrappers=("model", "state_dict"))
-            _load(network.roi_net, state, self.weights)
+            if isinstance(network.roi_net, CropNet):
+                network.roi_net.load_weights(state, where=self.weights)
+            else:
+                _load(network.roi_net, state, self.weights)
         elif self.pretrained and isinstance(network.roi_net, CropNet):
-            network.roi_net.load_shipped()
+            network.roi_net.load_pretrained()
         elif self.pretrained and (imagenet := kinds_in(self.backbone)[0].imagenet) is not None:
             state, where = imagenet()
             _load(network.roi_net, state, where)

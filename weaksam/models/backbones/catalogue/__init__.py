@@ -1,4 +1,4 @@
-"""The backbones of trainings: each is a file of this folder, and a line of `_FILES`.
+"""The backbones of trainings: each is a file of this folder, and a line of `_FILES`; or it is a network of timm.
 
 A detector of OICR or MIST pools RoIs from the maps of one trained backbone, or takes crops through frozen ones, whose
 names are joined by +.
@@ -11,6 +11,7 @@ from itertools import combinations
 from typing import TYPE_CHECKING
 
 from weaksam.models.backbones.catalogue.kind import BackboneKind
+from weaksam.models.backbones.catalogue.of_timm import is_of_timm, timm_kind
 
 if TYPE_CHECKING:
     from weaksam.models.backbones.pyramids import Pyramid
@@ -26,8 +27,10 @@ BACKBONES: tuple[BackboneKind, ...] = tuple(import_module(f"{__name__}.{name}").
 
 
 def find_backbone(name: str) -> BackboneKind | None:
-    """Returns the backbone of a name, or None."""
-    return next((kind for kind in BACKBONES if kind.name == name), None)
+    """Returns the backbone of a name, of the catalogue or of timm, or None. Other names import timm."""
+    if (listed := next((kind for kind in BACKBONES if kind.name == name), None)) is not None:
+        return listed
+    return timm_kind(name) if is_of_timm(name) else None
 
 
 def backbone_kind(name: str) -> BackboneKind:
@@ -35,15 +38,27 @@ def backbone_kind(name: str) -> BackboneKind:
 
     Raises:
         ValueError: no backbone has that name.
+        ConfigError: timm cannot return maps of this network.
     """
     if (kind := find_backbone(name)) is None:
-        raise ValueError(f"backbone must be one of {', '.join(repr(kind.name) for kind in BACKBONES)}, got {name!r}")
+        known = ", ".join(repr(kind.name) for kind in BACKBONES)
+        raise ValueError(f"backbone must be one of {known}, or a network of timm, got {name!r}")
     return kind
 
 
 def kinds_in(names: str) -> list[BackboneKind]:
-    """Returns the backbones of names joined by +, without those that are not in the catalogue."""
+    """Returns the backbones of names joined by +, without those that do not exist."""
     return [kind for name in names.split("+") if (kind := find_backbone(name)) is not None]
+
+
+def are_of_timm(names: str) -> bool:
+    """Returns whether each of names joined by + is a frozen backbone, and at least one is a network of timm."""
+    if not isinstance(names, str):
+        return False
+    parts = names.split("+")
+    frozen = {kind.name for kind in BACKBONES if kind.crops is not None}
+    others = [name for name in parts if name not in frozen]
+    return bool(others) and len(set(parts)) == len(parts) and all(map(is_of_timm, others))
 
 
 def wsod_backbones() -> tuple[str, ...]:
@@ -71,5 +86,6 @@ def make_pyramid(backbone: str, *, frozen_stages: int, finest: int) -> Pyramid:
     """
     kind = backbone_kind(backbone)
     if kind.pyramid is None:
-        raise ValueError(f"backbone must be one of {', '.join(map(repr, pyramid_backbones()))}, got {backbone!r}")
+        known = ", ".join(map(repr, pyramid_backbones()))
+        raise ValueError(f"backbone must be one of {known}, or a network of timm, got {backbone!r}")
     return kind.pyramid(frozen_stages, finest)

@@ -54,8 +54,8 @@ class CropFeatures(Protocol):
         """Returns the maps (B, D, h, w) of normalised crops (B, 3, side, side)."""
         ...
 
-    def load_shipped(self) -> None:
-        """Loads the published weights, which need no download."""
+    def load_pretrained(self) -> None:
+        """Loads the published weights."""
         ...
 
 
@@ -72,11 +72,13 @@ class BackboneKind:
         crops: builds the frozen network on crops of a side in pixels, for OICR and MIST.
         crops_key: name of that network in checkpoints.
         crop_multiple: the side of a crop must be a multiple of this, pixels.
+        takes_weights: whether `weights`, a file of the whole network, may replace the published weights.
         is_rounded: whether remembered maps of crops are in half precision, so that many fit in memory.
         pyramid: builds the maps of detectors, with random weights, from `frozen_stages` and `finest`, see
             `make_pyramid`.
         is_pyramid_frozen: whether no stage of the pyramid is trained, so that its maps can be remembered.
         classifier: builds a classifier of a number of classes, if it is not WeakTr.
+        mean, std: normalisation of the pixels of that classifier, of 0..255.
         weaktr_size: returns the size of WeakTr on this backbone; other backbones of WeakTr are ViTs of timm.
         shipped: returns the identities of the weights that come with weaksam, which enter fingerprints.
         wsod_recipe, classifier_recipe: settings of `train_wsod` and `train_classifier` that differ from those stages'
@@ -91,9 +93,12 @@ class BackboneKind:
     crops_key: str = ""
     crop_multiple: int = 16
     is_rounded: bool = False
+    takes_weights: bool = False
     pyramid: Callable[[int, int], Pyramid] | None = None
     is_pyramid_frozen: bool = False
     classifier: Callable[[int], Any] | None = None
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
     weaktr_size: Callable[[], Any] | None = None
     shipped: Callable[[], Mapping[str, str]] = dict
     wsod_recipe: Mapping[str, Any] = field(default_factory=dict)
@@ -109,4 +114,27 @@ FROZEN_WSOD_RECIPE: dict[str, Any] = {
     "milestones": None,
     "clip": 5.0,
     "ema": 0.98,
+}
+# For a single frozen network that was trained on photographs.
+PHOTOGRAPHS_WSOD_RECIPE = FROZEN_WSOD_RECIPE | {
+    "scales": [384],
+    "min_side": 16,
+    "rating_power": 8,
+    "steps": 300,
+    "crop": 96,
+    "lr": 1e-3,
+}
+# The only augmentation is the mirror image, so that the features of an image can be cached.
+PHOTOGRAPHS_CLASSIFIER_RECIPE: dict[str, Any] = {
+    "image_size": 320,
+    "epochs": 15,
+    "batch_size": 8,
+    "lr": 3e-3,
+    "final_lr": 0.0,
+    "warmup_epochs": 1,
+    "weight_decay": 0.05,
+    "drop_path": 0.0,
+    "min_scale": 1.0,
+    "rand_augment": 0.0,
+    "erase": 0.0,
 }

@@ -33,4 +33,11 @@ def _pyramid(frozen_stages: int, finest: int) -> Pyramid:
     return ResNet50(frozen_stages)
 
 
-KIND = BackboneKind("resnet50", "ResNet-50 (ImageNet)", roi_net=_roi_net, imagenet=_imagenet, pyramid=_pyramid)
+KIND = BackboneKind(
+    "resnet50",
+    "ResNet-50 (ImageNet)",
+    roi_net=_roi_net,
+    imagenet=_imagenet,
+    pyramid=_pyramid,
+    takes_weights=True,
+)

@@ -26,4 +26,4 @@ def _imagenet() -> tuple[Mapping[str, Tensor], str]:
     return known.get_state_dict(check_hash=True), known.url
 
 
-KIND = BackboneKind("vgg16", "VGG16 (ImageNet)", roi_net=_roi_net, imagenet=_imagenet)
+KIND = BackboneKind("vgg16", "VGG16 (ImageNet)", roi_net=_roi_net, imagenet=_imagenet, takes_weights=True)

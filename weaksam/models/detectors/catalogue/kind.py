@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from weaksam.models.backbones.catalogue import pyramid_backbones
+from weaksam.models.backbones.catalogue import find_backbone, pyramid_backbones
 from weaksam.models.detectors.rules import DetectionFilter, InferenceRules
 from weaksam.ops.choices import check_choices
 from weaksam.ops.roi_drop import NO_DROP, RoiDropRules
@@ -94,3 +94,10 @@ class DetectorKind:
     def supported_backbones(self) -> tuple[str, ...]:
         """Supported values of `backbone`."""
         return pyramid_backbones() if self.backbones is None else self.backbones
+
+    def supports(self, backbone: str) -> bool:
+        """Returns whether the detector can be built on a backbone; with all in the catalogue, also on those of timm."""
+        if self.backbones is not None:
+            return backbone in self.backbones
+        kind = find_backbone(backbone)
+        return kind is not None and kind.pyramid is not None
