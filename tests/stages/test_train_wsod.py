@@ -101,6 +101,12 @@ def test_proposals_that_min_side_leaves_none_of_are_an_error_and_a_few_a_warning
     draw = (np.array([1]), np.array([[0, 0, 1]]), ThreadPoolExecutor(1))
     with pytest.raises(ConfigError, match="min_side: no proposal of any of the 9 images has sides of 50 pixels"):
         make_task(make_step(tmp_path, inputs, min_side=50)).load_batch(*draw)
+    none = [row | {"boxes": []} for row in inputs["proposals"].read().to_pylist()]
+    nothing = inputs | {"proposals": finished(tmp_path, "none", none, schemas.PROPOSALS, {})}
+    with pytest.raises(
+        ConfigError, match="pixels or more: there is none at all: lower the thresholds of their step, or"
+    ):
+        make_task(make_step(tmp_path, nothing)).load_batch(*draw)
     task = make_task(make_step(tmp_path, inputs))
     assert task.load_batch(*draw)["weight"].tolist() == [1]
     Path(task.uris[2]).unlink()

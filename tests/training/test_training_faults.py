@@ -62,7 +62,7 @@ class SpoiltTask(LineTask):
         loss, metrics = super().loss(model, batch)
         if int(batch["step"]) >= 5:
             if self.how == "raise":
-                raise RuntimeError("matrix contains invalid numeric entries")
+                raise RuntimeError(f"matrix contains invalid numeric entries\n{torch.full((99,), math.nan)}")
             zero = 0 * loss  # the square root of 0 has an infinite slope, and that times 0 is NaN
             loss = loss * math.nan if self.how == "loss" else loss + (zero * zero).sqrt()
         return loss, metrics
@@ -138,8 +138,12 @@ def test_an_error_of_the_loss_of_weights_that_exploded_is_no_bug() -> None:
         trainee = _run_alone(task, settings, 5)
         with torch.no_grad():
             trainee.model.weight[0, 0] = weight
-        with pytest.raises(DivergedError, match=r"step 6 of 12: there is no loss \(loss: RuntimeError: .*: lower lr"):
+        with pytest.raises(
+            DivergedError, match=r"step 6 of 12: there is no loss \(loss: RuntimeError: .*: lower lr"
+        ) as caught:
             _run_alone(task, settings, 12, trainee)
+        assert "\n" not in str(caught.value)
+        assert len(str(caught.value)) < 400
 
 
 def failed(*causes: BaseException) -> ray.train.WorkerGroupError:

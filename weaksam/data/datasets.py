@@ -36,6 +36,9 @@ _UNSEEN = r"\xad\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufeff"
 _UNWRITABLE = re.compile(f"[{_CONTROL}{_UNSEEN}]")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")  # JSON can hold half of a character, tables cannot
 
+_REPEATED = "images have an object twice, of the same class and box, and both count (were annotations written twice?)"
+_ALIKE = "classes differ in capital letters alone and are different classes"
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -135,7 +138,7 @@ def make_dataset(images: Sequence[ImageRecord], class_names: Sequence[str]) -> D
     if bad := [repr(image.image_id) for image in images if _SURROGATE.search(image.image_id)]:
         raise DataError(f"the dataset: image ids that are not UTF-8: {first_ten(bad)}: give these images other ids")
     ids = {name: index for index, name in enumerate(class_names)}
-    rows, truths = [], []
+    rows, truths, repeated = [], [], []
     for image in images:
         labels = None if image.labels is None else sorted({_class_id(name, ids, image) for name in image.labels})
         rows.append(
@@ -150,11 +153,26 @@ def make_dataset(images: Sequence[ImageRecord], class_names: Sequence[str]) -> D
             }
         )
         if image.objects is not None:
+            if _has_repeated(image.objects):
+                repeated.append(image.source)
             truth = {f.name: getattr(image.objects, f.name) for f in fields(Objects)}
             classes = [_class_id(name, ids, image) for name in truth.pop("names")]
             truths.append(truth | {"image_id": image.image_id, "classes": classes, "boxes": truth["boxes"].tolist()})
+    _warn_of_alike(class_names)
+    warn_of("the dataset", _REPEATED, repeated)
     table = schemas.to_table(truths, schemas.GROUND_TRUTH) if truths else None
     return Dataset(list(class_names), schemas.to_table(rows, schemas.IMAGES), table)
+
+
+def _has_repeated(objects: Objects) -> bool:
+    """Whether two objects have the same class, box and mask."""
+    keys = zip(objects.names, map(tuple, objects.boxes.tolist()), objects.masks, strict=True)
+    return len(set(keys)) < len(objects.names)
+
+
+def _warn_of_alike(class_names: Sequence[str]) -> None:
+    forms = Counter(name.casefold() for name in class_names)
+    warn_of("the list of classes", _ALIKE, [name for name in class_names if forms[name.casefold()] > 1])
 
 
 def keep_splits(records: Sequence[ImageRecord], splits: Sequence[str] | None, root: str) -> list[ImageRecord]:

@@ -24,6 +24,7 @@ from weaksam.execution.mapping import ImageMapper, Row
 from weaksam.execution.pools import PoolResources
 from weaksam.models.detectors.catalogue import kind_of
 from weaksam.models.detectors.rules import InferenceRules
+from weaksam.stages.box_counts import with_box_counts
 from weaksam.stages.checks import check_rows, check_same_classes, with_states
 from weaksam.stages.step_images import read_images
 from weaksam.stages.train_detector import TrainDetectorConfig
@@ -162,7 +163,7 @@ def run(step: Step) -> Outcome:
         finder = DetectorFinder(trained.config, num_classes, uri, rules)
     else:
         finder = WsodFinder(trained.config, num_classes, uri, config.rules(InferenceRules()))
-    return runtime.map_images(
+    outcome = runtime.map_images(
         step,
         source,
         partial(DetectObjects, config, finder),
@@ -170,6 +171,7 @@ def run(step: Step) -> Outcome:
         max_pixels=config.max_pixels,
         resources=config.resources,
     )
+    return with_box_counts(step.folder, outcome, "classes")
 
 
 def with_proposals(step: Step, source: pa.Table) -> pa.Table:

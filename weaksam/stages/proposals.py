@@ -19,6 +19,7 @@ from weaksam.core.step import Outcome, Stage, Step
 from weaksam.errors import ConfigError, ImageError
 from weaksam.execution import telemetry
 from weaksam.execution.mapping import ImageMapper, Row
+from weaksam.stages.box_counts import with_box_counts
 from weaksam.stages.proposal_settings import GridSettings, PeakSettings, ProposalsConfig, SamSettings
 from weaksam.stages.sam_actor import SamWatch, Watched, identify_shipped, load_engine
 from weaksam.stages.step_images import read_images
@@ -151,7 +152,7 @@ def run(step: Step) -> Outcome:
     if "classifier" in step.inputs:
         classifier = _trained_classifier(step, step.inputs["images"].class_names())
         source = source.append_column("labels", _known_labels(step, images))
-    return runtime.map_images(
+    outcome = runtime.map_images(
         step,
         source,
         partial(ProposeBoxes, config, classifier),
@@ -159,6 +160,7 @@ def run(step: Step) -> Outcome:
         max_pixels=config.max_pixels,
         resources=config.resources,
     )
+    return with_box_counts(step.folder, outcome, "source")
 
 
 def _trained_classifier(step: Step, names: list[str]) -> TrainedClassifier:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
+import textwrap
 from collections.abc import Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager, nullcontext
@@ -28,6 +29,7 @@ Model = TypeVar("Model", bound=nn.Module)
 
 _OF_DEVICES = (torch.OutOfMemoryError, torch.AcceleratorError, torch.distributed.DistError)
 _LARGEST = 1e6  # maximum weight of a network with usable outputs
+_CAUSE = 160  # characters of an error's text in a message
 _LEAST_SCALE = 1.0  # of the fp16 loss: below it, the scale does not explain a gradient that is not finite
 
 
@@ -203,7 +205,8 @@ class TrainState:
             largest = torch.stack(weights).max().item()
             if largest <= _LARGEST:  # NaN is not
                 raise
-            what = f"there is no loss ({error}) with weights of {largest:g}"
+            cause = textwrap.shorten(str(error), _CAUSE, placeholder=" ...")  # torchvision's holds whole tensors
+            what = f"there is no loss ({cause}) with weights of {largest:g}"
             raise diverged(self.settings, f"step {self.step + 1} of {self.settings.steps}: {what}") from error
 
     def _autocast(self) -> torch.autocast:

@@ -88,9 +88,12 @@ class WsodTask:
         boxes, min_side = self.read_boxes(), self.recipe.min_side
         without = boxes.images_without(min_side=min_side)
         if len(without) == len(self.uris):
+            advice = (
+                "lower min_side" if len(boxes.boxes) else "there is none at all: lower the thresholds of their step"
+            )
             raise ConfigError(
                 f"min_side: no proposal of any of the {len(without)} images has sides of {min_side:g} pixels or more: "
-                "lower min_side, or name other sources"
+                f"{advice}, or name other sources"
             )
         if without:
             log.warning(

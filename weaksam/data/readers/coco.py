@@ -29,6 +29,9 @@ from weaksam.errors import DataError
 
 _TWICE = "annotations are there twice, all the same, and count once"
 _SAME_ID = "annotations have the id of another that differs, and count too (were files joined?)"
+_SAME_FILE = (
+    "images have the file of another image, and each counts (are the annotations of a picture spread over them?)"
+)
 _MOST_BYTES = 32 * 1024**2  # limit for json files that `weaksam check` reads whole: a second or two
 _HEAD = 4096
 
@@ -156,12 +159,15 @@ def _read_split(
     if missing := [path for path in paths.values() if path not in files]:
         raise DataError(f"{uri}: {len(missing)} of {len(paths)} images are not in {folder}: {first_ten(missing)}")
     records, remarks = [], Remarks(uri)
+    first_of_path: dict[str, int | str] = {}
     grouped = _by_image(content, uri, images, remarks)
     names = _categories(content, uri)
     if not images:
         raise DataError(f"{uri}: lists no image")
     for number, image in images.items():
         file, source = files[paths[number]], f"{uri}: image {number}"
+        if first_of_path.setdefault(paths[number], number) != number:
+            remarks.add(_SAME_FILE, f"image {number} ({paths[number]})")
         size = read_size(image.get("height"), image.get("width"), source)
         labels = objects = None
         if grouped is not None:

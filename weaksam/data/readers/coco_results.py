@@ -22,6 +22,7 @@ from weaksam.data.datasets import first_ten
 from weaksam.data.remarks import Remarks
 from weaksam.errors import DataError
 
+_REPEATED = "entries equal another of their image, and both count (were files joined, or images processed twice?)"
 _OTHER_IMAGE = "results are of images that are not asked for and are left out"
 
 
@@ -162,6 +163,12 @@ def _row(image_id: str, entries: Sequence[_Entry], size: Size | None, remarks: R
     boxes, has_area, is_outside = fit_boxes(np.array([e.corners for e in entries], np.float64).reshape(-1, 4), size)
     remarks.add_boxes([entry.name for entry in entries], boxes, has_area, is_outside)
     kept = [entries[i] for i in np.flatnonzero(has_area).tolist()]
+    known: set[tuple] = set()
+    for entry in kept:
+        key = (entry.label, *entry.corners, entry.score, entry.mask)
+        if key in known:
+            remarks.add(_REPEATED, entry.name)
+        known.add(key)
     height, width = size or (None, None)
     row = {"image_id": image_id, "status": schemas.OK, "message": "", "height": height, "width": width}
     row |= {"boxes": boxes[has_area], "classes": [entry.label for entry in kept]}

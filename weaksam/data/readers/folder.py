@@ -10,13 +10,14 @@ from collections.abc import Sequence
 
 from weaksam.core import storage
 from weaksam.core.look import Look
-from weaksam.data.datasets import Dataset, ImageRecord, class_list, first_ten, keep_splits, make_dataset
+from weaksam.data.datasets import Dataset, ImageRecord, class_list, first_ten, keep_splits, make_dataset, warn_of
 from weaksam.data.images import EXTENSIONS
 from weaksam.data.readers.format import DatasetFormat, DatasetSource, Listed, Whole, look_by_reading
 from weaksam.data.readers.labels_csv import read_labels
 from weaksam.errors import DataError
 
 UNLABELLED = "unlabelled"
+_COMMA = "labels have a comma and are a class each (are they several labels? separate them with ';')"
 
 
 def read_folder(
@@ -55,6 +56,8 @@ def read_folder(
         if path not in listed and path.lower().endswith(EXTENSIONS):
             records.append(ImageRecord(path, file.uri, UNLABELLED, file.size, None, file.uri))
     names = classes or sorted({label for row in listed.values() for label in row.labels})
+    if classes is None:
+        warn_of(uri, _COMMA, [repr(name) for name in names if "," in name])
     return make_dataset(keep_splits(records, splits, root), names)
 
 
