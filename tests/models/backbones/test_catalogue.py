@@ -43,7 +43,7 @@ def test_an_unknown_name_lists_the_known_names() -> None:
 
 
 def test_a_backbone_that_cannot_build_a_network_is_refused() -> None:
-    with pytest.raises(ValueError, match="one of 'resnet50', 'frozen_sam', 'efficientnet_lite0', .*got 'vgg16'"):
+    with pytest.raises(ValueError, match=r"one of 'resnet50', 'frozen_sam', 'efficientnet_lite0', .*got 'vgg16'"):
         make_pyramid("vgg16", frozen_stages=1, finest=8)
     with pytest.raises(ValueError, match="backbone vgg16 has no features of crops"):
         CropNet(["frozen_sam", "vgg16"])

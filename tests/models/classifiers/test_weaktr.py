@@ -158,7 +158,7 @@ def test_positions_of_the_trained_grid_are_left_alone_and_others_follow_the_publ
     assert 0 < (larger[:, CLASSES:] - exact).abs().max() < 0.5
 
 
-def test_the_frozen_frozen_sam_takes_images_of_any_size() -> None:
+def test_the_frozen_sam_takes_images_of_any_size() -> None:
     model = make(size=WeakTrSize(dim=32, depth=1, heads=2, grid=16, sam="vit_xs"))
     trained = {name for name, p in model.requires_grad_(False).named_parameters() if "patch_embed" in name}
     assert "patch_embed.proj.weight" in trained

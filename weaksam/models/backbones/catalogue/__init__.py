@@ -56,9 +56,11 @@ def are_of_timm(names: str) -> bool:
     if not isinstance(names, str):
         return False
     parts = names.split("+")
-    frozen = {kind.name for kind in BACKBONES if kind.crops is not None}
-    others = [name for name in parts if name not in frozen]
-    return bool(others) and len(set(parts)) == len(parts) and all(map(is_of_timm, others))
+    listed = {kind.name: kind.crops is not None for kind in BACKBONES}
+    others = [name for name in parts if name not in listed]
+    if not others or len(set(parts)) < len(parts) or not all(listed.get(name, True) for name in parts):
+        return False
+    return all(map(is_of_timm, others))
 
 
 def wsod_backbones() -> tuple[str, ...]:
