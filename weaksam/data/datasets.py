@@ -38,6 +38,8 @@ _SURROGATE = re.compile(r"[\ud800-\udfff]")  # JSON can hold half of a character
 
 _REPEATED = "images have an object twice, of the same class and box, and both count (were annotations written twice?)"
 _ALIKE = "classes differ in capital letters alone and are different classes"
+_NO_NAME = "classes are named as programs write an empty cell or a list (are they labels?)"
+_EMPTY_OR_LIST = re.compile(r"nan|none|null|<na>|[\[({].*[\])}]", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -158,7 +160,7 @@ def make_dataset(images: Sequence[ImageRecord], class_names: Sequence[str]) -> D
             truth = {f.name: getattr(image.objects, f.name) for f in fields(Objects)}
             classes = [_class_id(name, ids, image) for name in truth.pop("names")]
             truths.append(truth | {"image_id": image.image_id, "classes": classes, "boxes": truth["boxes"].tolist()})
-    _warn_of_alike(class_names)
+    _warn_of_names(class_names)
     warn_of("the dataset", _REPEATED, repeated)
     table = schemas.to_table(truths, schemas.GROUND_TRUTH) if truths else None
     return Dataset(list(class_names), schemas.to_table(rows, schemas.IMAGES), table)
@@ -170,9 +172,10 @@ def _has_repeated(objects: Objects) -> bool:
     return len(set(keys)) < len(objects.names)
 
 
-def _warn_of_alike(class_names: Sequence[str]) -> None:
+def _warn_of_names(class_names: Sequence[str]) -> None:
     forms = Counter(name.casefold() for name in class_names)
     warn_of("the list of classes", _ALIKE, [name for name in class_names if forms[name.casefold()] > 1])
+    warn_of("the list of classes", _NO_NAME, [name for name in class_names if _EMPTY_OR_LIST.fullmatch(name)])
 
 
 def keep_splits(records: Sequence[ImageRecord], splits: Sequence[str] | None, root: str) -> list[ImageRecord]:

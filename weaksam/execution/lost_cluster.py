@@ -7,7 +7,6 @@ when the head (GCS) dies. A thread watches both and ends the process earlier.
 from __future__ import annotations
 
 import atexit
-import logging
 import os
 import select
 import socket
@@ -18,8 +17,6 @@ from collections.abc import Callable
 from typing import Any
 
 from weaksam.errors import ClusterError
-
-log = logging.getLogger(__name__)
 
 _HEAD_SECONDS = 20.0  # without an answer until the head counts as lost; Ray's core waits a minute
 _LOOK_SECONDS = 5.0

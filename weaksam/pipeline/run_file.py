@@ -7,7 +7,6 @@ outside files.
 from __future__ import annotations
 
 import difflib
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
@@ -23,8 +22,6 @@ from weaksam.core.yaml_files import load_run_file, with_overrides
 from weaksam.errors import ConfigError, DamagedError, MissingFileError, StorageError, WeakSamError
 from weaksam.stages import STAGES
 from weaksam.stages.renamed import RENAMED
-
-log = logging.getLogger(__name__)
 
 _KEYS = ("run", "endpoint", "addressing", "steps")
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from weaksam.sam.frame import Frame
 from weaksam.sam.inputs import as_coordinates
 
-FOREGROUND, PADDING = 1, -1  # SAM's labels of points; 0 is background
+FOREGROUND = 1  # SAM's label of a point; 0 is background
 _BOX_CORNERS = (2, 3)  # rows of SAM's point embeddings
 _MOST_SOURCE = 255  # of uint8
 

@@ -99,3 +99,13 @@ def test_labels_that_are_nearly_the_same_or_joined_are_named(tmp_path: Path, cap
     caplog.clear()
     assert read_folder(str(tmp_path), classes=["dog", "cat", "cat,dog"]).class_names == ["dog", "cat", "cat,dog"]
     assert caplog.text == ""
+
+
+def test_names_that_programs_write_for_nothing_or_for_a_list_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"12345")
+    (tmp_path / "labels.csv").write_text("file,labels\na.jpg,\"['cat', 'dog'];nan;None;nanny;cat\"\n")
+    assert read_folder(str(tmp_path)).class_names == ["None", "['cat', 'dog']", "cat", "nan", "nanny"]
+    assert "3 classes are named as programs write an empty cell or a list" in caplog.text
+    assert ": None, ['cat', 'dog'], nan" in caplog.text
