@@ -23,6 +23,10 @@ ray_env.prepare()  # before anything imports Ray; programs that tests start inhe
 if not torch.cuda.is_available():  # before anything imports Triton, which asks then
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+# Test processes that share the CPUs would wait for each other's threads.
+if processes := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
+    torch.set_num_threads(max(1, torch.get_num_threads() // int(processes)))
+
 settings.register_profile("weaksam", deadline=None)  # no test is timed: the first call loads code, machines are busy
 settings.load_profile("weaksam")
 

@@ -20,7 +20,7 @@ def test_a_plan_is_that_of_its_seed_and_has_every_kind() -> None:
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_a_run_of_which_everything_is_killed_ends_like_one_left_alone(
     bucket: str, s3_server: CephServer, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

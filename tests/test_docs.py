@@ -142,7 +142,7 @@ def test_the_examples_for_notebooks_run_as_they_stand(tmp_path: Path, monkeypatc
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 @pytest.mark.usefixtures("ray_cluster")
 def test_the_way_from_labels_to_masks_is_as_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every command of docs/own_data.md in turn, on six drawn scenes and with short trainings."""

@@ -58,7 +58,7 @@ def write_run(root: str, path: Path) -> str:
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_from_bucket_to_bucket_through_faults_is_what_a_folder_gets(
     bucket: str, s3_server: CephServer, tmp_path: Path
 ) -> None:

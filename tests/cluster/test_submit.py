@@ -23,7 +23,7 @@ from weaksam.demo.scenes import write_scenes
 from weaksam.errors import ConfigError
 
 WEAKSAM = str(Path(sys.executable).parent / "weaksam")
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
 RUN_FILE = """
 run: {bucket}/run

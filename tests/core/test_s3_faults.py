@@ -22,7 +22,7 @@ from weaksam.core import object_stores, parquet_files, storage, tables
 from weaksam.core.cache import fetch
 from weaksam.errors import StorageError
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.fixture

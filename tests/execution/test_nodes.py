@@ -85,7 +85,7 @@ def kill_one(cluster: LocalCluster, kind: str) -> None:
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_nodes_lost_in_every_kind_of_step_cost_nothing(base: Path, cluster: LocalCluster) -> None:
     calm, rough, ray_folder = (
         write_run(base, "calm"),

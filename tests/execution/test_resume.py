@@ -147,7 +147,7 @@ def a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
     clear_up(ray_folder)
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 def test_whatever_is_killed_the_same_command_again_gives_the_calm_table(a_run: Run) -> None:
     code, _, _ = a_run.interrupt(signal.SIGKILL, after_rows=0, later=1.0)  # while it starts
     assert code == -signal.SIGKILL
@@ -179,7 +179,7 @@ def test_whatever_is_killed_the_same_command_again_gives_the_calm_table(a_run: R
     assert len({row["image_id"] for row in a_run.rows()}) == IMAGES
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_two_drivers_at_once_give_every_id_once_and_ctrl_c_ends_one_politely(a_run: Run) -> None:
     for driver in [a_run.start(), a_run.start()]:
         a_run.finish(driver)

@@ -42,7 +42,7 @@ steps:
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_plan_runs_a_pilot_and_tells_what_follows_from_what_that_took(tmp_path: Path) -> None:
     write_scenes(str(tmp_path / "scenes"), images=SCENES, seed=1, format="voc")
