@@ -115,9 +115,10 @@ def test_an_actor_at_work_has_a_place(tmp_path: Path) -> None:
     assert row["size"] == 1
     actor: Any = ray.remote(type("MapWorker(too large)", (), {"call": lambda self: None}))
     waiting = actor.options(num_cpus=99).remote()
-    end = time.monotonic() + 30
-    while has_pool_started():  # until the pool of the step has ended
+    end = time.monotonic() + 120
+    while has_pool_started():  # until the pool of the step has ended, whose handles may be in a circle of references
         assert time.monotonic() < end
+        gc.collect()
         time.sleep(0.1)
     ray.kill(waiting)
 
