@@ -12,6 +12,6 @@ WEAKSAM = str(Path(sys.executable).parent / "weaksam")
 
 
 def call(*args: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    told = subprocess.run(args, capture_output=True, text=True, cwd=cwd, timeout=120)
-    assert "Traceback" not in told.stderr, told.stderr
-    return told
+    result = subprocess.run(args, capture_output=True, text=True, cwd=cwd, timeout=120)
+    assert "Traceback" not in result.stderr, result.stderr
+    return result

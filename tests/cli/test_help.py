@@ -12,22 +12,22 @@ from weaksam.stages import STAGES
 
 
 def test_the_help_of_each_command_says_what_it_does() -> None:
-    told = call(WEAKSAM, "--help").stdout
+    result = call(WEAKSAM, "--help").stdout
     commands = {command.callback.__name__: command.callback for command in cli.app.registered_commands}  # type: ignore
     for name, function in commands.items():
-        assert f"│ {name} " in told
+        assert f"│ {name} " in result
         assert (function.__doc__ or "").strip().endswith(".")
-    told = call(WEAKSAM, "run", "--help").stdout
-    assert "Run the steps of CONFIG." in told
-    assert "KEY=VALUE" in told
-    assert "--only" in told
+    result = call(WEAKSAM, "run", "--help").stdout
+    assert "Run the steps of CONFIG." in result
+    assert "KEY=VALUE" in result
+    assert "--only" in result
 
 
 def test_every_stage_and_every_setting_is_explained() -> None:
-    told = call(WEAKSAM, "stages").stdout
+    result = call(WEAKSAM, "stages").stdout
     for name, stage in STAGES.items():
-        assert name in told
-        assert stage.summary in told
+        assert name in result
+        assert stage.summary in result
         assert stage.summary.endswith(".")
         for key, kind, default, sentence in listings.settings_rows(stage.config):
             assert sentence.endswith("."), f"{name}: {key} has no sentence"
@@ -37,8 +37,8 @@ def test_every_stage_and_every_setting_is_explained() -> None:
 
 @pytest.mark.parametrize("name", list(STAGES))
 def test_a_stage_shows_every_key_with_its_type_default_and_sentence(name: str) -> None:
-    told = call(WEAKSAM, "stages", name).stdout
-    lines = {line.split()[0]: line for line in told.splitlines() if line.startswith(" ") and line[1:2].strip()}
+    result = call(WEAKSAM, "stages", name).stdout
+    lines = {line.split()[0]: line for line in result.splitlines() if line.startswith(" ") and line[1:2].strip()}
     for key, kind, default, sentence in listings.settings_rows(STAGES[name].config):
         assert kind in lines[key]
         assert default in lines[key]
@@ -46,9 +46,9 @@ def test_a_stage_shows_every_key_with_its_type_default_and_sentence(name: str) -
 
 
 def test_an_unknown_stage_is_told_with_the_known_ones() -> None:
-    told = call(WEAKSAM, "stages", "proposal")
-    assert told.returncode == 2
-    assert "there is no stage 'proposal': stages are index, train_classifier, proposals" in told.stderr
+    result = call(WEAKSAM, "stages", "proposal")
+    assert result.returncode == 2
+    assert "there is no stage 'proposal': stages are index, train_classifier, proposals" in result.stderr
 
 
 def test_the_version_is_that_of_the_package() -> None:

@@ -16,10 +16,11 @@ from weaksam.core import storage
 
 def write_progress(folder: Path, *, state: str, seconds_ago: float, **others: object) -> None:
     updated = datetime.now(UTC) - timedelta(seconds=seconds_ago)
-    told = {"step": "x", "stage": "proposals", "state": state, "done": 120, "total": 400, "unit": "images", "failed": 2,
-            "rate": 3.11, "eta_seconds": 80.0, "started": "", "updated": updated.isoformat(), **others}  # fmt: skip
+    counts = {"done": 120, "total": 400, "unit": "images", "failed": 2, "rate": 3.11, "eta_seconds": 80.0}
+    times = {"started": "", "updated": updated.isoformat()}
+    progress = {"step": "x", "stage": "proposals", "state": state, **counts, **times, **others}
     storage.write_json(str(folder / "config.json"), {"stage": "proposals"})
-    storage.write_json(str(folder / "progress.json"), told)
+    storage.write_json(str(folder / "progress.json"), progress)
 
 
 def test_the_state_of_a_run_tells_what_runs_and_what_stopped(tmp_path: Path) -> None:
@@ -33,8 +34,8 @@ def test_the_state_of_a_run_tells_what_runs_and_what_stopped(tmp_path: Path) -> 
     storage.write_json(str(tmp_path / "e-00000000" / "manifest.json"), done)
     write_progress(tmp_path / "f-00000000", state="running", seconds_ago=5)
     (tmp_path / "f-00000000" / "progress.json").write_text("{half")
-    told = call(WEAKSAM, "status", str(tmp_path)).stdout
-    lines = {line.split()[0]: " ".join(line.split()[1:]) for line in told.splitlines()[1:]}
+    result = call(WEAKSAM, "status", str(tmp_path)).stdout
+    lines = {line.split()[0]: " ".join(line.split()[1:]) for line in result.splitlines()[1:]}
     assert lines["a"].startswith("running 120/400 images 3.11/s eta 80 s 2 failed 0 2 /")
     assert lines["b"].startswith("stopped at 120/400 (last sign 3.0 h ago): the same command goes on 0 2 /")
     assert lines["c"].startswith("stopped at 120/400 (last sign 2")
@@ -62,9 +63,9 @@ def test_the_state_of_a_run_tells_what_runs_and_what_stopped(tmp_path: Path) -> 
 
 def test_the_state_of_a_folder_without_steps_is_a_fault(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "gone"):
-        told = call(WEAKSAM, "status", str(folder))
-        assert told.returncode == 2
-        assert f"error: {folder}: no step has been started there" in told.stderr
+        result = call(WEAKSAM, "status", str(folder))
+        assert result.returncode == 2
+        assert f"error: {folder}: no step has been started there" in result.stderr
 
 
 def test_metrics_shows_the_headlines_of_every_finished_evaluation(tmp_path: Path) -> None:

@@ -6,70 +6,18 @@ import dataclasses
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
 
 import pytest
 import yaml
-from pydantic import Field
 
+from tests.pipeline.made_steps import CALLS, GOOD
 from weaksam import pipeline
 from weaksam.core import schemas, storage, tables
-from weaksam.core.config import Added, NotInFingerprint, OutsideFile, Reads, Settings, StageConfig, result_settings
-from weaksam.core.step import Outcome, Stage, Step
+from weaksam.core.step import Outcome, Step
 from weaksam.errors import ConfigError, DeniedError, FailedRowsError, MissingFileError, StageError, StorageError
-from weaksam.execution.pools import PoolResources
 from weaksam.pipeline import run_file, running
 
-
-class Inner(Settings):
-    lr: float = Field(0.1, gt=0)
-    weights: Annotated[str | None, OutsideFile()] = None
-
-
-class MakeConfig(StageConfig):
-    """Makes things."""
-
-    size: int = 1
-    inner: Inner = Inner()
-    note: Annotated[str, NotInFingerprint()] = ""
-    resources: PoolResources = PoolResources()
-
-
-class UseConfig(StageConfig):
-    """Uses things."""
-
-    things: Annotated[str, Reads("things")]
-    other: Annotated[str | None, Reads("things")] = None
-
-
-CALLS: list[str] = []
-
-
-def work(step: Step) -> Outcome:
-    CALLS.append(step.name)
-    failed = step.config.size if isinstance(step.config, MakeConfig) and step.config.size < 100 else 0
-    return Outcome(rows=1000, failed=failed, failures=["a.jpg: unreadable: not an image"])
-
-
-@pytest.fixture(autouse=True)
-def stages(monkeypatch: pytest.MonkeyPatch) -> None:
-    CALLS.clear()
-    make = Stage("make", 1, MakeConfig, work, writes="things")
-    use = Stage("use", 1, UseConfig, work, writes="results")
-    monkeypatch.setattr(run_file, "STAGES", {"make": make, "use": use})
-
-
-@pytest.fixture
-def load(tmp_path: Path) -> Callable[..., list[Step]]:
-    def inner(steps: object, *overrides: str, **top: object) -> list[Step]:
-        path = tmp_path / "run.yaml"
-        path.write_text(yaml.safe_dump({"run": str(tmp_path / "run"), "steps": steps, **top}))
-        return pipeline.load(str(path), overrides)
-
-    return inner
-
-
-GOOD = {"a": {"stage": "make"}, "b": {"stage": "use", "things": "a"}}
+pytestmark = pytest.mark.usefixtures("stages")
 
 
 def test_every_fault_is_reported_at_once_with_its_key(load: Callable) -> None:
@@ -153,22 +101,6 @@ def test_a_store_that_knows_sizes_alone_is_a_warning(load: Callable, monkeypatch
     assert text.startswith("steps.a: listing: the store knows neither when a file was written nor an ETag")
 
 
-def test_secrets_of_urls_are_kept_nowhere_and_decide_nothing(load: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage, "identity", lambda uri: "4-abcd")
-    one, two = (
-        load({"a": {"stage": "make", "inner": {"weights": f"https://me:hidden@host/w.pth?sig=hidden{i}"}}})[0]
-        for i in (1, 2)
-    )
-    assert one.folder == two.folder
-    pipeline.run_steps([one])
-    for name in ("config.json", "manifest.json"):
-        text = storage.read_bytes(storage.join(one.folder, name)).decode()
-        assert "hidden" not in text
-    assert (
-        storage.read_json(f"{one.folder}/config.json")["settings"]["inner"]["weights"] == "https://***@host/w.pth?***"
-    )
-
-
 @pytest.mark.parametrize("run", ["s3://KEY:SECRET@bucket/run", "file://server/run"])
 def test_places_that_cannot_be_used_are_named_by_their_keys(load: Callable, run: str) -> None:
     with pytest.raises(ConfigError) as caught:
@@ -236,41 +168,6 @@ def test_broken_yaml_names_file_and_line(tmp_path: Path) -> None:
         pipeline.load(str(path))
     with pytest.raises(ConfigError, match=r"nothing\.yaml: no such file"):
         pipeline.load(str(tmp_path / "nothing.yaml"))
-
-
-def fingerprints(steps: list[Step]) -> dict[str, str]:
-    return {step.name: step.fingerprint for step in steps}
-
-
-def test_a_fingerprint_follows_what_decides_the_result_and_nothing_else(load: Callable, tmp_path: Path) -> None:
-    weights = tmp_path / "w.pth"
-    weights.write_bytes(b"1")
-    first = fingerprints(load(GOOD, f"steps.a.inner.weights={weights}"))
-    assert all(len(value) == 8 for value in first.values())
-
-    def same(*overrides: str) -> bool:
-        return fingerprints(load(GOOD, f"steps.a.inner.weights={weights}", *overrides)) == first
-
-    assert same("steps.a.resources.max_actors=3", "steps.a.max_failed=0.5", "steps.a.note=hello")
-    moved = tmp_path / "elsewhere.pth"
-    moved.write_bytes(b"1")
-    assert fingerprints(load(GOOD, f"steps.a.inner.weights={moved}")) == first
-    changed = fingerprints(load(GOOD, f"steps.a.inner.weights={weights}", "steps.a.size=2"))
-    assert changed["a"] != first["a"]
-    assert changed["b"] != first["b"]  # what is built on it changes with it
-    weights.write_bytes(b"2")
-    assert not same()
-
-
-def test_a_setting_that_came_later_is_in_the_fingerprint_only_with_another_value() -> None:
-    class Old(StageConfig):
-        size: int = 1
-
-    class New(Old):
-        kinds: Annotated[list[str], Added()] = Field(default_factory=list)
-
-    assert result_settings(New()) == result_settings(Old()) == {"size": 1}
-    assert result_settings(New(kinds=["a"])) == {"size": 1, "kinds": ["a"]}
 
 
 def test_the_same_command_again_skips_what_is_finished(load: Callable, caplog: pytest.LogCaptureFixture) -> None:
@@ -389,16 +286,3 @@ def test_names_that_no_file_system_takes_are_faults(tmp_path: Path) -> None:
     assert run.startswith("run: rrrr")
     assert run.endswith("... has 256 bytes, a name of a file or folder 255 at most")
     assert name.endswith(": a step's name has 200 letters at most, it is the name of a folder")
-
-
-def test_files_of_this_machine_are_absolute_for_workers_and_change_no_fingerprint(
-    load: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "weights.pth").write_bytes(b"1")
-    made = {}
-    for weights in ("weights.pth", "./weights.pth", str(tmp_path / "weights.pth")):
-        (step,) = load({"a": {"stage": "make", "inner": {"weights": weights}}})
-        assert step.config.inner.weights == str(tmp_path / "weights.pth")
-        made[weights] = step.fingerprint
-    assert len(set(made.values())) == 1

@@ -72,7 +72,7 @@ def steps(
     found: list[dict],
     *,
     others: tuple[list[dict], ...] = (),
-    noun: str = "detections",
+    table_kind: str = "detections",
     annotated: list[dict] = TRUTH,
     **settings: object,
 ) -> Step:
@@ -92,7 +92,7 @@ def steps(
     metadata = schemas.with_metadata(schemas.GROUND_TRUTH, fingerprint="f", class_names=["cat", "dog"])
     tables.write_ground_truth(images.folder, schemas.to_table(truth, metadata))
     inputs = {"images": images}
-    key, schema = (noun, schemas.DETECTIONS) if "source" not in found[0] else ("proposals", schemas.PROPOSALS)
+    key, schema = (table_kind, schemas.DETECTIONS) if "source" not in found[0] else ("proposals", schemas.PROPOSALS)
     for number, rows in enumerate((found, *others)):
         made = finished(f"{key}{number or ''}", rows, schema, StageConfig())
         inputs[f"{key}.{number}" if others else key] = dataclasses.replace(made, inputs={"images": images})

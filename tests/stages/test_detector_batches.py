@@ -35,8 +35,8 @@ def test_an_object_too_thin_for_a_view_is_left_out_of_it_and_counted(tmp_path: P
     assert batch["classes/0"].tolist() == [1]
     assert batch["masks/0"].shape == (1, 16, 16)
     assert len(batch["boxes/0"]) == 1
-    _, told = task.loss(task.build_model(), batch)
-    assert told["vanished"] == 1
+    _, values = task.loss(task.build_model(), batch)
+    assert values["vanished"] == 1
 
 
 def test_a_batch_holds_views_with_their_boxes(tmp_path: Path, inputs: dict[str, Step]) -> None:

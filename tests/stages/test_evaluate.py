@@ -107,7 +107,7 @@ def test_pseudo_ground_truth_is_told_by_precision_and_recall(tmp_path: Path) -> 
         {"image_id": "c", "boxes": [], "classes": []},
     ]
     chosen = [{**row, "status": "ok", "scores": [0.9 - 0.1 * i for i in range(len(row["boxes"]))]} for row in chosen]
-    step = steps(tmp_path, chosen, noun="pgt")
+    step = steps(tmp_path, chosen, table_kind="pgt")
     outcome = evaluate.run(step)
     report = storage.read_json(storage.join(step.folder, "metrics.json"))
     assert report["task"] == "pgt"
@@ -213,7 +213,7 @@ def test_results_of_other_images_or_classes_are_refused(tmp_path: Path) -> None:
 
 def test_a_figure_that_one_seed_lacks_has_no_mean(tmp_path: Path) -> None:
     nothing = [{"image_id": row["image_id"], "status": "ok", "boxes": []} for row in TRUTH]
-    step = steps(tmp_path, MASKED, others=(nothing,), annotated=SEGMENTED, noun="pgt", kind="segm")
+    step = steps(tmp_path, MASKED, others=(nothing,), annotated=SEGMENTED, table_kind="pgt", kind="segm")
     evaluate.run(step)
     found = storage.read_json(storage.join(step.folder, "metrics.json"))["metrics"]
     assert "mask_iou" not in found

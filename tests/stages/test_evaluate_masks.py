@@ -26,9 +26,9 @@ def test_masks_are_compared_only_where_there_are_some(tmp_path: Path, protocol: 
 
 def test_pseudo_masks_are_compared_only_where_there_are_some(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"kind segm: the dataset has no masks in 1 of 2 images"):
-        evaluate.run(steps(tmp_path, MASKED, noun="pgt", kind="segm"))
+        evaluate.run(steps(tmp_path, MASKED, table_kind="pgt", kind="segm"))
     with pytest.raises(DataError, match="step pgt has no masks: judge a pseudo_masks step, or use kind bbox"):
-        evaluate.run(steps(tmp_path / "b", DETECTED, annotated=SEGMENTED, noun="pgt", kind="segm"))
+        evaluate.run(steps(tmp_path / "b", DETECTED, annotated=SEGMENTED, table_kind="pgt", kind="segm"))
 
 
 def test_masks_of_another_size_than_the_ground_truths_are_refused(tmp_path: Path) -> None:
@@ -41,7 +41,7 @@ def test_masks_of_detections_are_judged_as_voc12_is(tmp_path: Path, caplog: pyte
     step = steps(tmp_path, MASKED, annotated=SEGMENTED, kind="segm")
     outcome = evaluate.run(step)
     report = storage.read_json(storage.join(step.folder, "metrics.json"))
-    # image b failed: one of two cats is found, difficult or not; of the void cat of image a nothing is told
+    # image b failed: one of two cats is found, difficult or not; the void cat of image a does not count
     assert (report["task"], report["num_images"], report["num_objects"]) == ("segmentation", 3, 3)
     assert report["metrics"] == pytest.approx(
         {"AP25": (51 / 101 + 1) / 2, "AP50": (51 / 101 + 1) / 2, "AP70": 51 / 101 / 2, "AP75": 51 / 101 / 2}
@@ -67,7 +67,7 @@ def test_no_mask_found_is_a_figure_too(tmp_path: Path) -> None:
 
 
 def test_pseudo_masks_are_told_by_their_iou(tmp_path: Path) -> None:
-    step = steps(tmp_path, MASKED, annotated=SEGMENTED, noun="pgt", kind="segm")
+    step = steps(tmp_path, MASKED, annotated=SEGMENTED, table_kind="pgt", kind="segm")
     outcome = evaluate.run(step)
     report = storage.read_json(storage.join(step.folder, "metrics.json"))
     # the void cat of image a and the difficult one of image b count neither way

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.data.writers.test_exports import NAMES, make_image
+from tests.data.writers.export_images import NAMES, make_image
 from weaksam.core import storage
 from weaksam.data.readers.label_studio import Review, read_reviews
 from weaksam.data.writers.common import ExportImage

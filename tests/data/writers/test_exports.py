@@ -11,12 +11,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import yaml
-from PIL import Image, ImageDraw
-from pycocotools import mask as coco_mask
+from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from scipy import ndimage
 
+from tests.data.writers.export_images import NAMES, encode, make_image, round_trip
 from weaksam.core import storage
 from weaksam.data.categories import COCO_NAMES, complete_category_ids, default_category_ids
 from weaksam.data.readers.voc import read_voc
@@ -25,123 +24,11 @@ from weaksam.data.writers.coco_results import CocoResults
 from weaksam.data.writers.common import ExportImage, ExportTotals, ReadBack, compare
 from weaksam.data.writers.json_arrays import elements
 from weaksam.data.writers.label_studio import LabelStudioTasks
-from weaksam.data.writers.places import Place, place_images
-from weaksam.data.writers.polygons import draw_polygons, join_polygons, outlines, signed_area, simplify, to_polygons
 from weaksam.data.writers.voc import VocDevkit, palette, to_corners
-from weaksam.data.writers.yolo import YoloLabels, name_splits
+from weaksam.data.writers.yolo import YoloLabels
 from weaksam.errors import DataError
 
-NAMES = ["red kite", "blue & <tit>", "grün"]
-
-
-def encode(mask: np.ndarray) -> bytes:
-    return coco_mask.encode(np.asfortranarray(mask, np.uint8))["counts"]
-
-
-def blob(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """A mask with bays, holes and loose parts, never empty."""
-    noise = ndimage.gaussian_filter(rng.normal(size=(height, width)), rng.uniform(0.5, 4))
-    mask = noise > np.quantile(noise, rng.uniform(0.3, 0.9))
-    mask[rng.integers(height), rng.integers(width)] = True
-    return mask
-
-
-def make_image(
-    image_id: str, rng: np.random.Generator, *, num: int = 3, split: str = "train", masks: bool = True, **place: object
-) -> ExportImage:
-    height, width = (int(side) for side in rng.integers(20, 70, 2))
-    corners = np.sort(rng.uniform(0, 1, (num, 2, 2)), axis=1) * [width, height]
-    boxes = np.concatenate([corners[:, 0], np.minimum(corners[:, 1] + 0.01, [width, height])], axis=1)
-    scores = -np.sort(-rng.uniform(1e-9, 1, num))
-    fixed = {
-        "number": 7,
-        "own_id": image_id,
-        "split": split,
-        "split_name": split,
-        "uri": f"s3://b/i/{image_id}.jpg",
-        "file_name": f"{image_id}.jpg",
-    }
-    where = Place(**fixed | {"name": image_id, "height": None, "width": None} | place)  # type: ignore[arg-type]
-    found = [encode(blob(rng, height, width)) if masks and i != 1 else None for i in range(num)]
-    classes = rng.integers(0, len(NAMES), num)
-    return ExportImage(image_id, where, height, width, boxes.astype("f4"), classes, scores.astype("f4"), found)
-
-
-@pytest.fixture
-def images() -> list[ExportImage]:
-    """Four images: one with a space and umlauts, one without boxes, one of another split."""
-    rng = np.random.default_rng(0)
-    return [
-        make_image("a", rng, number=1),
-        make_image("ä b", rng, number=2, name="ä_b"),
-        make_image("c", rng, num=0, number=3),
-        make_image("d", rng, number=4, split="val"),
-    ]
-
-
-def round_trip(exporter: object, images: list[ExportImage]) -> ExportTotals:
-    """Writes, reads back in two pieces, compares."""
-    tally = ExportTotals()
-    exporter.write(images[:2])  # type: ignore[attr-defined]
-    exporter.write(images[2:])  # type: ignore[attr-defined]
-    exporter.finish()  # type: ignore[attr-defined]
-    for piece in (images[:3], images[3:]):
-        for image, found in zip(piece, exporter.read(piece), strict=True):  # type: ignore[attr-defined]
-            compare(image, found, exporter, tally)  # type: ignore[arg-type]
-    exporter.check_rest()  # type: ignore[attr-defined]
-    assert tally.images == len(images)
-    assert tally.boxes == sum(len(image.boxes) for image in images)
-    return tally
-
-
 # --- polygons
-
-
-def test_an_outline_follows_the_sides_of_pixels() -> None:
-    mask = np.zeros((4, 5), bool)
-    mask[1:3, 1:4] = True
-    [ring] = outlines(mask)
-    assert sorted(map(tuple, ring.tolist())) == [(1, 1), (1, 3), (4, 1), (4, 3)]
-    assert signed_area(ring) == 6
-    assert outlines(np.zeros((3, 3), bool)) == []
-
-
-def test_holes_run_the_other_way_and_pixels_at_a_corner_are_apart() -> None:
-    mask = np.ones((5, 5), bool)
-    mask[2, 2] = False
-    assert sorted(signed_area(ring) for ring in outlines(mask)) == [-1, 25]
-    assert [signed_area(ring) for ring in outlines(np.eye(3, dtype=bool))] == [1, 1, 1]
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_polygons_are_the_mask_with_its_holes_filled(seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    image = make_image("a", rng, num=0)
-    mask = blob(rng, image.height, image.width)
-    mask[2:9, 2:9] = True
-    mask[3:8, 3:8] = False
-    mask[5, 5] = True  # a part in a hole
-    parts, holes = to_polygons(image, encode(mask))
-    # Pixels are neighbours by their sides, those around by their corners too.
-    filled = ndimage.binary_fill_holes(mask, np.ones((3, 3)))
-    assert len(parts) == ndimage.label(filled)[1]
-    assert holes == ndimage.label(~np.pad(mask, 1), np.ones((3, 3)))[1] - 1 >= 1
-    assert signed_area(parts[0]) == max(signed_area(part) for part in parts)
-    for polygons in (parts, [join_polygons(parts)]):
-        assert (image.decode(draw_polygons(image, polygons)) == filled).all()
-
-
-def test_a_tolerance_leaves_corners_out_and_little_else() -> None:
-    picture = Image.new("1", (120, 100))
-    ImageDraw.Draw(picture).ellipse((10, 10, 105, 80), fill=1)
-    image = make_image("a", np.random.default_rng(0), num=0)
-    image = ExportImage("a", image.place, 100, 120, image.boxes, image.classes, image.scores, [])
-    counts = encode(np.array(picture))
-    [exact], [rough] = to_polygons(image, counts)[0], to_polygons(image, counts, 1.0)[0]
-    assert len(rough) < len(exact) / 4
-    one, other = image.decode(counts), image.decode(draw_polygons(image, [rough]))
-    assert (one & other).sum() / (one | other).sum() > 0.97
-    assert len(simplify(np.array([[0, 0], [1, 0], [1, 1], [0, 1]]), 5.0)) == 4  # it would lose its area
 
 
 # --- formats
@@ -304,18 +191,6 @@ def test_yolo_polygons(images: list[ExportImage]) -> None:
     assert all(0 <= value <= 1 for _, values in lines for value in values)
 
 
-@pytest.mark.parametrize(
-    ("splits", "named"),
-    [
-        (["train2017", "val2017"], {"train": ["train2017"], "val": ["val2017"]}),
-        (["trainval", "test"], {"train": ["trainval"], "val": ["test"], "test": ["test"]}),
-        (["a", "b"], {"train": ["a", "b"], "val": ["a", "b"]}),
-    ],
-)
-def test_splits_are_named_for_trainers(splits: list[str], named: dict) -> None:
-    assert name_splits(splits) == named
-
-
 def test_label_studio_tasks(images: list[ExportImage]) -> None:
     to = "memory://label-studio"
     settings = {"tolerance": 0.0, "model_version": "pgt-f", "image_prefix": "https://host/d/"}
@@ -384,82 +259,6 @@ def test_arrays_are_decoded_one_element_at_a_time() -> None:
 
 
 # --- names and numbers
-
-
-def rows(*uris: str, ids: list[str] | None = None) -> list[dict]:
-    ids = ids or [f"i{n}" for n in range(len(uris))]
-    return [
-        {"image_id": i, "uri": uri, "split": "train", "height": 1, "width": 1} for i, uri in zip(ids, uris, strict=True)
-    ]
-
-
-@pytest.mark.parametrize(
-    ("ids", "numbers"),
-    [
-        (["000000000139", "000000000285"], [139, 285]),
-        (["7", "12"], [7, 12]),
-        (["b", "a"], [2, 1]),
-        (["1", "01"], [2, 1]),  # not unique as numbers
-        (["2007_000027", "2008_000003"], [1, 2]),
-    ],
-)
-def test_numbers_of_images(ids: list[str], numbers: list[int]) -> None:
-    places, _ = place_images(rows("r/a.jpg", "r/b.jpg", ids=ids), ids)
-    assert [places[image_id].number for image_id in ids] == numbers
-    [(only, place)] = place_images(rows("r/a.jpg", "r/b.jpg", ids=ids), ids[:1])[0].items()
-    assert (only, place.number) == (ids[0], numbers[0])  # whatever else is exported
-
-
-def test_names_of_images() -> None:
-    places, root = place_images(rows("s3://b/r/x/my cat.v1.JPG", "s3://b/r/y/noextension"), {"i0", "i1"})
-    assert root == "s3://b/r"
-    assert [(p.file_name, p.name, p.picture) for p in places.values()] == [
-        ("x/my cat.v1.JPG", "my cat.v1", "my cat.v1.JPG"),
-        ("y/noextension", "noextension", "noextension"),
-    ]
-    places, _ = place_images(rows("r/x/my cat.jpg", "r/y/my cat.jpg"), {"i0", "i1"}, keep_spaces=False)
-    assert [place.picture for place in places.values()] == ["x_my_cat.jpg", "y_my_cat.jpg"]
-    uris = ["r/a.jpg", "r/a.png", "r/a_png.gif", "r/x/b.jpg"]
-    places, _ = place_images(rows(*uris), {f"i{n}" for n in range(4)})
-    assert [place.picture for place in places.values()] == ["a_jpg.jpg", "a_png.png", "a_png_2.gif", "b.jpg"]
-    assert [place.file_name for place in places.values()] == ["a.jpg", "a.png", "a_png.gif", "x/b.jpg"]
-    places, _ = place_images(rows("r/a b.jpg", "r/a_b.jpg"), {"i0", "i1"}, keep_spaces=False)
-    assert [place.picture for place in places.values()] == ["a_b_jpg.jpg", "a_b_jpg_2.jpg"]
-    long = "\u732b" * 83
-    places, _ = place_images(rows(f"r/{long}.jpg", f"r/{long[:-1]}.jpg", f"r/{long}.png"), {"i0", "i1", "i2"})
-    names = [place.name for place in places.values()]
-    assert len(set(names)) == 3
-    assert max(len(place.picture.encode()) for place in places.values()) <= 250
-    assert all(name.startswith("\u732b" * 70) for name in names)
-    assert place_images(rows("a.jpg"), {"i0"})[1] == ""
-
-
-def test_characters_that_xml_and_lists_cannot_hold_are_replaced() -> None:
-    uris = ["/d/a\x01b.jpg", "/d/c\nd.jpg", "/d/e\x85.jpg", "/d/\ufffe.jpg", "/d/..f.g.jpg"]
-    for keep_spaces in (True, False):
-        places, _ = place_images(rows(*uris), {f"i{n}" for n in range(5)}, keep_spaces=keep_spaces)
-        assert [place.picture for place in places.values()] == ["a_b.jpg", "c_d.jpg", "e_.jpg", "_.jpg", "_f.g.jpg"]
-        assert [place.file_name for place in places.values()] == [uri[3:] for uri in uris]
-
-
-def test_ids_are_written_as_the_dataset_has_them() -> None:
-    ids = ["12345678901234567", "7", "-1"]
-    some = rows("r/a.jpg", "r/b.jpg", "r/c.jpg", ids=ids)
-    for are_numbers in (True, None):
-        places, _ = place_images(some, ids, ids_are_numbers=are_numbers)
-        assert [(places[i].number, places[i].own_id) for i in ids] == [(int(i), int(i)) for i in ids]
-    places, _ = place_images(some, ids, ids_are_numbers=False)
-    assert [places[i].own_id for i in ids] == ids
-    assert place_images(rows("r/a.jpg", ids=["12"]), {"12"}, ids_are_numbers=False)[0]["12"].own_id == "12"
-    assert place_images(rows("r/a.jpg", ids=["007"]), {"007"})[0]["007"].own_id == "007"
-
-
-def test_names_of_splits_are_unique_and_safe() -> None:
-    splits = ["a/b", "a_b", "../z", "x\ny", "train", None]
-    some = [row | {"split": split} for row, split in zip(rows(*"abcdef"), splits, strict=True)]
-    places, _ = place_images(some, {row["image_id"] for row in some})
-    assert [p.split_name for p in places.values()] == ["a_b_2", "a_b", "__z", "x_y", "train", "all"]
-    assert [p.split for p in places.values()] == [*splits[:5], "all"]
 
 
 @pytest.mark.parametrize("format", ["coco", "voc", "yolo"])

@@ -17,11 +17,11 @@ def test_focal_loss_is_the_plain_formula() -> None:
     logits, labels = torch.randn(5, 3), torch.tensor([0, -1, 2, -1, 1])
     losses = focal_losses(logits, labels)
     for row, label, loss in zip(logits, labels, losses, strict=True):
-        told = 0.0
+        expected = 0.0
         for c, p in enumerate(row.sigmoid().tolist()):
             p_right, alpha = (p, 0.25) if c == label else (1 - p, 0.75)
-            told -= alpha * (1 - p_right) ** 2 * torch.tensor(p_right).log().item()
-        assert loss.item() == pytest.approx(told, rel=1e-4)
+            expected -= alpha * (1 - p_right) ** 2 * torch.tensor(p_right).log().item()
+        assert loss.item() == pytest.approx(expected, rel=1e-4)
 
 
 def test_box_losses_are_the_plain_formulas() -> None:
@@ -83,12 +83,12 @@ def test_drops_are_told_and_touch_matched_queries_of_the_decoder_alone() -> None
     net = make_dino(drop=RoiDropRules("independent", cls_threshold=0.0, reg_threshold=0.0, start=0))
     images = [make_image()]
     torch.manual_seed(5)
-    told = net.losses(images, [TWO], 0)
-    assert int(told["dropped_class"]) == int(told["dropped_box"]) == 2 * SIZE.decoder_layers
-    assert told["loss_box"] == told["loss_giou"] == 0
+    losses = net.losses(images, [TWO], 0)
+    assert int(losses["dropped_class"]) == int(losses["dropped_box"]) == 2 * SIZE.decoder_layers
+    assert losses["loss_box"] == losses["loss_giou"] == 0
     net.drop = RoiDropRules()
     torch.manual_seed(5)
     plain = net.losses(images, [TWO], 0)
     assert "dropped_class" not in plain
-    assert (plain["loss_encoder"], plain["loss_denoising"]) == (told["loss_encoder"], told["loss_denoising"])
-    assert plain["loss_class"] > told["loss_class"] > 0
+    assert (plain["loss_encoder"], plain["loss_denoising"]) == (losses["loss_encoder"], losses["loss_denoising"])
+    assert plain["loss_class"] > losses["loss_class"] > 0

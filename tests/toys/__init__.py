@@ -1,0 +1,1 @@
+"""A toy of each thing that can be added, each the one file that CONTRIBUTING.md says."""
