@@ -105,6 +105,13 @@ def test_ground_truth_is_read_by_evaluate_and_report_alone(module: str) -> None:
         ("import weaksam.cli.main, weaksam.pipeline, weaksam.stages", ["torch", "ray", "torchvision"]),
         ("import weaksam.sam.engine, weaksam.sam.checkpoints, weaksam.ops.proposal_metrics", ["ray", "pydantic"]),
         ("import weaksam.sam, weaksam.sam.shipped", ["torch", "ray"]),
+        ("import weaksam.models.detectors.build, weaksam.models.wsod.build", ["timm", "ray"]),
+        (
+            "from weaksam.core.config import parse_settings; from weaksam.stages import STAGES; "
+            "stage, raw = STAGES['train_classifier'], {'images': 'i', 'split': 's', 'gated': True}; "
+            "stage.outside(parse_settings(stage.config, raw, where='s')[0])",
+            ["torch", "timm"],
+        ),
         ("import weaksam.data.images, weaksam.demo.scenes", ["ray", "torch"]),
     ],
 )

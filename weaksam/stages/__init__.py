@@ -1,7 +1,6 @@
 """The catalogue of all stages, by name, in the order of the pipeline."""
 
-from importlib import import_module
-
+from weaksam.core.catalogues import members
 from weaksam.core.step import Stage
 
 # The files of this folder that hold a stage, each with its `STAGE`.
@@ -19,5 +18,4 @@ _FILES = (
     "export",
     "hygiene",
 )
-_ALL: list[Stage] = [import_module(f"{__name__}.{name}").STAGE for name in _FILES]
-STAGES: dict[str, Stage] = {stage.name: stage for stage in _ALL}
+STAGES: dict[str, Stage] = {stage.name: stage for stage in members(__name__, _FILES, "STAGE")}

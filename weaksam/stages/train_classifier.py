@@ -17,7 +17,7 @@ from weaksam.core import step_files, storage
 from weaksam.core.config import Added, Matching, NotInFingerprint, OutsideFile, Reads, Recipe, changed, with_defaults
 from weaksam.core.step import Outcome, Stage, Step
 from weaksam.errors import DataError
-from weaksam.models.backbones.catalogue import BACKBONES, backbone_kind, find_backbone
+from weaksam.models.backbones.catalogue import BACKBONES, backbone_kind, has_own_classifier, listed_in
 from weaksam.models.backbones.catalogue.kind import PHOTOGRAPHS_CLASSIFIER_RECIPE
 from weaksam.stages.labels import labelled_images
 from weaksam.stages.training_run import identify_shipped, loop_settings, make_course, outcome_of, train_task
@@ -28,18 +28,14 @@ if TYPE_CHECKING:
 
 
 _PILOT_HELD_OUT = 0.25
-_VITS = ("deit_", "vit_")  # how timm's names of plain ViTs begin
 
 
 _PUBLISHED = with_defaults(LoopSettings, batch_size=64, lr=7.5e-5, final_lr=0.13, weight_decay=0.03, precision="bf16")
 
 
 def _is_convolutional(backbone: str) -> bool:
-    """Returns whether a name is that of a network of timm that WeakTr is not for; plain ViTs do not import timm."""
-    if backbone in {kind.name for kind in BACKBONES} or backbone.startswith(_VITS):
-        return False
-    kind = find_backbone(backbone)
-    return kind is not None and kind.classifier is not None
+    """Returns whether a name is that of a network of timm that WeakTr is not for."""
+    return not listed_in(backbone) and has_own_classifier(backbone)
 
 
 class TrainClassifierConfig(_PUBLISHED):
@@ -101,16 +97,14 @@ class TrainClassifierConfig(_PUBLISHED):
     def _fits_its_backbone(self) -> Self:
         if self.backbone == "vit_xs":
             raise ValueError("backbone 'vit_xs' is now 'frozen_sam'")
-        if (self.gated or self.fine_of != "both") and self._has_own_classifier:
+        is_set = self.gated or self.fine_of != "both"
+        if not (is_set or self.weights) or not has_own_classifier(self.backbone):
+            return self
+        if is_set:
             raise ValueError(f"gated and fine_of are for ViTs: {self.backbone} has no attention")
-        if self.weights is not None and self._has_own_classifier and not backbone_kind(self.backbone).takes_weights:
+        if not backbone_kind(self.backbone).takes_weights:
             raise ValueError(f"weights are for networks of timm: {self.backbone} has weights of its own")
         return self
-
-    @property
-    def _has_own_classifier(self) -> bool:
-        kind = find_backbone(self.backbone)
-        return kind is not None and kind.classifier is not None
 
     def num_held_out(self, images: int) -> int:
         """Returns the number of images held out of training."""
@@ -120,7 +114,7 @@ class TrainClassifierConfig(_PUBLISHED):
         held_out = self.num_held_out(images)
         settings = train_settings(self, images - held_out)
         # frozen features are cached if the mirror image is the only augmentation
-        is_cached = self.min_scale == 1 and not self.rand_augment and self._has_own_classifier
+        is_cached = self.min_scale == 1 and not self.rand_augment and has_own_classifier(self.backbone)
         views = 2 if is_cached and not self.erase else None
         return make_course(settings, images - held_out, views=views, held_out=held_out)
 

@@ -7,7 +7,6 @@ compared.
 from __future__ import annotations
 
 import logging
-import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -146,7 +145,10 @@ class TrainWsodConfig(_PUBLISHED):
             )
         if not is_frozen(self.backbone) and self.optimizer == "muon":
             raise ValueError("optimizer muon is for frozen features: vgg16 and resnet50 have adam, adamw or sgd")
-        multiple = math.lcm(*(kind.crop_multiple for kind in kinds_in(self.backbone)))
+        multiples = [kind.crop_multiple for kind in kinds_in(self.backbone)]
+        if is_frozen(self.backbone) and any(max(multiples) % each for each in multiples):
+            raise ValueError(f"strides {multiples} of {self.backbone} do not go together: use one alone")
+        multiple = max(multiples, default=1)
         if is_frozen(self.backbone) and self.crop % multiple:
             raise ValueError(f"crop must be a multiple of {multiple} for {self.backbone}, got {self.crop}")
         if self.optimizer == "muon" and (self.refine_lr, self.dropblock_lr) != (1.0, 1.0):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from weaksam.core.step import Outcome, Step
 from weaksam.execution.connection import check_cluster, connect
 from weaksam.execution.progress import Progress, report_progress
-from weaksam.models.backbones.catalogue import kinds_in
+from weaksam.models.backbones.catalogue import kinds_in, listed_in
 from weaksam.training.settings import Course, LoopSettings, TrainSettings
 from weaksam.training.written import read_left_out, read_metrics
 
@@ -96,4 +96,4 @@ def is_frozen(backbone: str) -> bool:
 
 def identify_shipped(backbone: str) -> dict[str, str]:
     """Returns the identities of the shipped weights that the backbones use, as outside files."""
-    return {name: identity for kind in kinds_in(backbone) for name, identity in kind.shipped().items()}
+    return {name: identity for kind in listed_in(backbone) for name, identity in kind.shipped().items()}

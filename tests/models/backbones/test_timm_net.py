@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -29,6 +31,12 @@ def whole(name: str) -> dict[str, Tensor]:
     return timm.create_model(name).state_dict()
 
 
+def loaded(name: str, state: Mapping[str, Tensor], **options: Any) -> TimmNet:
+    net = TimmNet(name, **options).eval()
+    net.load_state(state, where=name)
+    return net
+
+
 def pixels(height: int = 96, width: int = 130) -> Tensor:
     return torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(0))
 
@@ -38,7 +46,7 @@ def test_maps_are_those_of_timm(name: str) -> None:
     theirs = timm.create_model(name, features_only=True).eval()
     flat = {key.replace(".", "_"): value for key, value in whole(name).items()}
     theirs.load_state_dict({key: flat[key.replace(".", "_")] for key in theirs.state_dict()})
-    net = TimmNet(name, state=whole(name), strides=(8, 32)).eval()
+    net = loaded(name, whole(name), strides=(8, 32))
     with torch.no_grad():
         wanted = theirs(pixels())
     by_stride = dict(zip(theirs.feature_info.reduction(), wanted, strict=True))
@@ -49,7 +57,7 @@ def test_maps_are_those_of_timm(name: str) -> None:
 
 def test_the_map_of_a_vit_is_its_last_block_normalised() -> None:
     theirs = timm.create_model("test_vit", num_classes=0, dynamic_img_size=True).eval()
-    net = TimmNet("test_vit", state=theirs.state_dict()).eval()
+    net = loaded("test_vit", theirs.state_dict())
     with torch.no_grad():
         tokens = theirs.forward_features(pixels(96, 128))[:, theirs.num_prefix_tokens :]
     (maps,) = net(pixels(96, 128))
@@ -186,6 +194,8 @@ def test_run_files_take_names_of_timm() -> None:
     assert faults("train_wsod", backbone="vit_small_patch14_dinov2") == [
         "s: crop must be a multiple of 14 for vit_small_patch14_dinov2, got 96"
     ]
+    (fault,) = faults("train_wsod", backbone="vit_small_patch14_dinov2+frozen_sam", crop=112)
+    assert "strides [14, 16] of vit_small_patch14_dinov2+frozen_sam do not go together" in fault
     assert faults("train_detector", backbone="convnext_tiny") == []
     assert faults("train_detector", backbone="convnext_tiny", model="dino") == [
         "s: backbone convnext_tiny is not for dino: it has resnet50 and frozen_sam"

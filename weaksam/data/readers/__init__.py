@@ -5,8 +5,7 @@ A dataset format of the stage `index` is a file of this folder, and a line of `_
 
 from __future__ import annotations
 
-from importlib import import_module
-
+from weaksam.core.catalogues import member, members
 from weaksam.data.readers.format import DatasetFormat
 
 # The files of this folder that hold a dataset format, each with its `FORMAT`.
@@ -16,7 +15,7 @@ _FILES = (
     "folder",
     "voc_folder",
 )
-DATASET_FORMATS: tuple[DatasetFormat, ...] = tuple(import_module(f"{__name__}.{name}").FORMAT for name in _FILES)
+DATASET_FORMATS: tuple[DatasetFormat, ...] = members(__name__, _FILES, "FORMAT")
 
 
 def dataset_format(name: str) -> DatasetFormat:
@@ -25,7 +24,4 @@ def dataset_format(name: str) -> DatasetFormat:
     Raises:
         ValueError: no format has that name.
     """
-    for kind in DATASET_FORMATS:
-        if kind.name == name:
-            return kind
-    raise ValueError(f"format must be one of {', '.join(repr(kind.name) for kind in DATASET_FORMATS)}, got {name!r}")
+    return member(DATASET_FORMATS, name, setting="format")

@@ -5,8 +5,7 @@ An export format of the stage `export` is a file of this folder, and a line of `
 
 from __future__ import annotations
 
-from importlib import import_module
-
+from weaksam.core.catalogues import member, members
 from weaksam.data.writers.format import ExportFormat
 
 # The files of this folder that hold an export format, each with its `FORMAT`.
@@ -18,7 +17,7 @@ _FILES = (
     "yolo_segment",
     "label_studio",
 )
-EXPORT_FORMATS: tuple[ExportFormat, ...] = tuple(import_module(f"{__name__}.{name}").FORMAT for name in _FILES)
+EXPORT_FORMATS: tuple[ExportFormat, ...] = members(__name__, _FILES, "FORMAT")
 
 
 def export_format(name: str) -> ExportFormat:
@@ -27,7 +26,4 @@ def export_format(name: str) -> ExportFormat:
     Raises:
         ValueError: no format has that name.
     """
-    for kind in EXPORT_FORMATS:
-        if kind.name == name:
-            return kind
-    raise ValueError(f"format must be one of {', '.join(repr(kind.name) for kind in EXPORT_FORMATS)}, got {name!r}")
+    return member(EXPORT_FORMATS, name, setting="format")

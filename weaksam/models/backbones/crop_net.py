@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from weaksam.errors import WeightsError
+from weaksam.errors import ConfigError, WeightsError
 from weaksam.models.backbones.catalogue import backbone_kind
 from weaksam.models.backbones.catalogue.kind import CropFeatures
 from weaksam.models.backbones.frozen_sam import cut_out
@@ -34,7 +34,7 @@ class CropNet(RoiNet):
         features: backbones with `crops` in the catalogue, whose maps are concatenated, e.g. `efficientnet_lite0`,
             trained on ImageNet's photographs, and `frozen_sam`, the small SAM, trained on drawn scenes.
         dim: width of the two layers.
-        crop: side of a crop, pixels; a multiple of the largest stride: 32 of `efficientnet_lite0`, 16 of `frozen_sam`.
+        crop: side of a crop, pixels; a multiple of each stride.
         margin: enlargement of a box on each side, as a share of its size.
         drop: dropout rate after each trained layer.
     """
@@ -58,6 +58,8 @@ class CropNet(RoiNet):
                 raise ValueError(f"backbone {kind.name} has no features of crops")
             self.add_module(kind.crops_key, kind.crops(crop))
         strides = [stride for network in self.frozen for stride in network.crop_strides]
+        if any(stride % min(strides) for stride in strides):
+            raise ConfigError(f"backbones {', '.join(features)}: strides {strides} do not go together: use one alone")
         self._channels = [channels for network in self.frozen for channels in network.crop_channels]
         self.stride, self.pooled_channels, self.pooled_size = 1, sum(self._channels), crop // min(strides)
         self._shrink = [stride // min(strides) for stride in strides]

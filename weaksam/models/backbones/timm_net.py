@@ -6,20 +6,20 @@ Axis legend: B images, H W pixels, D channels, h w cells of a map.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-import timm
 import torch
 import torch.nn.functional as F
-from timm.layers.norm_act import freeze_batch_norm_2d
 from torch import Tensor, nn
 
 from weaksam.errors import ConfigError, WeightsError
 
-_HEAD_BLOCKS = 1  # of a plain ViT, the last block's map is taken
+_LAST_BLOCKS = 1  # of a plain ViT, whose maps are taken
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,8 @@ def timm_info(name: str) -> TimmInfo:
     Raises:
         ConfigError: timm has no such network, or cannot return maps of it.
     """
+    import timm
+
     if not timm.is_model(name):
         raise ConfigError(f"backbone {name!r}: timm {timm.__version__} has no network of that name")
     try:
@@ -85,7 +87,6 @@ class TimmNet(nn.Module):
         name: timm's name of the network.
         strides: strides of the maps to return; None: all that it has.
         frozen_maps: number of leading maps, of those that the network has, whose layers are not trained; None: all.
-        state: weights of the whole network, with timm's keys; None: random ones.
 
     Attributes:
         strides, channels: of the returned maps.
@@ -98,10 +99,10 @@ class TimmNet(nn.Module):
         *,
         strides: Sequence[int] | None = None,
         frozen_maps: int | None = None,
-        state: Mapping[str, Tensor] | None = None,
-        where: str = "",
     ) -> None:
         super().__init__()
+        from timm.layers.norm_act import freeze_batch_norm_2d
+
         info = timm_info(name)
         self.name, self.mean, self.std = name, info.mean, info.std
         kept = [place for place, stride in enumerate(info.strides) if strides is None or stride in strides]
@@ -114,8 +115,6 @@ class TimmNet(nn.Module):
         self.is_padded = not self.is_plain_vit and not self._takes(2 * max(self.strides) + 1)
         if self.is_padded and not self._takes(2 * max(self.strides)):
             raise ConfigError(f"backbone {name!r}: takes images of one size alone: choose another network")
-        if state is not None:
-            self.load_state(state, where=where or name)
         self.is_frozen = frozen_maps is None or frozen_maps >= len(info.strides)
         freeze_batch_norm_2d(self.network)
         if self.is_frozen:
@@ -136,7 +135,7 @@ class TimmNet(nn.Module):
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.is_frozen):
             if self.is_plain_vit:
                 return self.network.forward_intermediates(
-                    pixels, indices=_HEAD_BLOCKS, norm=True, output_fmt="NCHW", intermediates_only=True
+                    pixels, indices=_LAST_BLOCKS, norm=True, output_fmt="NCHW", intermediates_only=True
                 )
             height, width = pixels.shape[2:]
             if self.is_padded:
@@ -144,9 +143,8 @@ class TimmNet(nn.Module):
             maps = self.network(pixels)
             is_last = str(getattr(self.network, "output_fmt", "NCHW")).endswith("NHWC")
             maps = [level.permute(0, 3, 1, 2).contiguous() for level in maps] if is_last else list(maps)
-            return [
-                level[..., : -(-height // s), : -(-width // s)] for level, s in zip(maps, self.strides, strict=True)
-            ]
+            cells = [(-(-height // stride), -(-width // stride)) for stride in self.strides]
+            return [level[..., :rows, :columns] for level, (rows, columns) in zip(maps, cells, strict=True)]
 
     def load_pretrained(self) -> None:
         """Loads timm's weights, fetched by name.
@@ -155,6 +153,7 @@ class TimmNet(nn.Module):
             WeightsError: they cannot be fetched, or do not fit.
         """
         self.load_state(pretrained_state(self.name), where=self.name)
+        log.info("backbone %s: weights of timm, licence: %s", self.name, timm_info(self.name).license or "not stated")
 
     def load_state(self, state: Mapping[str, Tensor], *, where: str) -> None:
         """Loads a state dict of the whole network.
@@ -269,6 +268,8 @@ def pretrained_state(name: str) -> dict[str, Tensor]:
     Raises:
         WeightsError: they cannot be fetched, or timm has none.
     """
+    import timm
+
     try:
         return timm.create_model(name, pretrained=True).state_dict()
     except (OSError, RuntimeError, ValueError) as error:
@@ -278,6 +279,8 @@ def pretrained_state(name: str) -> dict[str, Tensor]:
 
 
 def _build(name: str, indices: Sequence[int], is_plain_vit: bool) -> Any:
+    import timm
+
     if is_plain_vit:
         return timm.create_model(name, num_classes=0, dynamic_img_size=True, dynamic_img_pad=True)
     options: dict[str, Any] = {"features_only": True, "out_indices": tuple(indices)}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from weaksam.core.cache import fetch
 from weaksam.errors import WeightsError
-from weaksam.models.backbones.catalogue import find_backbone
+from weaksam.models.backbones.catalogue import backbone_kind, has_own_classifier
 from weaksam.models.classifiers import weaktr_weights
 from weaksam.models.classifiers.cam_classifier import CamClassifier
 from weaksam.models.classifiers.weaktr import FineOf, WeakTr
@@ -18,23 +18,16 @@ Classifier = WeakTr | CamClassifier
 
 def pixels_of(backbone: str) -> tuple[Sequence[float], Sequence[float]]:
     """Returns mean and standard deviation, of pixels in [0, 1], that the classifier of a backbone expects."""
-    kind = find_backbone(backbone)
-    if kind is None or kind.classifier is None:
+    if not has_own_classifier(backbone):
         return WeakTr.mean, WeakTr.std
+    kind = backbone_kind(backbone)
     return [value / 255 for value in kind.mean], [value / 255 for value in kind.std]
-
-
-def has_own_classifier(backbone: str) -> bool:
-    """Returns whether the catalogue has a classifier of a backbone that is not WeakTr."""
-    kind = find_backbone(backbone)
-    return kind is not None and kind.classifier is not None
 
 
 def build_classifier(backbone: str, num_classes: int, *, gated: bool = False, fine_of: FineOf = "both") -> Classifier:
     """Returns a classifier with random weights, in train mode, on the CPU; `gated` and `fine_of` are WeakTr's."""
-    kind = find_backbone(backbone)
-    if kind is not None and kind.classifier is not None:
-        return kind.classifier(num_classes)
+    if has_own_classifier(backbone) and (build := backbone_kind(backbone).classifier) is not None:
+        return build(num_classes)
     return weaktr_weights.build_weaktr(backbone, num_classes, gated=gated, fine_of=fine_of)
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from weaksam.errors import ConfigError, WeightsError
 from weaksam.models.backbones.catalogue import find_backbone
 from weaksam.models.backbones.frozen_sam import SamStem
+from weaksam.models.backbones.timm_net import pretrained_state
 from weaksam.models.classifiers.weaktr import FineOf, WeakTr, WeakTrSize
 from weaksam.sam.checkpoints import read_state
 
@@ -82,7 +83,7 @@ def load_pretrained(model: WeakTr, backbone: str) -> None:
     if isinstance(model.patch_embed, SamStem):
         model.patch_embed.load_pretrained()
     else:
-        load_state(model, _build_timm(backbone, pretrained=True).state_dict(), where=backbone)
+        load_state(model, pretrained_state(backbone), where=backbone)
 
 
 def load_file(model: WeakTr, path: Path, *, class_rows: Sequence[int] | None = None) -> None:
@@ -156,19 +157,15 @@ def _fit_classes(
     return state | {key: state[key][rows] for key in ("head.weight", "head.bias") if key in state}
 
 
-def _build_timm(name: str, *, pretrained: bool = False) -> Any:
+def _build_timm(name: str) -> Any:
     import timm
     from timm.models.vision_transformer import VisionTransformer
 
     try:
-        with torch.device("cpu" if pretrained else "meta"):
-            vit = timm.create_model(name, pretrained=pretrained, num_classes=0)
+        with torch.device("meta"):
+            vit = timm.create_model(name, num_classes=0)
     except RuntimeError as error:
         raise ConfigError(f"backbone {name!r}: timm cannot build it ({error})") from error
-    except OSError as error:
-        raise WeightsError(
-            f"backbone {name!r}: its weights cannot be fetched ({error}): give them as a file in `weights`"
-        ) from error
     if not isinstance(vit, VisionTransformer) or vit.cls_token is None:
         raise ConfigError(f"backbone {name!r} is no ViT with a class token: choose one such as deit_small_patch16_224")
     return vit

@@ -12,7 +12,6 @@ from torch import Tensor
 from weaksam.core.cache import fetch
 from weaksam.errors import WeightsError
 from weaksam.models.backbones.catalogue import are_of_timm, kinds_in, wsod_backbones
-from weaksam.models.backbones.catalogue.kind import RoiOptions
 from weaksam.models.backbones.crop_net import CropNet
 from weaksam.models.backbones.roi_net import Pixels, RoiNet, load_imagenet
 from weaksam.models.wsod.network import WsodNet, WsodRules
@@ -63,7 +62,7 @@ class WsodSpec:
     def _roi_net(self) -> RoiNet:
         kind = kinds_in(self.backbone)[0]
         if kind.roi_net is not None:
-            return kind.roi_net(RoiOptions(self.pixels, self.last_relu, self.frozen_stages))
+            return kind.roi_net(self.pixels, self.last_relu, self.frozen_stages)
         return CropNet(self.backbone.split("+"), crop=self.crop, margin=self.margin)
 
     def with_starting_weights(self) -> WsodNet:

@@ -6,10 +6,10 @@ names are joined by +.
 
 from __future__ import annotations
 
-from importlib import import_module
 from itertools import combinations
 from typing import TYPE_CHECKING
 
+from weaksam.core.catalogues import member, members
 from weaksam.models.backbones.catalogue.kind import BackboneKind
 from weaksam.models.backbones.catalogue.of_timm import is_of_timm, timm_kind
 
@@ -23,7 +23,7 @@ _FILES = (
     "frozen_sam",
     "efficientnet_lite0",
 )
-BACKBONES: tuple[BackboneKind, ...] = tuple(import_module(f"{__name__}.{name}").KIND for name in _FILES)
+BACKBONES: tuple[BackboneKind, ...] = members(__name__, _FILES, "KIND")
 
 
 def find_backbone(name: str) -> BackboneKind | None:
@@ -40,10 +40,25 @@ def backbone_kind(name: str) -> BackboneKind:
         ValueError: no backbone has that name.
         ConfigError: timm cannot return maps of this network.
     """
-    if (kind := find_backbone(name)) is None:
-        known = ", ".join(repr(kind.name) for kind in BACKBONES)
-        raise ValueError(f"backbone must be one of {known}, or a network of timm, got {name!r}")
-    return kind
+    if (kind := find_backbone(name)) is not None:
+        return kind
+    return member(BACKBONES, name, setting="backbone", others=", or a network of timm")
+
+
+def listed_in(names: str) -> list[BackboneKind]:
+    """Returns the backbones of the catalogue among names joined by +, without asking timm."""
+    return [kind for kind in BACKBONES if kind.name in names.split("+")]
+
+
+def has_own_classifier(name: str) -> bool:
+    """Returns whether a backbone has a classifier that is not WeakTr.
+
+    timm's names of plain ViTs begin with `deit_` or `vit_`: for them timm need not be imported.
+    """
+    if name.startswith(("deit_", "vit_")):
+        return False
+    kind = find_backbone(name)
+    return kind is not None and kind.classifier is not None
 
 
 def kinds_in(names: str) -> list[BackboneKind]:

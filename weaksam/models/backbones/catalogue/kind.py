@@ -14,21 +14,6 @@ if TYPE_CHECKING:
     from weaksam.models.backbones.roi_net import Pixels, RoiNet
 
 
-@dataclass(frozen=True)
-class RoiOptions:
-    """Options of a network that pools RoIs from the maps of a whole image.
-
-    Attributes:
-        pixels: pixel format that the starting weights expect.
-        last_relu: whether a ReLU follows the last convolution; for vgg16.
-        frozen_stages: number of leading stages that are not trained.
-    """
-
-    pixels: Pixels = "torchvision"
-    last_relu: bool = True
-    frozen_stages: int = 2
-
-
 class CropFeatures(Protocol):
     """A frozen network on crops: an `nn.Module` with these attributes.
 
@@ -67,7 +52,7 @@ class BackboneKind:
         name: value of `backbone` in a run file.
         title: its name in reports.
         roi_net: builds the network, with random weights, that pools RoIs from maps of the whole image, for OICR and
-            MIST.
+            MIST, from `pixels`, `last_relu` and `frozen_stages` of `WsodSpec`.
         imagenet: returns the published ImageNet weights of `roi_net` and their URL.
         crops: builds the frozen network on crops of a side in pixels, for OICR and MIST.
         crops_key: name of that network in checkpoints.
@@ -87,7 +72,7 @@ class BackboneKind:
 
     name: str
     title: str
-    roi_net: Callable[[RoiOptions], RoiNet] | None = None
+    roi_net: Callable[[Pixels, bool, int], RoiNet] | None = None
     imagenet: Callable[[], tuple[Mapping[str, Tensor], str]] | None = None
     crops: Callable[[int], Any] | None = None
     crops_key: str = ""

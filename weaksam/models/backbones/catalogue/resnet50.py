@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from weaksam.models.backbones.catalogue.kind import BackboneKind, RoiOptions
+from weaksam.models.backbones.catalogue.kind import BackboneKind
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from weaksam.models.backbones.pyramids import Pyramid
-    from weaksam.models.backbones.roi_net import RoiNet
+    from weaksam.models.backbones.roi_net import Pixels, RoiNet
 
 
-def _roi_net(options: RoiOptions) -> RoiNet:
+def _roi_net(pixels: Pixels, last_relu: bool, frozen_stages: int) -> RoiNet:
     from weaksam.models.backbones.roi_net import ResNet50C5
 
-    return ResNet50C5(options.pixels, frozen_stages=options.frozen_stages)
+    return ResNet50C5(pixels, frozen_stages=frozen_stages)
 
 
 def _imagenet() -> tuple[Mapping[str, Tensor], str]:

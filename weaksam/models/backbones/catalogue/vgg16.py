@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from weaksam.models.backbones.catalogue.kind import BackboneKind, RoiOptions
+from weaksam.models.backbones.catalogue.kind import BackboneKind
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from weaksam.models.backbones.roi_net import RoiNet
+    from weaksam.models.backbones.roi_net import Pixels, RoiNet
 
 
-def _roi_net(options: RoiOptions) -> RoiNet:
+def _roi_net(pixels: Pixels, last_relu: bool, frozen_stages: int) -> RoiNet:
     from weaksam.models.backbones.roi_net import DilatedVgg16
 
-    return DilatedVgg16(options.pixels, last_relu=options.last_relu, frozen_stages=options.frozen_stages)
+    return DilatedVgg16(pixels, last_relu=last_relu, frozen_stages=frozen_stages)
 
 
 def _imagenet() -> tuple[Mapping[str, Tensor], str]:

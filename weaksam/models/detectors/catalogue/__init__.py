@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-
+from weaksam.core.catalogues import member, members
 from weaksam.models.detectors.catalogue.kind import DetectorKind
 
 # The files of this folder that hold a detector, each with its `KIND`.
@@ -14,7 +13,7 @@ _FILES = (
     "mask_rcnn",
     "mask2former",
 )
-KINDS: tuple[DetectorKind, ...] = tuple(import_module(f"{__name__}.{name}").KIND for name in _FILES)
+KINDS: tuple[DetectorKind, ...] = members(__name__, _FILES, "KIND")
 
 
 def kind_of(model: str) -> DetectorKind:
@@ -23,7 +22,4 @@ def kind_of(model: str) -> DetectorKind:
     Raises:
         ValueError: no detector has that name.
     """
-    for kind in KINDS:
-        if kind.name == model:
-            return kind
-    raise ValueError(f"model must be one of {', '.join(repr(kind.name) for kind in KINDS)}, got {model!r}")
+    return member(KINDS, model, setting="model")
