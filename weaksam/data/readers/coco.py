@@ -119,7 +119,6 @@ def _categories(content: dict[str, Any], uri: str) -> dict[int, str]:
         (field_of(c, "id", (int,), f"{uri}: categories"), field_of(c, "name", (str,), uri).strip())
         for c in content["categories"]
     ]
-    categories = [(number, name.strip()) for number, name in categories]
     check_unique([str(number) for number, _ in categories], f"{uri}: categories", "id")
     return dict(categories)
 
